@@ -1,0 +1,254 @@
+package tidemark
+
+import "time"
+
+// AppType is the sort of an application.
+type AppType string
+
+// The application types.
+const (
+	TypePostgres   AppType = "postgres"   // a PostgreSQL cluster
+	TypeFilesystem AppType = "filesystem" // a directory tree
+	TypeVolume     AppType = "volume"     // a block volume that lives on Tidemark, or is imported
+)
+
+// Timeline names the history of an application's disks.
+type Timeline struct {
+	ID      string    `json:"id"`               // 32 hex digits, never used twice
+	Parent  string    `json:"parent,omitempty"` // the timeline it branched from
+	Point   *Position `json:"point,omitempty"`  // where it branched
+	Created time.Time `json:"created"`
+}
+
+// Disk is one virtual block device of a timeline.
+type Disk struct {
+	Name  string `json:"name"`
+	Size  int64  `json:"size_bytes"`
+	Chunk int    `json:"chunk_bytes"`
+}
+
+// Application is the unit of protection. Volumes and clones are applications too.
+type Application struct {
+	Name     string            `json:"name"`
+	Type     AppType           `json:"type"`
+	Clone    bool              `json:"clone,omitempty"`  // a writable copy that branched from another application
+	Source   string            `json:"source,omitempty"` // what is protected: a URL without secrets, a directory, a device
+	Host     string            `json:"host,omitempty"`
+	Timeline Timeline          `json:"timeline"`
+	Disks    []Disk            `json:"disks"`
+	Created  time.Time         `json:"created"`
+	Options  map[string]string `json:"options,omitempty"` // settings of the application's type
+	State    string            `json:"state"`             // ok, capturing, degraded …
+	Detail   string            `json:"detail,omitempty"`  // one line about State
+	Latest   *RecoveryPoint    `json:"latest,omitempty"`
+	Covered  *Interval         `json:"covered,omitempty"` // the any-point window, where there is one (log stream)
+}
+
+// Image is a disk's content at one point.
+type Image struct {
+	Disk string `json:"disk"`
+	Root string `json:"root"` // hash of all its bytes
+	Size int64  `json:"size_bytes"`
+}
+
+// RecoveryPoint is a point that can be mounted, cloned or restored.
+type RecoveryPoint struct {
+	Position    Position          `json:"position"`
+	Time        time.Time         `json:"time"`
+	Bookmark    string            `json:"bookmark"`
+	Consistency Consistency       `json:"consistency"`
+	Images      []Image           `json:"images"`
+	Labels      map[string]string `json:"labels,omitempty"` // what the application recorded: LSNs, versions
+}
+
+// Interval is a stretch of time of a timeline.
+type Interval struct {
+	From   time.Time `json:"from"`
+	To     time.Time `json:"to"`
+	Reason string    `json:"reason,omitempty"` // why it is not recoverable, where it is not
+}
+
+// Points is all that can be recovered of an application.
+type Points struct {
+	Application string          `json:"application"`
+	Points      []RecoveryPoint `json:"points"`
+	Covered     []Interval      `json:"covered,omitempty"` // any point within
+	Gaps        []Interval      `json:"gaps,omitempty"`    // no point within, and why
+}
+
+// VolumeInfo is a volume with what it takes in the pool.
+type VolumeInfo struct {
+	Application
+	Size         int64 `json:"size_bytes"`
+	LogicalBytes int64 `json:"logical_bytes"` // bytes that are not holes
+	StoredBytes  int64 `json:"stored_bytes"`  // bytes of the pool and journal that its timeline refers to
+}
+
+// CaptureResult is what a capture did.
+type CaptureResult struct {
+	Application  string        `json:"application"`
+	Point        RecoveryPoint `json:"point"`
+	ReadBytes    int64         `json:"read_bytes"`    // read from the source
+	ChangedBytes int64         `json:"changed_bytes"` // that differed, at a grain of 4 KiB
+	StoredBytes  int64         `json:"stored_bytes"`  // added to the pool
+	Seconds      float64       `json:"seconds"`
+	Notes        []string      `json:"notes,omitempty"`
+}
+
+// Export is a point served over the network.
+type Export struct {
+	Name     string `json:"name"`
+	Ref      string `json:"ref"`
+	Disk     string `json:"disk"`
+	URI      string `json:"uri"` // NBD URI
+	Writable bool   `json:"writable"`
+	Size     int64  `json:"size_bytes"`
+}
+
+// Mount is a point shown to this host as a disk, and its file system mounted where asked.
+type Mount struct {
+	Name     string    `json:"name"`
+	Ref      string    `json:"ref"`
+	Disk     string    `json:"disk"`
+	Device   string    `json:"device"`
+	Path     string    `json:"path,omitempty"`
+	ReadOnly bool      `json:"read_only"`
+	Since    time.Time `json:"since"`
+	State    string    `json:"state"`
+	Seconds  float64   `json:"seconds,omitempty"`
+}
+
+// Clone is a thin writable copy with its application up.
+type Clone struct {
+	Name       string    `json:"name"`
+	Source     string    `json:"source"` // APP@POINT it was made of
+	Type       AppType   `json:"type"`
+	Connection string    `json:"connection"` // how to reach it
+	Port       int       `json:"port,omitempty"`
+	Path       string    `json:"path,omitempty"`
+	State      string    `json:"state"`
+	Created    time.Time `json:"created"`
+	Seconds    float64   `json:"seconds"`
+	// OwnBytes is what the clone's own writes take on disk: what it costs.
+	OwnBytes int64 `json:"own_bytes"`
+}
+
+// JobState is how far a job is.
+type JobState string
+
+// The states of a job.
+const (
+	JobQueued    JobState = "queued"
+	JobRunning   JobState = "running"
+	JobDone      JobState = "done"
+	JobFailed    JobState = "failed"
+	JobCancelled JobState = "cancelled"
+)
+
+// Job is long work that survives the client that asked for it, and a crash of the server.
+type Job struct {
+	ID          int64      `json:"id"`
+	Kind        string     `json:"kind"` // capture, clone, reclaim, verify …
+	Application string     `json:"application,omitempty"`
+	State       JobState   `json:"state"`
+	Step        string     `json:"step,omitempty"`
+	Progress    Progress   `json:"progress"`
+	Created     time.Time  `json:"created"`
+	Started     *time.Time `json:"started,omitempty"`
+	Finished    *time.Time `json:"finished,omitempty"`
+	Error       *Error     `json:"error,omitempty"`
+	Result      any        `json:"result,omitempty"` // the result type of its kind, as JSON
+}
+
+// Progress counts work: Done of Total units. Total 0 means unknown.
+type Progress struct {
+	Done  int64  `json:"done"`
+	Total int64  `json:"total"`
+	Unit  string `json:"unit,omitempty"` // bytes, files, chunks
+}
+
+// Event is something that happened and that an operator may want to know.
+type Event struct {
+	Time        time.Time `json:"time"`
+	Level       string    `json:"level"` // info, warning, error
+	Application string    `json:"application,omitempty"`
+	Message     string    `json:"message"`
+}
+
+// PoolStatus is what the pool holds and saves.
+type PoolStatus struct {
+	Path          string `json:"path"`
+	LogicalBytes  int64  `json:"logical_bytes"`  // what all points of all disks would take as full copies, without holes
+	PhysicalBytes int64  `json:"physical_bytes"` // what the pool takes
+	JournalBytes  int64  `json:"journal_bytes"`
+	FreeBytes     int64  `json:"free_bytes"`
+	Packs         int64  `json:"packs"`
+	Chunks        int64  `json:"chunks"`
+	Health        string `json:"health"`
+}
+
+// Status is the state of a server.
+type Status struct {
+	Version      string        `json:"version"`
+	DataDir      string        `json:"data_dir"`
+	Started      time.Time     `json:"started"`
+	Applications []Application `json:"applications"`
+	Mounts       []Mount       `json:"mounts"`
+	Clones       []Clone       `json:"clones"`
+	Jobs         []Job         `json:"jobs"` // queued, running, and the latest finished
+	Pool         PoolStatus    `json:"pool"`
+	// K is the most layers and segments touched to materialise any point now; KLimit is its bound.
+	K      int     `json:"k"`
+	KLimit int     `json:"k_limit"`
+	Events []Event `json:"events,omitempty"`
+}
+
+// Discovered is something on a host that could be protected.
+type Discovered struct {
+	Type   AppType           `json:"type"`
+	Source string            `json:"source"` // what `tidemark protect` takes
+	Detail string            `json:"detail"`
+	Size   int64             `json:"size_bytes"`
+	Labels map[string]string `json:"labels,omitempty"`
+}
+
+// DiffExtent is a run of bytes that differs between two points.
+type DiffExtent struct {
+	Disk string `json:"disk"`
+	Off  int64  `json:"offset"`
+	Len  int64  `json:"length"`
+}
+
+// Diff is what differs between two points.
+type Diff struct {
+	A            string       `json:"a"`
+	B            string       `json:"b"`
+	ChangedBytes int64        `json:"changed_bytes"`
+	Extents      []DiffExtent `json:"extents"`
+}
+
+// VerifyResult is what a verify read and found.
+type VerifyResult struct {
+	Chunks  int64    `json:"chunks"`
+	Bytes   int64    `json:"bytes"`
+	Damaged []string `json:"damaged,omitempty"` // one line for each damaged chunk, with the points it affects
+	Seconds float64  `json:"seconds"`
+}
+
+// ReclaimResult is what a reclaim gave back.
+type ReclaimResult struct {
+	FreedBytes     int64   `json:"freed_bytes"`
+	PacksDeleted   int64   `json:"packs_deleted"`
+	PacksRewritten int64   `json:"packs_rewritten"`
+	LiveBytes      int64   `json:"live_bytes"`
+	Seconds        float64 `json:"seconds"`
+}
+
+// ImportResult is what was brought back from another pool.
+type ImportResult struct {
+	Applications int      `json:"applications"`
+	Points       int      `json:"points"`
+	Packs        int      `json:"packs"`
+	Bytes        int64    `json:"bytes"`
+	Names        []string `json:"names"`
+}

@@ -1,0 +1,82 @@
+package tidemark
+
+// VolumeSpec asks for a new volume.
+type VolumeSpec struct {
+	Name  string `json:"name"`
+	Size  int64  `json:"size_bytes"`
+	Chunk int    `json:"chunk_bytes,omitempty"` // 0: DefaultChunk
+}
+
+// ImportSpec asks that a volume become equal to a file or block device of the server's host.
+// The volume is made if it does not exist.
+type ImportSpec struct {
+	Name     string `json:"name"`
+	Path     string `json:"path"`
+	Chunk    int    `json:"chunk_bytes,omitempty"`
+	Bookmark string `json:"bookmark,omitempty"`
+}
+
+// ProtectSpec asks that something be protected as an application.
+type ProtectSpec struct {
+	Name    string            `json:"name"`
+	Source  string            `json:"source"`            // postgres://…, an absolute directory, a device or image file
+	Options map[string]string `json:"options,omitempty"` // see docs of the application's type
+}
+
+// CaptureSpec asks for a capture.
+type CaptureSpec struct {
+	Application string `json:"application"`
+	Bookmark    string `json:"bookmark,omitempty"` // a name for the point; made from the time if empty
+}
+
+// BookmarkSpec asks for a bookmark now, without copying.
+type BookmarkSpec struct {
+	Application string `json:"application"`
+	Name        string `json:"name"`
+}
+
+// ExportSpec asks for a point to be served over NBD.
+type ExportSpec struct {
+	Ref      string `json:"ref"`
+	Disk     string `json:"disk,omitempty"` // needed if the application has several
+	Writable bool   `json:"writable"`
+	Listen   string `json:"listen,omitempty"` // unix:/path or tcp:HOST:PORT; empty: the server's own socket
+}
+
+// MountSpec asks for a point to be mounted on the server's host.
+type MountSpec struct {
+	Ref      string `json:"ref"`
+	Disk     string `json:"disk,omitempty"`
+	Path     string `json:"path,omitempty"` // empty: only the device
+	Name     string `json:"name,omitempty"` // empty: made from the application's name
+	ReadOnly bool   `json:"read_only"`
+}
+
+// CloneSpec asks for a clone.
+type CloneSpec struct {
+	Ref  string `json:"ref"`
+	Name string `json:"name"`
+	Port int    `json:"port,omitempty"` // 0: a free one
+	To   string `json:"to,omitempty"`   // a time or an LSN to recover to, beyond the point
+}
+
+// RefreshSpec asks that a clone or mount be made anew from a point, under the same name.
+type RefreshSpec struct {
+	Name  string `json:"name"`
+	Point string `json:"point,omitempty"` // of its source; empty: latest
+}
+
+// RestoreSpec asks that a point be written to a file, a device or a directory.
+type RestoreSpec struct {
+	Ref   string `json:"ref"`
+	Disk  string `json:"disk,omitempty"`
+	To    string `json:"to"`
+	Force bool   `json:"force,omitempty"` // overwrite what is there
+}
+
+// DiffSpec asks what differs between two points of one timeline or its branches.
+type DiffSpec struct {
+	A    string `json:"a"`
+	B    string `json:"b"`
+	Disk string `json:"disk,omitempty"` // empty: all disks
+}
