@@ -1,0 +1,416 @@
+package journal
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"log/slog"
+	"slices"
+	"sync"
+	"syscall"
+	"time"
+
+	"tidemark/internal/vfs"
+)
+
+// Options of a journal.
+type Options struct {
+	// FirstPos is the position of the first record of a new journal; 0 means 1.
+	FirstPos uint64
+	// SegmentSize bounds a segment in bytes; 0 means 64 MiB.
+	SegmentSize int64
+	// Now is the clock; nil means time.Now.
+	Now    func() time.Time
+	Logger *slog.Logger
+}
+
+// Journal is an open journal. Its methods may be called concurrently.
+type Journal struct {
+	fs  vfs.FS
+	dir string
+	o   Options
+	id  [16]byte
+
+	// io is held by the one that writes buffers to files; it is taken before mu.
+	io sync.Mutex
+
+	mu       sync.Mutex
+	segments []*Segment // oldest first; the last one takes appends
+	pos      uint64     // last appended
+	time     int64      // its time
+	durable  uint64     // last known durable
+	err      error      // sticky: see ErrFailed
+	// active holds what was appended to the last segment and not written yet,
+	// beginning at offset start; writing is a buffer on its way to its file.
+	active, spare []byte
+	start         int64
+	writing       buffer
+	unsynced      []*Segment // written since they were last synced, oldest first
+	newNames      bool       // a segment was created since the directory was synced
+	syncing       bool
+	synced        sync.Cond // on mu: syncing ended
+}
+
+// buffer is bytes for a place in a segment.
+type buffer struct {
+	segment *Segment
+	data    []byte
+	at      int64
+}
+
+const (
+	// writeAfter is how much is gathered before an appender writes it out: one
+	// large write costs a tenth of many small ones.
+	writeAfter = 1 << 20
+	bufferSize = writeAfter + headerSize + MaxPayload
+	// allocateStep is how much space is reserved ahead of the records, so that
+	// what Append accepted always has a place, and a full disk is noticed before.
+	allocateStep = 4 << 20
+)
+
+// Append adds a record; it sets r.Pos and r.Time, and returns where the payload
+// lies. It keeps no reference to the payload. The record is durable after a Sync
+// that begins later. On an error nothing was appended.
+func (j *Journal) Append(r *Record) (Place, error) {
+	if len(r.Payload) > MaxPayload {
+		return Place{}, fmt.Errorf("a journal record of %d bytes: at most %d are possible", len(r.Payload), MaxPayload)
+	}
+	h := header{Record: *r, size: uint32(len(r.Payload)), sum: crc32.Checksum(r.Payload, castagnoli)}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	need := footprint(len(r.Payload))
+	if err := j.makeRoom(need); err != nil {
+		return Place{}, err
+	}
+	s := j.segments[len(j.segments)-1]
+	j.pos++
+	j.time = max(j.time+1, j.o.Now().UnixNano())
+	r.Pos, r.Time = j.pos, j.time
+	h.Pos, h.Time, h.durable = j.pos, j.time, j.durable
+	n := len(j.active)
+	j.active = j.active[:n+int(need)]
+	h.put(j.active[n:], s.head.salt())
+	k := copy(j.active[n+headerSize:], r.Payload)
+	clear(j.active[n+headerSize+k:])
+	s.entries = append(s.entries, entry{time: r.Time, off: r.Off, len: r.Len, at: uint32(s.end), size: h.size, kind: r.Kind, disk: r.Disk})
+	place := Place{Segment: s, Off: uint32(s.end) + headerSize}
+	s.end += need
+	s.lastPos, s.last = r.Pos, r.Time
+	return place, nil
+}
+
+// makeRoom sees to it that need bytes fit into the buffer, the segment and the
+// disk. It may give mu up meanwhile.
+func (j *Journal) makeRoom(need int64) error {
+	for {
+		if j.err != nil {
+			return j.err
+		}
+		s := j.segments[len(j.segments)-1]
+		switch {
+		case len(j.active) >= writeAfter:
+			if err := j.unlocked(j.writeOut); err != nil {
+				return err
+			}
+		case len(s.entries) > 0 && (s.end+need > j.o.SegmentSize || len(s.entries) >= maxRecords):
+			if err := j.unlocked(j.roll); err != nil {
+				return err
+			}
+		case s.end+need > s.space:
+			return j.allocate(s, s.end+need)
+		default:
+			return nil
+		}
+	}
+}
+
+// unlocked runs an I/O step without mu.
+func (j *Journal) unlocked(step func() error) error {
+	j.mu.Unlock()
+	defer j.mu.Lock()
+	j.io.Lock()
+	defer j.io.Unlock()
+	return step()
+}
+
+// allocate reserves space for the records of s up to end.
+func (j *Journal) allocate(s *Segment, end int64) error {
+	f, err := s.handle()
+	if err != nil {
+		return err
+	}
+	step := max(end-s.space, min(allocateStep, j.o.SegmentSize-s.space))
+	if err := f.Preallocate(s.space, step); errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return fmt.Errorf("%w: %w", ErrNoSpace, err)
+	} else if err != nil && !errors.Is(err, syscall.EOPNOTSUPP) {
+		return fmt.Errorf("reserve journal space: %w", err)
+	}
+	s.space += step
+	return nil
+}
+
+// writeOut writes the active buffer to its segment. The caller holds io.
+func (j *Journal) writeOut() error {
+	j.mu.Lock()
+	if j.err != nil || len(j.active) == 0 {
+		defer j.mu.Unlock()
+		return j.err
+	}
+	s := j.segments[len(j.segments)-1]
+	b := buffer{segment: s, data: j.active, at: j.start}
+	j.writing = b
+	j.active, j.spare = j.spare[:0], nil
+	j.start = s.end
+	if n := len(j.unsynced); n == 0 || j.unsynced[n-1] != s {
+		j.unsynced = append(j.unsynced, s)
+	}
+	j.mu.Unlock()
+
+	f, err := s.handle()
+	if err == nil {
+		_, err = f.WriteAt(b.data, b.at)
+	}
+
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if err != nil {
+		return j.fail(fmt.Errorf("write journal segment %s: %w", s.path, err))
+	}
+	s.written.Store(b.at + int64(len(b.data)))
+	j.writing, j.spare = buffer{}, b.data
+	return nil
+}
+
+// fail makes err stick: what was accepted may not be on disk, so nothing later
+// may be acknowledged. The caller holds mu.
+func (j *Journal) fail(err error) error {
+	if j.err == nil {
+		j.err = fmt.Errorf("%w: %w", ErrFailed, err)
+		j.o.Logger.Error("the journal failed", "dir", j.dir, "error", err)
+	}
+	return j.err
+}
+
+// readBuffered fills p from the buffers, if offset off of s is not in its file yet.
+func (j *Journal) readBuffered(s *Segment, p []byte, off int64) bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if w := j.writing; w.segment == s && off >= w.at && off < w.at+int64(len(w.data)) {
+		copy(p, w.data[off-w.at:])
+		return true
+	}
+	if s == j.segments[len(j.segments)-1] && off >= j.start {
+		copy(p, j.active[off-j.start:])
+		return true
+	}
+	return false
+}
+
+// roll seals the last segment and begins the next. The caller holds io.
+func (j *Journal) roll() error {
+	if err := j.writeOut(); err != nil {
+		return err
+	}
+	j.mu.Lock()
+	s := j.segments[len(j.segments)-1]
+	if len(j.active) > 0 || len(s.entries) == 0 {
+		j.mu.Unlock()
+		return nil // others appended meanwhile: the caller looks again
+	}
+	j.mu.Unlock()
+	// Nobody can append now: makeRoom sends appenders here, or they find room in this segment.
+	return j.rollFrom(s)
+}
+
+func (j *Journal) rollFrom(s *Segment) error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if len(j.active) > 0 {
+		return nil
+	}
+	f, err := s.handle()
+	if err != nil {
+		return err
+	}
+	if _, err := f.WriteAt(footer(s.entries, s.head.after, s.end), s.end); errors.Is(err, syscall.ENOSPC) {
+		return fmt.Errorf("%w: %w", ErrNoSpace, err) // the footer is written again when there is room
+	} else if err != nil {
+		return j.fail(fmt.Errorf("seal journal segment %s: %w", s.path, err))
+	}
+	// A segment begins only when the one before it is durable: so a segment that
+	// is found proves that all before it must be there, whole.
+	if err := f.SyncData(); err != nil {
+		return j.fail(fmt.Errorf("sync journal segment %s: %w", s.path, err))
+	}
+	if err := vfs.SyncDir(j.fs, j.dir); err != nil {
+		return j.fail(fmt.Errorf("sync the journal's directory: %w", err))
+	}
+	next, err := j.newSegment(s.head.number+1, s.lastPos, uint64(s.end))
+	if err != nil {
+		return err
+	}
+	s.sealed.Store(true)
+	s.entries = nil
+	j.unsynced = slices.DeleteFunc(j.unsynced, func(u *Segment) bool { return u == s })
+	j.begin(next)
+	return nil
+}
+
+// newSegment creates a segment file with its header.
+func (j *Journal) newSegment(number, prevLast, prevEnd uint64) (*Segment, error) {
+	s := &Segment{j: j, path: j.fs.PathJoin(j.dir, fmt.Sprintf("seg-%016x", number)), end: segmentHeaderSize, lastPos: j.pos, last: j.time}
+	s.head = segmentHeader{id: j.id, number: number, firstPos: j.pos + 1, after: j.time, prevLast: prevLast, prevEnd: prevEnd}
+	f, err := vfs.Create(j.fs, s.path)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := f.WriteAt(s.head.encode(), 0); err != nil {
+		err = errors.Join(err, f.Close(), j.fs.Remove(s.path))
+		if errors.Is(err, syscall.ENOSPC) {
+			err = fmt.Errorf("%w: %w", ErrNoSpace, err)
+		}
+		return nil, err
+	}
+	s.file.Store(&f)
+	s.refs.Store(1)
+	s.written.Store(segmentHeaderSize)
+	s.space = segmentHeaderSize
+	return s, nil
+}
+
+// begin makes s the segment that takes appends. The caller holds mu.
+func (j *Journal) begin(s *Segment) {
+	j.segments = append(j.segments, s)
+	j.start = segmentHeaderSize
+	j.unsynced = append(j.unsynced, s)
+	j.newNames = true
+}
+
+// Sync makes every record durable that was appended before the call. Callers
+// that come while another syncs are served together by the next round.
+func (j *Journal) Sync() error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	target := j.pos
+	for j.durable < target || len(j.unsynced) > 0 && j.newNames {
+		if j.err != nil {
+			return j.err
+		}
+		if j.syncing {
+			j.synced.Wait()
+			continue
+		}
+		j.syncing = true
+		if err := j.unlocked(j.syncRound); err != nil && j.err == nil {
+			j.fail(err)
+		}
+		j.syncing = false
+		j.synced.Broadcast()
+	}
+	return j.err
+}
+
+// syncRound writes out and syncs all that was appended until now. The caller holds io.
+func (j *Journal) syncRound() error {
+	if err := j.writeOut(); err != nil {
+		return err
+	}
+	j.mu.Lock()
+	// What was appended since writeOut is in the active buffer: the durable end is before it.
+	upTo := j.pos
+	if len(j.active) > 0 {
+		upTo = j.posBefore(j.start)
+	}
+	segments, names := j.unsynced, j.newNames
+	j.unsynced, j.newNames = nil, false
+	j.mu.Unlock()
+	for _, s := range segments {
+		f, err := s.handle()
+		if err == nil {
+			err = f.SyncData()
+		}
+		if err != nil {
+			return fmt.Errorf("sync journal segment %s: %w", s.path, err)
+		}
+	}
+	if names {
+		if err := vfs.SyncDir(j.fs, j.dir); err != nil {
+			return fmt.Errorf("sync the journal's directory: %w", err)
+		}
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.durable = max(j.durable, upTo)
+	return nil
+}
+
+// posBefore returns the position of the last record of the last segment that lies before offset at.
+func (j *Journal) posBefore(at int64) uint64 {
+	s := j.segments[len(j.segments)-1]
+	n := len(s.entries)
+	for n > 0 && int64(s.entries[n-1].at) >= at {
+		n--
+	}
+	return s.head.firstPos + uint64(n) - 1
+}
+
+// Head returns the position and time of the newest record; of a new journal, those before its first.
+func (j *Journal) Head() (pos uint64, t int64) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.pos, j.time
+}
+
+// Durable returns the newest position that is known to survive a power cut.
+func (j *Journal) Durable() uint64 {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.durable
+}
+
+// ID identifies the journal: it is made with it, and never used twice.
+func (j *Journal) ID() string { return fmt.Sprintf("%x", j.id) }
+
+// Close syncs and closes the journal, and seals its last segment, so that the
+// next Open need not read its records. Segments that are held stay readable.
+func (j *Journal) Close() error {
+	err := j.Sync()
+	j.io.Lock()
+	defer j.io.Unlock()
+	if err == nil {
+		err = j.sealLast()
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if errors.Is(j.err, ErrClosed) {
+		return nil
+	}
+	j.err = ErrClosed
+	for _, s := range j.segments {
+		s.Release()
+	}
+	return err
+}
+
+func (j *Journal) sealLast() error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	s := j.segments[len(j.segments)-1]
+	if len(s.entries) == 0 || len(j.active) > 0 || j.err != nil {
+		return nil
+	}
+	f, err := s.handle()
+	if err != nil {
+		return err
+	}
+	if _, err := f.WriteAt(footer(s.entries, s.head.after, s.end), s.end); err != nil {
+		return fmt.Errorf("seal journal segment %s: %w", s.path, err)
+	}
+	return f.SyncData()
+}
+
+func newID() (id [16]byte) {
+	rand.Read(id[:])
+	return id
+}

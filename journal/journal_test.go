@@ -1,0 +1,284 @@
+package journal
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"sync"
+	"testing"
+	"time"
+
+	"tidemark/internal/vfs"
+)
+
+// model is what a journal must hold.
+type model struct {
+	records []Record
+	synced  int // of records, how many a Sync promised
+}
+
+func TestCrashesLoseNothingThatWasSynced(t *testing.T) {
+	rounds := 60
+	if os.Getenv("TIDEMARK_LONG") != "" {
+		rounds = 3000
+	}
+	for i := range rounds {
+		seed := uint64(time.Now().UnixNano()) + uint64(i)
+		if !t.Run(fmt.Sprint(seed), func(t *testing.T) { crashRound(t, seed) }) {
+			return
+		}
+	}
+}
+
+func crashRound(t *testing.T, seed uint64) {
+	rng := rand.New(rand.NewPCG(seed, 1))
+	fs := vfs.NewMem()
+	if err := vfs.MkdirAll(fs, "/j"); err != nil {
+		t.Fatal(err)
+	}
+	var m model
+	o := Options{SegmentSize: 64 << 10, FirstPos: 1}
+	for range 5 {
+		j, err := Open(fs, "/j", o)
+		if err != nil {
+			t.Fatalf("seed %d: open: %v", seed, err)
+		}
+		m.check(t, j, seed)
+		for range 1 + rng.IntN(200) {
+			m.step(t, j, rng)
+		}
+		if rng.IntN(4) == 0 {
+			if err := j.Close(); err != nil {
+				t.Fatalf("seed %d: close: %v", seed, err)
+			}
+			m.synced = len(m.records)
+		}
+		fs = vfs.Crash(fs, []int{0, 50, 100}[rng.IntN(3)], rng)
+	}
+}
+
+func (m *model) step(t *testing.T, j *Journal, rng *rand.Rand) {
+	if rng.IntN(10) == 0 {
+		if err := j.Sync(); err != nil {
+			t.Fatal(err)
+		}
+		m.synced = len(m.records)
+		return
+	}
+	r := Record{Kind: Write, Disk: uint16(rng.IntN(3)), Off: rng.Int64N(1 << 40), Len: rng.Int64N(9000), Payload: make([]byte, rng.IntN(9000))}
+	if rng.IntN(8) == 0 {
+		r.Kind, r.Payload = Zero, nil
+	}
+	for i := range r.Payload {
+		r.Payload[i] = byte(rng.Uint32())
+	}
+	p, err := j.Append(&r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := make([]byte, len(r.Payload))
+	if err := p.Segment.ReadAt(got, p.Off); err != nil || !bytes.Equal(got, r.Payload) {
+		t.Fatalf("position %d reads back wrong: %v", r.Pos, err)
+	}
+	m.records = append(m.records, r)
+}
+
+// check compares the journal with the model, and lets the model forget what was lost rightly.
+func (m *model) check(t *testing.T, j *Journal, seed uint64) {
+	head, _ := j.Head()
+	if head < uint64(m.synced) || head > uint64(len(m.records)) {
+		t.Fatalf("seed %d: head is %d, %d records were synced of %d", seed, head, m.synced, len(m.records))
+	}
+	m.records = m.records[:head]
+	m.synced = len(m.records)
+	i := 0
+	err := j.Scan(0, head, func(r *Record, p Place) error {
+		w := m.records[i]
+		i++
+		got := make([]byte, len(w.Payload))
+		if err := p.Segment.ReadAt(got, p.Off); err != nil {
+			return err
+		}
+		if r.Pos != w.Pos || r.Time != w.Time || r.Kind != w.Kind || r.Off != w.Off || r.Len != w.Len || !bytes.Equal(got, w.Payload) {
+			return fmt.Errorf("position %d: got %+v", w.Pos, *r)
+		}
+		return nil
+	})
+	if err != nil || i != len(m.records) {
+		t.Fatalf("seed %d: scan saw %d of %d records: %v", seed, i, len(m.records), err)
+	}
+	if err := j.Verify(0, head); err != nil {
+		t.Fatalf("seed %d: %v", seed, err)
+	}
+}
+
+func TestAFlippedByteIsNeverSilent(t *testing.T) {
+	fs := vfs.NewMem()
+	if err := vfs.MkdirAll(fs, "/j"); err != nil {
+		t.Fatal(err)
+	}
+	o := Options{SegmentSize: 8 << 10}
+	j, err := Open(fs, "/j", o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 20 {
+		if _, err := j.Append(&Record{Kind: Write, Len: 1000, Payload: bytes.Repeat([]byte{byte(i + 1)}, 1000)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := j.Close(); err != nil {
+		t.Fatal(err)
+	}
+	names, _ := fs.List("/j")
+	for _, name := range names {
+		data, err := vfs.ReadFile(fs, "/j/"+name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for at := 0; at < len(data); at += 61 {
+			c := vfs.Crash(fs, 100, rand.New(rand.NewPCG(1, 1)))
+			f, err := vfs.OpenReadWrite(c, "/j/"+name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			f.WriteAt([]byte{data[at] ^ 0x40}, int64(at))
+			f.Close()
+			if err := reread(c, o); err != nil && !errors.Is(err, ErrCorrupt) {
+				t.Fatalf("%s at %d: %v", name, at, err)
+			}
+		}
+	}
+}
+
+// reread opens and verifies; it fails if anything is read that was not written, or missing in silence.
+func reread(fs vfs.FS, o Options) error {
+	j, err := Open(fs, "/j", o)
+	if err != nil {
+		return err
+	}
+	defer j.Close()
+	head, _ := j.Head()
+	if err := j.Verify(0, head); err != nil {
+		return err
+	}
+	if head != 20 {
+		return fmt.Errorf("%d of 20 records, in silence", head)
+	}
+	return nil
+}
+
+func TestClockSetBack(t *testing.T) { // K1
+	fs := vfs.NewMem()
+	vfs.MkdirAll(fs, "/j")
+	now := time.Unix(1e9, 0)
+	j, err := Open(fs, "/j", Options{Now: func() time.Time { return now }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var last int64
+	for i := range 100 {
+		now = now.AddDate([]int{10, -10, 0}[i%3], 0, 0)
+		r := Record{Kind: Zero}
+		if _, err := j.Append(&r); err != nil {
+			t.Fatal(err)
+		}
+		if r.Time <= last {
+			t.Fatalf("record %d at %d is not after %d", r.Pos, r.Time, last)
+		}
+		last = r.Time
+		if got := j.At(r.Time); got != r.Pos {
+			t.Fatalf("At(%d) = %d, want %d", r.Time, got, r.Pos)
+		}
+	}
+}
+
+func TestTrimKeepsWhatIsHeld(t *testing.T) {
+	dir := t.TempDir()
+	j, err := Open(vfs.OS, dir, Options{SegmentSize: 64 << 10})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer j.Close()
+	r := Record{Kind: Write, Len: 4096, Payload: bytes.Repeat([]byte("x"), 4096)}
+	p, err := j.Append(&r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.Segment.Acquire()
+	for range 100 {
+		if _, err := j.Append(&r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := j.Sync(); err != nil {
+		t.Fatal(err)
+	}
+	if err := j.Trim(50); err != nil {
+		t.Fatal(err)
+	}
+	if s := j.Segments(); s[0].FirstPos == 1 {
+		t.Fatal("nothing was trimmed")
+	}
+	got := make([]byte, 4096)
+	if err := p.Segment.ReadAt(got, p.Off); err != nil || got[0] != 'x' {
+		t.Fatalf("a held segment cannot be read: %v", err)
+	}
+	p.Segment.Release()
+	if err := j.Scan(0, 60, func(*Record, Place) error { return nil }); err == nil {
+		t.Fatal("a scan of trimmed records succeeded")
+	}
+}
+
+func BenchmarkDurable64Writers(b *testing.B) {
+	j, err := Open(vfs.OS, b.TempDir(), Options{})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer j.Close()
+	var wg sync.WaitGroup
+	for w := range 64 {
+		n := b.N / 64
+		if w < b.N%64 {
+			n++
+		}
+		wg.Go(func() {
+			p := make([]byte, 4096)
+			for range n {
+				if _, err := j.Append(&Record{Kind: Write, Len: 4096, Payload: p}); err != nil {
+					b.Error(err)
+				}
+				if err := j.Sync(); err != nil {
+					b.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	b.SetBytes(4096)
+}
+
+func BenchmarkAppend(b *testing.B) {
+	for _, n := range []int{4 << 10, 1 << 20} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			j, err := Open(vfs.OS, b.TempDir(), Options{})
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer j.Close()
+			p := make([]byte, n)
+			b.SetBytes(int64(n))
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := j.Append(&Record{Kind: Write, Len: int64(n), Payload: p}); err != nil {
+					b.Fatal(err)
+				}
+				if pos, _ := j.Head(); pos%64000 == 0 {
+					j.Trim(pos - 1)
+				}
+			}
+		})
+	}
+}

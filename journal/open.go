@@ -1,0 +1,213 @@
+package journal
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"tidemark/internal/vfs"
+)
+
+// Open opens the journal in dir, and makes one if the directory, which must
+// exist, is empty. A tail that was torn by a crash is cut at its last whole
+// record; loss of anything that was durable is an error that wraps [ErrCorrupt]
+// and says which positions are affected. Nothing of the old segments is changed.
+func Open(fs vfs.FS, dir string, o Options) (*Journal, error) {
+	if o.SegmentSize == 0 {
+		o.SegmentSize = 64 << 20
+	}
+	if o.FirstPos == 0 {
+		o.FirstPos = 1
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Logger == nil {
+		o.Logger = slog.Default()
+	}
+	if o.SegmentSize < 4096 || o.SegmentSize > 2<<30 {
+		return nil, fmt.Errorf("journal segments of %d bytes: between 4 KiB and 2 GiB are possible", o.SegmentSize)
+	}
+	j := &Journal{fs: fs, dir: dir, o: o, id: newID(), pos: o.FirstPos - 1}
+	j.synced.L = &j.mu
+	j.active, j.spare = make([]byte, 0, bufferSize), make([]byte, 0, bufferSize)
+	if err := j.recover(); err != nil {
+		return nil, errors.Join(err, j.closeFiles())
+	}
+	return j, nil
+}
+
+func (j *Journal) closeFiles() error {
+	for _, s := range j.segments {
+		s.Release()
+	}
+	return nil
+}
+
+// recover opens the segments that are there and begins a new one behind them.
+func (j *Journal) recover() error {
+	numbers, err := j.list()
+	if err != nil {
+		return err
+	}
+	for i, n := range numbers {
+		if err := j.openSegment(n, i == len(numbers)-1); err != nil {
+			return err
+		}
+	}
+	number, prevLast, prevEnd := uint64(1), uint64(0), uint64(0)
+	if n := len(j.segments); n > 0 {
+		s := j.segments[n-1]
+		number, prevLast, prevEnd = s.head.number+1, s.lastPos, uint64(s.end)
+		j.pos, j.time = s.lastPos, s.last
+	}
+	j.durable = j.pos
+	s, err := j.newSegment(number, prevLast, prevEnd)
+	if err != nil {
+		return fmt.Errorf("begin a journal segment: %w", err)
+	}
+	j.begin(s)
+	// What recovery found may be in the page cache only: it is promised from now on.
+	j.unsynced = append(slices.Clone(j.segments[:len(j.segments)-1]), s)
+	return j.Sync()
+}
+
+// list returns the numbers of the segment files, ascending.
+func (j *Journal) list() ([]uint64, error) {
+	names, err := j.fs.List(j.dir)
+	if err != nil {
+		return nil, fmt.Errorf("list the journal: %w", err)
+	}
+	var numbers []uint64
+	for _, name := range names {
+		if hex, ok := strings.CutPrefix(name, "seg-"); ok {
+			n, err := strconv.ParseUint(hex, 16, 64)
+			if err != nil {
+				return nil, fmt.Errorf("%w: %s is no name of a segment", ErrCorrupt, name)
+			}
+			numbers = append(numbers, n)
+		}
+	}
+	slices.Sort(numbers)
+	return numbers, nil
+}
+
+// openSegment reads what one segment is, and checks that it continues the one before it.
+func (j *Journal) openSegment(number uint64, last bool) error {
+	path := j.fs.PathJoin(j.dir, fmt.Sprintf("seg-%016x", number))
+	f, err := vfs.OpenReadWrite(j.fs, path)
+	if err != nil {
+		return err
+	}
+	s := &Segment{j: j, path: path}
+	s.refs.Store(1)
+	s.file.Store(&f)
+	var b [segmentHeaderSize]byte
+	if _, err = f.ReadAt(b[:], 0); err != nil && !errors.Is(err, io.EOF) {
+		s.Release()
+		return err
+	}
+	if s.head, err = parseSegmentHeader(b[:]); err != nil || s.head.number != number {
+		defer s.Release()
+		if last && len(j.segments) > 0 && neverSynced(f) {
+			return j.fs.Remove(path)
+		}
+		return fmt.Errorf("%w: segment %s has no readable header: positions after %s are affected", ErrCorrupt, path, j.lastKnown())
+	}
+	j.segments = append(j.segments, s)
+	if err := j.continues(s); err != nil {
+		return err
+	}
+	return j.readSegment(s, f, last)
+}
+
+func (j *Journal) lastKnown() string {
+	if n := len(j.segments); n > 0 {
+		return strconv.FormatUint(j.segments[n-1].lastPos, 10)
+	}
+	return "the last image"
+}
+
+// neverSynced reports whether a segment file without a header is what a crash
+// leaves of one that nobody was promised anything about. A header is synced
+// together with the first records, so then no block of the file is promised; if the
+// header was durable and then damaged, so was the block's record behind it.
+func neverSynced(f vfs.File) bool {
+	st, err := f.Stat()
+	if err != nil {
+		return false
+	}
+	head := make([]byte, min(st.Size(), 4096))
+	if _, err := f.ReadAt(head, 0); err != nil && !errors.Is(err, io.EOF) {
+		return false
+	}
+	return !slices.ContainsFunc(head, func(c byte) bool { return c != 0 })
+}
+
+// continues checks that nothing is missing between a segment and the one before it.
+func (j *Journal) continues(s *Segment) error {
+	n := len(j.segments)
+	if n == 1 {
+		j.id = s.head.id
+		return nil
+	}
+	prev := j.segments[n-2]
+	if s.head.id != j.id {
+		return fmt.Errorf("%w: segment %s belongs to another journal", ErrCorrupt, s.path)
+	}
+	if s.head.number != prev.head.number+1 || s.head.prevLast != prev.lastPos || s.head.prevEnd != uint64(prev.end) {
+		return fmt.Errorf("%w: positions %d to %d are missing before segment %s", ErrCorrupt, prev.lastPos+1, s.head.firstPos-1, s.path)
+	}
+	return nil
+}
+
+// readSegment learns where the segment's records end: from its trailer, or by reading them.
+func (j *Journal) readSegment(s *Segment, f vfs.File, last bool) error {
+	t, ok, err := readTrailer(f)
+	if err != nil {
+		return err
+	}
+	if ok {
+		entries, err := readIndex(f, t, s.head.after)
+		if err != nil {
+			return fmt.Errorf("segment %s, positions from %d: %w", s.path, s.head.firstPos, err)
+		}
+		s.sealed.Store(true)
+		s.settle(entries, t.end)
+		return nil
+	}
+	entries, end, lost, err := scanFile(f, s.head)
+	if err != nil {
+		return fmt.Errorf("read segment %s: %w", s.path, err)
+	}
+	s.settle(entries, end)
+	s.entries = entries
+	if lost && last {
+		return fmt.Errorf("%w: the record at position %d in segment %s at %d is unreadable, and durable records follow it", ErrCorrupt, s.lastPos+1, s.path, end)
+	}
+	return nil
+}
+
+// settle notes what the entries say of the segment.
+func (s *Segment) settle(entries []entry, end int64) {
+	s.end, s.space = end, end
+	s.lastPos, s.last = s.head.firstPos-1, s.head.after
+	if n := len(entries); n > 0 {
+		s.lastPos, s.last = s.head.firstPos+uint64(n)-1, entries[n-1].time
+	}
+	s.written.Store(end)
+}
+
+// Remove deletes the journal in dir.
+func Remove(fs vfs.FS, dir string) error {
+	if err := fs.RemoveAll(dir); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return vfs.SyncDir(fs, fs.PathDir(dir))
+}

@@ -1,0 +1,199 @@
+package journal
+
+import (
+	"fmt"
+	"slices"
+	"sort"
+
+	"tidemark/internal/vfs"
+)
+
+// Scan calls fn for every record in (after, upTo], in order, until it fails.
+// The record is valid only during the call. Its payload is set only for bookmarks and
+// references; other payloads are at the place. It fails if the journal no
+// longer holds all of the records.
+func (j *Journal) Scan(after, upTo uint64, fn func(*Record, Place) error) error {
+	segments, err := j.covering(after, upTo)
+	if err != nil {
+		return err
+	}
+	defer releaseAll(segments)
+	for _, s := range segments {
+		if err := s.scan(after, upTo, fn); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// covering returns the segments that hold (after, upTo], each acquired.
+func (j *Journal) covering(after, upTo uint64) ([]*Segment, error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if upTo = min(upTo, j.pos); after >= upTo {
+		return nil, nil
+	}
+	if first := j.segments[0].head.firstPos; after+1 < first {
+		return nil, fmt.Errorf("the journal begins at position %d: %d is not in it any more", first, after+1)
+	}
+	var list []*Segment
+	for _, s := range j.segments {
+		if s.lastPos > after && s.head.firstPos <= upTo && s.lastPos >= s.head.firstPos {
+			s.Acquire()
+			list = append(list, s)
+		}
+	}
+	return list, nil
+}
+
+func releaseAll(segments []*Segment) {
+	for _, s := range segments {
+		s.Release()
+	}
+}
+
+// within returns the range of entries that lie in (after, upTo].
+func (s *Segment) within(entries []entry, after, upTo uint64) (from, to int) {
+	first := s.head.firstPos
+	if after >= first {
+		from = int(after - first + 1)
+	}
+	to = len(entries)
+	if upTo < first+uint64(to)-1 {
+		to = int(upTo - first + 1)
+	}
+	return min(from, to), to
+}
+
+func (s *Segment) scan(after, upTo uint64, fn func(*Record, Place) error) error {
+	entries, err := s.index()
+	if err != nil {
+		return err
+	}
+	from, to := s.within(entries, after, upTo)
+	for i := from; i < to; i++ {
+		e := &entries[i]
+		r := s.recordAt(e, i)
+		if (e.kind == Bookmark || e.kind == Reference) && e.size > 0 {
+			if err := s.verify(entries, i, i+1); err != nil {
+				return err
+			}
+			r.Payload = make([]byte, e.size)
+			if err := s.ReadAt(r.Payload, e.at+headerSize); err != nil {
+				return err
+			}
+		}
+		if err := fn(&r, Place{Segment: s, Off: e.at + headerSize}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Verify reads the records in (after, upTo] and compares their checksums. An
+// error that wraps [ErrCorrupt] names the damaged position.
+func (j *Journal) Verify(after, upTo uint64) error {
+	segments, err := j.covering(after, upTo)
+	if err != nil {
+		return err
+	}
+	defer releaseAll(segments)
+	for _, s := range segments {
+		entries, err := s.index()
+		if err != nil {
+			return err
+		}
+		from, to := s.within(entries, after, upTo)
+		if err := s.verify(entries, from, to); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// At returns the position of the newest record whose time is not after t (Unix
+// nanoseconds). It is the position before the journal's first record if all are later.
+func (j *Journal) At(t int64) uint64 {
+	j.mu.Lock()
+	segments := slices.Clone(j.segments)
+	for _, s := range segments {
+		s.Acquire()
+	}
+	j.mu.Unlock()
+	defer releaseAll(segments)
+	for _, s := range slices.Backward(segments) {
+		entries, err := s.index()
+		if err != nil || s.head.after >= t && len(entries) == 0 {
+			continue
+		}
+		if n := sort.Search(len(entries), func(i int) bool { return entries[i].time > t }); n > 0 {
+			return s.head.firstPos + uint64(n) - 1
+		}
+	}
+	return segments[0].head.firstPos - 1
+}
+
+// Segments describes the segments, oldest first. There is always one.
+func (j *Journal) Segments() []SegmentInfo {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	list := make([]SegmentInfo, 0, len(j.segments))
+	for _, s := range j.segments {
+		list = append(list, SegmentInfo{Number: s.head.number, FirstPos: s.head.firstPos, LastPos: s.lastPos,
+			After: s.head.after, Last: s.last, Bytes: s.end, Sealed: s.sealed.Load()})
+	}
+	return list
+}
+
+// trimRoll is how large the last segment must be for Trim to end it early.
+const trimRoll = 1 << 20
+
+// Trim forgets whole segments whose records are all at or before upTo. Held
+// segments stay readable for their holders.
+func (j *Journal) Trim(upTo uint64) error {
+	j.mu.Lock()
+	last := j.segments[len(j.segments)-1]
+	early := last.lastPos <= upTo && last.end > trimRoll && j.err == nil
+	j.mu.Unlock()
+	if early {
+		if err := j.endSegment(); err != nil {
+			return err
+		}
+	}
+	return j.removeUpTo(upTo)
+}
+
+// endSegment rolls to a new segment and makes that durable: the old one's end is told by the new one's header.
+func (j *Journal) endSegment() error {
+	j.io.Lock()
+	err := j.roll()
+	j.io.Unlock()
+	if err != nil {
+		return err
+	}
+	return j.Sync()
+}
+
+func (j *Journal) removeUpTo(upTo uint64) error {
+	j.mu.Lock()
+	var gone []*Segment
+	for len(j.segments) > 1 && j.segments[0].lastPos <= upTo && j.segments[1].head.firstPos <= j.durable+1 {
+		gone = append(gone, j.segments[0])
+		j.segments = j.segments[1:]
+	}
+	j.unsynced = slices.DeleteFunc(j.unsynced, func(s *Segment) bool { return slices.Contains(gone, s) })
+	j.mu.Unlock()
+	if len(gone) == 0 {
+		return nil
+	}
+	for _, s := range gone {
+		if _, err := s.handle(); err != nil { // open for those who hold it
+			j.o.Logger.Warn("a trimmed segment cannot be opened for its readers", "segment", s.path, "error", err)
+		}
+		if err := j.fs.Remove(s.path); err != nil {
+			return fmt.Errorf("trim the journal: %w", err)
+		}
+		s.Release()
+	}
+	return vfs.SyncDir(j.fs, j.dir)
+}

@@ -1,0 +1,222 @@
+package journal
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"sync/atomic"
+
+	"tidemark/internal/vfs"
+)
+
+// Segment is one file of a journal, as readers hold it. Offsets into it stay
+// good for as long as it is held, also after the journal trimmed it.
+type Segment struct {
+	j      *Journal
+	head   segmentHeader
+	path   string
+	refs   atomic.Int64 // the journal's own, and one for each Acquire
+	sealed atomic.Bool
+
+	// written is how far the file holds what was appended; beyond it the bytes are in the journal's buffers.
+	written atomic.Int64
+
+	mu   sync.Mutex // guards opening and closing of file
+	file atomic.Pointer[vfs.File]
+
+	// Guarded by the journal's mu:
+	entries []entry // in memory while the segment is not sealed
+	end     int64   // where its records end
+	lastPos uint64
+	last    int64 // time of the last record
+	space   int64 // up to where space is allocated
+}
+
+// Place is where a record's payload begins.
+type Place struct {
+	Segment *Segment
+	Off     uint32
+}
+
+// SegmentInfo describes a segment.
+type SegmentInfo struct {
+	Number            uint64
+	FirstPos, LastPos uint64 // LastPos < FirstPos: no records
+	After, Last       int64  // times: newest before it, its last
+	Bytes             int64  // of records
+	Sealed            bool
+}
+
+// Number is the segment's place in the order of segments.
+func (s *Segment) Number() uint64 { return s.head.number }
+
+// Acquire keeps the segment readable until Release.
+func (s *Segment) Acquire() { s.refs.Add(1) }
+
+// Release undoes one Acquire.
+func (s *Segment) Release() {
+	if s.refs.Add(-1) > 0 {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if f := s.file.Swap(nil); f != nil {
+		if err := (*f).Close(); err != nil {
+			s.j.o.Logger.Warn("closing a journal segment", "segment", s.path, "error", err)
+		}
+	}
+}
+
+// handle returns the open file.
+func (s *Segment) handle() (vfs.File, error) {
+	if f := s.file.Load(); f != nil {
+		return *f, nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if f := s.file.Load(); f != nil {
+		return *f, nil
+	}
+	f, err := s.j.fs.Open(s.path)
+	if err != nil {
+		return nil, err
+	}
+	s.file.Store(&f)
+	return f, nil
+}
+
+// ReadAt fills p from offset off, which must lie within one record's payload.
+// It does not check the payload's checksum; [Journal.Verify] does.
+func (s *Segment) ReadAt(p []byte, off uint32) error {
+	if len(p) == 0 {
+		return nil
+	}
+	if int64(off)+int64(len(p)) > s.written.Load() && s.j.readBuffered(s, p, int64(off)) {
+		return nil
+	}
+	f, err := s.handle()
+	if err == nil {
+		_, err = f.ReadAt(p, int64(off))
+	}
+	if err != nil {
+		return fmt.Errorf("read %d bytes at %d of journal segment %s: %w", len(p), off, s.path, err)
+	}
+	return nil
+}
+
+// index returns the entries of the segment's records.
+func (s *Segment) index() ([]entry, error) {
+	s.j.mu.Lock()
+	entries := s.entries
+	s.j.mu.Unlock()
+	if entries != nil || !s.sealed.Load() {
+		return entries, nil
+	}
+	f, err := s.handle()
+	if err != nil {
+		return nil, err
+	}
+	t, ok, err := readTrailer(f)
+	if err != nil {
+		return nil, err
+	}
+	if !ok {
+		return nil, fmt.Errorf("%w: segment %s has lost its trailer; positions %d to %d are affected", ErrCorrupt, s.path, s.head.firstPos, s.lastPos)
+	}
+	entries, err = readIndex(f, t, s.head.after)
+	if err != nil {
+		return nil, fmt.Errorf("segment %s, positions %d to %d: %w", s.path, s.head.firstPos, s.lastPos, err)
+	}
+	return entries, nil
+}
+
+func readTrailer(f vfs.File) (t trailer, ok bool, err error) {
+	st, err := f.Stat()
+	if err != nil {
+		return t, false, err
+	}
+	if st.Size() < segmentHeaderSize+trailerSize {
+		return t, false, nil
+	}
+	var b [trailerSize]byte
+	if _, err := f.ReadAt(b[:], st.Size()-trailerSize); err != nil {
+		return t, false, err
+	}
+	t, ok = parseTrailer(b[:], st.Size())
+	return t, ok, nil
+}
+
+func readIndex(f vfs.File, t trailer, after int64) ([]entry, error) {
+	if t.length > maxIndex {
+		return nil, fmt.Errorf("%w: an index of %d bytes", ErrCorrupt, t.length)
+	}
+	b := make([]byte, t.length)
+	if _, err := f.ReadAt(b, t.end); err != nil {
+		return nil, err
+	}
+	return parseIndex(b, t, after)
+}
+
+// recordAt describes the i-th record of the segment.
+func (s *Segment) recordAt(e *entry, i int) Record {
+	return Record{Pos: s.head.firstPos + uint64(i), Time: e.time, Kind: e.kind, Disk: e.disk, Off: e.off, Len: e.len}
+}
+
+// verify reads all records with entries[from:to] and compares their checksums.
+func (s *Segment) verify(entries []entry, from, to int) error {
+	buf := make([]byte, 0, 64<<10)
+	for i := from; i < to; i++ {
+		e := &entries[i]
+		n := headerSize + int(e.size)
+		if cap(buf) < n {
+			buf = make([]byte, n)
+		}
+		if err := s.ReadAt(buf[:n], e.at); err != nil {
+			return err
+		}
+		h, err := parseRecord(buf[:n], s.head.salt())
+		if err != nil || h.Pos != s.head.firstPos+uint64(i) {
+			return fmt.Errorf("%w: the record at position %d (disk %d, offset %d, %d bytes) in segment %s at %d does not match its checksum",
+				ErrCorrupt, s.head.firstPos+uint64(i), e.disk, e.off, e.len, s.path, e.at)
+		}
+	}
+	return nil
+}
+
+// scanFile reads a segment that was not sealed, record by record. It stops at
+// the first place that holds no whole record, and says whether a record behind
+// it proves that something durable is missing there.
+func scanFile(f vfs.File, h segmentHeader) (entries []entry, end int64, lost bool, err error) {
+	st, err := f.Stat()
+	if err != nil {
+		return nil, 0, false, err
+	}
+	data := make([]byte, st.Size())
+	if _, err := f.ReadAt(data, 0); err != nil && !errors.Is(err, io.EOF) {
+		return nil, 0, false, err
+	}
+	salt, pos, at, newest := h.salt(), h.firstPos, int64(segmentHeaderSize), h.after
+	for at < int64(len(data)) && len(entries) < maxRecords {
+		r, err := parseRecord(data[at:], salt)
+		if err != nil || r.Pos != pos || r.Time <= newest {
+			break
+		}
+		entries = append(entries, entry{time: r.Time, off: r.Off, len: r.Len, at: uint32(at), size: r.size, kind: r.Kind, disk: r.Disk})
+		at += footprint(int(r.size))
+		newest = r.Time
+		pos++
+	}
+	return entries, at, provesLoss(data, at, salt, pos), nil
+}
+
+// provesLoss looks for a whole record behind the end of the good ones that was
+// appended when position pos was durable already.
+func provesLoss(data []byte, at int64, salt uint32, pos uint64) bool {
+	for ; at+headerSize <= int64(len(data)); at += recordAlign {
+		if h, err := parseHeader(data[at:], salt); err == nil && h.durable >= pos {
+			return true
+		}
+	}
+	return false
+}
