@@ -1,0 +1,80 @@
+package postgres
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"tidemark"
+	"tidemark/internal/vfs"
+)
+
+// stateFormat is the version of the state file; another one means "trust nothing".
+const stateFormat = 1
+
+// stageState is what a staging directory knows about its last capture. It lies
+// in the staging directory itself, so an older point of the disk has the state that
+// is true of it.
+type stageState struct {
+	Format int `json:"format"`
+	// Dirty: a capture began and did not end. Nothing staged may be taken for
+	// equal to the source by its dates.
+	Dirty bool `json:"dirty"`
+	// Started is when the last whole capture looked at its first file.
+	Started   time.Time `json:"started"`
+	SystemID  string    `json:"systemId"`
+	Timeline  uint32    `json:"timeline"`
+	StopLSN   LSN       `json:"stopLsn"`
+	SegSize   int64     `json:"segSize"`
+	Superuser string    `json:"superuser"`
+}
+
+func statePath(staging string) string { return filepath.Join(staging, ".tidemark", "postgres.json") }
+
+// readState returns the state of a staging directory; one that is absent or
+// cannot be understood counts as dirty.
+func readState(staging string) stageState {
+	var st stageState
+	data, err := vfs.ReadFile(vfs.OS, statePath(staging))
+	if err != nil || json.Unmarshal(data, &st) != nil || st.Format != stateFormat {
+		return stageState{Format: stateFormat, Dirty: true}
+	}
+	return st
+}
+
+// writeState replaces the state, durably.
+func writeState(staging string, st stageState) error {
+	data, err := json.MarshalIndent(st, "", "  ")
+	if err != nil {
+		return err
+	}
+	if err := vfs.MkdirAll(vfs.OS, filepath.Dir(statePath(staging))); err != nil {
+		return fmt.Errorf("prepare staging: %w", err)
+	}
+	if err := vfs.WriteFile(vfs.OS, statePath(staging), append(data, '\n')); err != nil {
+		return fmt.Errorf("write the capture's state: %w", err)
+	}
+	return nil
+}
+
+// lockStaging keeps two captures out of one directory. The kernel gives the lock
+// back when the process ends.
+func lockStaging(staging string) (*os.File, error) {
+	dir, err := os.Open(staging)
+	if err != nil {
+		return nil, tidemark.Errorf(tidemark.Unavailable, "the staging directory cannot be used: %w", err)
+	}
+	if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		dir.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, tidemark.Errorf(tidemark.Conflict, "another capture into %s is running", staging)
+		}
+		return nil, fmt.Errorf("lock %s: %w", staging, err)
+	}
+	return dir, nil
+}
