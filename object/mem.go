@@ -10,14 +10,18 @@ import (
 	"sync"
 )
 
-// Mem is a bucket in memory. The zero value is empty and ready.
+// Mem is a [Bucket] in memory, for tests and for trying things out: it is as
+// durable as the process.
 type Mem struct {
 	mu      sync.RWMutex
-	objects map[string][]byte
+	objects map[string][]byte // guarded by mu
 }
 
+// NewMem returns an empty bucket in memory.
+func NewMem() *Mem { return &Mem{objects: map[string][]byte{}} }
+
 // Put implements [Bucket].
-func (m *Mem) Put(_ context.Context, key string, r io.Reader, size int64) error {
+func (m *Mem) Put(ctx context.Context, key string, r io.Reader, size int64) error {
 	if err := CheckKey(key); err != nil {
 		return err
 	}
@@ -26,73 +30,76 @@ func (m *Mem) Put(_ context.Context, key string, r io.Reader, size int64) error 
 		return fmt.Errorf("put %s: %w", key, err)
 	}
 	if int64(len(data)) != size {
-		return fmt.Errorf("put %s: %d bytes were announced, and others came", key, size)
+		return fmt.Errorf("put %s: %w: got %d of %d bytes", key, io.ErrUnexpectedEOF, len(data), size)
+	}
+	if err := ctx.Err(); err != nil {
+		return err
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if _, ok := m.objects[key]; ok {
-		return fmt.Errorf("%w: %s", ErrExists, key)
-	}
-	if m.objects == nil {
-		m.objects = map[string][]byte{}
+		return fmt.Errorf("put %s: %w", key, ErrExists)
 	}
 	m.objects[key] = data
 	return nil
 }
 
-func (m *Mem) get(key string) ([]byte, error) {
+// ReadAt implements [Bucket].
+func (m *Mem) ReadAt(ctx context.Context, key string, p []byte, off int64) error {
+	m.mu.RLock()
+	data, ok := m.objects[key]
+	m.mu.RUnlock()
+	switch {
+	case CheckKey(key) != nil:
+		return CheckKey(key)
+	case !ok:
+		return fmt.Errorf("read %s: %w", key, ErrNotFound)
+	case off < 0 || off > int64(len(data)) || copy(p, data[off:]) < len(p):
+		return fmt.Errorf("read %s at %d: %w", key, off, io.ErrUnexpectedEOF)
+	}
+	return ctx.Err()
+}
+
+// Stat implements [Bucket].
+func (m *Mem) Stat(ctx context.Context, key string) (Info, error) {
 	if err := CheckKey(key); err != nil {
-		return nil, err
+		return Info{}, err
 	}
 	m.mu.RLock()
 	defer m.mu.RUnlock()
 	data, ok := m.objects[key]
 	if !ok {
-		return nil, fmt.Errorf("%w: %s", ErrNotFound, key)
+		return Info{}, fmt.Errorf("stat %s: %w", key, ErrNotFound)
 	}
-	return data, nil
-}
-
-// ReadAt implements [Bucket].
-func (m *Mem) ReadAt(_ context.Context, key string, p []byte, off int64) error {
-	data, err := m.get(key)
-	if err != nil {
-		return err
-	}
-	if off < 0 || off > int64(len(data)) || copy(p, data[off:]) < len(p) {
-		return fmt.Errorf("read %s: %w", key, io.ErrUnexpectedEOF)
-	}
-	return nil
-}
-
-// Stat implements [Bucket].
-func (m *Mem) Stat(_ context.Context, key string) (Info, error) {
-	data, err := m.get(key)
-	return Info{Key: key, Size: int64(len(data))}, err
+	return Info{Key: key, Size: int64(len(data))}, ctx.Err()
 }
 
 // List implements [Bucket].
-func (m *Mem) List(_ context.Context, prefix string, fn func(Info) error) error {
+func (m *Mem) List(ctx context.Context, prefix string, fn func(Info) error) error {
 	m.mu.RLock()
 	objects := maps.Clone(m.objects)
 	m.mu.RUnlock()
-	for _, k := range slices.Sorted(maps.Keys(objects)) {
-		if strings.HasPrefix(k, prefix) {
-			if err := fn(Info{Key: k, Size: int64(len(objects[k]))}); err != nil {
-				return err
-			}
+	for _, key := range slices.Sorted(maps.Keys(objects)) {
+		if !strings.HasPrefix(key, prefix) {
+			continue
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := fn(Info{Key: key, Size: int64(len(objects[key]))}); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
 // Delete implements [Bucket].
-func (m *Mem) Delete(_ context.Context, key string) error {
+func (m *Mem) Delete(ctx context.Context, key string) error {
 	if err := CheckKey(key); err != nil {
 		return err
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	delete(m.objects, key)
-	return nil
+	return ctx.Err()
 }

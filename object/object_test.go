@@ -1,63 +1,83 @@
 package object_test
 
 import (
-	"bytes"
-	"context"
-	"errors"
-	"fmt"
-	"math/rand/v2"
 	"testing"
+
+	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 
 	"tidemark/internal/vfs"
 	"tidemark/object"
 	"tidemark/object/objecttest"
 )
 
-func TestMem(t *testing.T) {
-	objecttest.Run(t, func(*testing.T) object.Bucket { return &object.Mem{} })
-}
-
-func TestDir(t *testing.T) {
-	objecttest.Run(t, func(t *testing.T) object.Bucket { return openDir(t, vfs.OS, t.TempDir()) })
-}
-
-func openDir(t *testing.T, fs vfs.FS, dir string) *object.Dir {
+func openDir(t *testing.T, fs vfs.FS, root string) object.Bucket {
 	t.Helper()
-	d, err := object.OpenDir(fs, dir)
+	b, err := object.OpenDir(fs, root)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { d.Close() })
-	return d
+	t.Cleanup(func() { b.Close() })
+	return b
 }
 
-// F1, F2: whatever the crash keeps, an object is whole or absent, and present once Put returned.
-func TestDirAfterCrash(t *testing.T) {
-	for seed := range uint64(50) {
-		rng := rand.New(rand.NewPCG(seed, 7))
-		fs := vfs.NewMem()
-		d := openDir(t, fs, "/b")
-		data := make([]byte, 20000)
-		for i := range data {
-			data[i] = byte(rng.Uint32())
+func TestMem(t *testing.T) {
+	objecttest.Run(t, func(*testing.T) object.Bucket { return object.NewMem() })
+}
+
+func TestDirOnDisk(t *testing.T) {
+	objecttest.Run(t, func(t *testing.T) object.Bucket { return openDir(t, vfs.OS, t.TempDir()) })
+}
+
+func TestDirInMemory(t *testing.T) {
+	objecttest.Run(t, func(t *testing.T) object.Bucket { return openDir(t, vfs.NewMem(), "/bucket") })
+}
+
+func TestDirCrash(t *testing.T) {
+	objecttest.Crash(t, 200, func(fs vfs.FS) (object.Bucket, error) { return object.OpenDir(fs, "/bucket") })
+}
+
+// TestDirErrors fails the n-th operation on the file system, for every n: a Put
+// that failed left nothing, one that did not is whole.
+func TestDirErrors(t *testing.T) {
+	for n := int32(0); ; n++ {
+		mem := vfs.NewMem()
+		openDir(t, mem, "/b")
+		inj := errorfs.OnIndex(-1)
+		b, err := object.OpenDir(errorfs.Wrap(mem, inj), "/b")
+		if err != nil {
+			t.Fatal(err)
 		}
-		for i := range 5 {
-			if err := d.Put(context.Background(), fmt.Sprintf("x/%d", i), bytes.NewReader(data), int64(len(data))); err != nil {
-				t.Fatal(err)
-			}
+		inj.Store(n)
+		err = object.PutBytes(t.Context(), b, "d/k", []byte("abc"))
+		fired := inj.Load() < 0
+		inj.Store(-1)
+		found := 0
+		if err := b.List(t.Context(), "", func(object.Info) error { found++; return nil }); err != nil {
+			t.Fatal(err)
 		}
-		c := openDir(t, vfs.Crash(fs, int(seed*2), rng), "/b")
-		n := 0
-		err := c.List(context.Background(), "", func(i object.Info) error {
-			n++
-			got := make([]byte, i.Size)
-			if err := c.ReadAt(context.Background(), i.Key, got, 0); err != nil || !bytes.Equal(got, data) {
-				return errors.Join(err, fmt.Errorf("%s is not whole", i.Key))
+		if err == nil && found != 1 {
+			t.Fatalf("op %d: put said nil, %d objects", n, found)
+		}
+		if !fired {
+			break
+		}
+	}
+}
+
+func TestManyHandles(t *testing.T) {
+	b := openDir(t, vfs.OS, t.TempDir())
+	p := make([]byte, 1)
+	for round := range 2 {
+		for i := range 600 {
+			key := "k" + string(rune('a'+i%26)) + "-" + string(rune('a'+i/26))
+			if round == 0 {
+				if err := object.PutBytes(t.Context(), b, key, []byte{byte(i)}); err != nil {
+					t.Fatal(err)
+				}
 			}
-			return nil
-		})
-		if err != nil || n != 5 {
-			t.Fatalf("seed %d: %d objects: %v", seed, n, err)
+			if err := b.ReadAt(t.Context(), key, p, 0); err != nil || p[0] != byte(i) {
+				t.Fatal(err, p)
+			}
 		}
 	}
 }

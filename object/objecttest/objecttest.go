@@ -1,4 +1,4 @@
-// Package objecttest checks that a bucket keeps the promises of [object.Bucket].
+// Package objecttest checks that a bucket keeps the promises of package object.
 package objecttest
 
 import (
@@ -7,128 +7,229 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
+	"tidemark/internal/vfs"
 	"tidemark/object"
 )
 
-// Run checks the buckets that open returns, each time an empty one.
+// Run checks the bucket that open makes, an empty one at every call.
 func Run(t *testing.T, open func(t *testing.T) object.Bucket) {
-	t.Run("PutGet", func(t *testing.T) { putGet(t, open(t)) })
-	t.Run("OneWinner", func(t *testing.T) { oneWinner(t, open(t)) })
-	t.Run("List", func(t *testing.T) { list(t, open(t)) })
-	t.Run("BadKeys", func(t *testing.T) { badKeys(t, open(t)) })
-	t.Run("FailedPutLeavesNothing", func(t *testing.T) { failedPut(t, open(t)) })
+	for name, fn := range map[string]func(*testing.T, object.Bucket){
+		"PutReadStat": putReadStat, "Exists": exists, "WrongLength": wrongLength, "BadKeys": badKeys,
+		"List": list, "Delete": remove, "Race": race, "Cancelled": cancelled,
+	} {
+		t.Run(name, func(t *testing.T) { fn(t, open(t)) })
+	}
 }
 
-func put(b object.Bucket, key, data string) error {
-	return b.Put(context.Background(), key, bytes.NewReader([]byte(data)), int64(len(data)))
-}
-
-func putGet(t *testing.T, b object.Bucket) {
-	ctx := context.Background()
-	if err := put(b, "packs/a-1", "0123456789"); err != nil {
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
 		t.Fatal(err)
 	}
-	if i, err := b.Stat(ctx, "packs/a-1"); err != nil || i.Size != 10 {
-		t.Fatalf("stat: %+v, %v", i, err)
-	}
-	p := make([]byte, 4)
-	if err := b.ReadAt(ctx, "packs/a-1", p, 3); err != nil || string(p) != "3456" {
-		t.Fatalf("read: %q, %v", p, err)
-	}
-	if err := b.ReadAt(ctx, "packs/a-1", p, 8); !errors.Is(err, io.ErrUnexpectedEOF) {
-		t.Fatalf("read past the end: %v", err)
-	}
-	if err := b.ReadAt(ctx, "packs/b", p, 0); !errors.Is(err, object.ErrNotFound) {
-		t.Fatalf("read of nothing: %v", err)
-	}
-	if err := put(b, "packs/a-1", "other"); !errors.Is(err, object.ErrExists) {
-		t.Fatalf("second put: %v", err)
-	}
-	for range 2 {
-		if err := b.Delete(ctx, "packs/a-1"); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if _, err := b.Stat(ctx, "packs/a-1"); !errors.Is(err, object.ErrNotFound) {
-		t.Fatalf("stat after delete: %v", err)
-	}
-	if err := put(b, "packs/a-1", ""); err != nil {
-		t.Fatalf("put after delete: %v", err)
+}
+
+func wantIs(t *testing.T, err, want error) {
+	t.Helper()
+	if !errors.Is(err, want) {
+		t.Fatalf("got %v, want %v", err, want)
 	}
 }
 
-func oneWinner(t *testing.T, b object.Bucket) {
-	var wg sync.WaitGroup
-	errs := make([]error, 8)
-	for i := range errs {
-		wg.Go(func() { errs[i] = put(b, "k", fmt.Sprint(i)) })
+func putReadStat(t *testing.T, b object.Bucket) {
+	ctx := t.Context()
+	data := bytes.Repeat([]byte("tidemark"), 300_000)
+	must(t, object.PutBytes(ctx, b, "a/b/c.1", data))
+	must(t, object.PutBytes(ctx, b, "empty", nil))
+	st, err := b.Stat(ctx, "a/b/c.1")
+	must(t, err)
+	if st.Key != "a/b/c.1" || st.Size != int64(len(data)) {
+		t.Fatalf("stat: %+v", st)
 	}
-	wg.Wait()
-	won := -1
-	for i, err := range errs {
-		switch {
-		case err == nil && won < 0:
-			won = i
-		case !errors.Is(err, object.ErrExists):
-			t.Errorf("racer %d: %v (winner %d)", i, err, won)
-		}
+	p := make([]byte, 1000)
+	must(t, b.ReadAt(ctx, "a/b/c.1", p, 12345))
+	if !bytes.Equal(p, data[12345:13345]) {
+		t.Fatal("wrong bytes")
 	}
-	p := make([]byte, 1)
-	if err := b.ReadAt(context.Background(), "k", p, 0); err != nil || string(p) != fmt.Sprint(won) {
-		t.Errorf("the object is %q of winner %d: %v", p, won, err)
+	wantIs(t, b.ReadAt(ctx, "a/b/c.1", p, int64(len(data))-999), io.ErrUnexpectedEOF)
+	wantIs(t, b.ReadAt(ctx, "a/b/c.1", p, int64(len(data))+9), io.ErrUnexpectedEOF)
+	must(t, b.ReadAt(ctx, "empty", nil, 0))
+	wantIs(t, b.ReadAt(ctx, "absent", p, 0), object.ErrNotFound)
+	_, err = b.Stat(ctx, "absent")
+	wantIs(t, err, object.ErrNotFound)
+	_, err = b.Stat(ctx, "a/b")
+	wantIs(t, err, object.ErrNotFound)
+}
+
+func exists(t *testing.T, b object.Bucket) {
+	ctx := t.Context()
+	must(t, object.PutBytes(ctx, b, "k", []byte("one")))
+	wantIs(t, object.PutBytes(ctx, b, "k", []byte("two")), object.ErrExists)
+	p := make([]byte, 3)
+	must(t, b.ReadAt(ctx, "k", p, 0))
+	if string(p) != "one" {
+		t.Fatalf("overwritten: %q", p)
 	}
 }
 
-func list(t *testing.T, b object.Bucket) {
-	for _, k := range []string{"b/2", "a/1", "b/1", "b10", "c/x/y"} {
-		if err := put(b, k, k); err != nil {
-			t.Fatal(err)
+func wrongLength(t *testing.T, b object.Bucket) {
+	ctx := t.Context()
+	for _, size := range []int64{0, 2, 4, 1 << 30} {
+		if err := b.Put(ctx, "k", strings.NewReader("abc"), size); err == nil {
+			t.Fatalf("3 bytes announced as %d were taken", size)
 		}
-	}
-	for prefix, want := range map[string]string{"": "[a/1 b/1 b/2 b10 c/x/y]", "b": "[b/1 b/2 b10]", "b/": "[b/1 b/2]", "x": "[]"} {
-		got := []string{}
-		if err := b.List(context.Background(), prefix, func(i object.Info) error { got = append(got, i.Key); return nil }); err != nil || fmt.Sprint(got) != want {
-			t.Errorf("list %q: %v, %v", prefix, got, err)
-		}
-	}
-	stop := errors.New("stop")
-	if err := b.List(context.Background(), "", func(object.Info) error { return stop }); !errors.Is(err, stop) {
-		t.Errorf("a failing callback: %v", err)
+		_, err := b.Stat(ctx, "k")
+		wantIs(t, err, object.ErrNotFound)
 	}
 }
 
 func badKeys(t *testing.T, b object.Bucket) {
-	for _, k := range []string{"", "/a", "a/", "a//b", "../x", "a/../b", ".hidden", "A", "a b", "a\x00", "a\n", string(make([]byte, 600))} {
-		if err := put(b, k, "x"); !errors.Is(err, object.ErrBadKey) {
-			t.Errorf("put %q: %v", k, err)
+	ctx := t.Context()
+	for _, key := range []string{"", "/", "a/", "/a", "a//b", "..", "a/../b", ".", "a/.b", "A", "a b", "a\x00", "ä", "a\\b", strings.Repeat("a/", 300) + "a"} {
+		wantIs(t, object.PutBytes(ctx, b, key, nil), object.ErrBadKey)
+		wantIs(t, b.ReadAt(ctx, key, nil, 0), object.ErrBadKey)
+		_, err := b.Stat(ctx, key)
+		wantIs(t, err, object.ErrBadKey)
+		wantIs(t, b.Delete(ctx, key), object.ErrBadKey)
+	}
+}
+
+func list(t *testing.T, b object.Bucket) {
+	ctx := t.Context()
+	for _, key := range []string{"p/b", "p/a0", "p/a/x", "p/a-b", "q", "pp"} {
+		must(t, object.PutBytes(ctx, b, key, []byte(key)))
+	}
+	for prefix, want := range map[string]string{
+		"": "p/a-b p/a/x p/a0 p/b pp q ", "p/": "p/a-b p/a/x p/a0 p/b ", "p/a": "p/a-b p/a/x p/a0 ", "p": "p/a-b p/a/x p/a0 p/b pp ", "z": "", "p/a/": "p/a/x ",
+	} {
+		var got string
+		must(t, b.List(ctx, prefix, func(o object.Info) error {
+			if o.Size != int64(len(o.Key)) {
+				t.Errorf("%s: size %d", o.Key, o.Size)
+			}
+			got += o.Key + " "
+			return nil
+		}))
+		if got != want {
+			t.Errorf("list %q: got %q, want %q", prefix, got, want)
 		}
-		if err := b.Delete(context.Background(), k); !errors.Is(err, object.ErrBadKey) {
-			t.Errorf("delete %q: %v", k, err)
+	}
+	stop := errors.New("stop")
+	wantIs(t, b.List(ctx, "", func(object.Info) error { return stop }), stop)
+}
+
+func remove(t *testing.T, b object.Bucket) {
+	ctx := t.Context()
+	must(t, b.Delete(ctx, "k"))
+	must(t, object.PutBytes(ctx, b, "k", []byte("abc")))
+	must(t, b.ReadAt(ctx, "k", make([]byte, 1), 0))
+	must(t, b.Delete(ctx, "k"))
+	wantIs(t, b.ReadAt(ctx, "k", make([]byte, 1), 0), object.ErrNotFound)
+	must(t, object.PutBytes(ctx, b, "k", []byte("xyz")))
+	p := make([]byte, 3)
+	must(t, b.ReadAt(ctx, "k", p, 0))
+	if string(p) != "xyz" {
+		t.Fatalf("old bytes: %q", p)
+	}
+}
+
+func race(t *testing.T, b object.Bucket) {
+	var wins atomic.Int32
+	var wg sync.WaitGroup
+	for i := range 8 {
+		wg.Go(func() {
+			err := object.PutBytes(t.Context(), b, "k", []byte{byte(i)})
+			if err == nil {
+				wins.Add(1)
+			} else if !errors.Is(err, object.ErrExists) {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if wins.Load() != 1 {
+		t.Fatalf("%d of 8 won", wins.Load())
+	}
+}
+
+func cancelled(t *testing.T, b object.Bucket) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	wantIs(t, object.PutBytes(ctx, b, "k", []byte("abc")), context.Canceled)
+	_, err := b.Stat(t.Context(), "k")
+	wantIs(t, err, object.ErrNotFound)
+}
+
+// Crash checks, over rounds power cuts, that a bucket on a file system keeps
+// each object whole or absent, and those whose Put returned whole.
+func Crash(t *testing.T, rounds int, open func(vfs.FS) (object.Bucket, error)) {
+	seed := rand.Uint64()
+	for round := range rounds {
+		rng := rand.New(rand.NewPCG(seed, uint64(round)))
+		if err := crashOnce(t.Context(), rng, open); err != nil {
+			t.Fatalf("seed %d round %d: %v", seed, round, err)
 		}
 	}
 }
 
-func failedPut(t *testing.T, b object.Bucket) {
-	broken := io.MultiReader(bytes.NewReader(make([]byte, 100)), errReader{})
-	if err := b.Put(context.Background(), "k", broken, 200); !errors.Is(err, errBroken) {
-		t.Fatalf("put of a broken reader: %v", err)
+func crashOnce(ctx context.Context, rng *rand.Rand, open func(vfs.FS) (object.Bucket, error)) error {
+	fs := vfs.NewMem()
+	b, err := open(fs)
+	if err != nil {
+		return err
 	}
-	if err := b.Put(context.Background(), "k", bytes.NewReader(nil), 200); err == nil {
-		t.Fatal("put of fewer bytes than announced")
+	content := func(i int) []byte { return bytes.Repeat([]byte{byte(i + 1)}, 5000*i+7) }
+	acked, during := rng.IntN(5), rng.IntN(2)
+	for i := range acked {
+		if err := object.PutBytes(ctx, b, fmt.Sprintf("d%d/k%d", i%2, i), content(i)); err != nil {
+			return err
+		}
 	}
-	if _, err := b.Stat(context.Background(), "k"); !errors.Is(err, object.ErrNotFound) {
-		t.Fatalf("something was left: %v", err)
+	crashed := fs
+	if during == 1 { // the power fails while the last one is being read from its source
+		r := &tripwire{r: bytes.NewReader(content(acked)), at: rng.IntN(5000 * (acked + 1))}
+		r.fn = func() { crashed = vfs.Crash(fs, rng.IntN(101), rng) }
+		if err := b.Put(ctx, fmt.Sprintf("d%d/k%d", acked%2, acked), r, int64(len(content(acked)))); err != nil {
+			return err
+		}
 	}
-	if err := put(b, "k", "x"); err != nil {
-		t.Fatal(err)
+	if crashed == fs {
+		crashed = vfs.Crash(fs, rng.IntN(101), rng)
+		acked += during
 	}
+	if b, err = open(crashed); err != nil {
+		return err
+	}
+	for i := range acked {
+		p := make([]byte, len(content(i)))
+		if err := b.ReadAt(ctx, fmt.Sprintf("d%d/k%d", i%2, i), p, 0); err != nil || !bytes.Equal(p, content(i)) {
+			return fmt.Errorf("object %d after the crash: %v", i, err)
+		}
+	}
+	n := 0
+	if err := b.List(ctx, "", func(object.Info) error { n++; return nil }); err != nil || n != acked {
+		return fmt.Errorf("%d objects after the crash, want %d: %v", n, acked, err)
+	}
+	return nil
 }
 
-var errBroken = errors.New("broken")
+// tripwire calls fn once, when byte number at has been read.
+type tripwire struct {
+	r  io.Reader
+	at int
+	fn func()
+}
 
-type errReader struct{}
-
-func (errReader) Read([]byte) (int, error) { return 0, errBroken }
+func (w *tripwire) Read(p []byte) (int, error) {
+	n, err := w.r.Read(p)
+	if w.at -= n; w.at < 0 && w.fn != nil {
+		w.fn()
+		w.fn = nil
+	}
+	return n, err
+}
