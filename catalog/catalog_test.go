@@ -1,0 +1,244 @@
+package catalog
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"tidemark"
+)
+
+func TestSQLite(t *testing.T) {
+	conformance(t, func(t *testing.T) string { return filepath.Join(t.TempDir(), "catalog.db") })
+}
+
+func TestPostgres(t *testing.T) {
+	server := startPostgres(t)
+	n := 0
+	conformance(t, func(t *testing.T) string {
+		n++
+		name := fmt.Sprintf("c%d", n)
+		if out, err := exec.Command("psql", "-h", server, "-U", "postgres", "-c", "CREATE DATABASE "+name).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		return fmt.Sprintf("postgres://postgres@/%s?host=%s", name, server)
+	})
+}
+
+// startPostgres starts a server of its own and returns its socket directory.
+func startPostgres(t *testing.T) string {
+	t.Helper()
+	const bin = "/usr/lib/postgresql/15/bin/"
+	if _, err := os.Stat(bin + "initdb"); err != nil {
+		if os.Getenv("CI") != "" {
+			t.Fatal("PostgreSQL 15 is not installed")
+		}
+		t.Skip("PostgreSQL 15 is not installed")
+	}
+	dir, err := os.MkdirTemp("/tmp", "tmcat")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	attr := &syscall.SysProcAttr{}
+	if os.Getuid() == 0 {
+		u, err := user.Lookup("postgres")
+		if err != nil {
+			t.Fatal(err)
+		}
+		uid, _ := strconv.Atoi(u.Uid)
+		gid, _ := strconv.Atoi(u.Gid)
+		if err := os.Chown(dir, uid, gid); err != nil {
+			t.Fatal(err)
+		}
+		attr.Credential = &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}
+	}
+	initdb := exec.Command(bin+"initdb", "-D", dir+"/data", "-A", "trust", "-U", "postgres", "--no-sync")
+	initdb.SysProcAttr = attr
+	if out, err := initdb.CombinedOutput(); err != nil {
+		t.Fatalf("initdb: %v: %s", err, out)
+	}
+	pg := exec.Command(bin+"postgres", "-D", dir+"/data", "-k", dir, "-c", "listen_addresses=", "-c", "fsync=off")
+	pg.SysProcAttr = attr
+	if err := pg.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { pg.Process.Signal(syscall.SIGINT); pg.Wait() })
+	for range 200 {
+		if exec.Command("psql", "-h", dir, "-U", "postgres", "-c", "SELECT 1").Run() == nil {
+			return dir
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	t.Fatal("PostgreSQL did not start")
+	return ""
+}
+
+func conformance(t *testing.T, where func(t *testing.T) string) {
+	open := func(t *testing.T, at string) *Catalog {
+		t.Helper()
+		c, err := Open(context.Background(), at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		return c
+	}
+	t.Run("Things", func(t *testing.T) { things(t, open(t, where(t))) })
+	t.Run("Jobs", func(t *testing.T) { jobs(t, open(t, where(t))) })
+	t.Run("Concurrent", func(t *testing.T) { concurrent(t, open(t, where(t))) })
+	t.Run("Reopen", func(t *testing.T) {
+		at := where(t)
+		c := open(t, at)
+		if _, err := c.AddJob(context.Background(), "capture", "orders", nil); err != nil {
+			t.Fatal(err)
+		}
+		c.Close()
+		if r, err := open(t, at).Running(context.Background()); err != nil || len(r) != 1 || r[0].Application != "orders" {
+			t.Fatalf("after a restart: %v, %v", r, err)
+		}
+	})
+}
+
+func things(t *testing.T, c *Catalog) {
+	ctx := context.Background()
+	for _, name := range []string{"b", "a", "c'; DROP TABLE things; --"} {
+		if err := c.Put(ctx, Mounts, name, tidemark.Mount{Name: name}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := c.Put(ctx, Mounts, "a", tidemark.Mount{Name: "a", Device: "/dev/loop7"}); err != nil {
+		t.Fatal(err)
+	}
+	list, err := List[tidemark.Mount](ctx, c, Mounts)
+	if err != nil || len(list) != 3 || list[0].Device != "/dev/loop7" {
+		t.Fatalf("list: %+v, %v", list, err)
+	}
+	if l, err := List[tidemark.Clone](ctx, c, Clones); err != nil || len(l) != 0 {
+		t.Fatalf("another sort: %v, %v", l, err)
+	}
+	if err := c.Delete(ctx, Mounts, "a"); err != nil {
+		t.Fatal(err)
+	}
+	var m tidemark.Mount
+	if err := c.Get(ctx, Mounts, "a", &m); tidemark.KindOf(err) != tidemark.NotFound {
+		t.Fatalf("get of nothing: %v", err)
+	}
+	if err := c.AddEvent(ctx, tidemark.Event{Time: time.Now(), Level: "warning", Message: "x"}); err != nil {
+		t.Fatal(err)
+	}
+	if e, err := c.Events(ctx, 10); err != nil || len(e) != 1 || e[0].Message != "x" {
+		t.Fatalf("events: %v, %v", e, err)
+	}
+}
+
+func jobs(t *testing.T, c *Catalog) {
+	ctx := context.Background()
+	j, err := c.AddJob(ctx, "capture", "orders", tidemark.CaptureSpec{Application: "orders"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.AddJob(ctx, "capture", "orders", nil); tidemark.KindOf(err) != tidemark.Conflict {
+		t.Fatalf("two at a time: %v", err)
+	}
+	if _, err := c.AddJob(ctx, "reclaim", "", nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.AddJob(ctx, "verify", "", nil); err != nil {
+		t.Fatalf("jobs of no application: %v", err)
+	}
+	if err := c.Step(ctx, j.ID, "copy", map[string]string{"unfreeze": "x"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Progress(ctx, j.ID, tidemark.Progress{Done: 5, Total: 10, Unit: "bytes"}); err != nil {
+		t.Fatal(err)
+	}
+	got, err := c.Job(ctx, j.ID)
+	if err != nil || got.Step != "copy" || got.Progress.Done != 5 || string(got.Undo) != `{"unfreeze":"x"}` {
+		t.Fatalf("job: %+v, %v", got, err)
+	}
+	if err := c.Finish(ctx, j.ID, tidemark.JobFailed, nil, tidemark.Errorf(tidemark.Unavailable, "no room").WithHint("make some")); err != nil {
+		t.Fatal(err)
+	}
+	got, err = c.Job(ctx, j.ID)
+	if err != nil || got.State != tidemark.JobFailed || got.Error.Hint != "make some" || got.Finished == nil {
+		t.Fatalf("finished job: %+v, %v", got, err)
+	}
+	if _, err := c.AddJob(ctx, "capture", "orders", nil); err != nil {
+		t.Fatalf("after it ended: %v", err)
+	}
+	if l, err := c.Jobs(ctx, 2); err != nil || len(l) != 2 || l[0].ID < l[1].ID {
+		t.Fatalf("jobs: %v, %v", l, err)
+	}
+}
+
+func concurrent(t *testing.T, c *Catalog) {
+	var wg sync.WaitGroup
+	for w := range 6 {
+		wg.Go(func() {
+			for i := range 30 {
+				name := fmt.Sprintf("%d-%d", w, i)
+				if err := c.Put(context.Background(), Exports, name, name); err != nil {
+					t.Error(err)
+				}
+				if _, err := List[string](context.Background(), c, Exports); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if l, _ := List[string](context.Background(), c, Exports); len(l) != 180 {
+		t.Errorf("%d of 180", len(l))
+	}
+}
+
+// D2: a flipped byte is an error, never a panic.
+func TestDamagedFile(t *testing.T) {
+	at := filepath.Join(t.TempDir(), "catalog.db")
+	c, err := Open(context.Background(), at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 50 {
+		if err := c.Put(context.Background(), Mounts, fmt.Sprint(i), tidemark.Mount{Name: fmt.Sprint(i)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.Close()
+	good, err := os.ReadFile(at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for off := 0; off < len(good); off += 997 {
+		bad := append([]byte(nil), good...)
+		for i := off; i < min(off+64, len(bad)); i++ {
+			bad[i] ^= 0xff
+		}
+		os.Remove(at + "-wal")
+		os.Remove(at + "-shm")
+		if err := os.WriteFile(at, bad, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		c, err := Open(context.Background(), at)
+		if err != nil {
+			continue
+		}
+		List[tidemark.Mount](context.Background(), c, Mounts)
+		c.Close()
+	}
+	if err := os.WriteFile(at, []byte("this is no database, and long enough to look like one............................................."), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(context.Background(), at); tidemark.KindOf(err) != tidemark.Corrupt {
+		t.Fatalf("a text file: %v", err)
+	}
+}
