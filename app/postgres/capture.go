@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -30,6 +31,8 @@ type CaptureOptions struct {
 	Progress func(tidemark.Progress)
 	// hook is called by tests at every step, and aborts the capture by an error.
 	hook func(step string) error
+	// margin is dateMargin, but for tests that have no time.
+	margin time.Duration
 }
 
 // CaptureResult says what a capture did. Its state is consistent from StopLSN on.
@@ -68,6 +71,7 @@ type capture struct {
 	trust   bool // dates may prove a file unchanged
 	label   string
 	spcmap  string
+	spaces  []uint32 // the tablespaces when the backup began
 }
 
 // Capture brings the staging directory up to date with the cluster and makes it
@@ -91,6 +95,9 @@ func Capture(ctx context.Context, src Source, staging string, opts CaptureOption
 	}
 	// The end of the connection ends backup mode and drops the temporary slot.
 	defer conn.Close(context.WithoutCancel(ctx))
+	if opts.margin == 0 {
+		opts.margin = dateMargin
+	}
 	c := &capture{src: src, staging: staging, opts: opts, conn: conn}
 	if err := c.prepare(ctx); err != nil {
 		return nil, err
@@ -175,6 +182,11 @@ func (c *capture) start(ctx context.Context) error {
 	if _, err := c.conn.Exec(ctx, "SELECT pg_create_physical_replication_slot($1, true, true)", slot); err != nil {
 		return fmt.Errorf("reserve the log for the capture: %w", err)
 	}
+	spaces, err := c.tablespaces(ctx)
+	if err != nil {
+		return err
+	}
+	c.spaces = spaces
 	label := c.opts.Label
 	if label == "" {
 		label = "tidemark"
@@ -184,7 +196,7 @@ func (c *capture) start(ctx context.Context) error {
 		call = "SELECT pg_start_backup($1, true, false)::text"
 	}
 	var lsn string
-	err := c.conn.QueryRow(ctx, call, label).Scan(&lsn)
+	err = c.conn.QueryRow(ctx, call, label).Scan(&lsn)
 	if err == nil {
 		c.res.StartLSN, err = ParseLSN(lsn)
 	}
@@ -219,7 +231,22 @@ func (c *capture) stop(ctx context.Context) error {
 	if tli := labelTimeline(c.label); tli != 0 {
 		c.res.Timeline = tli
 	}
-	return nil
+	spaces, err := c.tablespaces(ctx)
+	if err == nil && !slices.Equal(spaces, c.spaces) {
+		err = tidemark.Errorf(tidemark.Conflict, "a tablespace was made or dropped during the capture").WithHint("capture again")
+	}
+	return err
+}
+
+// tablespaces lists the tablespaces there are. A capture during which one is
+// made is given up: replaying its creation would make a clone use production's
+// directory.
+func (c *capture) tablespaces(ctx context.Context) ([]uint32, error) {
+	rows, err := c.conn.Query(ctx, "SELECT oid FROM pg_tablespace ORDER BY oid")
+	if err != nil {
+		return nil, fmt.Errorf("list tablespaces: %w", err)
+	}
+	return pgx.CollectRows(rows, pgx.RowTo[uint32])
 }
 
 // labelTimeline reads "START TIMELINE: 1" of a backup label.

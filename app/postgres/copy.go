@@ -169,7 +169,7 @@ func (c *capture) copyItem(cp *app.Copier, it item) (bool, error) {
 // unchanged is the proof rule: see DESIGN.md. A staged file carries the date that
 // its source had before it was read.
 func (c *capture) unchanged(src, staged attr) bool {
-	horizon := c.prev.Started.Add(-dateMargin)
+	horizon := c.prev.Started.Add(-c.opts.margin)
 	return src.size == staged.size && src.mtime.Equal(staged.mtime) &&
 		src.mtime.Before(horizon) && src.ctime.Before(horizon) &&
 		src.mode == staged.mode && (os.Geteuid() != 0 || src.uid == staged.uid && src.gid == staged.gid)

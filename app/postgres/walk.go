@@ -41,7 +41,7 @@ var (
 		"pg_serial": true, "pg_snapshots": true, "pg_stat_tmp": true, "pg_subtrans": true}
 	skipTop = map[string]bool{"postmaster.pid": true, "postmaster.opts": true, "backup_label": true, "backup_label.old": true,
 		"tablespace_map": true, "tablespace_map.old": true, "backup_manifest": true, "postgresql.auto.conf.tmp": true,
-		"current_logfiles": true, "current_logfiles.tmp": true, "recovery.signal": true, "standby.signal": true}
+		"current_logfiles": true, "current_logfiles.tmp": true, "recovery.signal": true, "standby.signal": true, logName: true}
 	relFile  = regexp.MustCompile(`^(\d+)(_(?:fsm|vm|init))?(\.\d+)?$`)
 	tempRel  = regexp.MustCompile(`^t\d+_\d+(_(?:fsm|vm))?(\.\d+)?$`)
 	tsVerDir = regexp.MustCompile(`^PG_\d+_\d+$`)

@@ -1,0 +1,247 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"tidemark"
+)
+
+// logName is the clone's server log, in its data directory.
+const logName = "tidemark.log"
+
+// Instance is a running clone. It is plain data and outlives the process that
+// started the server: see [Find].
+type Instance struct {
+	Name      string `json:"name"`
+	DataDir   string `json:"dataDir"`
+	SocketDir string `json:"socketDir"`
+	Port      int    `json:"port"`
+	Listen    bool   `json:"listen"` // on 127.0.0.1 too
+	PID       int    `json:"pid"`
+	Superuser string `json:"superuser"`
+	// Conn connects over the socket, as root or the server's user.
+	Conn string `json:"conn"`
+	// Log is the server's log file.
+	Log string `json:"log"`
+	// Seconds from the call of Recover to the first answer.
+	Seconds float64 `json:"seconds"`
+}
+
+// Status says how an instance is.
+type Status string
+
+// The states of an instance.
+const (
+	Stopped  Status = "stopped"  // no process
+	Starting Status = "starting" // recovering, not yet answering
+	Running  Status = "running"  // answering
+)
+
+// Find returns the instance that runs on a data directory, whoever started it,
+// or an error of kind NotFound.
+func Find(dataDir string) (*Instance, error) {
+	dir, err := filepath.Abs(dataDir)
+	if err != nil {
+		return nil, err
+	}
+	pid, lines := livePostmaster(dir)
+	if pid == 0 {
+		return nil, tidemark.Errorf(tidemark.NotFound, "no server runs on %s", dir)
+	}
+	text, err := os.ReadFile(filepath.Join(dir, "postgresql.conf"))
+	if err != nil {
+		return nil, err
+	}
+	conf := parseConf(string(text))
+	in := &Instance{Name: strings.TrimPrefix(conf["cluster_name"], "tidemark:"), DataDir: dir, PID: pid,
+		Listen: conf["listen_addresses"] != "", Superuser: readState(filepath.Dir(dir)).Superuser}
+	if in.Superuser == "" {
+		in.Superuser = "postgres"
+	}
+	if in.Port, err = strconv.Atoi(lines[3]); err != nil {
+		return nil, fmt.Errorf("read %s/postmaster.pid: %w", dir, err)
+	}
+	in.SocketDir = lines[4]
+	return in.complete(), nil
+}
+
+func (in *Instance) complete() *Instance {
+	in.Log = filepath.Join(in.DataDir, logName)
+	in.Conn = fmt.Sprintf("host=%s port=%d user=%s dbname=postgres", quoteWord(in.SocketDir), in.Port, quoteWord(in.Superuser))
+	return in
+}
+
+// quoteWord quotes a value of a key=value connection string.
+func quoteWord(s string) string {
+	if s != "" && !strings.ContainsAny(s, ` '\`) {
+		return s
+	}
+	return "'" + strings.NewReplacer(`\`, `\\`, "'", `\'`).Replace(s) + "'"
+}
+
+// livePostmaster returns the process that runs on dir and the lines of its
+// pid file (at least 8), or 0. A pid file that was copied along, whose number belongs
+// to somebody else, is not taken for a server.
+func livePostmaster(dir string) (int, []string) {
+	text, err := os.ReadFile(filepath.Join(dir, "postmaster.pid"))
+	if err != nil {
+		return 0, nil
+	}
+	lines := strings.Split(string(text), "\n")
+	for i := range lines {
+		lines[i] = strings.TrimSpace(lines[i])
+	}
+	for len(lines) < 8 {
+		lines = append(lines, "")
+	}
+	pid, err := strconv.Atoi(lines[0])
+	if err != nil || pid <= 0 {
+		return 0, nil
+	}
+	cwd, err := os.Stat(fmt.Sprintf("/proc/%d/cwd", pid))
+	here, err2 := os.Stat(dir)
+	if err != nil || err2 != nil || !os.SameFile(cwd, here) {
+		return 0, nil
+	}
+	return pid, lines
+}
+
+// Status asks the process table and the server's own pid file.
+func (in *Instance) Status() Status {
+	pid, lines := livePostmaster(in.DataDir)
+	switch {
+	case pid == 0:
+		return Stopped
+	case lines[7] == "ready":
+		return Running
+	}
+	return Starting
+}
+
+// Source is how to connect to the clone.
+func (in *Instance) Source() Source { return Source{Conn: in.Conn} }
+
+// Probe asks the clone a question and returns the time the answer took. With
+// deep, every table's and index's pages are read by amcheck, where installed.
+func (in *Instance) Probe(ctx context.Context, deep bool) (time.Duration, error) {
+	begun := time.Now()
+	conn, err := in.Source().Connect(ctx)
+	if err != nil {
+		return 0, err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	var one int
+	if err := conn.QueryRow(ctx, "SELECT 1").Scan(&one); err != nil {
+		return 0, fmt.Errorf("probe clone %s: %w", in.Name, err)
+	}
+	took := time.Since(begun)
+	if !deep {
+		return took, nil
+	}
+	return took, in.amcheck(ctx, conn)
+}
+
+// amcheck runs pg_amcheck over all databases.
+func (in *Instance) amcheck(ctx context.Context, conn *pgx.Conn) error {
+	var num int
+	if err := conn.QueryRow(ctx, "SELECT current_setting('server_version_num')::int").Scan(&num); err != nil {
+		return err
+	}
+	bin, err := binDirFor("", num/10000)
+	if err != nil {
+		return err
+	}
+	cmd, err := in.Source().tool(ctx, bin, "pg_amcheck", "--all", "--install-missing", "--heapallindexed")
+	if err != nil {
+		return err
+	}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return tidemark.Errorf(tidemark.Corrupt, "pg_amcheck of clone %s: %s", in.Name, firstLine(string(out), err))
+	}
+	return nil
+}
+
+func firstLine(text string, err error) string {
+	line, _, _ := strings.Cut(strings.TrimSpace(text), "\n")
+	if line == "" {
+		return oneLine(err)
+	}
+	return line
+}
+
+// Stop ends the server, cleanly if it can within the context's time, and removes
+// its socket directory if nothing else is in it. A server that is down
+// already is no error.
+func (in *Instance) Stop(ctx context.Context) error {
+	for _, s := range []struct {
+		sig  syscall.Signal
+		wait time.Duration
+	}{{syscall.SIGINT, time.Minute}, {syscall.SIGQUIT, 10 * time.Second}, {syscall.SIGKILL, 10 * time.Second}} {
+		pid, _ := livePostmaster(in.DataDir)
+		if pid == 0 {
+			break
+		}
+		if err := syscall.Kill(pid, s.sig); err != nil && !errors.Is(err, syscall.ESRCH) {
+			return fmt.Errorf("stop clone %s: %w", in.Name, err)
+		}
+		if in.waitGone(ctx, s.wait) {
+			break
+		}
+	}
+	if pid, _ := livePostmaster(in.DataDir); pid != 0 {
+		return tidemark.Errorf(tidemark.Internal, "clone %s (process %d) does not end", in.Name, pid)
+	}
+	if err := os.Remove(in.SocketDir); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ENOTEMPTY) {
+		return err
+	}
+	return nil
+}
+
+// waitGone waits for the end of the server. A done context shortens the patience
+// with this signal, and not the stopping.
+func (in *Instance) waitGone(ctx context.Context, limit time.Duration) bool {
+	deadline := time.Now().Add(limit)
+	for time.Now().Before(deadline) {
+		if pid, _ := livePostmaster(in.DataDir); pid == 0 {
+			return true
+		}
+		if ctx.Err() != nil {
+			deadline = earlier(deadline, time.Now().Add(time.Second))
+			ctx = context.WithoutCancel(ctx)
+		}
+		time.Sleep(2 * time.Millisecond)
+	}
+	return false
+}
+
+func earlier(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return a
+	}
+	return b
+}
+
+// freePort returns want if it is free on this host, or a free port for 0.
+func freePort(want int) (int, error) {
+	if want < 0 || want > 65535 {
+		return 0, tidemark.Errorf(tidemark.Invalid, "%d is no port", want).WithHint("choose one from 1024 to 65535")
+	}
+	l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", want))
+	if err != nil {
+		return 0, tidemark.Errorf(tidemark.Conflict, "port %d is taken on this host", want).WithHint("choose another, or none to get a free one")
+	}
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port, nil
+}
