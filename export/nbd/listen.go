@@ -51,7 +51,8 @@ func splitAddr(addr string) (network, place string, err error) {
 		if _, _, err := net.SplitHostPort(place); err != nil {
 			place = net.JoinHostPort(strings.Trim(place, "[]"), defaultPort)
 		}
-		if _, _, err := net.SplitHostPort(place); err == nil {
+		host, _, err := net.SplitHostPort(place)
+		if err == nil && (net.ParseIP(host) != nil || !strings.Contains(host, ":")) {
 			return network, place, nil
 		}
 	}
