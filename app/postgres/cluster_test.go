@@ -223,3 +223,13 @@ func mustCapture(t testing.TB, src Source, staging string, opts CaptureOptions) 
 		res.ReadBytes>>10, res.ChangedBytes>>10, res.Stopped.Sub(res.Started).Round(time.Millisecond))
 	return res
 }
+
+// signal kills a clone's server and waits until it is gone.
+func (in *Instance) signal(t testing.TB, name string) {
+	t.Helper()
+	if out, err := exec.Command("kill", "-"+name, strconv.Itoa(in.PID)).CombinedOutput(); err != nil {
+		t.Fatalf("kill: %v %s", err, out)
+	}
+	eventually(t, "the server is gone", func() bool { return in.Status() == Stopped })
+	time.Sleep(100 * time.Millisecond) // its children notice
+}

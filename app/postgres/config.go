@@ -200,7 +200,6 @@ func (r *recovery) isolation(prod map[string]string) []setting {
 		{"port", fmt.Sprint(r.t.Port)},
 		{"unix_socket_directories", r.t.SocketDir},
 		{"unix_socket_permissions", "0700"},
-		{"external_pid_file", ""},
 		{"ssl", "off"},
 		{"archive_mode", "off"},
 		{"archive_command", ""},

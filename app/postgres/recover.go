@@ -106,10 +106,7 @@ func Recover(ctx context.Context, t Target) (*Instance, error) {
 	if errors.As(err, &short) && t.Stop.Covered {
 		// The log ends before the time asked for, and the caller knows that nothing
 		// was committed in between: its end is the state of that time.
-		r.t.Stop = Stop{Latest: true}
-		if err = r.writeConfig(); err == nil {
-			inst, err = r.start(ctx)
-		}
+		inst, err = r.retryToEnd(ctx)
 	}
 	if err != nil {
 		return nil, err
@@ -119,6 +116,19 @@ func Recover(ctx context.Context, t Target) (*Instance, error) {
 	}
 	inst.Seconds = time.Since(r.begun).Seconds()
 	return inst, nil
+}
+
+// retryToEnd starts the recovery again, to the end of the log.
+func (r *recovery) retryToEnd(ctx context.Context) (*Instance, error) {
+	r.t.Stop = Stop{Latest: true}
+	var err error
+	if r.control, err = readControl(ctx, r.bin, r.t.DataDir); err != nil {
+		return nil, err
+	}
+	if err := r.writeConfig(); err != nil {
+		return nil, err
+	}
+	return r.start(ctx)
 }
 
 // check refuses what cannot work before anything is changed.
