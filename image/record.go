@@ -1,0 +1,120 @@
+package image
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+)
+
+// ErrMissing: the store has no record of that name.
+var ErrMissing = errors.New("chunk is not in the store")
+
+// CorruptError says which bytes of the store are damaged.
+type CorruptError struct {
+	Pack   string // the pack's key in the bucket
+	Offset int64  // of the record in the pack, in bytes; -1 for its footer
+	Name   Name   // of the chunk or node, zero if unknown
+	What   string // what is wrong with it
+}
+
+// Error names pack, offset and chunk.
+func (e *CorruptError) Error() string {
+	return fmt.Sprintf("corrupt pack %s at offset %d, chunk %s: %s", e.Pack, e.Offset, e.Name.short(), e.What)
+}
+
+// kind says what a record holds; codec how.
+type (
+	kind  byte
+	codec byte
+)
+
+const (
+	kindChunk kind = 1
+	kindNode  kind = 2
+
+	codecRaw   codec = 0
+	codecS2    codec = 1
+	codecZstd  codec = 2
+	codecPatch codec = 3
+)
+
+const (
+	// recordMagic begins every record, so that a scan does not take zeros for one.
+	recordMagic = 0xd7
+	// headSize is the length of a record's head: magic, kind and codec, log2 of
+	// the content's length, version, body length, CRC, name.
+	headSize = 12 + 32
+	// maxBody bounds the body of a record: raw content, or a patch that is smaller.
+	maxBody = MaxChunk + 64
+)
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// head is the fixed part of a record.
+type head struct {
+	kind   kind
+	codec  codec
+	log    uint8 // log2 of the decoded length
+	length int   // of the body
+	crc    uint32
+	name   Name
+}
+
+// errNotRecord: the bytes are not the head of a record.
+var errNotRecord = errors.New("not a record")
+
+// appendRecord appends the record of body to dst.
+func appendRecord(dst []byte, h head, body []byte) []byte {
+	at := len(dst)
+	dst = append(dst, recordMagic, byte(h.kind)<<4|byte(h.codec), h.log, 1)
+	dst = binary.LittleEndian.AppendUint32(dst, uint32(len(body)))
+	dst = append(dst, 0, 0, 0, 0)
+	dst = append(dst, h.name[:]...)
+	dst = append(dst, body...)
+	binary.LittleEndian.PutUint32(dst[at+8:], recordCRC(dst[at:]))
+	return dst
+}
+
+// recordCRC is the checksum of a whole record, without the checksum itself.
+func recordCRC(rec []byte) uint32 {
+	return crc32.Update(crc32.Checksum(rec[:8], castagnoli), castagnoli, rec[12:])
+}
+
+// parseHead reads the head of a record from at least headSize bytes.
+func parseHead(p []byte) (head, error) {
+	if len(p) < headSize || p[0] != recordMagic || p[3] != 1 {
+		return head{}, errNotRecord
+	}
+	h := head{
+		kind: kind(p[1] >> 4), codec: codec(p[1] & 15), log: p[2],
+		length: int(binary.LittleEndian.Uint32(p[4:])), crc: binary.LittleEndian.Uint32(p[8:]),
+	}
+	copy(h.name[:], p[12:])
+	if h.kind != kindChunk && h.kind != kindNode || h.codec > codecPatch || h.log < 12 || h.log > 20 || h.length > maxBody {
+		return head{}, errNotRecord
+	}
+	if h.kind == kindNode && h.log != nodeLog {
+		return head{}, errNotRecord
+	}
+	return h, nil
+}
+
+// parseRecord reads a whole record from the front of p and checks its checksum.
+func parseRecord(p []byte) (head, []byte, error) {
+	h, err := parseHead(p)
+	if err != nil {
+		return head{}, nil, err
+	}
+	if len(p) < headSize+h.length {
+		return head{}, nil, fmt.Errorf("%w: cut off", errNotRecord)
+	}
+	rec := p[:headSize+h.length]
+	if recordCRC(rec) != h.crc {
+		return head{}, nil, fmt.Errorf("%w: checksum does not match", errNotRecord)
+	}
+	if h.codec == codecPatch && h.length < patchHead {
+		return head{}, nil, fmt.Errorf("%w: patch too short", errNotRecord)
+	}
+	return h, rec[headSize:], nil
+}
