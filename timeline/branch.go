@@ -1,0 +1,263 @@
+package timeline
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"time"
+
+	"tidemark"
+	"tidemark/image"
+	"tidemark/internal/vfs"
+)
+
+// DiskSpec describes a disk of a new timeline.
+type DiskSpec struct {
+	Name  string
+	Size  int64 // bytes, a multiple of 512
+	Chunk int   // bytes; 0: tidemark.DefaultChunk
+}
+
+func newID() string {
+	var b [16]byte
+	rand.Read(b[:])
+	return hex.EncodeToString(b[:])
+}
+
+// Create makes a timeline of empty disks.
+func (s *Set) Create(ctx context.Context, name string, disks []DiskSpec, about json.RawMessage) (*Timeline, error) {
+	if err := checkDisks(name, disks); err != nil {
+		return nil, err
+	}
+	t := s.blank(newID())
+	t.desc = descriptor{ID: t.id, Name: name, Created: time.Now().UTC(), About: about}
+	for _, d := range disks {
+		root := image.Empty(d.Size, d.Chunk)
+		t.state.Disks = append(t.state.Disks, diskState{Name: d.Name, rootJSON: toJSON(root)})
+	}
+	return t, s.establish(ctx, t, nil)
+}
+
+func checkDisks(name string, disks []DiskSpec) error {
+	if err := tidemark.CheckName(name); err != nil {
+		return err
+	}
+	seen := map[string]bool{}
+	for i := range disks {
+		d := &disks[i]
+		if d.Chunk == 0 {
+			d.Chunk = tidemark.DefaultChunk
+		}
+		if err := tidemark.CheckName(d.Name); err != nil {
+			return err
+		}
+		if err := tidemark.CheckDiskSize(d.Size); err != nil {
+			return err
+		}
+		if err := tidemark.CheckChunk(int64(d.Chunk)); err != nil {
+			return err
+		}
+		if seen[d.Name] {
+			return tidemark.Errorf(tidemark.Invalid, "there are two disks of the name %q", d.Name).WithHint("name them apart")
+		}
+		seen[d.Name] = true
+	}
+	if len(disks) == 0 {
+		return tidemark.Errorf(tidemark.Invalid, "a timeline needs a disk").WithHint("give one or more")
+	}
+	return nil
+}
+
+// Branch makes a writable timeline that begins as t was at pos, or, for the
+// disks named in each, at another position of theirs. Nothing is copied: its cost does
+// not depend on the size of the disks or the length of the history. In the background
+// the branch then gets images of its own, and needs t no more.
+func (t *Timeline) Branch(ctx context.Context, name string, pos tidemark.Position, each map[string]tidemark.Position, about json.RawMessage) (*Timeline, error) {
+	if err := tidemark.CheckName(name); err != nil {
+		return nil, err
+	}
+	x := t.set.store.Begin()
+	defer x.End()
+	pos, err := t.settle(pos)
+	if err != nil {
+		return nil, err
+	}
+	if err := t.journal.Sync(); err != nil {
+		return nil, t.writeError("branch", err)
+	}
+	b := t.set.blank(newID())
+	b.desc = descriptor{ID: b.id, Name: name, Parent: t.id, Point: &pos, Created: time.Now().UTC(), About: about}
+	begin := &cut{origin: true, layers: make([]*layer, len(t.disks))}
+	pin, unfolded := pos, false
+	views := make([]*view, len(t.disks))
+	for i, d := range t.disks {
+		at := pos
+		if p, ok := each[d.name]; ok {
+			at = p
+		}
+		v, n, err := t.viewAt(i, at)
+		if err != nil {
+			return nil, err
+		}
+		if at, err = t.flat(ctx, x, i, at, &v, &n); err != nil {
+			return nil, err
+		}
+		views[i] = v
+		st := diskState{Name: d.name, rootJSON: toJSON(n.root)}
+		if len(v.layers) > 0 {
+			st.Origin = &origin{Timeline: t.id, Disk: uint16(i), After: n.pos, UpTo: at}
+			begin.layers[i] = v.layers[0]
+			pin, unfolded = min(pin, n.pos), true
+		}
+		b.state.Disks = append(b.state.Disks, st)
+		begin.pos = max(begin.pos, at)
+	}
+	b.state.Base = begin.pos
+	if !unfolded {
+		return b, t.set.establish(ctx, b, nil)
+	}
+	t.pin(b.id, pin)
+	if err := t.set.establish(ctx, b, begin); err != nil {
+		t.unpinOne(b.id)
+		return nil, err
+	}
+	t.set.askFold(b)
+	return b, nil
+}
+
+// flat turns a view with several layers, or whose layers are not all of t's
+// own journal, into one that a branch can be described by: an image and one layer.
+func (t *Timeline) flat(ctx context.Context, x *image.Session, i int, at tidemark.Position, v **view, n *nearest) (tidemark.Position, error) {
+	head, _ := t.Head()
+	at = min(at, head)
+	t.facts.Lock()
+	foreign := t.state.Disks[i].Origin != nil && n.pos == t.state.Base
+	t.facts.Unlock()
+	if len((*v).layers) == 0 || len((*v).layers) == 1 && !foreign {
+		return at, nil
+	}
+	if !foreign {
+		y, err := t.replay(uint16(i), n.root, n.pos, at)
+		if err != nil {
+			return at, err
+		}
+		*v = newView(t.set.store, n.root, y)
+		return at, nil
+	}
+	root, err := n.root, error(nil)
+	for j := len((*v).layers) - 1; j >= 0; j-- {
+		if root, err = commitLayer(ctx, t.set.store, x, root, (*v).layers[j]); err != nil {
+			return at, err
+		}
+	}
+	if err := t.set.store.Sync(); err != nil {
+		return at, err
+	}
+	*n = nearest{pos: at, root: root}
+	*v = newView(t.set.store, root)
+	return at, nil
+}
+
+func (t *Timeline) pin(child string, pos tidemark.Position) {
+	t.facts.Lock()
+	defer t.facts.Unlock()
+	t.pins[child] = pos
+}
+
+func (t *Timeline) unpinOne(child string) {
+	t.facts.Lock()
+	defer t.facts.Unlock()
+	delete(t.pins, child)
+}
+
+// Rename gives the timeline another name.
+func (t *Timeline) Rename(ctx context.Context, name string) error {
+	if err := tidemark.CheckName(name); err != nil {
+		return err
+	}
+	return t.redescribe(ctx, func(d *descriptor) { d.Name = name })
+}
+
+// SetAbout replaces what the owner says about the timeline.
+func (t *Timeline) SetAbout(ctx context.Context, about json.RawMessage) error {
+	return t.redescribe(ctx, func(d *descriptor) { d.About = about })
+}
+
+// redescribe stores a changed descriptor under the next number, then deletes the one before.
+func (t *Timeline) redescribe(ctx context.Context, change func(*descriptor)) error {
+	t.facts.Lock()
+	defer t.facts.Unlock()
+	d := t.desc
+	change(&d)
+	if err := putSealed(ctx, t.set.o.Bucket, descriptorKey(t.id, t.descNo+1), d); err != nil {
+		return err
+	}
+	t.desc = d
+	t.descNo++
+	return t.set.o.Bucket.Delete(ctx, descriptorKey(t.id, t.descNo-1))
+}
+
+// Remove deletes the timeline with all its points. Branches of it stay: those
+// that still read its journal are folded first.
+func (t *Timeline) Remove(ctx context.Context) error {
+	t.facts.Lock()
+	children := maps.Clone(t.pins)
+	t.facts.Unlock()
+	for id := range children {
+		if child := t.set.Get(id); child != nil {
+			if err := child.Fold(ctx); err != nil {
+				return fmt.Errorf("make branch %s independent: %w", child.Name(), err)
+			}
+		}
+	}
+	t.foldMu.Lock()
+	defer t.foldMu.Unlock()
+	t.facts.Lock()
+	t.state.Removing = true
+	err := t.saveState()
+	t.cuts = nil
+	t.facts.Unlock()
+	if err != nil {
+		return err
+	}
+	t.set.forget(t)
+	t.set.unpin(t.id)
+	if err := t.journal.Close(); err != nil {
+		t.set.o.Logger.Warn("closing a removed journal", "timeline", t.id, "error", err)
+	}
+	return t.set.erase(ctx, t.id)
+}
+
+// erase deletes what is stored of a timeline; the state goes last, so that an
+// interrupted erase is found and finished at the next start.
+func (s *Set) erase(ctx context.Context, id string) error {
+	var keys []string
+	found, err := listTimelines(ctx, s.o.Bucket)
+	if err != nil {
+		return err
+	}
+	if l := found[id]; l != nil {
+		for _, pos := range l.images {
+			keys = append(keys, imageKey(id, pos))
+		}
+		for _, n := range l.descriptors {
+			keys = append(keys, descriptorKey(id, n))
+		}
+	}
+	for _, k := range keys {
+		if err := s.o.Bucket.Delete(ctx, k); err != nil {
+			return fmt.Errorf("delete %s: %w", k, err)
+		}
+	}
+	dir := s.dirOf(id)
+	if err := s.o.FS.RemoveAll(s.o.FS.PathJoin(dir, "journal")); err != nil {
+		return err
+	}
+	if err := s.o.FS.RemoveAll(dir); err != nil {
+		return err
+	}
+	return vfs.SyncDir(s.o.FS, s.o.Dir)
+}

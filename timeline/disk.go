@@ -1,0 +1,250 @@
+package timeline
+
+import (
+	"fmt"
+	"sync/atomic"
+
+	"tidemark"
+	"tidemark/block"
+	"tidemark/image"
+	"tidemark/journal"
+)
+
+// Disk is the head of one disk of a timeline: what it holds now. It is a
+// [block.Device], and all its methods may be called concurrently.
+//
+// A write is appended to the journal and then published in the top layer; it
+// is durable after Flush. Large writes may go to the pool at once and leave
+// only their chunks' names in the journal (see byReference).
+type Disk struct {
+	t     *Timeline
+	index uint16
+	name  string
+	size  int64
+	chunk int64
+	// head is replaced whole: when the top layer is frozen, and when a layer was folded.
+	head atomic.Pointer[view]
+}
+
+var (
+	_ block.Device   = (*Disk)(nil)
+	_ block.Extenter = (*Disk)(nil)
+)
+
+// maxRecord bounds the bytes of one journal record, and so what one record's damage can take.
+const maxRecord = 1 << 20
+
+// Name is the disk's name within its timeline.
+func (d *Disk) Name() string { return d.name }
+
+// Size implements [block.Reader].
+func (d *Disk) Size() int64 { return d.size }
+
+// Chunk is the disk's chunk size in bytes.
+func (d *Disk) Chunk() int { return int(d.chunk) }
+
+// Describe returns the disk as a noun.
+func (d *Disk) Describe() tidemark.Disk {
+	return tidemark.Disk{Name: d.name, Size: d.size, Chunk: int(d.chunk)}
+}
+
+// ReadAt implements [block.Reader].
+func (d *Disk) ReadAt(p []byte, off int64) (int, error) { return d.head.Load().ReadAt(p, off) }
+
+// TryReadAt reads if that needs no decoding; it reports whether it did.
+func (d *Disk) TryReadAt(p []byte, off int64) (bool, error) { return d.head.Load().TryReadAt(p, off) }
+
+// Extents implements [block.Extenter].
+func (d *Disk) Extents(off, n int64, fn func(block.Extent) bool) error {
+	return d.head.Load().Extents(off, n, fn)
+}
+
+// Prefetch implements [block.Prefetcher].
+func (d *Disk) Prefetch(off, n int64) { d.head.Load().Prefetch(off, n) }
+
+// Flush implements [block.Device]. It makes durable what was written to all
+// disks of the timeline, in order.
+func (d *Disk) Flush() error {
+	if err := d.t.journal.Sync(); err != nil {
+		return d.t.writeError("flush", err)
+	}
+	return nil
+}
+
+// WriteAt implements [block.Device].
+func (d *Disk) WriteAt(p []byte, off int64) (int, error) {
+	if err := block.Check(d, off, int64(len(p))); err != nil {
+		return 0, err
+	}
+	for done := 0; done < len(p); {
+		at := off + int64(done)
+		n := min(int64(len(p)-done), maxRecord-at%maxRecord)
+		if err := d.write(p[done:done+int(n)], at); err != nil {
+			return done, d.t.writeError(fmt.Sprintf("write %d bytes at %d of disk %s", len(p), off, d.name), err)
+		}
+		done += int(n)
+	}
+	d.t.wroteSome()
+	return len(p), nil
+}
+
+// write stores one piece that lies in one record's span.
+func (d *Disk) write(p []byte, off int64) error {
+	if head := off % block.BlockSize; head != 0 || int64(len(p)) < block.BlockSize {
+		n := min(block.BlockSize-head, int64(len(p)))
+		if err := d.merge(p[:n], off); err != nil {
+			return err
+		}
+		p, off = p[n:], off+n
+	}
+	whole := int64(len(p)) &^ (block.BlockSize - 1)
+	if whole > 0 {
+		if err := d.writeBlocks(p[:whole], off); err != nil {
+			return err
+		}
+	}
+	if int64(len(p)) > whole {
+		return d.merge(p[whole:], off+whole)
+	}
+	return nil
+}
+
+// writeBlocks stores whole blocks.
+func (d *Disk) writeBlocks(p []byte, off int64) error {
+	if zeros(p) {
+		return d.Discard(off, int64(len(p)))
+	}
+	first := (off + d.chunk - 1) / d.chunk * d.chunk
+	last := (off + int64(len(p))) / d.chunk * d.chunk
+	if last-first < minReference || !d.t.byReference() {
+		return d.append(journal.Write, p, off, int64(len(p)))
+	}
+	if first > off {
+		if err := d.append(journal.Write, p[:first-off], off, first-off); err != nil {
+			return err
+		}
+	}
+	if err := d.refer(p[first-off:last-off], first); err != nil {
+		return err
+	}
+	if rest := p[last-off:]; len(rest) > 0 {
+		return d.append(journal.Write, rest, last, int64(len(rest)))
+	}
+	return nil
+}
+
+// append writes one record and publishes it.
+func (d *Disk) append(kind journal.Kind, payload []byte, off, n int64) error {
+	d.t.mu.RLock()
+	defer d.t.mu.RUnlock()
+	return d.publish(kind, payload, off, n)
+}
+
+// publish is append for a caller that holds t.mu.
+func (d *Disk) publish(kind journal.Kind, payload []byte, off, n int64) error {
+	r := journal.Record{Kind: kind, Disk: d.index, Off: off, Len: n, Payload: payload}
+	place, err := d.t.journal.Append(&r)
+	if err != nil {
+		return err
+	}
+	d.head.Load().layers[0].put(&r, place, d.chunk)
+	d.t.backlog.Add(int64(len(payload)))
+	d.t.sinceCut.Add(int64(len(payload)))
+	return nil
+}
+
+// merge stores a piece of one block. Nobody else writes meanwhile: another
+// writer's piece of the same block must not be undone by our copy of it.
+func (d *Disk) merge(p []byte, off int64) error {
+	d.t.mu.Lock()
+	defer d.t.mu.Unlock()
+	var buf [block.BlockSize]byte
+	start := off - off%block.BlockSize
+	have := min(block.BlockSize, d.size-start)
+	if _, err := d.head.Load().ReadAt(buf[:have], start); err != nil {
+		return err
+	}
+	copy(buf[off-start:], p)
+	if zeros(buf[:]) {
+		return d.publish(journal.Zero, nil, start, block.BlockSize)
+	}
+	return d.publish(journal.Write, buf[:], start, block.BlockSize)
+}
+
+// refer stores whole chunks in the pool and their names in the journal. The
+// chunks are durable before the names can be: a name in the journal is never
+// without its chunk, wherever the power fails.
+func (d *Disk) refer(p []byte, off int64) error {
+	x := d.t.set.store.Begin()
+	defer x.End()
+	base := d.head.Load().base
+	names := make([]byte, 0, len(p)/int(d.chunk)*len(image.Name{}))
+	for at := int64(0); at < int64(len(p)); at += d.chunk {
+		prev, err := base.ChunkName((off + at) / d.chunk)
+		if err != nil {
+			return err
+		}
+		name, err := x.Put(p[at:at+d.chunk], prev)
+		if err != nil {
+			return err
+		}
+		names = append(names, name[:]...)
+	}
+	if err := d.t.set.store.Sync(); err != nil {
+		return err
+	}
+	d.t.addStored(x.Stats().StoredBytes)
+	return d.append(journal.Reference, names, off, int64(len(p)))
+}
+
+// Discard implements [block.Device].
+func (d *Disk) Discard(off, n int64) error {
+	if err := block.Check(d, off, n); err != nil {
+		return err
+	}
+	end := off + n
+	for off < end {
+		if off%block.BlockSize != 0 || end-off < block.BlockSize {
+			part := min(block.BlockSize-off%block.BlockSize, end-off)
+			if err := d.merge(make([]byte, part), off); err != nil {
+				return d.t.writeError("discard", err)
+			}
+			off += part
+			continue
+		}
+		whole := (end - off) &^ (block.BlockSize - 1)
+		if !d.hole(off, whole) {
+			if err := d.append(journal.Zero, nil, off, whole); err != nil {
+				return d.t.writeError("discard", err)
+			}
+		}
+		off += whole
+	}
+	return nil
+}
+
+// hole reports whether [off, off+n) is known to be nothing but a hole.
+func (d *Disk) hole(off, n int64) bool {
+	hole := true
+	err := d.head.Load().Extents(off, n, func(e block.Extent) bool {
+		hole = hole && e.Hole
+		return hole
+	})
+	return err == nil && hole
+}
+
+// zeros reports whether p holds nothing but zeros.
+func zeros(p []byte) bool {
+	if len(p) == 0 || p[0] != 0 {
+		return len(p) == 0
+	}
+	for len(p) > len(zeroPage) {
+		if string(p[:len(zeroPage)]) != zeroPage {
+			return false
+		}
+		p = p[len(zeroPage):]
+	}
+	return string(p) == zeroPage[:len(p)]
+}
+
+var zeroPage = string(make([]byte, 16<<10))

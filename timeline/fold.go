@@ -1,0 +1,289 @@
+package timeline
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"tidemark"
+	"tidemark/block"
+	"tidemark/image"
+)
+
+// Fold turns what was frozen by bookmarks, branches and the backlog into
+// images, oldest first, until nothing frozen is left. When it returns, every bookmark
+// made before has its image.
+func (t *Timeline) Fold(ctx context.Context) error {
+	t.foldMu.Lock()
+	defer t.foldMu.Unlock()
+	for {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		c := t.oldestCut()
+		if c == nil {
+			break
+		}
+		err := t.foldCut(ctx, c)
+		t.facts.Lock()
+		t.failed = err
+		t.facts.Unlock()
+		if err != nil {
+			return fmt.Errorf("fold %s up to %v: %w", t.Name(), c.pos, err)
+		}
+	}
+	return t.trim(ctx)
+}
+
+func (t *Timeline) oldestCut() *cut {
+	t.facts.Lock()
+	defer t.facts.Unlock()
+	if len(t.cuts) == 0 {
+		return nil
+	}
+	return t.cuts[0]
+}
+
+// foldCut makes the images of one cut and lets the head stand on them. The
+// order is what makes it safe: chunks durable, then the manifest that names
+// them, then the state that builds on them, then the journal may forget.
+func (t *Timeline) foldCut(ctx context.Context, c *cut) error {
+	x := t.set.store.Begin()
+	defer x.End()
+	t.facts.Lock()
+	roots, err := t.roots()
+	t.facts.Unlock()
+	if err != nil {
+		return err
+	}
+	if err := t.keepBase(ctx, roots); err != nil {
+		return err
+	}
+	for i, y := range c.layers {
+		if y == nil {
+			continue
+		}
+		if roots[i], err = commitLayer(ctx, t.set.store, x, roots[i], y); err != nil {
+			return fmt.Errorf("disk %s: %w", t.disks[i].name, err)
+		}
+	}
+	if err := t.set.store.Sync(); err != nil {
+		return err
+	}
+	m := t.manifest(c, roots)
+	if c.mark != nil || t.window().For > 0 && !c.origin {
+		if err := putSealed(ctx, t.set.o.Bucket, imageKey(t.id, c.pos), m); err != nil {
+			return err
+		}
+		t.addPoint(m)
+	}
+	t.addStored(x.Stats().StoredBytes)
+	return t.standOn(c, roots)
+}
+
+// keepBase retains the images that the head stood on until now, where any
+// point of the window behind them can be asked for.
+func (t *Timeline) keepBase(ctx context.Context, roots []image.Root) error {
+	t.facts.Lock()
+	base, wanted := t.state.Base, t.state.Window.For > 0
+	for _, d := range t.state.Disks {
+		wanted = wanted && d.Origin == nil
+	}
+	for _, p := range t.points {
+		wanted = wanted && p.Position != base
+	}
+	created := t.desc.Created
+	if n := len(t.points); n > 0 {
+		created = t.points[n-1].Time
+	}
+	t.facts.Unlock()
+	if !wanted {
+		return nil
+	}
+	m := t.manifest(&cut{pos: base, time: created.UnixNano()}, roots)
+	if err := putSealed(ctx, t.set.o.Bucket, imageKey(t.id, base), m); err != nil {
+		return err
+	}
+	t.addPoint(m)
+	return nil
+}
+
+func (t *Timeline) window() Window {
+	t.facts.Lock()
+	defer t.facts.Unlock()
+	return t.state.Window
+}
+
+func (t *Timeline) manifest(c *cut, roots []image.Root) manifest {
+	m := manifest{Timeline: t.id, Position: c.pos, Time: time.Unix(0, c.time).UTC(), Mark: c.mark}
+	for i, r := range roots {
+		m.Disks = append(m.Disks, diskImage{Name: t.disks[i].name, rootJSON: toJSON(r)})
+	}
+	return m
+}
+
+func (t *Timeline) addPoint(m manifest) {
+	t.facts.Lock()
+	defer t.facts.Unlock()
+	i, found := slices.BinarySearchFunc(t.points, m.Position, func(p manifest, pos tidemark.Position) int {
+		return int(int64(p.Position) - int64(pos))
+	})
+	if !found {
+		t.points = slices.Insert(t.points, i, m)
+	}
+}
+
+// standOn makes the images of c, now durable, the base of the head, and drops its layers.
+func (t *Timeline) standOn(c *cut, roots []image.Root) error {
+	t.facts.Lock()
+	defer t.facts.Unlock()
+	old := t.state
+	t.state.Disks = slices.Clone(old.Disks)
+	for i := range t.state.Disks {
+		t.state.Disks[i].rootJSON = toJSON(roots[i])
+		if c.origin {
+			t.state.Disks[i].Origin = nil
+		}
+	}
+	t.state.Base = c.pos
+	if err := t.saveState(); err != nil {
+		t.state = old
+		return err
+	}
+	t.cuts = t.cuts[1:]
+	t.backlog.Add(-c.bytes)
+	for i, d := range t.disks {
+		d.dropLayer(c.layers[i], roots[i])
+	}
+	if c.origin {
+		t.set.unpin(t.id)
+	}
+	return nil
+}
+
+// dropLayer replaces the oldest layer, whose content root now has, by root. It
+// waits for cuts, which also replace the head: the caller holds facts, as they do.
+func (d *Disk) dropLayer(y *layer, root image.Root) {
+	if y == nil {
+		return
+	}
+	v := d.head.Load()
+	next := *v
+	next.layers = slices.DeleteFunc(slices.Clone(v.layers), func(l *layer) bool { return l == y })
+	next.base = v.store.View(root)
+	d.head.Store(&next)
+}
+
+// commitLayer returns the image that has the layer's writes over base.
+func commitLayer(ctx context.Context, store *image.Store, x *image.Session, base image.Root, y *layer) (image.Root, error) {
+	f := folder{ctx: ctx, x: x, v: newView(store, base, y), y: y}
+	leaves := make(chan int64, 16)
+	var wg sync.WaitGroup
+	for range foldWorkers {
+		wg.Go(func() {
+			buf := make([]byte, f.v.chunk)
+			for first := range leaves {
+				f.fold(first, buf)
+			}
+		})
+	}
+	err := y.leaves(func(first int64) error {
+		leaves <- first
+		return f.failure()
+	})
+	close(leaves)
+	wg.Wait()
+	if err = f.failure(); err != nil {
+		return image.Root{}, err
+	}
+	return x.Commit(base, f.changes)
+}
+
+// foldWorkers hash and compress side by side.
+const foldWorkers = 2
+
+// folder makes chunks of a layer's blocks.
+type folder struct {
+	ctx context.Context
+	x   *image.Session
+	v   *view
+	y   *layer
+
+	mu      sync.Mutex
+	changes []image.Change
+	err     error
+}
+
+func (f *folder) failure() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.err == nil {
+		f.err = f.ctx.Err()
+	}
+	return f.err
+}
+
+func (f *folder) fail(err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.err == nil {
+		f.err = err
+	}
+}
+
+// fold puts the changed chunks of one leaf.
+func (f *folder) fold(first int64, buf []byte) {
+	start := first * block.BlockSize
+	end := min(start+leafBytes, f.v.size)
+	var changes []image.Change
+	for off := start; off < end && f.failure() == nil; off += f.v.chunk {
+		name, prev, touched, err := f.chunk(off, buf)
+		if err != nil {
+			f.fail(err)
+			return
+		}
+		if touched && name != prev {
+			changes = append(changes, image.Change{Index: off / f.v.chunk, Name: name})
+		}
+	}
+	f.mu.Lock()
+	f.changes = append(f.changes, changes...)
+	f.mu.Unlock()
+}
+
+// chunk stores the chunk at off, if the layer has some of it.
+func (f *folder) chunk(off int64, buf []byte) (name, prev image.Name, touched bool, err error) {
+	blocks := f.v.chunk / block.BlockSize
+	first := f.y.get(off / block.BlockSize)
+	touched, same := first != 0, true
+	for b := int64(1); b < blocks; b++ {
+		l := f.y.get(off/block.BlockSize + b)
+		touched = touched || l != 0
+		same = same && l == first
+	}
+	if !touched {
+		return name, prev, false, nil
+	}
+	if prev, err = f.v.base.ChunkName(off / f.v.chunk); err != nil {
+		return name, prev, true, err
+	}
+	if same && first.kind() == byReference {
+		err = f.y.segment(first).ReadAt(name[:], first.offset())
+		return name, prev, true, err
+	}
+	if same && first.kind() == isZero && f.wholeChunk(off) {
+		return image.Name{}, prev, true, nil
+	}
+	n := min(f.v.chunk, f.v.size-off)
+	if _, err = f.v.ReadAt(buf[:n], off); err != nil {
+		return name, prev, true, err
+	}
+	clear(buf[n:])
+	name, err = f.x.Put(buf, prev)
+	return name, prev, true, err
+}
+
+// wholeChunk reports that the chunk at off ends within the disk.
+func (f *folder) wholeChunk(off int64) bool { return off+f.v.chunk <= f.v.size }

@@ -1,0 +1,390 @@
+package timeline
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"tidemark"
+	"tidemark/block"
+	"tidemark/image"
+	"tidemark/journal"
+)
+
+// Points returns the bookmarks that have an image, oldest first.
+func (t *Timeline) Points() []tidemark.RecoveryPoint {
+	t.facts.Lock()
+	defer t.facts.Unlock()
+	var list []tidemark.RecoveryPoint
+	for _, m := range t.points {
+		if m.Mark != nil {
+			list = append(list, m.recoveryPoint())
+		}
+	}
+	return list
+}
+
+func (m manifest) recoveryPoint() tidemark.RecoveryPoint {
+	p := tidemark.RecoveryPoint{Position: m.Position, Time: m.Time, Consistency: tidemark.CrashConsistent}
+	if m.Mark != nil {
+		p.Bookmark, p.Consistency, p.Labels = m.Mark.Name, m.Mark.Consistency, m.Mark.Labels
+	}
+	for _, d := range m.Disks {
+		p.Images = append(p.Images, tidemark.Image{Disk: d.Name, Root: d.Root, Size: d.Size})
+	}
+	return p
+}
+
+// Resolve returns the position that p names. A time names the newest record
+// that is not later, where the journal still holds it; before that, the newest
+// retained point that is not later.
+func (t *Timeline) Resolve(p tidemark.Point) (tidemark.Position, error) {
+	head, _ := t.Head()
+	switch when, timed := p.When(time.Now()); {
+	case p.Latest():
+		return head, nil
+	case p.IsPosition():
+		if p.Position > head {
+			return 0, tidemark.Errorf(tidemark.NotFound, "%s has not come to position %v yet", t.Name(), p.Position).WithHint(fmt.Sprintf("its newest is %v", head))
+		}
+		return p.Position, nil
+	case timed:
+		return t.resolveTime(when)
+	}
+	t.facts.Lock()
+	defer t.facts.Unlock()
+	for _, m := range t.points {
+		if m.Mark != nil && m.Mark.Name == p.Bookmark {
+			return m.Position, nil
+		}
+	}
+	for _, c := range t.cuts {
+		if c.mark != nil && c.mark.Name == p.Bookmark {
+			return c.pos, nil
+		}
+	}
+	return 0, tidemark.Errorf(tidemark.NotFound, "%s has no bookmark %q", t.desc.Name, p.Bookmark).WithHint("`tidemark points " + t.desc.Name + "` lists them")
+}
+
+func (t *Timeline) resolveTime(when time.Time) (tidemark.Position, error) {
+	if pos := t.journal.At(when.UnixNano()); pos > uint64(t.oldestInJournal()) {
+		return tidemark.Position(pos), nil
+	}
+	t.facts.Lock()
+	defer t.facts.Unlock()
+	for _, m := range slices.Backward(t.points) {
+		if !m.Time.After(when) {
+			return m.Position, nil
+		}
+	}
+	err := tidemark.Errorf(tidemark.NotFound, "%s has no point at or before %s", t.desc.Name, when.Format(time.RFC3339))
+	if len(t.points) > 0 {
+		return 0, err.WithHint("its oldest is of " + t.points[0].Time.Local().Format(time.RFC3339))
+	}
+	return 0, err.WithHint("it has no retained point yet")
+}
+
+// oldestInJournal returns the position after which all records are in the journal.
+func (t *Timeline) oldestInJournal() tidemark.Position {
+	if s := t.journal.Segments(); len(s) > 0 && s[0].FirstPos > 0 {
+		return tidemark.Position(s[0].FirstPos - 1)
+	}
+	head, _ := t.Head()
+	return head
+}
+
+// Snapshot is a disk at one point: read-only, and unchanged for as long as it
+// is open, whatever is written, expired or reclaimed meanwhile.
+type Snapshot struct {
+	view
+	x *image.Session
+	// Position is the point that is shown.
+	Position tidemark.Position
+}
+
+var _ block.Extenter = (*Snapshot)(nil)
+
+// Close lets go of what the snapshot keeps from being reclaimed.
+func (s *Snapshot) Close() error {
+	s.x.End()
+	return nil
+}
+
+// At opens the disk as it was at position pos: the nearest image at or before
+// it, and over it the records of the journal in between.
+func (t *Timeline) At(disk string, pos tidemark.Position) (*Snapshot, error) {
+	i, err := t.diskIndex(disk)
+	if err != nil {
+		return nil, err
+	}
+	x := t.set.store.Begin()
+	if pos, err = t.settle(pos); err != nil {
+		x.End()
+		return nil, err
+	}
+	v, n, err := t.viewAt(i, pos)
+	if err != nil {
+		x.End()
+		return nil, err
+	}
+	x.Hold(n.root)
+	return &Snapshot{view: *v, x: x, Position: pos}, nil
+}
+
+// settle makes sure that nothing more will be written at or before pos: the
+// latest point becomes one of the past, at a new record. It is durable then.
+func (t *Timeline) settle(pos tidemark.Position) (tidemark.Position, error) {
+	if head, _ := t.Head(); pos < head {
+		return pos, nil
+	}
+	t.facts.Lock()
+	quiet := len(t.cuts) == 0 && pos == t.state.Base
+	t.facts.Unlock()
+	if quiet {
+		return pos, nil
+	}
+	c, err := t.cut(nil)
+	if err != nil {
+		return pos, err
+	}
+	t.set.askFold(t)
+	return c.pos, nil
+}
+
+// viewAt makes the view of disk i at pos, a settled position, and says from which image it is made.
+func (t *Timeline) viewAt(i int, pos tidemark.Position) (*view, nearest, error) {
+	if v, n, ok := t.frozenAt(i, pos); ok {
+		return v, n, nil
+	}
+	n, err := t.nearest(i, pos)
+	if err != nil {
+		return nil, n, err
+	}
+	if n.pos == pos {
+		return newView(t.set.store, n.root), n, nil
+	}
+	y, err := t.replay(uint16(i), n.root, n.pos, pos)
+	if err != nil {
+		return nil, n, err
+	}
+	return newView(t.set.store, n.root, y), n, nil
+}
+
+// frozenAt makes the view at pos of the head's own layers, if one of them was frozen just there.
+func (t *Timeline) frozenAt(i int, pos tidemark.Position) (*view, nearest, bool) {
+	t.facts.Lock()
+	defer t.facts.Unlock()
+	at := slices.IndexFunc(t.cuts, func(c *cut) bool { return c.pos == pos })
+	if at < 0 {
+		return nil, nearest{}, false
+	}
+	v := t.disks[i].head.Load()
+	next := *v
+	next.layers = nil
+	for _, c := range slices.Backward(t.cuts[:at+1]) {
+		if c.layers[i] != nil {
+			next.layers = append(next.layers, c.layers[i])
+		}
+	}
+	root, err := t.state.Disks[i].root()
+	return &next, nearest{pos: t.state.Base, root: root}, err == nil
+}
+
+// nearest is the image that a point is made from.
+type nearest struct {
+	pos  tidemark.Position
+	root image.Root
+}
+
+// nearest finds the newest image of disk i at or before pos from which the journal leads on to pos.
+func (t *Timeline) nearest(i int, pos tidemark.Position) (nearest, error) {
+	t.facts.Lock()
+	defer t.facts.Unlock()
+	var n nearest
+	found := false
+	consider := func(at tidemark.Position, r rootJSON) {
+		if root, err := r.root(); err == nil && at <= pos && (!found || at > n.pos) {
+			n, found = nearest{pos: at, root: root}, true
+		}
+	}
+	for _, m := range t.points {
+		for _, d := range m.Disks {
+			if d.Name == t.disks[i].name {
+				consider(m.Position, d.rootJSON)
+			}
+		}
+	}
+	if t.state.Disks[i].Origin == nil {
+		consider(t.state.Base, t.state.Disks[i].rootJSON)
+	}
+	if !found || n.pos < pos && n.pos < t.oldestInJournal() {
+		return n, tidemark.Errorf(tidemark.NotFound, "%s cannot be shown at %v: its journal no longer reaches back so far", t.desc.Name, pos).
+			WithHint("choose one of `tidemark points " + t.desc.Name + "`")
+	}
+	return n, nil
+}
+
+// replay builds the layer of one disk from the journal's records in (after, upTo].
+func (t *Timeline) replay(disk uint16, root image.Root, after, upTo tidemark.Position) (*layer, error) {
+	y := newLayer(root.Size, t.firstSegment(after))
+	err := t.journal.Scan(uint64(after), uint64(upTo), func(r *journal.Record, p journal.Place) error {
+		if r.Kind != journal.Bookmark && r.Disk == disk {
+			y.put(r, p, int64(root.Chunk))
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read the journal of %s: %w", t.Name(), err)
+	}
+	return y, nil
+}
+
+// firstSegment returns the number of the segment that holds the record behind after.
+func (t *Timeline) firstSegment(after tidemark.Position) uint64 {
+	first := uint64(0)
+	for _, s := range t.journal.Segments() {
+		if first == 0 || s.FirstPos <= uint64(after)+1 {
+			first = s.Number
+		}
+	}
+	return first
+}
+
+// Root returns the image of a disk at pos, which is made if there is none. It
+// stays until x ends, or for as long as a retained point has it.
+func (t *Timeline) Root(ctx context.Context, x *image.Session, disk string, pos tidemark.Position) (image.Root, error) {
+	i, err := t.diskIndex(disk)
+	if err != nil {
+		return image.Root{}, err
+	}
+	if pos, err = t.settle(pos); err != nil {
+		return image.Root{}, err
+	}
+	v, n, err := t.viewAt(i, pos)
+	if err != nil {
+		return image.Root{}, err
+	}
+	root := n.root
+	for _, y := range slices.Backward(v.layers) {
+		if root, err = commitLayer(ctx, t.set.store, x, root, y); err != nil {
+			return root, err
+		}
+	}
+	return root, nil
+}
+
+// Expire forgets the point at pos. What other points, branches or open
+// snapshots need stays; the bytes are given back by a reclaim.
+func (t *Timeline) Expire(ctx context.Context, pos tidemark.Position) error {
+	t.facts.Lock()
+	defer t.facts.Unlock()
+	i := slices.IndexFunc(t.points, func(m manifest) bool { return m.Position == pos })
+	if i < 0 {
+		return tidemark.Errorf(tidemark.NotFound, "%s has no retained point at %v", t.desc.Name, pos).WithHint("`tidemark points " + t.desc.Name + "` lists them")
+	}
+	if err := t.set.o.Bucket.Delete(ctx, imageKey(t.id, pos)); err != nil {
+		return fmt.Errorf("expire %s@%v: %w", t.desc.Name, pos, err)
+	}
+	t.points = slices.Delete(t.points, i, i+1)
+	return nil
+}
+
+// trim lets the journal forget what is folded, outside the window, and not needed by a branch.
+func (t *Timeline) trim(ctx context.Context) error {
+	t.facts.Lock()
+	upTo := t.state.Base
+	for _, p := range t.pins {
+		upTo = min(upTo, p)
+	}
+	w := t.state.Window
+	t.facts.Unlock()
+	if w.For > 0 {
+		upTo = min(upTo, t.windowStart(w))
+	}
+	if err := t.journal.Trim(uint64(upTo)); err != nil {
+		return fmt.Errorf("trim the journal of %s: %w", t.Name(), err)
+	}
+	return t.expireCheckpoints(ctx)
+}
+
+// windowStart returns the position that the window begins at. Time is counted
+// back from the newest record, not from the clock: a clock that jumps ahead
+// while nothing is written makes nothing old.
+func (t *Timeline) windowStart(w Window) tidemark.Position {
+	_, newest := t.journal.Head()
+	start := t.journal.At(newest - w.For.Nanoseconds())
+	segments, bytes := t.journal.Segments(), int64(0)
+	for _, s := range slices.Backward(segments) {
+		if bytes += s.Bytes; w.Bytes > 0 && bytes > w.Bytes {
+			start = max(start, s.LastPos)
+			break
+		}
+	}
+	return tidemark.Position(start)
+}
+
+// expireCheckpoints removes images made only to keep the window quick to open, once the window has passed them.
+func (t *Timeline) expireCheckpoints(ctx context.Context) error {
+	oldest := t.oldestInJournal()
+	t.facts.Lock()
+	var gone []tidemark.Position
+	for i, m := range t.points {
+		last := i == len(t.points)-1 || t.points[i+1].Position > oldest
+		if m.Mark == nil && m.Position < oldest && !last {
+			gone = append(gone, m.Position)
+		}
+	}
+	t.facts.Unlock()
+	for _, pos := range gone {
+		if err := t.Expire(ctx, pos); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// StoredBytes returns the bytes that the timeline has added to the pool, ever.
+func (t *Timeline) StoredBytes() int64 {
+	t.facts.Lock()
+	defer t.facts.Unlock()
+	return t.state.Stored + t.stored.Load()
+}
+
+// JournalBytes returns the bytes that the timeline's journal takes.
+func (t *Timeline) JournalBytes() int64 {
+	n := int64(0)
+	for _, s := range t.journal.Segments() {
+		n += s.Bytes
+	}
+	return n
+}
+
+// K is the most layers that a read of the head touches, and the segments that
+// a restart replays: what a point is made of beside its image.
+func (t *Timeline) K() int {
+	k := 0
+	for _, d := range t.disks {
+		k = max(k, len(d.head.Load().layers))
+	}
+	t.facts.Lock()
+	base := uint64(t.state.Base)
+	t.facts.Unlock()
+	n := 0
+	for _, s := range t.journal.Segments() {
+		if s.LastPos > base && s.LastPos >= s.FirstPos {
+			n++
+		}
+	}
+	return max(k, n)
+}
+
+// Trouble returns why the last fold failed, or nil.
+func (t *Timeline) Trouble() error {
+	t.facts.Lock()
+	defer t.facts.Unlock()
+	return t.failed
+}
+
+// Backlog returns the bytes that were written and are not in an image yet.
+func (t *Timeline) Backlog() int64 { return t.backlog.Load() }

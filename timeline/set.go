@@ -1,0 +1,491 @@
+package timeline
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"tidemark"
+	"tidemark/image"
+	"tidemark/internal/vfs"
+	"tidemark/journal"
+	"tidemark/object"
+)
+
+// Options says where timelines live.
+type Options struct {
+	FS     vfs.FS        // for journals and state
+	Dir    string        // directory of all timelines' journals and states
+	Bucket object.Bucket // for descriptors and points; the store's bucket
+	Logger *slog.Logger
+
+	// FoldAfter is the backlog of payload bytes in a journal at which it is
+	// folded without being asked; 0 means 256 MiB. It bounds what a restart
+	// replays and how many segments a point is made of.
+	FoldAfter int64
+	// ReferenceAfter is the backlog at which large writes go to the pool at
+	// once; 0 means 4 GiB.
+	ReferenceAfter int64
+	// SegmentSize is that of journals in bytes; 0 means the journal's default.
+	SegmentSize int64
+	// Manual turns off folding in the background: for tests that decide when.
+	Manual bool
+	// Now is the clock; nil means time.Now.
+	Now func() time.Time
+}
+
+// Set is all timelines of one data directory. It must be the only one that
+// writes there. All methods may be called concurrently.
+type Set struct {
+	o     Options
+	store *image.Store
+
+	mu    sync.Mutex
+	lines map[string]*Timeline
+	// damaged says which timelines could not be opened, and why.
+	damaged map[string]error
+
+	work chan *Timeline
+	stop context.CancelFunc
+	done sync.WaitGroup
+}
+
+// Open opens all timelines of a data directory, and brings back those that
+// only the bucket knows. A timeline that is damaged is left out, with its
+// reason in [Set.Damaged]; the others open.
+func Open(ctx context.Context, store *image.Store, o Options) (*Set, error) {
+	if o.FoldAfter == 0 {
+		o.FoldAfter = 256 << 20
+	}
+	if o.ReferenceAfter == 0 {
+		o.ReferenceAfter = 4 << 30
+	}
+	if o.Logger == nil {
+		o.Logger = slog.Default()
+	}
+	s := &Set{o: o, store: store, lines: map[string]*Timeline{}, damaged: map[string]error{}, work: make(chan *Timeline, 256)}
+	if err := vfs.MkdirAll(o.FS, o.Dir); err != nil {
+		return nil, err
+	}
+	if err := s.load(ctx); err != nil {
+		return nil, err
+	}
+	run, stop := context.WithCancel(context.Background())
+	s.stop = stop
+	s.done.Go(func() { s.folder(run) })
+	for _, t := range s.lines {
+		s.askFold(t)
+	}
+	return s, nil
+}
+
+// load opens the timelines: first their journals and points, then, when all journals can be read, their heads.
+func (s *Set) load(ctx context.Context) error {
+	stored, err := listTimelines(ctx, s.o.Bucket)
+	if err != nil {
+		return err
+	}
+	names, err := s.o.FS.List(s.o.Dir)
+	if err != nil {
+		return err
+	}
+	for _, id := range names {
+		if stored[id] == nil {
+			stored[id] = &listed{}
+		}
+	}
+	for id, l := range stored {
+		t, err := s.open(ctx, id, l)
+		switch {
+		case err != nil:
+			s.leaveOut(id, err)
+		case t != nil:
+			s.lines[id] = t
+		}
+	}
+	for id, t := range s.lines {
+		if err := t.buildHeads(); err != nil {
+			s.leaveOut(id, err)
+			delete(s.lines, id)
+		}
+	}
+	return nil
+}
+
+func (s *Set) leaveOut(id string, err error) {
+	s.damaged[id] = err
+	s.o.Logger.Error("a timeline cannot be opened", "timeline", id, "error", err)
+}
+
+// Damaged returns the timelines that could not be opened, and why.
+func (s *Set) Damaged() map[string]error { return s.damaged }
+
+func (s *Set) dirOf(id string) string { return s.o.FS.PathJoin(s.o.Dir, id) }
+
+func (s *Set) blank(id string) *Timeline {
+	return &Timeline{set: s, id: id, dir: s.dirOf(id), state: state{ID: id}, pins: map[string]tidemark.Position{}}
+}
+
+// open reads what is stored of one timeline. It returns nil and no error for the remains of a removed or half-made one.
+func (s *Set) open(ctx context.Context, id string, l *listed) (*Timeline, error) {
+	t := s.blank(id)
+	stateErr := t.readState()
+	if t.state.Removing || errors.Is(stateErr, os.ErrNotExist) && len(l.descriptors) == 0 {
+		return nil, s.erase(ctx, id)
+	}
+	if len(l.descriptors) == 0 {
+		// Create writes the state before the descriptor: nobody was told of this timeline.
+		return nil, s.erase(ctx, id)
+	}
+	t.descNo = slices.Max(l.descriptors)
+	if err := getSealed(ctx, s.o.Bucket, descriptorKey(id, t.descNo), &t.desc); err != nil {
+		return nil, err
+	}
+	slices.Sort(l.images)
+	for _, pos := range l.images {
+		var m manifest
+		if err := getSealed(ctx, s.o.Bucket, imageKey(id, pos), &m); err != nil {
+			s.o.Logger.Error("a point cannot be used", "timeline", t.desc.Name, "position", pos, "error", err)
+			continue
+		}
+		t.points = append(t.points, m)
+	}
+	if stateErr != nil {
+		if err := t.stateFromPoints(stateErr); err != nil {
+			return nil, err
+		}
+	}
+	return t, t.openJournal()
+}
+
+func (t *Timeline) readState() error {
+	data, err := vfs.ReadFile(t.set.o.FS, t.set.o.FS.PathJoin(t.dir, "state"))
+	if err == nil {
+		err = unseal(data, &t.state)
+	}
+	if err != nil {
+		t.state = state{ID: t.id}
+		return fmt.Errorf("read the state: %w", err)
+	}
+	return nil
+}
+
+// stateFromPoints makes a state that stands on the newest retained point, for
+// a timeline whose own state is not there (another server's pool) or damaged.
+// The journal then decides whether anything behind that point is left.
+func (t *Timeline) stateFromPoints(cause error) error {
+	if len(t.points) == 0 {
+		return tidemark.Errorf(tidemark.Corrupt, "%s has neither a state nor a retained point: %w", t.desc.Name, cause).
+			WithHint("nothing of it can be brought back from the pool")
+	}
+	newest := t.points[len(t.points)-1]
+	t.state.Base = newest.Position
+	for _, d := range newest.Disks {
+		t.state.Disks = append(t.state.Disks, diskState{Name: d.Name, rootJSON: d.rootJSON})
+	}
+	if err := vfs.MkdirAll(t.set.o.FS, t.dir); err != nil {
+		return err
+	}
+	return t.saveState()
+}
+
+func (t *Timeline) openJournal() error {
+	dir := t.set.o.FS.PathJoin(t.dir, "journal")
+	if err := vfs.MkdirAll(t.set.o.FS, dir); err != nil {
+		return err
+	}
+	j, err := journal.Open(t.set.o.FS, dir, journal.Options{
+		FirstPos: uint64(t.state.Base) + 1, SegmentSize: t.set.o.SegmentSize, Now: t.set.o.Now, Logger: t.set.o.Logger,
+	})
+	if err != nil {
+		return fmt.Errorf("open the journal of %s: %w", t.desc.Name, err)
+	}
+	t.journal = j
+	return nil
+}
+
+// buildHeads makes the disks' heads: the base images, and over them what the
+// journal holds, cut where bookmarks still wait for their images.
+func (t *Timeline) buildHeads() error {
+	roots, err := t.roots()
+	if err != nil {
+		return err
+	}
+	begin, err := t.originCut(roots)
+	if err != nil {
+		return err
+	}
+	t.disks = nil
+	for i, r := range roots {
+		d := &Disk{t: t, index: uint16(i), name: t.state.Disks[i].Name, size: r.Size, chunk: int64(r.Chunk)}
+		v := newView(t.set.store, r, newLayer(r.Size, t.firstSegment(t.state.Base)))
+		if begin != nil && begin.layers[i] != nil {
+			v.layers = append(v.layers, begin.layers[i])
+		}
+		d.head.Store(v)
+		t.disks = append(t.disks, d)
+	}
+	if begin != nil {
+		t.cuts = []*cut{begin}
+	}
+	head, _ := t.journal.Head()
+	if head <= uint64(t.state.Base) {
+		return nil
+	}
+	return t.journal.Scan(uint64(t.state.Base), head, t.replayRecord)
+}
+
+// replayRecord does to the heads what a record did when it was written.
+func (t *Timeline) replayRecord(r *journal.Record, p journal.Place) error {
+	if r.Kind != journal.Bookmark {
+		if int(r.Disk) >= len(t.disks) {
+			return tidemark.Errorf(tidemark.Corrupt, "the journal of %s has a record of disk %d, and %s has %d disks", t.desc.Name, r.Disk, t.desc.Name, len(t.disks))
+		}
+		d := t.disks[r.Disk]
+		d.head.Load().layers[0].put(r, p, d.chunk)
+		t.backlog.Add(int64(len(r.Payload)))
+		return nil
+	}
+	if len(r.Payload) == 0 {
+		return nil
+	}
+	m := new(Mark)
+	if err := json.Unmarshal(r.Payload, m); err != nil {
+		return tidemark.Errorf(tidemark.Corrupt, "the journal of %s has a bookmark at %d that cannot be read: %w", t.desc.Name, r.Pos, err)
+	}
+	c := &cut{pos: tidemark.Position(r.Pos), time: r.Time, mark: m, layers: make([]*layer, len(t.disks))}
+	for i, d := range t.disks {
+		c.layers[i] = d.freezeTop(p.Segment.Number())
+	}
+	t.cuts = append(t.cuts, c)
+	return nil
+}
+
+// originCut makes the layers of a branch that is not folded yet, from its parent's journal.
+func (t *Timeline) originCut(roots []image.Root) (*cut, error) {
+	var begin *cut
+	for i, d := range t.state.Disks {
+		if d.Origin == nil {
+			continue
+		}
+		parent := t.set.lines[d.Origin.Timeline]
+		if parent == nil {
+			return nil, tidemark.Errorf(tidemark.Corrupt, "%s branched from timeline %s, which is not there, before it was complete", t.desc.Name, d.Origin.Timeline)
+		}
+		y, err := parent.replay(d.Origin.Disk, roots[i], d.Origin.After, d.Origin.UpTo)
+		if err != nil {
+			return nil, err
+		}
+		if begin == nil {
+			begin = &cut{pos: t.state.Base, origin: true, layers: make([]*layer, len(roots))}
+		}
+		begin.layers[i] = y
+		parent.pins[t.id] = min(d.Origin.After, maxPin(parent.pins, t.id))
+	}
+	return begin, nil
+}
+
+func maxPin(pins map[string]tidemark.Position, id string) tidemark.Position {
+	if p, ok := pins[id]; ok {
+		return p
+	}
+	return ^tidemark.Position(0)
+}
+
+// establish makes a new timeline durable and known. The descriptor goes last:
+// without it, what is there is swept away at the next start.
+func (s *Set) establish(ctx context.Context, t *Timeline, begin *cut) (err error) {
+	defer func() {
+		if err != nil {
+			err = errors.Join(fmt.Errorf("create %s: %w", t.desc.Name, err), s.erase(context.WithoutCancel(ctx), t.id))
+		}
+	}()
+	if err := vfs.MkdirAll(s.o.FS, t.dir); err != nil {
+		return err
+	}
+	t.facts.Lock()
+	err = t.saveState()
+	t.facts.Unlock()
+	if err != nil {
+		return err
+	}
+	if err := t.openJournal(); err != nil {
+		return err
+	}
+	if err := t.freshHeads(begin); err != nil {
+		return err
+	}
+	t.descNo = 1
+	if err := putSealed(ctx, s.o.Bucket, descriptorKey(t.id, t.descNo), t.desc); err != nil {
+		return errors.Join(err, t.journal.Close())
+	}
+	s.mu.Lock()
+	s.lines[t.id] = t
+	s.mu.Unlock()
+	return nil
+}
+
+// freshHeads makes the heads of a new timeline, over the layers it begins with.
+func (t *Timeline) freshHeads(begin *cut) error {
+	roots, err := t.roots()
+	if err != nil {
+		return err
+	}
+	for i, r := range roots {
+		d := &Disk{t: t, index: uint16(i), name: t.state.Disks[i].Name, size: r.Size, chunk: int64(r.Chunk)}
+		v := newView(t.set.store, r, newLayer(r.Size, t.firstSegment(t.state.Base)))
+		if begin != nil && begin.layers[i] != nil {
+			v.layers = append(v.layers, begin.layers[i])
+		}
+		d.head.Store(v)
+		t.disks = append(t.disks, d)
+	}
+	if begin != nil {
+		t.cuts = []*cut{begin}
+	}
+	return nil
+}
+
+// Get returns the timeline of an id, or nil.
+func (s *Set) Get(id string) *Timeline {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.lines[id]
+}
+
+// List returns all timelines, oldest first.
+func (s *Set) List() []*Timeline {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var list []*Timeline
+	for _, t := range s.lines {
+		list = append(list, t)
+	}
+	slices.SortFunc(list, func(a, b *Timeline) int { return a.desc.Created.Compare(b.desc.Created) })
+	return list
+}
+
+func (s *Set) forget(t *Timeline) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.lines, t.id)
+}
+
+// unpin tells every timeline that a branch needs its journal no longer. The
+// caller may hold the branch's facts, so it runs on its own.
+func (s *Set) unpin(child string) {
+	s.done.Go(func() {
+		for _, t := range s.List() {
+			t.unpinOne(child)
+		}
+	})
+}
+
+// askFold asks for a fold in the background.
+func (s *Set) askFold(t *Timeline) {
+	if s.o.Manual {
+		return
+	}
+	select {
+	case s.work <- t:
+	default: // it is asked for again by the next write, cut or start
+		t.asked.Store(false)
+	}
+}
+
+// folder folds what it is asked to, one timeline at a time.
+func (s *Set) folder(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case t := <-s.work:
+			if err := t.foldBacklog(ctx); err != nil && ctx.Err() == nil {
+				s.o.Logger.Error("folding failed; it is tried again", "timeline", t.Name(), "error", err)
+			}
+		}
+	}
+}
+
+// foldBacklog folds what is frozen, and cuts first if much was written since the last cut.
+func (t *Timeline) foldBacklog(ctx context.Context) error {
+	if s := t.set; s.Get(t.id) != t {
+		return nil
+	}
+	defer t.asked.Store(false)
+	if t.sinceCut.Load() > t.set.o.FoldAfter {
+		if _, err := t.cut(nil); err != nil {
+			return err
+		}
+	}
+	return t.Fold(ctx)
+}
+
+// Keep tells a reclaim of the store what all timelines need.
+func (s *Set) Keep(k *image.Keeper) error {
+	for _, t := range s.List() {
+		if err := t.keep(k); err != nil {
+			return fmt.Errorf("list what %s needs: %w", t.Name(), err)
+		}
+	}
+	if len(s.damaged) > 0 {
+		return tidemark.Errorf(tidemark.Corrupt, "%d timelines are damaged, so what they need is not known", len(s.damaged)).
+			WithHint("nothing is reclaimed until they are repaired or removed")
+	}
+	return nil
+}
+
+func (t *Timeline) keep(k *image.Keeper) error {
+	// The journal first: what is folded while we look moves from the journal into roots.
+	head, _ := t.journal.Head()
+	err := t.journal.Scan(uint64(t.oldestInJournal()), head, func(r *journal.Record, _ journal.Place) error {
+		if r.Kind != journal.Reference {
+			return nil
+		}
+		for p := r.Payload; len(p) >= len(image.Name{}); p = p[len(image.Name{}):] {
+			if err := k.Name(image.Name(p[:len(image.Name{})])); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	t.facts.Lock()
+	roots, err := t.roots()
+	for _, m := range t.points {
+		for _, d := range m.Disks {
+			root, e := d.root()
+			err = errors.Join(err, e)
+			roots = append(roots, root)
+		}
+	}
+	t.facts.Unlock()
+	if err != nil {
+		return err
+	}
+	for _, r := range roots {
+		if err := k.Root(r); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Close folds nothing more and closes all journals; unflushed writes are made durable.
+func (s *Set) Close() error {
+	s.stop()
+	s.done.Wait()
+	var err error
+	for _, t := range s.List() {
+		err = errors.Join(err, t.journal.Sync(), t.journal.Close())
+	}
+	return err
+}

@@ -1,0 +1,307 @@
+package timeline
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"tidemark"
+	"tidemark/block"
+	"tidemark/image"
+	"tidemark/internal/vfs"
+	"tidemark/journal"
+)
+
+// Timeline is the whole history of an application's disks: a base (one image
+// for each disk at a position), and the journal of all that was written after it.
+//
+// All methods may be called concurrently.
+type Timeline struct {
+	set     *Set
+	id      string
+	dir     string
+	journal *journal.Journal
+	disks   []*Disk
+
+	// mu orders writes and cuts. A writer holds it shared while it appends and
+	// publishes; whoever cuts the history, or merges part of a block, holds it alone.
+	mu sync.RWMutex
+
+	// foldMu is held by the one that folds.
+	foldMu sync.Mutex
+
+	// facts guards the fields below.
+	facts  sync.Mutex
+	state  state
+	desc   descriptor
+	descNo int                          // number of the newest descriptor object
+	points []manifest                   // retained points, by position
+	cuts   []*cut                       // frozen layers that are not folded yet, oldest first
+	pins   map[string]tidemark.Position // children that still read our journal after this position
+	failed error                        // the first error of a fold, until one succeeds
+
+	backlog  atomic.Int64 // payload bytes in the journal that are not folded
+	sinceCut atomic.Int64 // of these, bytes since the last cut
+	bulk     atomic.Bool  // large writes go to the pool at once
+	stored   atomic.Int64 // bytes added to the pool and not yet in state
+	asked    atomic.Bool  // a fold was asked for because of the backlog
+}
+
+// state is what the head is built on; it lies beside the journal.
+type state struct {
+	ID     string            `json:"id"`
+	Base   tidemark.Position `json:"base"` // the disks' images are of this position
+	Disks  []diskState       `json:"disks"`
+	Stored int64             `json:"stored_bytes"` // added to the pool by this timeline, ever
+	Window Window            `json:"window"`
+	// Removing: the timeline is being deleted; what is left of it goes at the next start.
+	Removing bool `json:"removing,omitempty"`
+}
+
+type diskState struct {
+	Name string `json:"name"`
+	rootJSON
+	// Origin is set in a branch until its view is folded: over the image come
+	// the parent's records in (After, UpTo].
+	Origin *origin `json:"origin,omitempty"`
+}
+
+type origin struct {
+	Timeline string            `json:"timeline"`
+	Disk     uint16            `json:"disk"`
+	After    tidemark.Position `json:"after"`
+	UpTo     tidemark.Position `json:"up_to"`
+}
+
+// Window says for how long any point, not just bookmarks, can be recovered. The
+// journal is kept that long. Zero: only until it is folded.
+type Window struct {
+	For   time.Duration `json:"for"`
+	Bytes int64         `json:"bytes"` // at most so many bytes of journal
+}
+
+// cut is a position at which the layers were frozen.
+type cut struct {
+	pos    tidemark.Position
+	time   int64
+	mark   *Mark    // of a bookmark; nil for a cut made by policy or by a branch
+	layers []*layer // one for each disk; nil where nothing was written
+	bytes  int64    // payload bytes since the cut before
+	// origin: these layers are of the parent's journal; folding them completes a branch.
+	origin bool
+}
+
+// ID is the timeline's identity: 32 hex digits.
+func (t *Timeline) ID() string { return t.id }
+
+// Name is the name it was created with, or renamed to.
+func (t *Timeline) Name() string {
+	t.facts.Lock()
+	defer t.facts.Unlock()
+	return t.desc.Name
+}
+
+// About returns what the owner stored about the timeline with SetAbout.
+func (t *Timeline) About() json.RawMessage {
+	t.facts.Lock()
+	defer t.facts.Unlock()
+	return t.desc.About
+}
+
+// Describe returns the timeline as a noun.
+func (t *Timeline) Describe() tidemark.Timeline {
+	t.facts.Lock()
+	defer t.facts.Unlock()
+	return tidemark.Timeline{ID: t.id, Parent: t.desc.Parent, Point: t.desc.Point, Created: t.desc.Created}
+}
+
+// Disks returns the heads of all disks, in the order they were added.
+func (t *Timeline) Disks() []*Disk { return t.disks }
+
+// Disk returns the head of the named disk; the empty name means the only disk.
+func (t *Timeline) Disk(name string) (*Disk, error) {
+	i, err := t.diskIndex(name)
+	if err != nil {
+		return nil, err
+	}
+	return t.disks[i], nil
+}
+
+func (t *Timeline) diskIndex(name string) (int, error) {
+	if name == "" && len(t.disks) == 1 {
+		return 0, nil
+	}
+	var names []string
+	for i, d := range t.disks {
+		if d.name == name {
+			return i, nil
+		}
+		names = append(names, d.name)
+	}
+	if name == "" {
+		return 0, tidemark.Errorf(tidemark.Invalid, "%s has several disks", t.Name()).WithHint(fmt.Sprintf("name one of %v", names))
+	}
+	return 0, tidemark.Errorf(tidemark.NotFound, "%s has no disk %q", t.Name(), name).WithHint(fmt.Sprintf("it has %v", names))
+}
+
+// minReference is the shortest run of whole chunks, in bytes, that is stored by reference.
+const minReference = 64 << 10
+
+// byReference decides whether a large write goes to the pool at once. While
+// the journal has room, plain bytes are faster for the writer, and the fold
+// compresses them later; a bulk load outruns the fold, so beyond the limit each
+// write pays for its own compression, and the backlog stays bounded.
+func (t *Timeline) byReference() bool {
+	return t.bulk.Load() || t.backlog.Load() >= t.set.o.ReferenceAfter
+}
+
+// SetBulk tells whether large writes go to the pool at once: right for a disk that
+// captures write, where all that counts is when the whole is done.
+func (t *Timeline) SetBulk(on bool) { t.bulk.Store(on) }
+
+// wroteSome asks for a fold when the backlog is large.
+func (t *Timeline) wroteSome() {
+	if t.sinceCut.Load() > t.set.o.FoldAfter && t.asked.CompareAndSwap(false, true) {
+		t.set.askFold(t)
+	}
+}
+
+func (t *Timeline) addStored(n int64) { t.stored.Add(n) }
+
+// writeError says of which timeline an error of the write path is.
+func (t *Timeline) writeError(what string, err error) error {
+	if errors.Is(err, journal.ErrNoSpace) {
+		return fmt.Errorf("%s: %s: %w: %w", t.Name(), what, block.ErrNoSpace, err)
+	}
+	return fmt.Errorf("%s: %s: %w", t.Name(), what, err)
+}
+
+// Head returns the position and time of the newest record.
+func (t *Timeline) Head() (tidemark.Position, time.Time) {
+	pos, at := t.journal.Head()
+	return tidemark.Position(pos), time.Unix(0, at)
+}
+
+// Bookmark marks the present: what was written before it belongs to the point,
+// what comes after does not, across all disks. Nothing is copied. When it
+// returns, the bookmark and all writes before it are durable. The point gets its image
+// at the next [Timeline.Fold].
+func (t *Timeline) Bookmark(m Mark) (tidemark.Position, error) {
+	if err := tidemark.CheckName(m.Name); err != nil {
+		return 0, err
+	}
+	if t.hasBookmark(m.Name) {
+		return 0, tidemark.Errorf(tidemark.Conflict, "%s has a bookmark %q already", t.Name(), m.Name).WithHint("choose another name")
+	}
+	c, err := t.cut(&m)
+	if err != nil {
+		return 0, err
+	}
+	t.set.askFold(t)
+	return c.pos, nil
+}
+
+func (t *Timeline) hasBookmark(name string) bool {
+	t.facts.Lock()
+	defer t.facts.Unlock()
+	for _, p := range t.points {
+		if p.Mark != nil && p.Mark.Name == name {
+			return true
+		}
+	}
+	for _, c := range t.cuts {
+		if c.mark != nil && c.mark.Name == name {
+			return true
+		}
+	}
+	return false
+}
+
+// cut freezes the top layers at a new record, and makes the record durable.
+func (t *Timeline) cut(m *Mark) (*cut, error) {
+	payload := []byte(nil)
+	if m != nil {
+		var err error
+		if payload, err = json.Marshal(m); err != nil {
+			return nil, err
+		}
+	}
+	c, err := t.freeze(m, payload)
+	if err != nil {
+		return nil, t.writeError("mark a point", err)
+	}
+	if err := t.journal.Sync(); err != nil {
+		return nil, t.writeError("mark a point", err)
+	}
+	return c, nil
+}
+
+// freeze holds all writers for as long as it takes to append one record and replace the top layers.
+func (t *Timeline) freeze(m *Mark, payload []byte) (*cut, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	r := journal.Record{Kind: journal.Bookmark, Payload: payload}
+	place, err := t.journal.Append(&r)
+	if err != nil {
+		return nil, err
+	}
+	c := &cut{pos: tidemark.Position(r.Pos), time: r.Time, mark: m, layers: make([]*layer, len(t.disks))}
+	t.facts.Lock()
+	defer t.facts.Unlock()
+	for i, d := range t.disks {
+		c.layers[i] = d.freezeTop(place.Segment.Number())
+	}
+	c.bytes = t.sinceCut.Swap(0)
+	t.cuts = append(t.cuts, c)
+	return c, nil
+}
+
+// freezeTop puts a new top layer over the present one and returns that, or nil if it is empty.
+func (d *Disk) freezeTop(segment uint64) *layer {
+	v := d.head.Load()
+	top := v.layers[0]
+	if top.blocks.Load() == 0 {
+		return nil
+	}
+	next := *v
+	next.layers = append([]*layer{newLayer(d.size, segment)}, v.layers...)
+	d.head.Store(&next)
+	return top
+}
+
+// saveState makes the state durable. The caller holds facts.
+func (t *Timeline) saveState() error {
+	t.state.Stored += t.stored.Swap(0)
+	data, err := seal(&t.state)
+	if err != nil {
+		return err
+	}
+	if err := vfs.WriteFile(t.set.o.FS, t.set.o.FS.PathJoin(t.dir, "state"), data); err != nil {
+		return fmt.Errorf("save the state of %s: %w", t.desc.Name, err)
+	}
+	return nil
+}
+
+// SetWindow changes for how long any point can be recovered.
+func (t *Timeline) SetWindow(w Window) error {
+	t.facts.Lock()
+	defer t.facts.Unlock()
+	t.state.Window = w
+	return t.saveState()
+}
+
+// roots returns the base images. The caller holds facts.
+func (t *Timeline) roots() ([]image.Root, error) {
+	roots := make([]image.Root, len(t.state.Disks))
+	for i, d := range t.state.Disks {
+		r, err := d.root()
+		if err != nil {
+			return nil, tidemark.Errorf(tidemark.Corrupt, "the state of %s names no image for disk %s: %w", t.desc.Name, d.Name, err)
+		}
+		roots[i] = r
+	}
+	return roots, nil
+}

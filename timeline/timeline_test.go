@@ -1,0 +1,446 @@
+package timeline
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"testing"
+	"time"
+
+	"tidemark"
+	"tidemark/block"
+	"tidemark/image"
+	"tidemark/internal/vfs"
+	"tidemark/object"
+)
+
+var quiet = slog.New(slog.NewTextHandler(io.Discard, nil))
+
+// world is a server's storage on one file system.
+type world struct {
+	fs     vfs.FS
+	bucket *object.Dir
+	store  *image.Store
+	set    *Set
+}
+
+func open(t testing.TB, fs vfs.FS, root string) *world {
+	t.Helper()
+	w := &world{fs: fs}
+	var err error
+	if w.bucket, err = object.OpenDir(fs, root+"/pool"); err != nil {
+		t.Fatal(err)
+	}
+	if w.store, err = image.Open(context.Background(), image.Options{FS: fs, Dir: root + "/store", Bucket: w.bucket, CacheBytes: 8 << 20, Logger: quiet}); err != nil {
+		t.Fatal(err)
+	}
+	w.set, err = Open(context.Background(), w.store, Options{FS: fs, Dir: root + "/timelines", Bucket: w.bucket, Logger: quiet,
+		SegmentSize: 256 << 10, FoldAfter: 64 << 20, ReferenceAfter: 300 << 10, Manual: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for id, err := range w.set.Damaged() {
+		t.Fatalf("timeline %s: %v", id, err)
+	}
+	return w
+}
+
+func (w *world) close(t testing.TB) {
+	t.Helper()
+	if err := w.set.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.store.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.bucket.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+const (
+	diskSize  = 640<<10 + 512 // not a multiple of a block
+	testChunk = 16 << 10
+)
+
+// past is the content of a timeline's disks at a position.
+type past struct {
+	pos  tidemark.Position
+	time time.Time
+	data [2][]byte
+}
+
+// line is a timeline and what it must hold.
+type line struct {
+	id      string
+	now     [2][]byte
+	history []past // after every operation, oldest first
+	flushed int    // index in history that is durable
+	marks   map[string]past
+}
+
+func (l *line) note(t *Timeline) {
+	pos, at := t.Head()
+	l.history = append(l.history, past{pos: pos, time: at, data: l.copy()})
+}
+
+func (l *line) copy() (c [2][]byte) {
+	for i := range l.now {
+		c[i] = bytes.Clone(l.now[i])
+	}
+	return c
+}
+
+// model drives a world at random and checks it.
+type model struct {
+	t     *testing.T
+	seed  uint64
+	rng   *rand.Rand
+	fs    vfs.FS
+	w     *world
+	lines []*line
+	n     int
+}
+
+func (m *model) fatalf(format string, args ...any) {
+	m.t.Helper()
+	m.t.Fatalf("seed %d: %s", m.seed, fmt.Sprintf(format, args...))
+}
+
+func TestModel(t *testing.T) {
+	rounds := 12
+	if os.Getenv("TIDEMARK_LONG") != "" {
+		rounds = 2000
+	} else if testing.Short() {
+		rounds = 3
+	}
+	for i := range rounds {
+		seed := uint64(time.Now().UnixNano()) + uint64(i)
+		if s := os.Getenv("TIDEMARK_SEED"); s != "" {
+			fmt.Sscan(s, &seed)
+		}
+		m := &model{t: t, seed: seed, rng: rand.New(rand.NewPCG(seed, 9)), fs: vfs.NewMem()}
+		m.run()
+	}
+}
+
+func (m *model) run() {
+	m.w = open(m.t, m.fs, "/d")
+	m.create()
+	for range 6 {
+		for range 40 {
+			m.step()
+		}
+		if m.rng.IntN(3) == 0 {
+			m.w.close(m.t)
+			for _, l := range m.lines {
+				l.flushed = len(l.history) - 1
+			}
+		} else {
+			old := m.w
+			m.fs = vfs.Crash(m.fs.(*vfs.MemFS), []int{0, 50, 100}[m.rng.IntN(3)], m.rng)
+			old.set.stop()
+			old.set.done.Wait()
+		}
+		m.w = open(m.t, m.fs, "/d")
+		m.afterRestart()
+	}
+	m.checkAll()
+	m.verify()
+	m.w.close(m.t)
+}
+
+func (m *model) create() {
+	m.n++
+	t, err := m.w.set.Create(context.Background(), fmt.Sprintf("t%d", m.n), []DiskSpec{{Name: "a", Size: diskSize, Chunk: testChunk}, {Name: "b", Size: diskSize}}, nil)
+	if err != nil {
+		m.fatalf("create: %v", err)
+	}
+	if m.rng.IntN(2) == 0 {
+		if err := t.SetWindow(Window{For: time.Hour}); err != nil {
+			m.fatalf("window: %v", err)
+		}
+	}
+	l := &line{id: t.ID(), marks: map[string]past{}}
+	for i := range l.now {
+		l.now[i] = make([]byte, diskSize)
+	}
+	l.note(t)
+	m.lines = append(m.lines, l)
+}
+
+func (m *model) step() {
+	l := m.lines[m.rng.IntN(len(m.lines))]
+	t := m.w.set.Get(l.id)
+	switch m.rng.IntN(24) {
+	case 0:
+		m.bookmark(l, t)
+	case 1:
+		if err := t.Fold(context.Background()); err != nil {
+			m.fatalf("fold: %v", err)
+		}
+	case 2, 3:
+		if err := t.Disks()[0].Flush(); err != nil {
+			m.fatalf("flush: %v", err)
+		}
+		l.flushed = len(l.history) - 1
+	case 4:
+		if len(m.lines) < 6 {
+			m.branch(l, t)
+		}
+	case 5:
+		m.checkPoint(l, t)
+	case 6:
+		if len(m.lines) > 2 && m.rng.IntN(3) == 0 {
+			m.remove(l, t)
+		}
+	case 7:
+		m.expire(l, t)
+	case 8:
+		if m.rng.IntN(3) == 0 {
+			if _, err := m.w.store.Reclaim(context.Background(), m.w.set.Keep); err != nil {
+				m.fatalf("reclaim: %v", err)
+			}
+		}
+	default:
+		m.write(l, t)
+	}
+}
+
+func (m *model) write(l *line, t *Timeline) {
+	i := m.rng.IntN(2)
+	d := t.Disks()[i]
+	n := []int64{512, 4096, 4096, 5000, 16 << 10, 100 << 10, 300 << 10}[m.rng.IntN(7)]
+	off := m.rng.Int64N(diskSize - n)
+	if m.rng.IntN(3) > 0 {
+		off &^= 4095
+	}
+	p := l.now[i][off : off+n]
+	switch m.rng.IntN(6) {
+	case 0:
+		clear(p)
+		if err := d.Discard(off, n); err != nil {
+			m.fatalf("discard: %v", err)
+		}
+	case 1: // a few bytes changed in place
+		for k := m.rng.IntN(50); k < len(p); k += 1000 {
+			p[k]++
+		}
+		m.writeAt(d, p, off)
+	default:
+		for k := range p {
+			p[k] = byte(m.rng.Uint32()) & 0x3f
+		}
+		m.writeAt(d, p, off)
+	}
+	l.note(t)
+	got := make([]byte, n)
+	if _, err := d.ReadAt(got, off); err != nil || !bytes.Equal(got, p) {
+		m.fatalf("what was written reads back wrong: %v", err)
+	}
+}
+
+func (m *model) writeAt(d *Disk, p []byte, off int64) {
+	if _, err := d.WriteAt(p, off); err != nil {
+		m.fatalf("write: %v", err)
+	}
+}
+
+func (m *model) bookmark(l *line, t *Timeline) {
+	m.n++
+	name := fmt.Sprintf("m%d", m.n)
+	pos, err := t.Bookmark(Mark{Name: name, Consistency: tidemark.CrashConsistent})
+	if err != nil {
+		m.fatalf("bookmark: %v", err)
+	}
+	l.marks[name] = past{pos: pos, data: l.copy()}
+	l.note(t)
+	l.flushed = len(l.history) - 1
+}
+
+func (m *model) branch(l *line, t *Timeline) {
+	from, data := tidemark.Position(0), l.copy()
+	for _, p := range l.marks {
+		if m.rng.IntN(2) == 0 {
+			from, data = p.pos, p.data
+		}
+		break
+	}
+	if from == 0 {
+		from, _ = t.Head()
+	}
+	m.n++
+	b, err := t.Branch(context.Background(), fmt.Sprintf("b%d", m.n), from, nil, nil)
+	if err != nil {
+		m.fatalf("branch at %v: %v", from, err)
+	}
+	c := &line{id: b.ID(), marks: map[string]past{}}
+	for i := range data {
+		c.now[i] = bytes.Clone(data[i])
+	}
+	c.note(b)
+	l.note(t)
+	l.flushed = len(l.history) - 1
+	m.lines = append(m.lines, c)
+	m.checkHead(c, b)
+}
+
+func (m *model) remove(l *line, t *Timeline) {
+	if err := t.Remove(context.Background()); err != nil {
+		m.fatalf("remove: %v", err)
+	}
+	for i := range m.lines {
+		if m.lines[i] == l {
+			m.lines = append(m.lines[:i], m.lines[i+1:]...)
+			return
+		}
+	}
+}
+
+func (m *model) expire(l *line, t *Timeline) {
+	for name, p := range l.marks {
+		if pointOf(t, p.pos) {
+			if err := t.Expire(context.Background(), p.pos); err != nil {
+				m.fatalf("expire: %v", err)
+			}
+			delete(l.marks, name)
+		}
+		return
+	}
+}
+
+func pointOf(t *Timeline, pos tidemark.Position) bool {
+	for _, p := range t.Points() {
+		if p.Position == pos {
+			return true
+		}
+	}
+	return false
+}
+
+// afterRestart lets the model forget what was lost rightly, and fails if anything else was.
+func (m *model) afterRestart() {
+	for _, l := range m.lines {
+		t := m.w.set.Get(l.id)
+		if t == nil {
+			m.fatalf("timeline %s is gone", l.id)
+		}
+		head, _ := t.Head()
+		if head < l.history[l.flushed].pos {
+			m.fatalf("head %v, but %v was flushed", head, l.history[l.flushed].pos)
+		}
+		n := l.flushed
+		for n+1 < len(l.history) && l.history[n+1].pos <= head {
+			n++
+		}
+		exact := l.history[n].pos == head || n+1 == len(l.history)
+		for i, d := range t.Disks() {
+			got := make([]byte, diskSize)
+			if _, err := d.ReadAt(got, 0); err != nil {
+				m.fatalf("read after restart: %v", err)
+			}
+			want := l.history[n].data[i]
+			if !exact { // an operation was cut between its records: either content, block by block
+				mix(got, want, l.history[n+1].data[i])
+			}
+			if !bytes.Equal(got, want) {
+				m.fatalf("disk %d of %s differs after a restart at %v", i, t.Name(), head)
+			}
+			if _, err := d.ReadAt(l.now[i], 0); err != nil {
+				m.fatalf("read: %v", err)
+			}
+		}
+		l.history = l.history[:n+1]
+		l.note(t)
+		l.flushed = len(l.history) - 1
+		for name, p := range l.marks {
+			if _, err := t.Resolve(tidemark.Point{Bookmark: name}); err != nil {
+				m.fatalf("bookmark %s at %v: %v", name, p.pos, err)
+			}
+		}
+	}
+}
+
+// mix makes got equal to want where it equals other.
+func mix(got, want, other []byte) {
+	for b := 0; b < len(got); b += block.BlockSize {
+		e := min(b+block.BlockSize, len(got))
+		if bytes.Equal(got[b:e], other[b:e]) {
+			copy(got[b:e], want[b:e])
+		}
+	}
+}
+
+func (m *model) checkHead(l *line, t *Timeline) {
+	for i, d := range t.Disks() {
+		got := make([]byte, diskSize)
+		if _, err := d.ReadAt(got, 0); err != nil || !bytes.Equal(got, l.now[i]) {
+			m.fatalf("head of disk %d of %s differs: %v", i, t.Name(), err)
+		}
+	}
+}
+
+// checkPoint opens a bookmark, or any position that the journal still has.
+func (m *model) checkPoint(l *line, t *Timeline) {
+	var p past
+	for _, p = range l.marks {
+		break
+	}
+	if q := l.history[m.rng.IntN(len(l.history))]; (p.pos == 0 || m.rng.IntN(2) == 0) && t.state.Window.For > 0 && q.pos > t.oldestInJournal() {
+		p = q
+	}
+	if p.pos == 0 {
+		return
+	}
+	for i, d := range t.Disks() {
+		s, err := t.At(d.Name(), p.pos)
+		if err != nil {
+			m.fatalf("open %s@%v: %v", t.Name(), p.pos, err)
+		}
+		got := make([]byte, diskSize)
+		if _, err := s.ReadAt(got, 0); err != nil || !bytes.Equal(got, p.data[i]) {
+			m.fatalf("disk %d of %s@%v differs: %v", i, t.Name(), p.pos, err)
+		}
+		m.checkExtents(s, p.data[i])
+		s.Close()
+	}
+}
+
+func (m *model) checkExtents(r block.Extenter, data []byte) {
+	at := int64(0)
+	err := r.Extents(0, diskSize, func(e block.Extent) bool {
+		if e.Off != at || e.Len <= 0 || e.Hole && !zeros(data[e.Off:e.Off+e.Len]) {
+			m.fatalf("extent %+v at %d", e, at)
+		}
+		at += e.Len
+		return true
+	})
+	if err != nil || at != diskSize {
+		m.fatalf("extents end at %d: %v", at, err)
+	}
+}
+
+func (m *model) checkAll() {
+	for _, l := range m.lines {
+		t := m.w.set.Get(l.id)
+		m.checkHead(l, t)
+		for range 5 {
+			m.checkPoint(l, t)
+		}
+	}
+}
+
+// verify reads everything that any timeline needs.
+func (m *model) verify() {
+	r, err := m.w.store.Check(context.Background(), func(k *image.Keeper) error { return m.w.set.Keep(k) }, nil)
+	if err != nil {
+		m.fatalf("verify: %v", err)
+	}
+	if len(r.Damage) > 0 {
+		m.fatalf("verify found damage: %v", r.Damage)
+	}
+}
