@@ -159,10 +159,10 @@ func testModel(t *testing.T, chunk int) {
 	o := testOptions(fs, mustDir(t, fs))
 	o.Fast = rng.IntN(2) == 0
 	s := mustOpen(t, o)
-	d := &disk{chunk: chunk, data: make([]byte, 40*chunk-rng.IntN(chunk))}
+	d := &disk{chunk: chunk, data: make([]byte, max(5, min(40, 2<<20/chunk))*chunk-rng.IntN(chunk))}
 	root := Empty(int64(len(d.data)), chunk)
 	history := map[Root][]byte{root: bytes.Clone(d.data)}
-	for step := range 60 {
+	for step := range min(60, 20<<20/chunk) {
 		x := s.Begin()
 		from, to := d.write(rng)
 		next, err := d.save(x, root, from, to)
@@ -174,7 +174,7 @@ func testModel(t *testing.T, chunk int) {
 		}
 		history[root] = bytes.Clone(d.data)
 		x.End()
-		if step == 30 {
+		if step == 10 {
 			must(t, s.Close())
 			s = mustOpen(t, o)
 		}
