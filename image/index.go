@@ -94,11 +94,17 @@ func openIndex(fs vfs.FS, dir string, log *slog.Logger) (*index, error) {
 	for i := range o.Levels {
 		o.Levels[i].FilterPolicy = bloom.FilterPolicy(10)
 	}
+	x := &index{}
+	// Without a listener Pebble ends the process when it meets a damaged file.
+	o.EventListener = &pebble.EventListener{DataCorruption: func(i pebble.DataCorruptionInfo) {
+		x.bad.Store(true)
+		log.Warn("the chunk index is damaged and will be rebuilt when the store is next opened", "file", i.Path, "error", i.Details)
+	}}
 	db, err := pebble.Open(dir, o)
 	if err != nil {
 		return nil, err
 	}
-	x := &index{db: db}
+	x.db = db
 	switch v, err := x.raw([]byte("v")); {
 	case err != nil:
 		return nil, errors.Join(err, db.Close())
