@@ -23,10 +23,9 @@ type stream interface {
 	close() error
 }
 
-// newStream takes nc over. A socket is served by blocking system calls: going
-// through Go's poller costs two more of them (a read that finds nothing, and
-// epoll_wait) and a hand-over between threads whenever a client waits for each
-// reply, which is what doubles the latency at queue depth 1.
+// newStream takes nc over. A socket is served by blocking system calls rather
+// than through Go's poller, which costs a read that finds nothing and an
+// epoll_wait for each burst of requests; DESIGN.md has the measurement.
 func newStream(nc net.Conn) (stream, error) {
 	sc, ok := nc.(interface {
 		SyscallConn() (syscall.RawConn, error)
