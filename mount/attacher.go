@@ -1,0 +1,257 @@
+package mount
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"tidemark/internal/vfs"
+	"tidemark/mount/internal/relay"
+)
+
+// readyFD is the file descriptor on which an attacher tells [Attach] how it went.
+const readyFD = 3
+
+// fuseReaders is how many goroutines take requests from the kernel; see
+// DESIGN.md, "Measured".
+const fuseReaders = 1
+
+// lingerRelease is how long a detached device may stay held by somebody who
+// merely looks at it (udev does) before its detaching counts as failed.
+const lingerRelease = 5 * time.Second
+
+// ready is the one line that goes through the ready pipe.
+type ready struct {
+	Device string `json:",omitempty"`
+	Error  string `json:",omitempty"`
+}
+
+// record is the content of attach.json.
+type record struct {
+	AttachConfig
+	PID     int
+	Started string // the process's start time, as in /proc/PID/stat
+	Boot    string // the boot it belongs to
+	Device  string
+	Since   string // RFC 3339
+}
+
+// attacher is the state of the process.
+type attacher struct {
+	cfg    AttachConfig
+	dir    string
+	relay  *relay.Relay
+	front  *relay.Front
+	device string
+	forced chan struct{} // somebody wants it to end now
+	log    *slog.Logger
+}
+
+// RunAttacher serves one attachment until it is detached, and returns nil then. It
+// is all that the attacher's process does: it reads nothing but cfg, logs to
+// standard error, and tells the process that started it through file descriptor 3
+// that the device is there, or why not. It takes the process over: signals,
+// memory locks, descriptors.
+//
+// SIGTERM and SIGINT, or the end of ctx, detach cleanly, unless the device is in
+// use: then they are refused.
+func RunAttacher(ctx context.Context, cfg AttachConfig) error {
+	pipe := readyPipe()
+	a := &attacher{cfg: cfg, forced: make(chan struct{}, 1), log: slog.New(slog.NewTextHandler(os.Stderr, nil))}
+	stop, err := a.start(ctx)
+	if err := tell(pipe, a.device, err); err != nil {
+		a.log.Warn("nobody waits for the device", "err", err)
+	}
+	if err != nil {
+		return err
+	}
+	defer stop()
+	a.log.Info("attached", "device", a.device, "export", cfg.Export, "size", a.relay.Info().Size)
+	a.wait(ctx)
+	err = errors.Join(a.relay.Close(), a.front.Close(), os.RemoveAll(a.dir))
+	a.log.Info("detached", "device", a.device)
+	return err
+}
+
+func readyPipe() *os.File {
+	if _, err := unix.FcntlInt(readyFD, unix.F_SETFD, unix.FD_CLOEXEC); err != nil {
+		return nil // started by hand
+	}
+	return os.NewFile(readyFD, "ready")
+}
+
+func tell(pipe *os.File, device string, err error) error {
+	if pipe == nil {
+		return nil
+	}
+	r := ready{Device: device}
+	if err != nil {
+		r = ready{Error: err.Error()}
+	}
+	return errors.Join(json.NewEncoder(pipe).Encode(r), pipe.Close())
+}
+
+// start brings the device up. On error nothing of it is left.
+func (a *attacher) start(ctx context.Context) (stop func(), err error) {
+	if err := a.cfg.check(); err != nil {
+		return nil, err
+	}
+	a.dir = filepath.Join(a.cfg.StateDir, a.cfg.Name)
+	a.hold()
+	network, address := a.cfg.endpoint()
+	a.relay, err = relay.Open(ctx, relay.Options{
+		Network: network, Address: address, Export: a.cfg.Export, ReadOnly: a.cfg.ReadOnly,
+		Conns: a.cfg.Connections, LogBytes: a.cfg.ReplayBytes, GiveUp: a.cfg.GiveUp, Log: a.log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err := a.present(); err != nil {
+		return nil, errors.Join(err, a.relay.Close())
+	}
+	l, err := a.listen()
+	if err == nil {
+		err = a.save()
+	}
+	if err != nil {
+		err = errors.Join(err, detachLoop(a.device, a.tag(), true), a.relay.Close(), a.front.Close())
+		return nil, err
+	}
+	go a.serveControl(l)
+	return func() { l.Close() }, nil
+}
+
+// hold keeps the process out of the way of the memory it may be needed to free.
+// Where it may not, it runs without: the deadlock needs memory pressure.
+func (a *attacher) hold() {
+	if _, _, errno := syscall.AllThreadsSyscall6(unix.SYS_PRCTL, unix.PR_SET_IO_FLUSHER, 1, 0, 0, 0, 0); errno != 0 && errno != unix.ENOTSUP {
+		a.log.Warn("cannot mark the process as one that writes back", "err", errno)
+	}
+	if err := unix.Mlockall(unix.MCL_CURRENT | unix.MCL_FUTURE | unix.MCL_ONFAULT); err != nil {
+		a.log.Warn("cannot lock memory", "err", err)
+	}
+	// Not permitted in some containers, and then nothing is lost but a precaution.
+	_ = os.WriteFile("/proc/self/oom_score_adj", []byte("-900"), 0)
+}
+
+// present makes the block device.
+func (a *attacher) present() error {
+	info := a.relay.Info()
+	switch sector := a.cfg.Sector; {
+	case info.Size == 0 || info.Size%int64(sector) != 0:
+		return fmt.Errorf("%w: the export has %d bytes, not a multiple of its %d-byte sectors", ErrConfig, info.Size, sector)
+	case info.MinBlock > sector:
+		return fmt.Errorf("%w: the server takes blocks of %d bytes and more: use sectors of 4096", ErrConfig, info.MinBlock)
+	}
+	front, file, err := a.relay.Show(fuseReaders)
+	if err != nil {
+		return err
+	}
+	a.device, err = attachLoop(file, a.cfg.Sector, a.cfg.ReadOnly, a.tag())
+	if cerr := file.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		return errors.Join(err, a.relay.Close(), front.Close())
+	}
+	a.front = front
+	return nil
+}
+
+func (a *attacher) tag() string { return loopTagOf(a.cfg.Token) }
+
+func loopTagOf(token string) string { return "tidemark:" + token }
+
+func (a *attacher) listen() (net.Listener, error) {
+	old := unix.Umask(0o177)
+	defer unix.Umask(old)
+	l, err := net.Listen("unix", filepath.Join(a.dir, socketName))
+	if err != nil {
+		return nil, fmt.Errorf("control socket: %w", err)
+	}
+	l.(*net.UnixListener).SetUnlinkOnClose(false) // the directory goes as a whole
+	return l, nil
+}
+
+// save writes attach.json, last: what has one was attached.
+func (a *attacher) save() error {
+	rec, err := newRecord(a.cfg, a.device)
+	if err != nil {
+		return err
+	}
+	b, err := json.MarshalIndent(rec, "", "\t")
+	if err != nil {
+		return err
+	}
+	return vfs.WriteFile(vfs.OS, filepath.Join(a.dir, recordName), append(b, '\n'))
+}
+
+// wait returns when the kernel has let go of the disk.
+func (a *attacher) wait(ctx context.Context) {
+	sig := make(chan os.Signal, 1)
+	signal.Notify(sig, unix.SIGTERM, unix.SIGINT)
+	defer signal.Stop(sig)
+	signal.Ignore(unix.SIGHUP, unix.SIGPIPE)
+	end := ctx.Done()
+	for {
+		select {
+		case <-a.front.Done():
+			return
+		case <-a.forced:
+			return
+		case <-sig:
+		case <-end:
+			end = nil
+		}
+		if err := a.detach(false); err != nil {
+			a.log.Warn("asked to end, but goes on", "err", err)
+		}
+	}
+}
+
+// detach flushes and takes the device down; the process ends when the kernel has
+// let go of it. Forced, it ends now and whoever uses the device gets errors.
+func (a *attacher) detach(force bool) error {
+	if !force {
+		if err := detachLoop(a.device, a.tag(), false); err != nil {
+			return err
+		}
+		select {
+		case <-a.front.Done():
+			return nil
+		case <-time.After(lingerRelease):
+			return fmt.Errorf("%s is held open by somebody, and goes at its last close: %w", a.device, ErrBusy)
+		}
+	}
+	if a.relay.Status().Connected {
+		flushed := make(chan error, 1)
+		go func() { flushed <- syncDevice(a.device) }()
+		select {
+		case <-flushed: // best effort: an error does not stop who insists
+		case <-time.After(lingerRelease):
+		}
+	}
+	a.log.Warn("detached by force", "device", a.device)
+	err := detachLoop(a.device, a.tag(), true)
+	a.forced <- struct{}{}
+	return err
+}
+
+// syncDevice makes durable at the server what was written to a device.
+func syncDevice(device string) error {
+	dev, err := os.Open(device)
+	if err != nil {
+		return err
+	}
+	return errors.Join(dev.Sync(), dev.Close())
+}

@@ -1,0 +1,364 @@
+package mount
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"tidemark/internal/vfs"
+)
+
+// Files of an attachment's directory.
+const (
+	recordName = "attach.json"
+	socketName = "control.sock"
+	logName    = "attacher.log"
+)
+
+// Attachment is one attached disk. Its methods may be called concurrently.
+type Attachment struct {
+	rec record
+	dir string
+}
+
+// Attach starts an attacher process for cfg and returns when its block device is
+// there. The process goes on when the caller ends. On error nothing is left: bad
+// configuration is ErrConfig, a name that is taken ErrExists, and whatever the
+// attacher could not do (reach the server, most of all) is in the error's text.
+//
+// If ctx ends first, the attacher is killed and what it made is cleaned up.
+func Attach(ctx context.Context, cfg Config) (*Attachment, error) {
+	if err := cfg.check(); err != nil {
+		return nil, err
+	}
+	dir := filepath.Join(cfg.StateDir, cfg.Name)
+	if len(filepath.Join(dir, socketName)) > 107 {
+		return nil, fmt.Errorf("%w: %s is too long a path for a unix socket", ErrConfig, dir)
+	}
+	if err := vfs.MkdirAll(vfs.OS, cfg.StateDir); err != nil {
+		return nil, fmt.Errorf("state directory: %w", err)
+	}
+	if err := os.Mkdir(dir, 0o700); errors.Is(err, os.ErrExist) {
+		return nil, fmt.Errorf("%s: %w", cfg.Name, ErrExists)
+	} else if err != nil {
+		return nil, err
+	}
+	ac := AttachConfig{Config: cfg, Token: rand.Text()}
+	if err := launch(ctx, dir, ac); err != nil {
+		return nil, errors.Join(fmt.Errorf("attach %s: %w", cfg.Name, err), os.RemoveAll(dir))
+	}
+	return load(cfg.StateDir, cfg.Name)
+}
+
+// launch starts the process and waits for its word.
+func launch(ctx context.Context, dir string, ac AttachConfig) error {
+	in, err := json.Marshal(ac)
+	if err != nil {
+		return err
+	}
+	log, err := os.OpenFile(filepath.Join(dir, logName), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	r, w, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	cmd := exec.Command(ac.Command[0], ac.Command[1:]...)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(in), log, log
+	cmd.ExtraFiles = []*os.File{w} // readyFD
+	cmd.Dir = "/"
+	cmd.SysProcAttr = &unix.SysProcAttr{Setsid: true}
+	err = startAsFlusher(cmd)
+	w.Close()
+	if err != nil {
+		return err
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	defer context.AfterFunc(ctx, func() { r.SetReadDeadline(time.Unix(1, 0)) })()
+	var word ready
+	err = json.NewDecoder(r).Decode(&word)
+	switch {
+	case err == nil && word.Error == "":
+		return nil
+	case err == nil:
+		<-ended
+		return errors.New(word.Error)
+	}
+	cmd.Process.Kill() // if it still runs; what it made is undone here
+	<-ended
+	err = errors.Join(fmt.Errorf("the attacher ended without a word: %s", lastLine(log.Name())), ctx.Err())
+	return errors.Join(err, sweepLoops(loopTagOf(ac.Token)))
+}
+
+// startAsFlusher starts a process whose threads may not wait for write-back from
+// the first instruction on. The mark is inherited by fork from the thread that
+// has it, and costs nothing here because the thread is thrown away.
+func startAsFlusher(cmd *exec.Cmd) error {
+	started := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the marked thread ends with us
+		// An error means that we may not: see attacher.hold.
+		_ = unix.Prctl(unix.PR_SET_IO_FLUSHER, 1, 0, 0, 0)
+		started <- cmd.Start()
+	}()
+	return <-started
+}
+
+// lastLine is what a process said last.
+func lastLine(path string) string {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return err.Error()
+	}
+	lines := strings.Split(strings.TrimSpace(string(b)), "\n")
+	return lines[len(lines)-1]
+}
+
+// List returns the attachments below a state directory, alive and stale. A
+// directory that does not exist has none.
+func List(stateDir string) ([]*Attachment, error) {
+	names, err := os.ReadDir(stateDir)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var all []*Attachment
+	for _, e := range names {
+		if !e.IsDir() || checkName(e.Name()) != nil {
+			continue
+		}
+		a, err := load(stateDir, e.Name())
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, a)
+	}
+	return all, nil
+}
+
+// Find returns the attachment of a name, or ErrNotFound.
+func Find(stateDir, name string) (*Attachment, error) {
+	if err := checkName(name); err != nil {
+		return nil, err
+	}
+	return load(stateDir, name)
+}
+
+// load reads an attachment's record. A directory without a whole record is of an
+// attacher that died while it started: a stale attachment without a device.
+func load(stateDir, name string) (*Attachment, error) {
+	a := &Attachment{dir: filepath.Join(stateDir, name)}
+	b, err := vfs.ReadFile(vfs.OS, filepath.Join(a.dir, recordName))
+	if errors.Is(err, os.ErrNotExist) {
+		if _, serr := os.Stat(a.dir); serr != nil {
+			return nil, fmt.Errorf("%s: %w", name, ErrNotFound)
+		}
+		a.rec.Name = name
+		return a, nil
+	}
+	if err == nil {
+		err = json.Unmarshal(b, &a.rec)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("attachment %s: %w", name, err)
+	}
+	a.rec.Name = name
+	return a, nil
+}
+
+// Name returns the attachment's name.
+func (a *Attachment) Name() string { return a.rec.Name }
+
+// Device returns the path of its block device, "" if it never came up.
+func (a *Attachment) Device() string { return a.rec.Device }
+
+// Config returns what it was attached with.
+func (a *Attachment) Config() Config { return a.rec.Config }
+
+// Since returns when it was attached.
+func (a *Attachment) Since() time.Time {
+	t, _ := time.Parse(time.RFC3339Nano, a.rec.Since) // the zero time if it never came up
+	return t
+}
+
+// Alive reports whether its attacher runs. An attachment that is not alive is
+// stale: its device, if still there, gives errors, and Cleanup removes it.
+func (a *Attachment) Alive() bool {
+	if a.rec.PID == 0 {
+		return false
+	}
+	boot, err := bootID()
+	if err != nil || boot != a.rec.Boot {
+		return false
+	}
+	started, err := processStart(a.rec.PID)
+	return err == nil && started == a.rec.Started
+}
+
+// Status asks the attacher how it is. ErrStale if there is none.
+func (a *Attachment) Status(ctx context.Context) (Status, error) {
+	r, err := a.ask(ctx, request{Verb: verbStatus})
+	if err != nil {
+		return Status{}, err
+	}
+	if r.Status == nil {
+		return Status{}, errors.New("the attacher gave no status")
+	}
+	return *r.Status, nil
+}
+
+// Flush makes durable at the server what was written to the device itself. It
+// does not write back what a mounted file system still holds: see [Freeze].
+func (a *Attachment) Flush(ctx context.Context) error {
+	_, err := a.ask(ctx, request{Verb: verbFlush})
+	return err
+}
+
+func (a *Attachment) ask(ctx context.Context, req request) (reply, error) {
+	if !a.Alive() {
+		return reply{}, fmt.Errorf("%s: %w", a.Name(), ErrStale)
+	}
+	r, err := ask(ctx, filepath.Join(a.dir, socketName), req)
+	if err != nil {
+		err = fmt.Errorf("%s %s: %w", req.Verb, a.Name(), err)
+	}
+	return r, err
+}
+
+// Detach flushes, takes the device down, ends the attacher and removes its state.
+// While the device is mounted or held it returns ErrBusy and changes nothing.
+//
+// With force it goes on regardless: a file system mounted from the device gets
+// I/O errors from then on, and loses what it had not written back.
+func (a *Attachment) Detach(ctx context.Context, force bool) error {
+	if !a.Alive() {
+		return fmt.Errorf("%s: %w", a.Name(), ErrStale)
+	}
+	fd, err := unix.PidfdOpen(a.rec.PID, 0)
+	if err != nil {
+		return fmt.Errorf("%s: %w", a.Name(), ErrStale)
+	}
+	defer unix.Close(fd)
+	if _, err := a.ask(ctx, request{Verb: verbDetach, Force: force}); err != nil && !force {
+		return err
+	}
+	if err := awaitExit(ctx, fd); err != nil {
+		return fmt.Errorf("detach %s: %w", a.Name(), err)
+	}
+	if _, err := os.Stat(a.dir); err == nil {
+		return a.Cleanup(force)
+	}
+	return nil
+}
+
+// awaitExit waits for the end of a process.
+func awaitExit(ctx context.Context, pidfd int) error {
+	for ctx.Err() == nil {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, 100)
+		if err != nil && !errors.Is(err, unix.EINTR) {
+			return err
+		}
+		if n > 0 {
+			return nil
+		}
+	}
+	return ctx.Err()
+}
+
+// Cleanup removes what a stale attachment left: mounts of its device, the device,
+// and its state. While the device is mounted it returns ErrBusy unless forced;
+// with force the mounts are taken away even from programs that use them.
+// It refuses with ErrBusy if the attachment is alive.
+func (a *Attachment) Cleanup(force bool) error {
+	if a.Alive() {
+		return fmt.Errorf("%s has a living attacher: %w", a.Name(), ErrBusy)
+	}
+	if a.rec.Device != "" {
+		if err := a.removeDevice(force); err != nil {
+			return fmt.Errorf("clean up %s: %w", a.Name(), err)
+		}
+	}
+	return os.RemoveAll(a.dir)
+}
+
+func (a *Attachment) removeDevice(force bool) error {
+	tag := loopTagOf(a.rec.Token)
+	got, err := loopTag(a.rec.Device)
+	if err != nil || got != tag {
+		return err // "": gone, or somebody else's by now
+	}
+	if force {
+		dirs, err := mountsOf(a.rec.Device)
+		if err != nil {
+			return err
+		}
+		for _, d := range dirs {
+			if err := unix.Unmount(d, unix.MNT_DETACH); err != nil {
+				return fmt.Errorf("unmount %s: %w", d, err)
+			}
+		}
+	}
+	return detachLoop(a.rec.Device, tag, force)
+}
+
+// sweepLoops takes down the loop devices of a tag.
+func sweepLoops(tag string) error {
+	devs, err := filepath.Glob("/sys/block/loop*/loop")
+	for _, d := range devs {
+		path := "/dev/" + filepath.Base(filepath.Dir(d))
+		if got, terr := loopTag(path); terr == nil && got == tag {
+			err = errors.Join(err, detachLoop(path, tag, true))
+		}
+	}
+	return err
+}
+
+// newRecord describes the running process.
+func newRecord(cfg AttachConfig, device string) (record, error) {
+	boot, err := bootID()
+	if err != nil {
+		return record{}, err
+	}
+	started, err := processStart(os.Getpid())
+	return record{
+		AttachConfig: cfg, PID: os.Getpid(), Started: started, Boot: boot,
+		Device: device, Since: time.Now().UTC().Format(time.RFC3339Nano),
+	}, err
+}
+
+func bootID() (string, error) {
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	return strings.TrimSpace(string(b)), err
+}
+
+// processStart returns the start time of a process that is not a zombie, which
+// tells it from a later one of the same number.
+func processStart(pid int) (string, error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return "", err
+	}
+	// Fields are counted from behind the name, which may hold anything.
+	f := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
+	if len(f) < 20 || f[0] == "Z" || f[0] == "X" {
+		return "", fmt.Errorf("process %d has ended", pid)
+	}
+	return f[19], nil
+}

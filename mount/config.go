@@ -1,0 +1,165 @@
+package mount
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// Errors that callers tell apart with errors.Is.
+var (
+	// ErrBusy: the device is mounted, or held by somebody else. Nothing was changed.
+	ErrBusy = errors.New("the device is in use")
+	// ErrExists: an attachment of that name is there already, alive or stale.
+	ErrExists = errors.New("already attached")
+	// ErrNotFound: no attachment of that name.
+	ErrNotFound = errors.New("no such attachment")
+	// ErrStale: the attacher of this attachment is gone; only Cleanup makes sense.
+	ErrStale = errors.New("the attachment is stale")
+	// ErrConfig: the configuration makes no sense. Nothing was changed.
+	ErrConfig = errors.New("bad attach configuration")
+)
+
+// Config says what to attach and how.
+type Config struct {
+	// Name names the attachment and its directory below StateDir: letters, digits,
+	// '.', '_', '-' and '@', at most 100, not starting with a dot.
+	Name string
+	// StateDir holds one directory per attachment. It must not lie on a disk that
+	// is attached here: the attacher would wait for itself.
+	StateDir string
+	// URI names server and export: nbd+unix:///EXPORT?socket=PATH or
+	// nbd://HOST[:PORT]/EXPORT. It is a short form of Socket or Address, and Export.
+	URI string `json:",omitempty"`
+	// Socket is the path of the server's unix socket.
+	Socket string `json:",omitempty"`
+	// Address is the server's HOST:PORT, where there is no Socket.
+	Address string `json:",omitempty"`
+	// Export is the name of the export at the server.
+	Export string `json:",omitempty"`
+	// ReadOnly makes a device that takes no writes.
+	ReadOnly bool `json:",omitempty"`
+	// Sector is the logical sector size of the device: 512 (default) or 4096. A
+	// file system made on 512-byte sectors may not mount on 4096-byte ones, so
+	// only choose 4096 for disks that had it from the beginning.
+	Sector int `json:",omitempty"`
+	// Connections is the most connections to use, 0 for the default. Servers that do not
+	// offer multi-conn get one.
+	Connections int `json:",omitempty"`
+	// ReplayBytes bounds the writes held for replay, 0 for 64 MiB.
+	ReplayBytes int `json:",omitempty"`
+	// GiveUp is how long the server may be unreachable before all I/O fails for
+	// good. 0 means never: I/O waits.
+	GiveUp time.Duration `json:",omitempty"`
+	// Command starts the attacher: a program and its first arguments. Default: this
+	// executable with the argument "attach".
+	Command []string `json:",omitempty"`
+}
+
+// AttachConfig is what an attacher process is told: see [RunAttacher].
+type AttachConfig struct {
+	Config
+	// Token marks the loop device as belonging to this attachment.
+	Token string
+}
+
+// ReadAttachConfig reads what [Attach] wrote to the standard input of the
+// attacher it started.
+func ReadAttachConfig(r io.Reader) (AttachConfig, error) {
+	var c AttachConfig
+	if err := json.NewDecoder(io.LimitReader(r, 1<<20)).Decode(&c); err != nil {
+		return c, fmt.Errorf("%w: %v (this command is started by the server, not by hand)", ErrConfig, err)
+	}
+	return c, nil
+}
+
+// check fills in the defaults and refuses what makes no sense.
+func (c *Config) check() error {
+	if err := checkName(c.Name); err != nil {
+		return err
+	}
+	if c.URI != "" {
+		if err := c.parseURI(); err != nil {
+			return err
+		}
+	}
+	abs, err := filepath.Abs(c.StateDir)
+	if err != nil {
+		return err
+	}
+	switch {
+	case c.StateDir == "":
+		return fmt.Errorf("%w: no state directory", ErrConfig)
+	case (c.Socket == "") == (c.Address == ""):
+		return fmt.Errorf("%w: give the server's socket or its address", ErrConfig)
+	case len(c.Export) > 4096:
+		return fmt.Errorf("%w: export name of %d bytes", ErrConfig, len(c.Export))
+	case c.Sector != 0 && c.Sector != 512 && c.Sector != 4096:
+		return fmt.Errorf("%w: sectors of %d bytes: use 512 or 4096", ErrConfig, c.Sector)
+	case c.Connections < 0 || c.Connections > 16:
+		return fmt.Errorf("%w: %d connections: use 1 to 16", ErrConfig, c.Connections)
+	case c.ReplayBytes != 0 && (c.ReplayBytes < 8<<20 || c.ReplayBytes > 4<<30):
+		return fmt.Errorf("%w: replay memory of %d bytes: use 8 MiB to 4 GiB", ErrConfig, c.ReplayBytes)
+	case c.GiveUp < 0:
+		return fmt.Errorf("%w: give up after %v", ErrConfig, c.GiveUp)
+	}
+	c.StateDir = abs
+	if c.Sector == 0 {
+		c.Sector = 512
+	}
+	if c.ReplayBytes == 0 {
+		c.ReplayBytes = 64 << 20
+	}
+	if len(c.Command) == 0 {
+		exe, err := os.Executable()
+		if err != nil {
+			return err
+		}
+		c.Command = []string{exe, "attach"}
+	}
+	return nil
+}
+
+func (c *Config) parseURI() error {
+	u, err := url.Parse(c.URI)
+	if err != nil {
+		return fmt.Errorf("%w: %v", ErrConfig, err)
+	}
+	switch u.Scheme {
+	case "nbd+unix":
+		c.Socket = u.Query().Get("socket")
+	case "nbd":
+		c.Address = u.Host
+		if u.Port() == "" {
+			c.Address = u.Host + ":10809"
+		}
+	default:
+		return fmt.Errorf("%w: %q: use nbd+unix:///EXPORT?socket=PATH or nbd://HOST:PORT/EXPORT", ErrConfig, c.URI)
+	}
+	c.Export, c.URI = strings.TrimPrefix(u.Path, "/"), ""
+	return nil
+}
+
+// endpoint returns what to dial.
+func (c *Config) endpoint() (network, address string) {
+	if c.Socket != "" {
+		return "unix", c.Socket
+	}
+	return "tcp", c.Address
+}
+
+func checkName(name string) error {
+	ok := func(r rune) bool {
+		return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("._-@", r)
+	}
+	if name == "" || len(name) > 100 || name[0] == '.' || strings.ContainsFunc(name, func(r rune) bool { return !ok(r) }) {
+		return fmt.Errorf("%w: name %q: use letters, digits, '.', '_', '-', '@'", ErrConfig, name)
+	}
+	return nil
+}
