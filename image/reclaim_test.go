@@ -40,6 +40,7 @@ type world struct {
 	names   map[Name][]byte // live by name alone, as a journal's references are
 	busy    bool
 	bucket  *flaky
+	past    [][]byte // contents that were live once
 }
 
 type writer struct {
@@ -109,7 +110,10 @@ func (w *world) begin() {
 // write changes the writer's disk: something new, or something that another image has or had.
 func (w *world) write(wr *writer) {
 	from, to := 0, 0
-	if w.rng.IntN(2) == 0 {
+	if len(w.past) > 0 && w.rng.IntN(4) == 0 { // the content of an image that may be dead by now
+		wr.disk.data = bytes.Clone(w.past[w.rng.IntN(len(w.past))])
+		to = worldSize/worldChunk - 1
+	} else if w.rng.IntN(2) == 0 {
 		i := w.rng.IntN(worldSize / worldChunk)
 		from, to = i, i
 		small := rand.New(rand.NewPCG(uint64(w.rng.IntN(40)), 0)) // of 40 contents: many meet again
@@ -140,6 +144,7 @@ func (w *world) finish(i int) {
 		w.names[n] = c
 	default:
 		w.live[wr.root] = wr.disk.data
+		w.past = append(w.past, wr.disk.data)
 	}
 	wr.x.End()
 }
@@ -151,7 +156,9 @@ func (w *world) hook(step string) {
 		w.finish(0)
 		w.bucket.left.Store(left)
 	}
-	w.step(step)
+	for range 4 {
+		w.step(step)
+	}
 }
 
 // verify reads all that is live from the packs.
