@@ -124,9 +124,13 @@ func (r *Relay) Status() Status {
 // Close ends the relay: what is in flight fails, and so does what comes later.
 // It does not flush. Readers of /dev/fuse must have ended, or end by themselves.
 func (r *Relay) Close() error {
-	r.closeOnce.Do(func() { close(r.closing) })
-	r.running.Wait()
-	return nil
+	var err error
+	r.closeOnce.Do(func() {
+		close(r.closing)
+		r.running.Wait()
+		err = r.log.free()
+	})
+	return err
 }
 
 // dial opens one connection and brings it into the transmission phase.
