@@ -1,0 +1,3 @@
+package main
+import "context"
+func runDemo(ctx context.Context, keep bool) error { return nil }

@@ -1,0 +1,168 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/schollz/progressbar/v3"
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"tidemark"
+	"tidemark/client"
+)
+
+const defaultData = "/var/lib/tidemark"
+
+var flags struct {
+	socket string
+	json   bool
+}
+
+// server returns a client of the server that was named.
+func server() *client.Client {
+	s := flags.socket
+	if s == "" {
+		s = os.Getenv("TIDEMARK_SOCKET")
+	}
+	if s == "" {
+		s = filepath.Join(defaultData, socketName)
+	}
+	return client.New(s)
+}
+
+// show prints facts: as JSON where that was asked for, else for people.
+func show(facts any, people func()) error {
+	if !flags.json {
+		people()
+		return nil
+	}
+	e := json.NewEncoder(os.Stdout)
+	e.SetIndent("", "  ")
+	return e.Encode(facts)
+}
+
+// table prints rows under a head, in columns.
+func table(head string, rows [][]string) {
+	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, strings.ReplaceAll(head, " ", "\t"))
+	for _, r := range rows {
+		fmt.Fprintln(w, strings.Join(r, "\t"))
+	}
+	w.Flush()
+}
+
+// ask is Do for commands that print what they get.
+func ask[T any](cmd *cobra.Command, verb string, req any, people func(T)) error {
+	var res T
+	if err := server().Do(cmd.Context(), verb, req, &res); err != nil {
+		return err
+	}
+	return show(res, func() { people(res) })
+}
+
+// work is ask for jobs: it shows their progress.
+func work[T any](cmd *cobra.Command, verb string, req any, people func(T)) error {
+	var res T
+	bar := newProgress(verb)
+	err := server().Run(cmd.Context(), verb, req, &res, bar.report)
+	bar.finish()
+	if err != nil {
+		return err
+	}
+	return show(res, func() { people(res) })
+}
+
+// progress shows how far a job is, on a terminal.
+type progress struct {
+	what string
+	bar  *progressbar.ProgressBar
+	unit string
+}
+
+func newProgress(what string) *progress {
+	p := &progress{what: what}
+	if !term.IsTerminal(int(os.Stderr.Fd())) {
+		return nil
+	}
+	return p
+}
+
+func (p *progress) report(j tidemark.Job) {
+	if p == nil || j.State != tidemark.JobRunning || j.Progress.Done == 0 && j.Progress.Total == 0 {
+		return
+	}
+	if p.bar == nil {
+		total := j.Progress.Total
+		if total == 0 {
+			total = -1
+		}
+		p.bar = progressbar.NewOptions64(total, progressbar.OptionSetWriter(os.Stderr), progressbar.OptionSetDescription(p.what),
+			progressbar.OptionShowBytes(j.Progress.Unit == "bytes"), progressbar.OptionClearOnFinish(), progressbar.OptionThrottle(100*time.Millisecond))
+	}
+	if j.Progress.Total > 0 && p.bar.GetMax64() != j.Progress.Total {
+		p.bar.ChangeMax64(j.Progress.Total)
+	}
+	p.bar.Describe(p.what + " " + j.Step)
+	_ = p.bar.Set64(j.Progress.Done) // a bar that cannot be drawn stops nothing
+}
+
+func (p *progress) finish() {
+	if p != nil && p.bar != nil {
+		_ = p.bar.Clear()
+	}
+}
+
+func when(t time.Time) string {
+	if t.IsZero() {
+		return "-"
+	}
+	return t.Local().Format("2006-01-02 15:04:05")
+}
+
+func seconds(s float64) string {
+	if s < 1 {
+		return fmt.Sprintf("%.0f ms", s*1000)
+	}
+	return fmt.Sprintf("%.1f s", s)
+}
+
+func size(n int64) string { return tidemark.FormatSize(n) }
+
+func dash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
+
+// named completes a command's first argument with names that the server knows.
+func named(verb string) func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+	return func(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+		if len(args) > 0 {
+			return nil, cobra.ShellCompDirectiveDefault
+		}
+		var list []struct {
+			Name string `json:"name"`
+		}
+		var names []string
+		if err := server().Do(cmd.Context(), verb, nil, &list); err == nil {
+			for _, x := range list {
+				names = append(names, x.Name)
+			}
+		}
+		return names, cobra.ShellCompDirectiveNoFileComp
+	}
+}
+
+// anyName completes with all applications and clones.
+func anyName(cmd *cobra.Command, args []string, part string) ([]string, cobra.ShellCompDirective) {
+	a, d := named("applications")(cmd, args, part)
+	c, _ := named("clones")(cmd, args, part)
+	return append(a, c...), d
+}

@@ -1,0 +1,160 @@
+package main
+
+import (
+	"fmt"
+	"path/filepath"
+	"strconv"
+
+	"github.com/spf13/cobra"
+
+	"tidemark"
+)
+
+func statusCommand() *cobra.Command {
+	return &cobra.Command{Use: "status", Short: "Applications, mounts, clones, jobs and the pool", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
+		return ask(cmd, "status", nil, printStatus)
+	}}
+}
+
+func printStatus(s tidemark.Status) {
+	var rows [][]string
+	for _, a := range s.Applications {
+		latest, covered := "-", "-"
+		if a.Latest != nil {
+			latest = when(a.Latest.Time)
+		}
+		if a.Covered != nil {
+			covered = when(a.Covered.To)
+		}
+		rows = append(rows, []string{a.Name, string(a.Type), latest, covered, a.State, a.Detail})
+	}
+	table("APPLICATION TYPE LATEST ANY-TIME-UNTIL STATE DETAIL", rows)
+	fmt.Printf("\n%d clones, %d mounts\n", len(s.Clones), len(s.Mounts))
+	p := s.Pool
+	fmt.Printf("pool %s: %s in %d packs, journals %s, free %s, health %s\n", p.Path, size(p.PhysicalBytes), p.Packs, size(p.JournalBytes), size(p.FreeBytes), p.Health)
+	if p.LogicalBytes > 0 && p.PhysicalBytes > 0 {
+		fmt.Printf("full copies of all points would take %s\n", size(p.LogicalBytes))
+	}
+	fmt.Printf("K %d (limit %d)\n", s.K, s.KLimit)
+	for _, j := range s.Jobs {
+		if j.State == tidemark.JobRunning {
+			fmt.Printf("job %d: %s %s: %s\n", j.ID, j.Kind, j.Application, j.Step)
+		}
+	}
+	for _, e := range s.Events {
+		if e.Level != "info" {
+			fmt.Printf("%s %s %s %s\n", when(e.Time), e.Level, dash(e.Application), e.Message)
+		}
+	}
+}
+
+func expireCommand() *cobra.Command {
+	return &cobra.Command{Use: "expire APP@POINT", Short: "Forget a point; `reclaim` gives its bytes back", Args: cobra.ExactArgs(1), ValidArgsFunction: anyName,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return ask(cmd, "expire", map[string]string{"name": args[0]}, func(p tidemark.RecoveryPoint) {
+				fmt.Printf("%s (%v, of %s) is forgotten\n", dash(p.Bookmark), p.Position, when(p.Time))
+			})
+		}}
+}
+
+func reclaimCommand() *cobra.Command {
+	return &cobra.Command{Use: "reclaim", Short: "Give back the bytes that no point needs", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
+		return work(cmd, "reclaim", nil, func(r tidemark.ReclaimResult) {
+			fmt.Printf("freed %s in %d packs, %s are in use, in %s\n", size(r.FreedBytes), r.PacksDeleted, size(r.LiveBytes), seconds(r.Seconds))
+		})
+	}}
+}
+
+func verifyCommand() *cobra.Command {
+	return &cobra.Command{Use: "verify [APP[@POINT]]", Short: "Read and hash all that is stored, or all of an application or point", Args: cobra.MaximumNArgs(1), ValidArgsFunction: anyName,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			ref := ""
+			if len(args) == 1 {
+				ref = args[0]
+			}
+			var damaged int
+			err := work(cmd, "verify", map[string]string{"name": ref}, func(v tidemark.VerifyResult) {
+				damaged = len(v.Damaged)
+				for _, d := range v.Damaged {
+					fmt.Println("damaged:", d)
+				}
+				fmt.Printf("%d chunks, %s, read and hashed in %s\n", v.Chunks, size(v.Bytes), seconds(v.Seconds))
+			})
+			if err == nil && damaged > 0 {
+				err = tidemark.Errorf(tidemark.Corrupt, "%d chunks are damaged", damaged).WithHint("what the source still has is stored again by the next capture")
+			}
+			return err
+		}}
+}
+
+func jobsCommand() *cobra.Command {
+	return &cobra.Command{Use: "jobs", Short: "List jobs, newest first", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
+		return ask(cmd, "jobs", nil, func(list []tidemark.Job) {
+			var rows [][]string
+			for _, j := range list {
+				detail := j.Step
+				if j.Error != nil {
+					detail = j.Error.Message
+				}
+				rows = append(rows, []string{strconv.FormatInt(j.ID, 10), j.Kind, dash(j.Application), string(j.State), when(j.Created), detail})
+			}
+			table("ID KIND APPLICATION STATE CREATED DETAIL", rows)
+		})
+	}}
+}
+
+func jobCommand() *cobra.Command {
+	c := &cobra.Command{Use: "job", Short: "One job: show, wait, cancel"}
+	c.AddCommand(
+		onJob("show ID", "Describe a job", func(cmd *cobra.Command, id int64) error {
+			j, err := server().Job(cmd.Context(), id)
+			if err != nil {
+				return err
+			}
+			return show(j, func() { printJob(j) })
+		}),
+		onJob("wait ID", "Wait for a job to end", func(cmd *cobra.Command, id int64) error {
+			bar := newProgress("job " + strconv.FormatInt(id, 10))
+			defer bar.finish()
+			return server().Wait(cmd.Context(), id, nil, bar.report)
+		}),
+		onJob("cancel ID", "Cut a job; what it has half done is undone", func(cmd *cobra.Command, id int64) error {
+			return server().Cancel(cmd.Context(), id)
+		}))
+	return c
+}
+
+func onJob(use, short string, run func(*cobra.Command, int64) error) *cobra.Command {
+	return &cobra.Command{Use: use, Short: short, Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
+		id, err := strconv.ParseInt(args[0], 10, 64)
+		if err != nil {
+			return usage(tidemark.Errorf(tidemark.Invalid, "%q is not the number of a job", args[0]).WithHint("`tidemark jobs` lists them"))
+		}
+		return run(cmd, id)
+	}}
+}
+
+func printJob(j tidemark.Job) {
+	fmt.Printf("job %d: %s %s: %s %s\n", j.ID, j.Kind, dash(j.Application), j.State, j.Step)
+	if j.Progress.Total > 0 {
+		fmt.Printf("%d of %d %s\n", j.Progress.Done, j.Progress.Total, j.Progress.Unit)
+	}
+	if j.Error != nil {
+		fmt.Println(j.Error)
+	}
+}
+
+func poolCommand() *cobra.Command {
+	c := &cobra.Command{Use: "pool", Short: "The pool that images rest in"}
+	c.AddCommand(&cobra.Command{Use: "import DIR", Short: "Bring all images of another data directory into this empty server", Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			dir, err := filepath.Abs(args[0])
+			if err != nil {
+				return err
+			}
+			return work(cmd, "pool-import", map[string]string{"name": dir}, func(r tidemark.ImportResult) {
+				fmt.Printf("%d applications with %d points, %s\n", r.Applications, r.Points, size(r.Bytes))
+			})
+		}})
+	return c
+}

@@ -1,0 +1,232 @@
+package main
+
+import (
+	"fmt"
+	"path/filepath"
+	"strconv"
+
+	"github.com/spf13/cobra"
+
+	"tidemark"
+)
+
+// pointsOut is what `points --json` prints: scripts rely on it being a list.
+func pointsCommand() *cobra.Command {
+	return &cobra.Command{Use: "points APP", Short: "List recoverable points and intervals", Args: cobra.ExactArgs(1), ValidArgsFunction: anyName,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			var p tidemark.Points
+			if err := server().Named(cmd.Context(), "points", args[0], &p); err != nil {
+				return err
+			}
+			if p.Points == nil {
+				p.Points = []tidemark.RecoveryPoint{}
+			}
+			return show(p.Points, func() { printPoints(p) })
+		}}
+}
+
+func printPoints(p tidemark.Points) {
+	var rows [][]string
+	for _, r := range p.Points {
+		rows = append(rows, []string{r.Bookmark, r.Position.String(), when(r.Time), string(r.Consistency), dash(r.Labels["stop_lsn"])})
+	}
+	table("BOOKMARK POSITION TIME CONSISTENCY LSN", rows)
+	for _, c := range p.Covered {
+		fmt.Printf("any time from %s to %s\n", when(c.From), when(c.To))
+	}
+	for _, g := range p.Gaps {
+		fmt.Printf("nothing from %s to %s: %s\n", when(g.From), when(g.To), g.Reason)
+	}
+}
+
+func diskFlag(c *cobra.Command, disk *string) {
+	c.Flags().StringVar(disk, "disk", "", "the disk, if the application has several")
+}
+
+func exportCommand() *cobra.Command {
+	var spec tidemark.ExportSpec
+	c := &cobra.Command{Use: "export APP[@POINT]", Short: "Serve a point over NBD; prints its URI", Args: cobra.ExactArgs(1), ValidArgsFunction: anyName,
+		Example: "  tidemark export scratch --writable\n  qemu-img info \"$(tidemark export scratch@nightly --json | jq -r .uri)\"",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			spec.Ref = args[0]
+			return ask(cmd, "export", spec, func(e tidemark.Export) { fmt.Println(e.URI) })
+		}}
+	diskFlag(c, &spec.Disk)
+	c.Flags().BoolVar(&spec.Writable, "writable", false, "writes go to the volume or clone")
+	c.Flags().StringVar(&spec.Listen, "nbd", "", "unix:/path.sock or tcp:HOST:PORT (default: the server's own socket)")
+	return c
+}
+
+func exportsCommand() *cobra.Command {
+	return &cobra.Command{Use: "exports", Short: "List what is served over NBD", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
+		return ask(cmd, "exports", nil, func(list []tidemark.Export) {
+			var rows [][]string
+			for _, e := range list {
+				rows = append(rows, []string{e.Name, e.Ref, e.Disk, size(e.Size), e.URI})
+			}
+			table("NAME POINT DISK SIZE URI", rows)
+		})
+	}}
+}
+
+func unexportCommand() *cobra.Command {
+	return &cobra.Command{Use: "unexport NAME", Short: "End an export", Args: cobra.ExactArgs(1), ValidArgsFunction: named("exports"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := server().Named(cmd.Context(), "unexport", args[0], nil); err != nil {
+				return err
+			}
+			return show(map[string]string{"name": args[0]}, func() { fmt.Println(args[0], "is no longer exported") })
+		}}
+}
+
+func mountCommand() *cobra.Command {
+	var spec tidemark.MountSpec
+	c := &cobra.Command{Use: "mount APP[@POINT] [DIR]", Short: "Attach a point here as a disk, and mount its file system on DIR", Args: cobra.RangeArgs(1, 2), ValidArgsFunction: anyName,
+		Long: "Attach a point to the server's host as a disk, and mount its file system on the\nempty directory DIR, if one is given. What is written goes to the mount, never to\nthe point, and is gone with `tidemark unmount`.",
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
+			spec.Ref = args[0]
+			if len(args) == 2 {
+				if spec.Path, err = filepath.Abs(args[1]); err != nil {
+					return err
+				}
+			}
+			return ask(cmd, "mount", spec, func(m tidemark.Mount) {
+				fmt.Printf("%s  %s  %s  %s  in %s\n", m.Name, m.Ref, m.Device, dash(m.Path), seconds(m.Seconds))
+			})
+		}}
+	diskFlag(c, &spec.Disk)
+	c.Flags().BoolVar(&spec.ReadOnly, "read-only", false, "mount the file system read-only")
+	c.Flags().StringVar(&spec.Name, "name", "", "the mount's name (default: made of the application's)")
+	return c
+}
+
+func mountsCommand() *cobra.Command {
+	return &cobra.Command{Use: "mounts", Short: "List mounts", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
+		return ask(cmd, "mounts", nil, func(list []tidemark.Mount) {
+			var rows [][]string
+			for _, m := range list {
+				rows = append(rows, []string{m.Name, m.Ref, m.Disk, m.Device, dash(m.Path), m.State, when(m.Since)})
+			}
+			table("NAME POINT DISK DEVICE PATH STATE SINCE", rows)
+		})
+	}}
+}
+
+func unmountCommand() *cobra.Command {
+	return &cobra.Command{Use: "unmount NAME|DIR", Short: "Take a mount back; what was written to it is gone", Args: cobra.ExactArgs(1), ValidArgsFunction: named("mounts"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := server().Named(cmd.Context(), "unmount", args[0], nil); err != nil {
+				return err
+			}
+			return show(map[string]string{"name": args[0]}, func() { fmt.Println(args[0], "is unmounted") })
+		}}
+}
+
+func printClone(k tidemark.Clone) {
+	fmt.Printf("%s  %s  %s  in %s\n", k.Name, k.Source, k.Connection, seconds(k.Seconds))
+}
+
+func cloneCommand() *cobra.Command {
+	var spec tidemark.CloneSpec
+	c := &cobra.Command{Use: "clone APP[@POINT] NAME", Short: "A thin writable copy with its application up; prints how to reach it", Args: cobra.ExactArgs(2), ValidArgsFunction: anyName,
+		Example: "  tidemark clone orders dev\n  tidemark clone orders@2026-11-23T14:03:07 before --port 6000\n  tidemark clone orders fixed --to 0/3000060\n  tidemark clone dev dev2",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			spec.Ref, spec.Name = args[0], args[1]
+			if err := usage(tidemark.CheckName(spec.Name)); err != nil {
+				return err
+			}
+			return work(cmd, "clone", spec, printClone)
+		}}
+	c.Flags().IntVar(&spec.Port, "port", 0, "the database's port (default: a free one)")
+	c.Flags().StringVar(&spec.To, "to", "", "replay the log to a time, a log position, or latest")
+	c.AddCommand(cloneRemove(), cloneList("ls"))
+	return c
+}
+
+func cloneRemove() *cobra.Command {
+	return &cobra.Command{Use: "rm NAME", Short: "Stop a clone and delete it; clones of it stay", Args: cobra.ExactArgs(1), ValidArgsFunction: named("clones"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := server().Named(cmd.Context(), "clone-rm", args[0], nil); err != nil {
+				return err
+			}
+			return show(map[string]string{"name": args[0]}, func() { fmt.Println(args[0], "is deleted") })
+		}}
+}
+
+func clonesCommand() *cobra.Command { return cloneList("clones") }
+
+func cloneList(use string) *cobra.Command {
+	return &cobra.Command{Use: use, Short: "List clones", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
+		return ask(cmd, "clones", nil, func(list []tidemark.Clone) {
+			var rows [][]string
+			for _, k := range list {
+				rows = append(rows, []string{k.Name, k.Source, k.State, port(k.Port), size(k.OwnBytes), k.Connection})
+			}
+			table("NAME OF STATE PORT OWN CONNECTION", rows)
+		})
+	}}
+}
+
+func port(n int) string {
+	if n == 0 {
+		return "-"
+	}
+	return strconv.Itoa(n)
+}
+
+func refreshCommand() *cobra.Command {
+	return &cobra.Command{Use: "refresh NAME[@POINT]", Short: "Make a clone anew from its source, under the same name and port", Args: cobra.ExactArgs(1), ValidArgsFunction: named("clones"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			r, err := tidemark.ParseRef(args[0])
+			if err != nil {
+				return usage(err)
+			}
+			spec := tidemark.RefreshSpec{Name: r.App}
+			if !r.Point.Latest() {
+				spec.Point = r.Point.String()
+			}
+			return work(cmd, "refresh", spec, printClone)
+		}}
+}
+
+func restoreCommand() *cobra.Command {
+	var spec tidemark.RestoreSpec
+	c := &cobra.Command{Use: "restore APP@POINT --to FILE|DEVICE|DIR", Short: "Write a point to a file or device, or its files to a directory", Args: cobra.ExactArgs(1), ValidArgsFunction: anyName,
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
+			spec.Ref = args[0]
+			if spec.To, err = filepath.Abs(spec.To); err != nil {
+				return err
+			}
+			return work(cmd, "restore", spec, func(r struct {
+				Ref     string  `json:"ref"`
+				To      string  `json:"to"`
+				Bytes   int64   `json:"bytes"`
+				Seconds float64 `json:"seconds"`
+			}) {
+				fmt.Printf("%s is restored to %s: %s in %s\n", r.Ref, r.To, size(r.Bytes), seconds(r.Seconds))
+			})
+		}}
+	diskFlag(c, &spec.Disk)
+	c.Flags().StringVar(&spec.To, "to", "", "a new file, a device, or an empty directory")
+	c.Flags().BoolVar(&spec.Force, "force", false, "overwrite what is there")
+	_ = c.MarkFlagRequired("to")
+	return c
+}
+
+func diffCommand() *cobra.Command {
+	var spec tidemark.DiffSpec
+	c := &cobra.Command{Use: "diff APP@A APP@B", Short: "List what differs between two points", Args: cobra.ExactArgs(2), ValidArgsFunction: anyName,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			spec.A, spec.B = args[0], args[1]
+			return ask(cmd, "diff", spec, func(d tidemark.Diff) {
+				var rows [][]string
+				for _, e := range d.Extents {
+					rows = append(rows, []string{e.Disk, strconv.FormatInt(e.Off, 10), strconv.FormatInt(e.Len, 10)})
+				}
+				table("DISK OFFSET LENGTH", rows)
+				fmt.Printf("%s in %d extents\n", size(d.ChangedBytes), len(d.Extents))
+			})
+		}}
+	diskFlag(c, &spec.Disk)
+	return c
+}

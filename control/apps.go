@@ -1,0 +1,226 @@
+package control
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"slices"
+
+	"tidemark"
+	"tidemark/catalog"
+	"tidemark/timeline"
+)
+
+// about is what the server notes about an application in its timeline's
+// descriptor, so that it is in the pool with the data.
+type about struct {
+	Type    tidemark.AppType  `json:"type"`
+	Source  string            `json:"source,omitempty"`
+	Host    string            `json:"host,omitempty"`
+	Options map[string]string `json:"options,omitempty"`
+	// Of is APP@POINT of which a clone or mount was made.
+	Of string `json:"of,omitempty"`
+	// Role tells clones and mounts from applications of their own.
+	Role role `json:"role,omitempty"`
+}
+
+type role string
+
+const (
+	roleClone role = "clone"
+	roleMount role = "mount"
+)
+
+// app is an application as the server knows it.
+type app struct {
+	about
+	name string
+	t    *timeline.Timeline
+}
+
+func appOf(t *timeline.Timeline) (app, error) {
+	a := app{name: t.Name(), t: t}
+	if err := json.Unmarshal(t.About(), &a.about); err != nil {
+		return a, tidemark.Errorf(tidemark.Corrupt, "what is noted about %s cannot be read: %w", a.name, err)
+	}
+	return a, nil
+}
+
+// apps returns all applications, volumes, clones and mounts, by name.
+func (c *Control) apps() []app {
+	var list []app
+	for _, t := range c.set.List() {
+		a, err := appOf(t)
+		if err != nil {
+			c.log.Error("an application is left out", "error", err)
+			continue
+		}
+		list = append(list, a)
+	}
+	slices.SortFunc(list, func(a, b app) int { return compare(a.name, b.name) })
+	return list
+}
+
+func compare(a, b string) int {
+	switch {
+	case a < b:
+		return -1
+	case a > b:
+		return 1
+	}
+	return 0
+}
+
+// app finds an application, volume, clone or mount.
+func (c *Control) app(name string) (app, error) {
+	for _, t := range c.set.List() {
+		if t.Name() == name {
+			return appOf(t)
+		}
+	}
+	for id, err := range c.set.Damaged() {
+		if id == name {
+			return app{}, err
+		}
+	}
+	return app{}, tidemark.Errorf(tidemark.NotFound, "there is no application, volume or clone %q", name).WithHint("`tidemark status` lists them")
+}
+
+// at finds the application and position that a reference names.
+func (c *Control) at(ref string) (app, tidemark.Position, error) {
+	r, err := tidemark.ParseRef(ref)
+	if err != nil {
+		return app{}, 0, err
+	}
+	a, err := c.app(r.App)
+	if err != nil {
+		return a, 0, err
+	}
+	pos, err := a.t.Resolve(r.Point)
+	return a, pos, err
+}
+
+// claim reserves a name until release is called. By then the timeline of that name exists, or nobody wants it.
+func (c *Control) claim(name string) (release func(), err error) {
+	if err := tidemark.CheckName(name); err != nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if _, err := c.app(name); err == nil || c.names[name] {
+		return nil, tidemark.Errorf(tidemark.Conflict, "there is an application, volume or clone %q already", name).WithHint("choose another name")
+	}
+	c.names[name] = true
+	return func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		delete(c.names, name)
+	}, nil
+}
+
+func mustJSON(v any) json.RawMessage {
+	b, err := json.Marshal(v)
+	if err != nil {
+		panic(fmt.Sprintf("control: a plain struct cannot be encoded: %v", err))
+	}
+	return b
+}
+
+func hostname() string {
+	name, err := os.Hostname()
+	if err != nil {
+		return ""
+	}
+	return name
+}
+
+// describe returns the application as a noun.
+func (c *Control) describe(a app) tidemark.Application {
+	d := tidemark.Application{Name: a.name, Type: a.Type, Clone: a.Role == roleClone, Source: a.Source, Host: a.Host,
+		Timeline: a.t.Describe(), Created: a.t.Describe().Created, Options: a.Options, State: "ok"}
+	for _, disk := range a.t.Disks() {
+		d.Disks = append(d.Disks, disk.Describe())
+	}
+	if p := a.t.Points(); len(p) > 0 {
+		d.Latest = &p[len(p)-1]
+	}
+	if err := a.t.Trouble(); err != nil {
+		d.State, d.Detail = "degraded", err.Error()
+	}
+	c.describeLog(a, &d)
+	return d
+}
+
+// Applications lists what is protected, volumes included, clones and mounts not.
+func (c *Control) Applications(context.Context) ([]tidemark.Application, error) {
+	list := []tidemark.Application{}
+	for _, a := range c.apps() {
+		if a.Role == "" {
+			list = append(list, c.describe(a))
+		}
+	}
+	return list, nil
+}
+
+// Points lists what can be recovered of an application.
+func (c *Control) Points(_ context.Context, name string) (tidemark.Points, error) {
+	a, err := c.app(name)
+	if err != nil {
+		return tidemark.Points{}, err
+	}
+	p := tidemark.Points{Application: name, Points: a.t.Points()}
+	c.describeCoverage(a, &p)
+	return p, nil
+}
+
+// Bookmark marks the present of an application. Where its disks are attached
+// to this host, their file systems are frozen meanwhile.
+func (c *Control) Bookmark(ctx context.Context, spec tidemark.BookmarkSpec) (tidemark.RecoveryPoint, error) {
+	a, err := c.app(spec.Application)
+	if err != nil {
+		return tidemark.RecoveryPoint{}, err
+	}
+	pos, err := c.markFrozen(ctx, a, timeline.Mark{Name: spec.Name, Consistency: tidemark.CrashConsistent})
+	if err != nil {
+		return tidemark.RecoveryPoint{}, err
+	}
+	if err := a.t.Fold(ctx); err != nil {
+		return tidemark.RecoveryPoint{}, err
+	}
+	c.keepPoint(ctx, a)
+	return pointAt(a.t, pos)
+}
+
+func pointAt(t *timeline.Timeline, pos tidemark.Position) (tidemark.RecoveryPoint, error) {
+	for _, p := range t.Points() {
+		if p.Position == pos {
+			return p, nil
+		}
+	}
+	return tidemark.RecoveryPoint{}, tidemark.Errorf(tidemark.NotFound, "%s has no retained point at %v", t.Name(), pos)
+}
+
+// Expire forgets a point.
+func (c *Control) Expire(ctx context.Context, ref string) (tidemark.RecoveryPoint, error) {
+	a, pos, err := c.at(ref)
+	if err != nil {
+		return tidemark.RecoveryPoint{}, err
+	}
+	p, err := pointAt(a.t, pos)
+	if err != nil {
+		return p, err
+	}
+	if err := a.t.Expire(ctx, pos); err != nil {
+		return p, err
+	}
+	c.keepPoint(ctx, a)
+	return p, c.pruneLog(a)
+}
+
+// keepPoint brings the catalog's entry of an application up to date. The pool has the truth: a failure is only noted.
+func (c *Control) keepPoint(ctx context.Context, a app) {
+	if err := c.catalog.Put(ctx, catalog.Applications, a.name, c.describe(a)); err != nil {
+		c.log.Error("the catalog was not brought up to date", "application", a.name, "error", err)
+	}
+}

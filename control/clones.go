@@ -1,0 +1,402 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"tidemark"
+	"tidemark/app/postgres"
+	"tidemark/catalog"
+	"tidemark/mount"
+)
+
+// keptClone is a clone as the catalog has it.
+type keptClone struct {
+	tidemark.Clone
+	Spec tidemark.CloneSpec `json:"spec"`
+}
+
+// Clone makes a thin writable copy of a point and brings its application up.
+func (c *Control) Clone(ctx context.Context, spec tidemark.CloneSpec) (tidemark.Job, error) {
+	src, err := c.planClone(spec)
+	if err != nil {
+		return tidemark.Job{}, err
+	}
+	release, err := c.claim(spec.Name)
+	if err != nil {
+		return tidemark.Job{}, err
+	}
+	j, err := c.run(ctx, "clone", spec.Name, spec, func(ctx context.Context, t *task) (any, error) {
+		defer release()
+		if err := t.doing(ctx, "branch", undoing{Remove: spec.Name}); err != nil {
+			return nil, err
+		}
+		k, err := c.makeClone(ctx, src, spec)
+		if err != nil {
+			return nil, errors.Join(err, c.demolish(context.WithoutCancel(ctx), spec.Name))
+		}
+		return k.Clone, nil
+	})
+	if err != nil {
+		release()
+	}
+	return j, err
+}
+
+// plan is where a clone comes from, and how far its log is replayed.
+type plan struct {
+	src  app
+	pos  tidemark.Position
+	each map[string]tidemark.Position
+	stop postgres.Stop
+	log  bool // the log disk is needed
+}
+
+// planClone checks a request and finds the point to branch from.
+func (c *Control) planClone(spec tidemark.CloneSpec) (plan, error) {
+	ref, err := tidemark.ParseRef(spec.Ref)
+	if err != nil {
+		return plan{}, err
+	}
+	a, err := c.app(ref.App)
+	if err != nil {
+		return plan{}, err
+	}
+	if spec.Port < 0 || spec.Port > 65535 {
+		return plan{}, tidemark.Errorf(tidemark.Invalid, "%d is no port", spec.Port).WithHint("use 1 to 65535, or leave it out for a free one")
+	}
+	if a.Type == tidemark.TypePostgres && a.Role == "" {
+		return c.planDatabase(a, ref.Point, spec.To)
+	}
+	if spec.To != "" {
+		return plan{}, tidemark.Errorf(tidemark.Invalid, "%s has no log to replay", a.name).WithHint("leave --to out, or name a point of " + a.name)
+	}
+	if a.Role == "" && a.Type == tidemark.TypeFilesystem && ref.Point.Latest() {
+		p, err := newestPoint(a)
+		return plan{src: a, pos: p.Position}, err
+	}
+	pos, err := a.t.Resolve(ref.Point)
+	return plan{src: a, pos: pos}, err
+}
+
+func newestPoint(a app) (tidemark.RecoveryPoint, error) {
+	if p := a.t.Points(); len(p) > 0 {
+		return p[len(p)-1], nil
+	}
+	return tidemark.RecoveryPoint{}, tidemark.Errorf(tidemark.NotFound, "%s has no point yet", a.name).WithHint("capture it first: `tidemark capture " + a.name + "`")
+}
+
+// planDatabase finds the capture that a recovery begins with.
+func (c *Control) planDatabase(a app, at tidemark.Point, to string) (plan, error) {
+	p := plan{src: a}
+	until, err := stopAt(at, to)
+	if err != nil {
+		return p, err
+	}
+	if until == (postgres.Stop{}) {
+		base, err := newestPoint(a)
+		if err == nil && !at.Latest() {
+			var pos tidemark.Position
+			if pos, err = a.t.Resolve(at); err == nil {
+				base, err = pointAt(a.t, pos)
+			}
+		}
+		p.pos = base.Position
+		return p, err
+	}
+	base, err := baseFor(a, at, until)
+	if err != nil {
+		return p, err
+	}
+	p.pos, p.stop, p.log = base.Position, until, true
+	return p, nil
+}
+
+// stopAt reads how far the log is to be replayed: --to, or a time as the point.
+func stopAt(at tidemark.Point, to string) (s postgres.Stop, err error) {
+	switch {
+	case to == "latest":
+		return postgres.Stop{Latest: true}, nil
+	case to != "":
+		if lsn, err := postgres.ParseLSN(to); err == nil {
+			return postgres.Stop{LSN: lsn}, nil
+		}
+		p, err := tidemark.ParsePoint(to)
+		when, ok := p.When(time.Now())
+		if err != nil || !ok {
+			return s, tidemark.Errorf(tidemark.Invalid, "%q is neither a time nor a log position", to).WithHint("write 2026-11-23T02:41:07Z, -5m, 0/3000060 or latest")
+		}
+		return postgres.Stop{Time: when}, nil
+	}
+	if when, ok := at.When(time.Now()); ok {
+		return postgres.Stop{Time: when}, nil
+	}
+	return s, nil
+}
+
+// baseFor finds the newest capture that the log leads on from to the place asked for.
+func baseFor(a app, at tidemark.Point, s postgres.Stop) (tidemark.RecoveryPoint, error) {
+	if at.Bookmark != "" || at.IsPosition() {
+		pos, err := a.t.Resolve(at)
+		if err != nil {
+			return tidemark.RecoveryPoint{}, err
+		}
+		return pointAt(a.t, pos)
+	}
+	points := a.t.Points()
+	for i := len(points) - 1; i >= 0; i-- {
+		p := points[i]
+		lsn, err := postgres.ParseLSN(p.Labels[labelStop])
+		if err != nil {
+			continue
+		}
+		if s.Latest || !s.Time.IsZero() && !p.Time.After(s.Time) || s.LSN != 0 && lsn <= s.LSN {
+			return p, nil
+		}
+	}
+	err := tidemark.Errorf(tidemark.NotFound, "%s has no capture before the place asked for", a.name)
+	if len(points) > 0 {
+		return tidemark.RecoveryPoint{}, err.WithHint("its oldest ended at " + points[0].Time.Local().Format(time.RFC3339) + ", " + points[0].Labels[labelStop])
+	}
+	return tidemark.RecoveryPoint{}, err.WithHint("capture it first: `tidemark capture " + a.name + "`")
+}
+
+func (c *Control) makeClone(ctx context.Context, p plan, spec tidemark.CloneSpec) (keptClone, error) {
+	begun := time.Now()
+	k := keptClone{Spec: spec, Clone: tidemark.Clone{Name: spec.Name, Type: p.src.Type, State: "starting", Created: begun}}
+	if p.log {
+		if err := c.completeLog(ctx, &p); err != nil {
+			return k, err
+		}
+	}
+	a, err := c.branch(ctx, p.src, spec.Name, p.pos, p.each, roleClone)
+	if err != nil {
+		return k, err
+	}
+	k.Source = a.Of
+	switch p.src.Type {
+	case tidemark.TypePostgres:
+		err = c.startDatabase(ctx, a, p, &k)
+	case tidemark.TypeFilesystem:
+		err = c.mountClone(ctx, a, dataDisk)
+		k.Path = filepath.Join(c.dirOf(a, dataDisk), treeDir)
+		k.Connection = k.Path
+	default:
+		err = c.exportClone(ctx, a, &k)
+	}
+	if err != nil {
+		return k, err
+	}
+	k.State, k.Seconds = "running", time.Since(begun).Seconds()
+	return k, c.catalog.Put(ctx, catalog.Clones, k.Name, k)
+}
+
+// completeLog makes sure that the log reaches as far as asked, and lets the
+// clone have the log disk as it is now.
+func (c *Control) completeLog(ctx context.Context, p *plan) error {
+	r := c.receivers.get(p.src.name)
+	if r != nil {
+		st, err := r.Status()
+		if err != nil {
+			return err
+		}
+		if p.stop.LSN > st.Flushed || p.stop.Latest || !p.stop.Time.IsZero() && p.stop.Time.After(st.Covered) {
+			if err := c.forceLog(ctx, r, p); err != nil {
+				return err
+			}
+		} else {
+			p.stop.Covered = !p.stop.Time.IsZero()
+		}
+		for _, g := range st.Gaps {
+			if p.stop.Time.After(g.FromTime) && p.stop.Time.Before(g.ToTime) {
+				return tidemark.Errorf(tidemark.Unavailable, "%s cannot be recovered to %s: its log has a gap from %s to %s (%s)", p.src.name,
+					p.stop.Time.Format(time.RFC3339), g.FromTime.Format(time.RFC3339), g.ToTime.Format(time.RFC3339), g.Reason).WithHint("choose a time outside the gap")
+			}
+		}
+	}
+	d, err := p.src.t.Disk(logDisk)
+	if err != nil {
+		return err
+	}
+	if err := d.Flush(); err != nil {
+		return err
+	}
+	head, _ := p.src.t.Head()
+	p.each = map[string]tidemark.Position{logDisk: head}
+	return nil
+}
+
+// forceLog asks production for the log up to now.
+func (c *Control) forceLog(ctx context.Context, r *receiving, p *plan) error {
+	if p.stop.Time.After(time.Now()) {
+		return tidemark.Errorf(tidemark.Invalid, "%s has not come yet", p.stop.Time.Format(time.RFC3339)).WithHint("leave the time out for the newest state")
+	}
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	if _, err := r.ForceReceive(ctx, 0); err != nil {
+		st, _ := r.Status()
+		return tidemark.Errorf(tidemark.Unavailable, "the log of %s does not reach so far: %w", p.src.name, err).
+			WithHint("it covers all until " + st.Covered.Local().Format(time.RFC3339))
+	}
+	p.stop.Covered = !p.stop.Time.IsZero()
+	return nil
+}
+
+// mountClone attaches and mounts a disk of a clone.
+func (c *Control) mountClone(ctx context.Context, a app, disk string) error {
+	at, err := c.reattach(ctx, a, disk)
+	if err != nil {
+		return err
+	}
+	dir := c.dirOf(a, disk)
+	if err := os.MkdirAll(dir, 0o711); err != nil {
+		return err
+	}
+	return mount.MountFS(at.Device(), dir, "ext4", []string{"noatime"})
+}
+
+// startDatabase brings the database of a clone up.
+func (c *Control) startDatabase(ctx context.Context, a app, p plan, k *keptClone) error {
+	if err := c.mountClone(ctx, a, dataDisk); err != nil {
+		return err
+	}
+	t := postgres.Target{Name: a.name, DataDir: filepath.Join(c.dirOf(a, dataDisk), treeDir), Port: k.Spec.Port, Stop: p.stop}
+	if p.log {
+		if err := c.mountClone(ctx, a, logDisk); err != nil {
+			return err
+		}
+		t.WALDir = c.logDir(a)
+	}
+	in, err := postgres.Recover(ctx, t)
+	if err != nil {
+		return err
+	}
+	k.Connection, k.Port = in.Conn, in.Port
+	return nil
+}
+
+// stopDatabase stops the database of a clone, if it runs.
+func (c *Control) stopDatabase(ctx context.Context, a app) error {
+	if a.Type != tidemark.TypePostgres || a.Role != roleClone {
+		return nil
+	}
+	in, err := c.database(a)
+	if tidemark.KindOf(err) == tidemark.NotFound {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return in.Stop(ctx)
+}
+
+// database finds the running database of a clone.
+func (c *Control) database(a app) (*postgres.Instance, error) {
+	return postgres.Find(filepath.Join(c.dirOf(a, dataDisk), treeDir))
+}
+
+func (c *Control) exportClone(ctx context.Context, a app, k *keptClone) error {
+	e, err := c.Export(ctx, tidemark.ExportSpec{Ref: a.name, Writable: true})
+	k.Connection = e.URI
+	return err
+}
+
+// Clones lists the clones.
+func (c *Control) Clones(ctx context.Context) ([]tidemark.Clone, error) {
+	kept, err := catalog.List[keptClone](ctx, c.catalog, catalog.Clones)
+	if err != nil {
+		return nil, err
+	}
+	list := make([]tidemark.Clone, 0, len(kept))
+	for _, k := range kept {
+		a, err := c.app(k.Name)
+		if err != nil {
+			k.State = "its timeline is gone"
+		} else {
+			k.OwnBytes = a.t.StoredBytes() + a.t.JournalBytes()
+			k.State = c.cloneState(a, k.State)
+		}
+		list = append(list, k.Clone)
+	}
+	return list, nil
+}
+
+func (c *Control) cloneState(a app, last string) string {
+	if a.Type == tidemark.TypeVolume {
+		return last
+	}
+	if _, ok := c.mountedAt(a, dataDisk); !ok {
+		return "detached"
+	}
+	if a.Type != tidemark.TypePostgres {
+		return "mounted"
+	}
+	in, err := c.database(a)
+	if err != nil {
+		return "stopped"
+	}
+	return string(in.Status())
+}
+
+// RemoveClone stops a clone and deletes it. Clones of it stay.
+func (c *Control) RemoveClone(ctx context.Context, name string) error {
+	var k keptClone
+	if err := c.catalog.Get(ctx, catalog.Clones, name, &k); err != nil {
+		return err
+	}
+	if k.Type == tidemark.TypeVolume {
+		exports, err := c.Exports(ctx)
+		if err != nil {
+			return err
+		}
+		for _, e := range exports {
+			if r, err := tidemark.ParseRef(e.Ref); err == nil && r.App == name {
+				if err := c.Unexport(ctx, e.Name); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return c.demolish(ctx, name)
+}
+
+// Refresh makes a clone anew from a point of what it was made of, under the
+// same name and port. What was written to it is gone.
+func (c *Control) Refresh(ctx context.Context, spec tidemark.RefreshSpec) (tidemark.Job, error) {
+	var k keptClone
+	if err := c.catalog.Get(ctx, catalog.Clones, spec.Name, &k); err != nil {
+		return tidemark.Job{}, err
+	}
+	ref, err := tidemark.ParseRef(k.Spec.Ref)
+	if err != nil {
+		return tidemark.Job{}, err
+	}
+	again := tidemark.CloneSpec{Ref: ref.App, Name: spec.Name, Port: k.Port}
+	if spec.Point != "" {
+		again.Ref = ref.App + "@" + spec.Point
+	}
+	if k.Type != tidemark.TypePostgres {
+		again.Port = 0
+	}
+	p, err := c.planClone(again)
+	if err != nil {
+		return tidemark.Job{}, err
+	}
+	return c.run(ctx, "refresh", spec.Name, spec, func(ctx context.Context, t *task) (any, error) {
+		if err := t.doing(ctx, "remove", undoing{Remove: spec.Name}); err != nil {
+			return nil, err
+		}
+		if err := c.RemoveClone(ctx, spec.Name); err != nil {
+			return nil, fmt.Errorf("take the old clone away: %w", err)
+		}
+		n, err := c.makeClone(ctx, p, again)
+		if err != nil {
+			return nil, errors.Join(err, c.demolish(context.WithoutCancel(ctx), spec.Name))
+		}
+		return n.Clone, nil
+	})
+}

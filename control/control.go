@@ -1,0 +1,223 @@
+// Package control runs a server: it protects applications, captures them, and
+// gives their points out as exports, mounts and clones, by joining the
+// timelines of a data directory with the disks, databases and processes of the
+// host. What it does that takes long is a job, recorded in the catalog before
+// it begins, so that a job cut by a crash is found and undone at the next start.
+//
+// Everything lies below one directory:
+//
+//	pool/       the bucket: packs, descriptors and points; all that a new server needs
+//	pool/open/  packs that still grow (inside the pool, so that copying it copies them)
+//	index/      where chunks lie; a cache
+//	timelines/  journals and states
+//	catalog.db  the ledger
+//	run/        sockets, and the state of attached disks
+//	staging/    where staging disks are mounted
+//	clones/     where clones are mounted
+//
+// Begin with [Open]. All methods may be called concurrently.
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"tidemark"
+	"tidemark/catalog"
+	"tidemark/export/nbd"
+	"tidemark/image"
+	"tidemark/internal/vfs"
+	"tidemark/object"
+	"tidemark/timeline"
+)
+
+// Options of a server.
+type Options struct {
+	Dir        string // data directory
+	CacheBytes int64  // memory for decoded chunks; 0: a quarter of the machine's
+	Logger     *slog.Logger
+	// Attacher is the command that attaches a disk; empty: this program with "attach".
+	Attacher []string
+}
+
+// Control is a running server.
+type Control struct {
+	o       Options
+	log     *slog.Logger
+	started time.Time
+	lock    io.Closer
+
+	bucket  *object.Dir
+	store   *image.Store
+	set     *timeline.Set
+	catalog *catalog.Catalog
+
+	exports  *nbd.Table
+	nbd      *nbd.Server
+	listened map[string]net.Listener // sockets of exports that asked for their own; guarded by mu
+
+	jobs      runner
+	receivers receivers
+
+	gate  sync.RWMutex // held by requests, and alone by what replaces the stores
+	mu    sync.Mutex   // guards the names of applications while one is made, and listened
+	names map[string]bool
+}
+
+func (c *Control) path(parts ...string) string {
+	return filepath.Join(append([]string{c.o.Dir}, parts...)...)
+}
+
+// Open starts a server on a data directory, which is made if it is missing. It
+// finds the mounts, clones and jobs of the server that ran there before.
+func Open(ctx context.Context, o Options) (_ *Control, err error) {
+	if o.Logger == nil {
+		o.Logger = slog.Default()
+	}
+	if o.Dir, err = filepath.Abs(o.Dir); err != nil {
+		return nil, err
+	}
+	c := &Control{o: o, log: o.Logger, started: time.Now(), exports: nbd.NewTable(), listened: map[string]net.Listener{}, names: map[string]bool{}}
+	c.jobs.init()
+	if err := c.takeDir(); err != nil {
+		return nil, err
+	}
+	if err := c.openStores(ctx); err != nil {
+		return nil, errors.Join(err, c.Close())
+	}
+	if err := c.serveDisks(); err != nil {
+		return nil, errors.Join(err, c.Close())
+	}
+	if err := c.comeBack(ctx); err != nil {
+		return nil, errors.Join(err, c.Close())
+	}
+	return c, nil
+}
+
+// takeDir makes the directory and keeps other servers out of it.
+func (c *Control) takeDir() error {
+	for d, mode := range map[string]os.FileMode{"": 0o711, "staging": 0o711, "clones": 0o711, "run": 0o700} {
+		if err := os.MkdirAll(c.path(d), mode); err != nil {
+			return tidemark.Errorf(tidemark.Unavailable, "the data directory cannot be made: %w", err).WithHint("choose another with --data, or run as root")
+		}
+	}
+	f, err := os.OpenFile(c.path("lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return tidemark.Errorf(tidemark.Denied, "the data directory cannot be used: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return errors.Join(tidemark.Errorf(tidemark.Conflict, "another server runs on %s", c.o.Dir).WithHint("stop it first, or choose another --data"), f.Close())
+	}
+	c.lock = f
+	return nil
+}
+
+func (c *Control) openStores(ctx context.Context) (err error) {
+	if c.bucket, err = object.OpenDir(vfs.OS, c.path("pool")); err != nil {
+		return err
+	}
+	if c.catalog, err = catalog.Open(ctx, c.path("catalog.db")); err != nil {
+		return err
+	}
+	return c.openPool(ctx)
+}
+
+// openPool opens the image store and the timelines.
+func (c *Control) openPool(ctx context.Context) (err error) {
+	cache := c.o.CacheBytes
+	if cache == 0 {
+		cache = memory() / 4
+	}
+	c.store, err = image.Open(ctx, image.Options{FS: vfs.OS, Dir: c.path("store"), Bucket: c.bucket, CacheBytes: cache, Logger: c.log})
+	if err != nil {
+		return fmt.Errorf("open the pool: %w", err)
+	}
+	c.set, err = timeline.Open(ctx, c.store, timeline.Options{FS: vfs.OS, Dir: c.path("timelines"), Bucket: c.bucket, Logger: c.log})
+	return err
+}
+
+// memory is the machine's memory in bytes.
+func memory() int64 {
+	var si unix.Sysinfo_t
+	if err := unix.Sysinfo(&si); err != nil {
+		return 1 << 30
+	}
+	return int64(si.Totalram) * int64(si.Unit)
+}
+
+// DiskSocket is the socket on which the server's own disks are served.
+func (c *Control) DiskSocket() string { return c.path("run", "nbd.sock") }
+
+func (c *Control) serveDisks() error {
+	l, err := nbd.Listen("unix:" + c.DiskSocket())
+	if err != nil {
+		return err
+	}
+	c.nbd = nbd.NewServer(c.exports, nbd.Options{Logger: c.log})
+	c.serve(l)
+	return nil
+}
+
+func (c *Control) serve(l net.Listener) {
+	go func() {
+		if err := c.nbd.Serve(l); err != nil && !errors.Is(err, net.ErrClosed) && !errors.Is(err, nbd.ErrServerClosed) {
+			c.log.Error("a disk socket failed", "socket", l.Addr(), "error", err)
+		}
+	}()
+}
+
+// Close stops the server: running jobs are cut, and found at the next start.
+// Attached disks wait for the next server; databases on them stand still meanwhile.
+func (c *Control) Close() error {
+	var errs []error
+	c.jobs.stop()
+	c.receivers.stopAll()
+	if c.nbd != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		errs = append(errs, ignoreTimeout(c.nbd.Shutdown(ctx)))
+		cancel()
+		errs = append(errs, c.nbd.Close())
+	}
+	if c.set != nil {
+		errs = append(errs, c.set.Close())
+	}
+	if c.catalog != nil {
+		errs = append(errs, c.catalog.Close())
+	}
+	if c.store != nil {
+		errs = append(errs, c.store.Close())
+	}
+	if c.bucket != nil {
+		errs = append(errs, c.bucket.Close())
+	}
+	if c.lock != nil {
+		errs = append(errs, c.lock.Close())
+	}
+	return errors.Join(errs...)
+}
+
+func ignoreTimeout(err error) error {
+	if errors.Is(err, context.DeadlineExceeded) {
+		return nil
+	}
+	return err
+}
+
+// event records that something happened, in the catalog and in the log.
+func (c *Control) event(level, application, format string, args ...any) {
+	e := tidemark.Event{Time: time.Now(), Level: level, Application: application, Message: fmt.Sprintf(format, args...)}
+	c.log.Info(e.Message, "application", application, "level", level)
+	if err := c.catalog.AddEvent(context.Background(), e); err != nil {
+		c.log.Error("an event was not recorded", "error", err)
+	}
+}

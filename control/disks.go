@@ -1,0 +1,193 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"tidemark"
+	"tidemark/block"
+	"tidemark/export/nbd"
+	"tidemark/mount"
+	"tidemark/timeline"
+)
+
+// Every disk that the server attaches to its own host is served on the
+// server's disk socket, under a name made of its application and disk, and
+// attached by a process of its own. So after a restart the server only has to
+// serve the same names again: the attachers come back by themselves.
+
+// exportName is the name under which a disk is served to attachers.
+func exportName(app, disk string) string { return app + "/" + disk }
+
+// attachmentName is the name of the attacher of a disk.
+func attachmentName(app, disk string) string { return app + "@" + disk }
+
+func (c *Control) attachDir() string { return c.path("run", "attached") }
+
+// serveDisk serves the head of a disk on the server's socket; that it is served already is fine.
+func (c *Control) serveDisk(a app, d *timeline.Disk) error {
+	err := c.exports.Add(&nbd.Export{Name: exportName(a.name, d.Name()), Description: string(a.Type), Device: d})
+	if errors.Is(err, nbd.ErrExportExists) {
+		return nil
+	}
+	return err
+}
+
+func (c *Control) unserveDisk(a app, disk string) {
+	name := exportName(a.name, disk)
+	c.nbd.Disconnect(name)
+	if err := c.exports.Remove(name); err != nil && !errors.Is(err, nbd.ErrUnknownExport) {
+		c.log.Error("an export was not ended", "export", name, "error", err)
+	}
+}
+
+// attach serves a disk and attaches it to this host.
+func (c *Control) attach(ctx context.Context, a app, disk string) (*mount.Attachment, error) {
+	d, err := a.t.Disk(disk)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.serveDisk(a, d); err != nil {
+		return nil, err
+	}
+	at, err := mount.Attach(ctx, mount.Config{Name: attachmentName(a.name, disk), StateDir: c.attachDir(),
+		Socket: c.DiskSocket(), Export: exportName(a.name, disk), Sector: sectorOf(a, d), Command: c.o.Attacher})
+	if err != nil {
+		return nil, fmt.Errorf("attach disk %s of %s: %w", disk, a.name, err)
+	}
+	return at, nil
+}
+
+// sectorOf is the sector size that a disk is shown with. Disks that we format
+// have sectors of 4 KiB: no write is then smaller than a block. Others had 512 where they came from.
+func sectorOf(a app, d *timeline.Disk) int {
+	if a.Type != tidemark.TypeVolume && d.Size()%block.BlockSize == 0 {
+		return 4096
+	}
+	return 512
+}
+
+// attached finds the attachment of a disk.
+func (c *Control) attached(a app, disk string) (*mount.Attachment, bool, error) {
+	list, err := mount.List(c.attachDir())
+	if err != nil {
+		return nil, false, err
+	}
+	for _, at := range list {
+		if at.Name() == attachmentName(a.name, disk) {
+			return at, true, nil
+		}
+	}
+	return nil, false, nil
+}
+
+// detach takes a disk off this host, if it is attached.
+func (c *Control) detach(ctx context.Context, a app, disk string) error {
+	at, ok, err := c.attached(a, disk)
+	if err != nil || !ok {
+		return err
+	}
+	if at.Alive() {
+		err = at.Detach(ctx, false)
+	} else {
+		err = at.Cleanup(true)
+	}
+	if err != nil {
+		return fmt.Errorf("detach disk %s of %s: %w", disk, a.name, err)
+	}
+	return nil
+}
+
+// unmountDir unmounts what is mounted at dir, if anything is, and removes the directory.
+func unmountDir(dir string) error {
+	mounted, err := isMounted(dir)
+	if err != nil {
+		return err
+	}
+	if mounted {
+		if err := mount.Unmount(dir); err != nil {
+			return fmt.Errorf("unmount %s: %w", dir, err)
+		}
+	}
+	if err := os.Remove(dir); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// isMounted reports whether something is mounted at dir.
+func isMounted(dir string) (bool, error) {
+	data, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		return false, err
+	}
+	want := strings.NewReplacer(" ", `\040`, "\t", `\011`, "\n", `\012`, `\`, `\134`).Replace(dir)
+	for line := range strings.Lines(string(data)) {
+		if f := strings.Fields(line); len(f) > 1 && f[1] == want {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// markFrozen bookmarks an application with the file systems frozen that this
+// host has mounted from it: the point then needs no journal replay.
+func (c *Control) markFrozen(ctx context.Context, a app, m timeline.Mark) (tidemark.Position, error) {
+	thaw, frozen, err := c.freeze(a)
+	if err != nil {
+		return 0, err
+	}
+	if frozen && m.Consistency == tidemark.CrashConsistent {
+		m.Consistency = tidemark.FilesystemConsistent
+	}
+	pos, err := a.t.Bookmark(m)
+	return pos, errors.Join(err, thaw())
+}
+
+// freeze freezes all file systems that this host has mounted from the application.
+func (c *Control) freeze(a app) (thaw func() error, frozen bool, err error) {
+	var dirs []string
+	thaw = func() error {
+		var errs []error
+		for _, d := range dirs {
+			errs = append(errs, mount.Thaw(d))
+		}
+		return errors.Join(errs...)
+	}
+	for _, d := range a.t.Disks() {
+		dir, ok := c.mountedAt(a, d.Name())
+		if !ok {
+			continue
+		}
+		if err := mount.Freeze(dir); err != nil {
+			return nil, false, errors.Join(fmt.Errorf("freeze the file system of disk %s of %s: %w", d.Name(), a.name, err), thaw())
+		}
+		dirs = append(dirs, dir)
+	}
+	return thaw, len(dirs) > 0, nil
+}
+
+// mountedAt returns where this host has a disk mounted.
+func (c *Control) mountedAt(a app, disk string) (string, bool) {
+	dir := c.dirOf(a, disk)
+	if a.Role == roleMount {
+		var m tidemark.Mount
+		if err := c.catalog.Get(context.Background(), "mount", a.name, &m); err != nil || m.Path == "" {
+			return "", false
+		}
+		dir = m.Path
+	}
+	mounted, err := isMounted(dir)
+	return dir, err == nil && mounted
+}
+
+// dirOf is where a disk of an application or clone is mounted.
+func (c *Control) dirOf(a app, disk string) string {
+	if a.Role == roleClone {
+		return c.path("clones", a.name, disk)
+	}
+	return c.path("staging", a.name, disk)
+}

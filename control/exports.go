@@ -1,0 +1,183 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"tidemark"
+	"tidemark/block"
+	"tidemark/catalog"
+	"tidemark/export/nbd"
+)
+
+// kept is an export as the catalog has it.
+type keptExport struct {
+	tidemark.Export
+	Listen   string            `json:"listen"`
+	Position tidemark.Position `json:"position"`
+}
+
+// Export serves a point over NBD until Unexport. The latest point of a volume
+// or clone can be served writable: then writes go to it.
+func (c *Control) Export(ctx context.Context, spec tidemark.ExportSpec) (tidemark.Export, error) {
+	ref, err := tidemark.ParseRef(spec.Ref)
+	if err != nil {
+		return tidemark.Export{}, err
+	}
+	a, pos, err := c.at(spec.Ref)
+	if err != nil {
+		return tidemark.Export{}, err
+	}
+	d, err := a.t.Disk(spec.Disk)
+	if err != nil {
+		return tidemark.Export{}, err
+	}
+	if spec.Writable && !ref.Point.Latest() {
+		return tidemark.Export{}, tidemark.Errorf(tidemark.Invalid, "%s is a point of the past and cannot be written", spec.Ref).
+			WithHint("clone or mount it, and write to that")
+	}
+	if spec.Writable && a.Type != tidemark.TypeVolume && a.Role == "" {
+		return tidemark.Export{}, tidemark.Errorf(tidemark.Conflict, "%s is written by its captures", a.name).WithHint("clone it, and export the clone")
+	}
+	k := keptExport{Listen: spec.Listen, Position: pos, Export: tidemark.Export{Name: c.exportFor(a.name, d.Name()), Ref: spec.Ref, Disk: d.Name(), Writable: spec.Writable, Size: d.Size()}}
+	if k.Listen == "" {
+		k.Listen = "unix:" + c.DiskSocket()
+	}
+	if err := c.serveExport(a, &k); err != nil {
+		return tidemark.Export{}, err
+	}
+	if err := c.catalog.Put(ctx, catalog.Exports, k.Name, k); err != nil {
+		return tidemark.Export{}, errors.Join(err, c.endExport(k))
+	}
+	return k.Export, nil
+}
+
+// exportFor makes a name for an export; the first of an application has its name.
+func (c *Control) exportFor(app, disk string) string {
+	base := app
+	if disk != volumeDisk {
+		base = app + "-" + disk
+	}
+	taken := map[string]bool{}
+	for _, e := range c.exports.List() {
+		taken[e.Name] = true
+	}
+	for i := 1; ; i++ {
+		name := base
+		if i > 1 {
+			name = fmt.Sprintf("%s-%d", base, i)
+		}
+		if !taken[name] {
+			return name
+		}
+	}
+}
+
+// serveExport begins to serve an export.
+func (c *Control) serveExport(a app, k *keptExport) error {
+	e := &nbd.Export{Name: k.Name, Description: k.Ref, ReadOnly: !k.Writable}
+	if k.Writable {
+		d, err := a.t.Disk(k.Disk)
+		if err != nil {
+			return err
+		}
+		e.Device = d
+	} else {
+		s, err := a.t.At(k.Disk, k.Position)
+		if err != nil {
+			return err
+		}
+		e.Device, e.Release = block.Reader(s), func() { s.Close() }
+	}
+	if err := c.listen(k.Listen, k); err != nil {
+		if e.Release != nil {
+			e.Release()
+		}
+		return err
+	}
+	if err := c.exports.Add(e); err != nil {
+		if e.Release != nil {
+			e.Release()
+		}
+		return errors.Join(err, c.unlisten(k.Listen))
+	}
+	return nil
+}
+
+// listen opens the socket of an export, if it has one of its own, and sets its URI.
+func (c *Control) listen(addr string, k *keptExport) error {
+	own := "unix:" + c.DiskSocket()
+	if addr == own {
+		k.URI = nbd.URI(own, k.Name, false)
+		return nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	l, ok := c.listened[addr]
+	if !ok {
+		var err error
+		if l, err = nbd.Listen(addr); err != nil {
+			return tidemark.Errorf(tidemark.Invalid, "%w", err).WithHint("use unix:/PATH or tcp:HOST:PORT of a free port")
+		}
+		c.listened[addr] = l
+		c.serve(l)
+	}
+	if l.Addr().Network() == "tcp" {
+		addr = "tcp:" + l.Addr().String()
+	}
+	k.URI = nbd.URI(addr, k.Name, false)
+	return nil
+}
+
+// unlisten closes a socket that no export needs any more.
+func (c *Control) unlisten(addr string) error {
+	list, err := catalog.List[keptExport](context.Background(), c.catalog, catalog.Exports)
+	if err != nil {
+		return err
+	}
+	for _, k := range list {
+		if k.Listen == addr {
+			return nil
+		}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	l, ok := c.listened[addr]
+	if !ok {
+		return nil
+	}
+	delete(c.listened, addr)
+	return l.Close()
+}
+
+// Exports lists what is exported.
+func (c *Control) Exports(ctx context.Context) ([]tidemark.Export, error) {
+	kept, err := catalog.List[keptExport](ctx, c.catalog, catalog.Exports)
+	list := make([]tidemark.Export, 0, len(kept))
+	for _, k := range kept {
+		list = append(list, k.Export)
+	}
+	return list, err
+}
+
+// Unexport ends an export; clients of it are disconnected.
+func (c *Control) Unexport(ctx context.Context, name string) error {
+	var k keptExport
+	if err := c.catalog.Get(ctx, catalog.Exports, name, &k); err != nil {
+		return err
+	}
+	if err := c.catalog.Delete(ctx, catalog.Exports, name); err != nil {
+		return err
+	}
+	return c.endExport(k)
+}
+
+func (c *Control) endExport(k keptExport) error {
+	err := c.exports.Remove(k.Name)
+	if errors.Is(err, nbd.ErrUnknownExport) {
+		err = nil
+	}
+	c.nbd.Disconnect(k.Name)
+	return errors.Join(err, c.unlisten(k.Listen))
+}

@@ -1,0 +1,265 @@
+package control
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"tidemark"
+	"tidemark/catalog"
+	"tidemark/image"
+)
+
+// kLimit bounds K: beyond it a fold is due before more is given out.
+const kLimit = 16
+
+// Status describes the server.
+func (c *Control) Status(ctx context.Context) (tidemark.Status, error) {
+	s := tidemark.Status{Version: tidemark.Version, DataDir: c.o.Dir, Started: c.started, KLimit: kLimit}
+	var err error
+	if s.Applications, err = c.Applications(ctx); err != nil {
+		return s, err
+	}
+	if s.Mounts, err = c.Mounts(ctx); err != nil {
+		return s, err
+	}
+	if s.Clones, err = c.Clones(ctx); err != nil {
+		return s, err
+	}
+	if s.Jobs, err = c.catalog.Jobs(ctx, 10); err != nil {
+		return s, err
+	}
+	if s.Events, err = c.catalog.Events(ctx, 10); err != nil {
+		return s, err
+	}
+	for _, t := range c.set.List() {
+		s.K = max(s.K, t.K())
+		s.Pool.JournalBytes += t.JournalBytes()
+	}
+	return s, c.poolStatus(&s.Pool)
+}
+
+func (c *Control) poolStatus(p *tidemark.PoolStatus) error {
+	st := c.store.Stats()
+	p.Path, p.PhysicalBytes, p.Packs, p.Chunks, p.Health = c.path("pool"), st.PhysicalBytes, int64(st.Packs), st.Records, "ok"
+	for _, t := range c.set.List() {
+		for _, r := range t.Points() {
+			for _, i := range r.Images {
+				p.LogicalBytes += i.Size
+			}
+		}
+		if t.Trouble() != nil {
+			p.Health = "degraded"
+		}
+	}
+	if n := len(c.set.Damaged()); n > 0 {
+		p.Health = fmt.Sprintf("%d timelines cannot be opened", n)
+	}
+	fs, err := statfs(c.o.Dir)
+	p.FreeBytes = int64(fs.Bavail) * fs.Bsize
+	return err
+}
+
+// Verify reads and hashes all that is needed by a point, an application, or, with an empty reference, by all.
+func (c *Control) Verify(ctx context.Context, ref string) (tidemark.Job, error) {
+	mark := c.set.Keep
+	if ref != "" {
+		var err error
+		if mark, err = c.markOf(ref); err != nil {
+			return tidemark.Job{}, err
+		}
+	}
+	return c.run(ctx, "verify", "", ref, func(ctx context.Context, t *task) (any, error) {
+		begun := time.Now()
+		total := c.store.Stats().Records
+		r, err := c.store.Check(ctx, mark, func(done int64) {
+			t.report(tidemark.Progress{Done: done, Total: max(total, done), Unit: "records"})
+		})
+		if err != nil {
+			return nil, err
+		}
+		v := tidemark.VerifyResult{Chunks: r.Chunks, Bytes: r.Bytes, Seconds: time.Since(begun).Seconds()}
+		for _, d := range r.Damage {
+			v.Damaged = append(v.Damaged, fmt.Sprintf("%v in %s at %d: %s; affects %s", d.Name, d.Pack, d.Offset, d.What, c.pointsWith(d.Roots)))
+		}
+		if len(v.Damaged) > 0 {
+			c.event("error", "", "verify found %d damaged chunks", len(v.Damaged))
+		}
+		return v, nil
+	})
+}
+
+// markOf marks one point, or all points of an application.
+func (c *Control) markOf(ref string) (func(*image.Keeper) error, error) {
+	r, err := tidemark.ParseRef(ref)
+	if err != nil {
+		return nil, err
+	}
+	a, err := c.app(r.App)
+	if err != nil {
+		return nil, err
+	}
+	points := a.t.Points()
+	if strings.Contains(ref, "@") {
+		pos, err := a.t.Resolve(r.Point)
+		if err != nil {
+			return nil, err
+		}
+		p, err := pointAt(a.t, pos)
+		if err != nil {
+			return nil, err
+		}
+		points = []tidemark.RecoveryPoint{p}
+	}
+	chunks := map[string]int{}
+	for _, d := range a.t.Disks() {
+		chunks[d.Name()] = d.Chunk()
+	}
+	return func(k *image.Keeper) error {
+		for _, p := range points {
+			for _, i := range p.Images {
+				name, err := image.ParseName(i.Root)
+				if err == nil {
+					err = k.Root(image.Root{Name: name, Size: i.Size, Chunk: chunks[i.Disk]})
+				}
+				if err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	}, nil
+}
+
+// pointsWith names the points that have one of the images.
+func (c *Control) pointsWith(roots []image.Root) string {
+	bad := map[string]bool{}
+	for _, r := range roots {
+		bad[r.Name.String()] = true
+	}
+	var names []string
+	for _, t := range c.set.List() {
+		for _, p := range t.Points() {
+			for _, i := range p.Images {
+				if bad[i.Root] {
+					names = append(names, t.Name()+"@"+p.Bookmark+" disk "+i.Disk)
+				}
+			}
+		}
+	}
+	if len(names) == 0 {
+		return "no retained point, but what is written now"
+	}
+	return strings.Join(names, ", ")
+}
+
+// Reclaim gives the space of expired points back.
+func (c *Control) Reclaim(ctx context.Context) (tidemark.Job, error) {
+	return c.run(ctx, "reclaim", "", nil, func(ctx context.Context, t *task) (any, error) {
+		begun := time.Now()
+		bounded, cancel := context.WithTimeout(ctx, 10*time.Minute)
+		defer cancel()
+		r, err := c.store.Reclaim(bounded, c.set.Keep)
+		if err != nil {
+			return nil, err
+		}
+		return tidemark.ReclaimResult{FreedBytes: r.BytesFreed - r.BytesMoved, PacksDeleted: int64(r.PacksDeleted),
+			LiveBytes: c.store.Stats().PhysicalBytes, Seconds: time.Since(begun).Seconds()}, nil
+	})
+}
+
+// comeBack finds what the last server left: staging disks, mounts, clones, exports and cut jobs.
+func (c *Control) comeBack(ctx context.Context) error {
+	for _, a := range c.apps() {
+		for _, d := range a.t.Disks() {
+			if err := c.serveDisk(a, d); err != nil {
+				return err
+			}
+		}
+	}
+	kept, err := catalog.List[keptExport](ctx, c.catalog, catalog.Exports)
+	if err != nil {
+		return err
+	}
+	for _, k := range kept {
+		a, err := c.app(strings.SplitN(k.Ref, "@", 2)[0])
+		if err == nil {
+			err = c.serveExport(a, &k)
+		}
+		if err != nil {
+			c.event("error", "", "the export %s did not come back: %v", k.Name, err)
+		}
+	}
+	if err := c.undoCut(ctx); err != nil {
+		return err
+	}
+	for _, a := range c.apps() {
+		if err := c.comeBackApp(ctx, a); err != nil {
+			c.event("error", a.name, "%s did not come back whole: %v", a.name, err)
+		}
+	}
+	return nil
+}
+
+// comeBackApp makes one application, clone or mount as it was.
+func (c *Control) comeBackApp(ctx context.Context, a app) error {
+	c.keepPoint(ctx, a)
+	if a.Type == tidemark.TypeVolume && a.Role != roleMount {
+		return nil
+	}
+	switch a.Role {
+	case roleMount:
+		return c.comeBackMount(ctx, a)
+	case roleClone:
+		return c.comeBackClone(ctx, a)
+	}
+	a.t.SetBulk(true)
+	for _, d := range a.t.Disks() {
+		if _, err := c.staged(ctx, a, d.Name()); err != nil {
+			return err
+		}
+	}
+	if a.Type == tidemark.TypePostgres {
+		return c.receive(a)
+	}
+	return nil
+}
+
+func (c *Control) comeBackMount(ctx context.Context, a app) error {
+	var m tidemark.Mount
+	if err := c.catalog.Get(ctx, catalog.Mounts, a.name, &m); err != nil {
+		return err
+	}
+	at, ok, err := c.attached(a, m.Disk)
+	if err != nil || ok && at.Alive() {
+		return err
+	}
+	if ok {
+		if err := at.Cleanup(true); err != nil {
+			return err
+		}
+	}
+	if err := c.mountDisk(ctx, a, &m); err != nil {
+		return err
+	}
+	return c.catalog.Put(ctx, catalog.Mounts, a.name, m)
+}
+
+func (c *Control) comeBackClone(ctx context.Context, a app) error {
+	var k keptClone
+	if err := c.catalog.Get(ctx, catalog.Clones, a.name, &k); err != nil {
+		return err
+	}
+	if _, ok := c.mountedAt(a, dataDisk); ok {
+		return nil // the attacher and the database went on without us
+	}
+	if a.Type != tidemark.TypePostgres {
+		return c.mountClone(ctx, a, dataDisk)
+	}
+	k.Spec.Port = k.Port
+	if err := c.startDatabase(ctx, a, plan{}, &k); err != nil {
+		return err
+	}
+	return c.catalog.Put(ctx, catalog.Clones, a.name, k)
+}

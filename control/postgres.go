@@ -1,0 +1,208 @@
+package control
+
+import (
+	"context"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"tidemark"
+	"tidemark/app/postgres"
+	"tidemark/timeline"
+)
+
+// Labels that a capture of PostgreSQL notes at its point.
+const (
+	labelStart    = "start_lsn"
+	labelStop     = "stop_lsn"
+	labelTimeline = "timeline"
+	labelSystem   = "system_id"
+	labelVersion  = "version"
+	labelSegment  = "wal_segment_bytes"
+)
+
+func statfs(dir string) (st unix.Statfs_t, err error) {
+	err = unix.Statfs(dir, &st)
+	return st, err
+}
+
+func (c *Control) capturePostgres(ctx context.Context, t *task, a app, bookmark string) (res tidemark.CaptureResult, err error) {
+	src, err := postgres.ParseSource(a.Source)
+	if err != nil {
+		return res, err
+	}
+	dir, err := c.staged(ctx, a, dataDisk)
+	if err != nil {
+		return res, err
+	}
+	if err := c.receive(a); err != nil {
+		return res, err
+	}
+	r, err := postgres.Capture(ctx, src, dir, postgres.CaptureOptions{Progress: t.report})
+	if err != nil {
+		return res, err
+	}
+	res.ReadBytes, res.ChangedBytes, res.Notes = r.ReadBytes, r.ChangedBytes, r.Warnings
+	if r.Rescan != "" {
+		res.Notes = append(res.Notes, r.Rescan)
+	}
+	res.Point, err = c.markCapture(ctx, t, a, timeline.Mark{Name: bookmark, Consistency: tidemark.ApplicationConsistent, Labels: map[string]string{
+		labelStart: r.StartLSN.String(), labelStop: r.StopLSN.String(), labelTimeline: strconv.FormatUint(uint64(r.Timeline), 10),
+		labelSystem: r.SystemID, labelVersion: strconv.Itoa(r.Version), labelSegment: strconv.FormatInt(r.SegSize, 10),
+	}})
+	if err != nil {
+		return res, err
+	}
+	return res, c.pruneLog(a)
+}
+
+// receivers are the log streams of all databases.
+type receivers struct {
+	mu   sync.Mutex
+	live map[string]*receiving
+}
+
+type receiving struct {
+	*postgres.Receiver
+	cancel context.CancelFunc
+	ended  chan struct{}
+}
+
+func (r *receivers) get(name string) *receiving {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.live[name]
+}
+
+func (r *receivers) stop(name string) {
+	r.mu.Lock()
+	x := r.live[name]
+	delete(r.live, name)
+	r.mu.Unlock()
+	if x != nil {
+		x.cancel()
+		<-x.ended
+	}
+}
+
+func (r *receivers) stopAll() {
+	r.mu.Lock()
+	var names []string
+	for n := range r.live {
+		names = append(names, n)
+	}
+	r.mu.Unlock()
+	for _, n := range names {
+		r.stop(n)
+	}
+}
+
+// logDir is where the log of a database is streamed to, on its staging disk.
+func (c *Control) logDir(a app) string { return filepath.Join(c.dirOf(a, logDisk), "log") }
+
+// receive begins to stream a database's log, if that is not done already.
+func (c *Control) receive(a app) error {
+	c.receivers.mu.Lock()
+	defer c.receivers.mu.Unlock()
+	if c.receivers.live[a.name] != nil {
+		return nil
+	}
+	src, err := postgres.ParseSource(a.Source)
+	if err != nil {
+		return err
+	}
+	r, err := postgres.NewReceiver(postgres.ReceiverConfig{Source: src, ID: a.t.ID(), WALDir: c.logDir(a), LimitBytes: slotLimit(a.Options),
+		OnGap: func(g postgres.Gap) { c.event("error", a.name, "the log has a gap: %s", g.Reason) }})
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	x := &receiving{Receiver: r, cancel: cancel, ended: make(chan struct{})}
+	if c.receivers.live == nil {
+		c.receivers.live = map[string]*receiving{}
+	}
+	c.receivers.live[a.name] = x
+	go func() {
+		defer close(x.ended)
+		if err := r.Run(ctx); err != nil {
+			c.event("error", a.name, "the log is no longer received: %v", err)
+		}
+	}()
+	return nil
+}
+
+func (c *Control) dropSlot(ctx context.Context, a app) error {
+	src, err := postgres.ParseSource(a.Source)
+	if err != nil {
+		return err
+	}
+	return postgres.DropSlot(ctx, src, a.t.ID())
+}
+
+// pruneLog deletes log that no retained point can use.
+func (c *Control) pruneLog(a app) error {
+	points := a.t.Points()
+	if a.Type != tidemark.TypePostgres || a.Role != "" || len(points) == 0 {
+		return nil
+	}
+	oldest, err := postgres.ParseLSN(points[0].Labels[labelStart])
+	if err != nil {
+		return err
+	}
+	_, _, err = postgres.Prune(c.logDir(a), oldest)
+	return err
+}
+
+// describeLog adds to a description what the log stream says.
+func (c *Control) describeLog(a app, d *tidemark.Application) {
+	r := c.receivers.get(a.name)
+	if r == nil {
+		if a.Type == tidemark.TypePostgres && a.Role == "" {
+			d.State, d.Detail = "degraded", "its log is not being received"
+		}
+		return
+	}
+	st, err := r.Status()
+	if err == nil && st.Error != "" {
+		d.State, d.Detail = "degraded", "log: "+st.Error
+	}
+	if p := a.t.Points(); len(p) > 0 && !st.Covered.IsZero() {
+		d.Covered = &tidemark.Interval{From: p[0].Time, To: st.Covered}
+	}
+}
+
+// describeCoverage adds to the points of a database the times that its log covers, and the gaps.
+func (c *Control) describeCoverage(a app, p *tidemark.Points) {
+	r := c.receivers.get(a.name)
+	if r == nil || len(p.Points) == 0 {
+		return
+	}
+	st, err := r.Status()
+	if err != nil {
+		return
+	}
+	from := p.Points[0].Time
+	for _, g := range st.Gaps {
+		p.Gaps = append(p.Gaps, tidemark.Interval{From: g.FromTime, To: g.ToTime, Reason: g.Reason})
+		if g.FromTime.After(from) {
+			p.Covered = append(p.Covered, tidemark.Interval{From: from, To: g.FromTime})
+		}
+		from = firstAfter(p.Points, g.ToTime)
+	}
+	if !from.IsZero() && st.Covered.After(from) {
+		p.Covered = append(p.Covered, tidemark.Interval{From: from, To: st.Covered})
+	}
+}
+
+// firstAfter is the time of the first point after t: behind a gap, the log can be used from there on.
+func firstAfter(points []tidemark.RecoveryPoint, t time.Time) time.Time {
+	for _, p := range points {
+		if p.Time.After(t) {
+			return p.Time
+		}
+	}
+	return time.Time{}
+}

@@ -1,0 +1,350 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"tidemark"
+	"tidemark/app/filesystem"
+	"tidemark/app/postgres"
+	"tidemark/app/volume"
+	"tidemark/mount"
+	"tidemark/timeline"
+)
+
+// dataDisk is the staging disk of an application's files; logDisk that of a database's log.
+const (
+	dataDisk = "data"
+	logDisk  = "wal"
+	// treeDir is where the copy lies on a data disk: the application's own bookkeeping is beside it.
+	treeDir = "data"
+)
+
+// Protect makes something an application: its timeline is created, and its
+// staging disks are formatted and attached. Its first capture is not part of it.
+func (c *Control) Protect(ctx context.Context, spec tidemark.ProtectSpec) (tidemark.Job, error) {
+	if err := tidemark.CheckName(spec.Name); err != nil {
+		return tidemark.Job{}, err
+	}
+	how, err := c.howToProtect(spec)
+	if err != nil {
+		return tidemark.Job{}, err
+	}
+	release, err := c.claim(spec.Name)
+	if err != nil {
+		return tidemark.Job{}, err
+	}
+	j, err := c.run(ctx, "protect", spec.Name, spec, func(ctx context.Context, t *task) (any, error) {
+		defer release()
+		if err := t.doing(ctx, "prepare", undoing{Remove: spec.Name}); err != nil {
+			return nil, err
+		}
+		a, err := how(ctx, t)
+		if err != nil {
+			return nil, errors.Join(err, c.demolish(context.WithoutCancel(ctx), spec.Name))
+		}
+		c.keepPoint(ctx, a)
+		c.event("info", a.name, "%s is protected", a.Source)
+		return c.describe(a), nil
+	})
+	if err != nil {
+		release()
+	}
+	return j, err
+}
+
+// howToProtect looks at what the source is, and refuses what cannot be protected.
+func (c *Control) howToProtect(spec tidemark.ProtectSpec) (func(context.Context, *task) (app, error), error) {
+	if strings.Contains(spec.Source, "://") || strings.Contains(spec.Source, "=") && !filepath.IsAbs(spec.Source) {
+		src, err := postgres.ParseSource(spec.Source)
+		if err != nil {
+			return nil, err
+		}
+		return func(ctx context.Context, t *task) (app, error) { return c.protectPostgres(ctx, spec, src) }, nil
+	}
+	if !filepath.IsAbs(spec.Source) {
+		return nil, tidemark.Errorf(tidemark.Invalid, "%q is neither an absolute path nor a database URL", spec.Source).
+			WithHint("write /path/to/directory, /dev/device or postgres://…; `tidemark discover` lists what is here")
+	}
+	st, err := os.Stat(spec.Source)
+	if err != nil {
+		return nil, tidemark.Errorf(tidemark.NotFound, "the source cannot be read: %w", err).WithHint("`tidemark discover` lists what is here")
+	}
+	if st.IsDir() {
+		if strings.HasPrefix(c.o.Dir+"/", filepath.Clean(spec.Source)+"/") || strings.HasPrefix(spec.Source+"/", c.o.Dir+"/") {
+			return nil, tidemark.Errorf(tidemark.Invalid, "%s and the data directory %s lie within each other", spec.Source, c.o.Dir).
+				WithHint("protect another directory, or move the data directory")
+		}
+		return func(ctx context.Context, t *task) (app, error) { return c.protectFiles(ctx, spec) }, nil
+	}
+	size, err := volume.SourceSize(spec.Source)
+	if err != nil {
+		return nil, err
+	}
+	return func(ctx context.Context, t *task) (app, error) { return c.protectDevice(ctx, spec, size) }, nil
+}
+
+func (c *Control) protectDevice(ctx context.Context, spec tidemark.ProtectSpec, size int64) (app, error) {
+	note := about{Type: tidemark.TypeVolume, Source: spec.Source, Host: hostname(), Options: spec.Options}
+	t, err := c.set.Create(ctx, spec.Name, []timeline.DiskSpec{{Name: volumeDisk, Size: size}}, mustJSON(note))
+	if err != nil {
+		return app{}, err
+	}
+	return appOf(t)
+}
+
+func (c *Control) protectFiles(ctx context.Context, spec tidemark.ProtectSpec) (app, error) {
+	note := about{Type: tidemark.TypeFilesystem, Source: filepath.Clean(spec.Source), Host: hostname(), Options: spec.Options}
+	size, err := stagingSize(spec.Options, used(spec.Source))
+	if err != nil {
+		return app{}, err
+	}
+	return c.makeStaging(ctx, spec.Name, note, []timeline.DiskSpec{{Name: dataDisk, Size: size}})
+}
+
+func (c *Control) protectPostgres(ctx context.Context, spec tidemark.ProtectSpec, src postgres.Source) (app, error) {
+	report, err := postgres.Check(ctx, src, postgres.CheckOptions{SetSlotLimit: slotLimit(spec.Options)})
+	if err != nil {
+		return app{}, err
+	}
+	if len(report.Problems) > 0 {
+		return app{}, tidemark.Errorf(tidemark.Unavailable, "%s cannot be protected: %s", src.Conn, strings.Join(report.Problems, "; "))
+	}
+	size, err := stagingSize(spec.Options, report.Bytes)
+	if err != nil {
+		return app{}, err
+	}
+	note := about{Type: tidemark.TypePostgres, Source: src.Conn, Host: hostname(), Options: spec.Options}
+	a, err := c.makeStaging(ctx, spec.Name, note, []timeline.DiskSpec{{Name: dataDisk, Size: size}, {Name: logDisk, Size: logDiskSize}})
+	if err != nil {
+		return a, err
+	}
+	for _, w := range report.Warnings {
+		c.event("warning", a.name, "%s", w)
+	}
+	return a, c.receive(a)
+}
+
+// logDiskSize is the size of the disk that a database's log is streamed to: thin, so it costs what is on it.
+const logDiskSize = 256 << 30
+
+// slotLimit is the option wal_limit, or 0 to leave production's setting alone.
+func slotLimit(options map[string]string) int64 {
+	n, err := tidemark.ParseSize(options["wal_limit"])
+	if err != nil {
+		return 0
+	}
+	return n
+}
+
+// stagingSize is the option disk_size, or a thin disk with room for the source to grow.
+func stagingSize(options map[string]string, now int64) (int64, error) {
+	if s, ok := options["disk_size"]; ok {
+		n, err := tidemark.ParseSize(s)
+		if err != nil {
+			return 0, err
+		}
+		return n, tidemark.CheckDiskSize(n)
+	}
+	size := int64(32 << 30)
+	for size < 4*now {
+		size *= 2
+	}
+	return size, nil
+}
+
+// used is how many bytes the file system that holds dir has in use: no less than dir's.
+func used(dir string) int64 {
+	st, err := statfs(dir)
+	if err != nil {
+		return 0
+	}
+	return int64(st.Blocks-st.Bfree) * st.Bsize
+}
+
+// makeStaging makes a timeline with staging disks, formats them and mounts them.
+func (c *Control) makeStaging(ctx context.Context, name string, note about, disks []timeline.DiskSpec) (app, error) {
+	t, err := c.set.Create(ctx, name, disks, mustJSON(note))
+	if err != nil {
+		return app{}, err
+	}
+	a, err := appOf(t)
+	if err != nil {
+		return a, err
+	}
+	t.SetBulk(true)
+	for _, d := range disks {
+		at, err := c.attach(ctx, a, d.Name)
+		if err != nil {
+			return a, err
+		}
+		if err := mount.Format(at.Device(), "ext4", "tm-"+d.Name); err != nil {
+			return a, err
+		}
+		if err := c.mountStaging(at.Device(), a, d.Name); err != nil {
+			return a, err
+		}
+	}
+	return a, nil
+}
+
+func (c *Control) mountStaging(device string, a app, disk string) error {
+	dir := c.dirOf(a, disk)
+	if err := os.MkdirAll(dir, 0o711); err != nil {
+		return err
+	}
+	return mount.MountFS(device, dir, "ext4", []string{"noatime"})
+}
+
+// Unprotect ends the protection of an application and deletes its timeline
+// with all points. Clones stay.
+func (c *Control) Unprotect(ctx context.Context, name string) error {
+	a, err := c.app(name)
+	if err != nil {
+		return err
+	}
+	if a.Role != "" {
+		return tidemark.Errorf(tidemark.Conflict, "%s is a %s", name, a.Role).WithHint("`tidemark clone rm` or `tidemark unmount` removes it")
+	}
+	c.receivers.stop(name)
+	if a.Type == tidemark.TypePostgres {
+		if err := c.dropSlot(ctx, a); err != nil {
+			c.event("warning", name, "the replication slot was not dropped: %v: drop tidemark_%s by hand", err, a.t.ID())
+		}
+	}
+	return c.demolish(ctx, name)
+}
+
+// Capture brings the changes of an application in, and ends in a bookmark.
+func (c *Control) Capture(ctx context.Context, spec tidemark.CaptureSpec) (tidemark.Job, error) {
+	a, err := c.app(spec.Application)
+	if err != nil {
+		return tidemark.Job{}, err
+	}
+	if spec.Bookmark != "" {
+		if err := tidemark.CheckName(spec.Bookmark); err != nil {
+			return tidemark.Job{}, err
+		}
+	}
+	how := c.captureOf(a)
+	if how == nil {
+		return tidemark.Job{}, tidemark.Errorf(tidemark.Invalid, "%s has no source to capture from", a.name).WithHint("use `tidemark volume import` or `tidemark bookmark`")
+	}
+	return c.run(ctx, "capture", a.name, spec, func(ctx context.Context, t *task) (any, error) {
+		begun, before := time.Now(), a.t.StoredBytes()
+		if err := t.doing(ctx, "copy", undoing{}); err != nil {
+			return nil, err
+		}
+		res, err := how(ctx, t, a, bookmarkName(spec.Bookmark, begun))
+		if err != nil {
+			return nil, err
+		}
+		res.Application, res.Seconds, res.StoredBytes = a.name, time.Since(begun).Seconds(), a.t.StoredBytes()-before
+		c.event("info", a.name, "captured %s: %s changed, %s stored", res.Point.Bookmark, tidemark.FormatSize(res.ChangedBytes), tidemark.FormatSize(res.StoredBytes))
+		return res, nil
+	})
+}
+
+type captureFunc func(ctx context.Context, t *task, a app, bookmark string) (tidemark.CaptureResult, error)
+
+// captureOf returns how an application is captured, or nil.
+func (c *Control) captureOf(a app) captureFunc {
+	switch {
+	case a.Role != "":
+		return c.captureClone
+	case a.Type == tidemark.TypePostgres:
+		return c.capturePostgres
+	case a.Type == tidemark.TypeFilesystem:
+		return c.captureFiles
+	case a.Source != "":
+		return c.captureDevice
+	}
+	return nil
+}
+
+func (c *Control) captureDevice(ctx context.Context, t *task, a app, bookmark string) (tidemark.CaptureResult, error) {
+	size, err := volume.SourceSize(a.Source)
+	if err != nil {
+		return tidemark.CaptureResult{}, err
+	}
+	return c.importInto(ctx, t, a, tidemark.ImportSpec{Name: a.name, Path: a.Source, Bookmark: bookmark}, size)
+}
+
+func (c *Control) captureFiles(ctx context.Context, t *task, a app, bookmark string) (res tidemark.CaptureResult, err error) {
+	dir, err := c.staged(ctx, a, dataDisk)
+	if err != nil {
+		return res, err
+	}
+	stats, err := filesystem.Sync(ctx, a.Source, dir, filesystem.Options{Progress: t.report})
+	if err != nil {
+		return res, err
+	}
+	res.ReadBytes, res.ChangedBytes, res.Notes = stats.ReadBytes, stats.ChangedBytes, stats.Warnings
+	for _, f := range stats.Inconsistent {
+		res.Notes = append(res.Notes, "changed while it was read: "+f)
+	}
+	if stats.Rescan != "" {
+		res.Notes = append(res.Notes, stats.Rescan)
+	}
+	res.Point, err = c.markCapture(ctx, t, a, timeline.Mark{Name: bookmark, Consistency: tidemark.FilesystemConsistent})
+	return res, err
+}
+
+// captureClone bookmarks a clone: what it wrote is on its timeline already.
+func (c *Control) captureClone(ctx context.Context, t *task, a app, bookmark string) (res tidemark.CaptureResult, err error) {
+	res.ChangedBytes = a.t.Backlog()
+	res.Point, err = c.markCapture(ctx, t, a, timeline.Mark{Name: bookmark, Consistency: tidemark.CrashConsistent})
+	return res, err
+}
+
+// markCapture bookmarks what a capture brought, and makes its image.
+func (c *Control) markCapture(ctx context.Context, t *task, a app, m timeline.Mark) (tidemark.RecoveryPoint, error) {
+	if err := t.doing(ctx, "bookmark", undoing{}); err != nil {
+		return tidemark.RecoveryPoint{}, err
+	}
+	pos, err := c.markFrozen(ctx, a, m)
+	if err != nil {
+		return tidemark.RecoveryPoint{}, err
+	}
+	if err := t.doing(ctx, "fold", undoing{}); err != nil {
+		return tidemark.RecoveryPoint{}, err
+	}
+	if err := a.t.Fold(ctx); err != nil {
+		return tidemark.RecoveryPoint{}, err
+	}
+	c.keepPoint(ctx, a)
+	return pointAt(a.t, pos)
+}
+
+// staged returns where a staging disk is mounted, and mounts it if it is not.
+func (c *Control) staged(ctx context.Context, a app, disk string) (string, error) {
+	if dir, ok := c.mountedAt(a, disk); ok {
+		return dir, nil
+	}
+	at, err := c.reattach(ctx, a, disk)
+	if err != nil {
+		return "", err
+	}
+	return c.dirOf(a, disk), c.mountStaging(at.Device(), a, disk)
+}
+
+// reattach returns the living attachment of a disk, made anew if there is none.
+func (c *Control) reattach(ctx context.Context, a app, disk string) (*mount.Attachment, error) {
+	at, ok, err := c.attached(a, disk)
+	if err != nil {
+		return nil, err
+	}
+	if ok && at.Alive() {
+		return at, nil
+	}
+	if ok {
+		if err := at.Cleanup(true); err != nil {
+			return nil, err
+		}
+	}
+	return c.attach(ctx, a, disk)
+}

@@ -1,0 +1,214 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"time"
+
+	"tidemark"
+	"tidemark/app/filesystem"
+	"tidemark/block"
+	"tidemark/image"
+	"tidemark/timeline"
+)
+
+// restored is the result of a restore.
+type restored struct {
+	Ref     string  `json:"ref"`
+	To      string  `json:"to"`
+	Bytes   int64   `json:"bytes"`
+	Seconds float64 `json:"seconds"`
+}
+
+// Restore writes a point to a file or device, or the files of it to a directory.
+func (c *Control) Restore(ctx context.Context, spec tidemark.RestoreSpec) (tidemark.Job, error) {
+	a, pos, err := c.at(spec.Ref)
+	if err != nil {
+		return tidemark.Job{}, err
+	}
+	if !filepath.IsAbs(spec.To) {
+		return tidemark.Job{}, tidemark.Errorf(tidemark.Invalid, "%q is not an absolute path", spec.To).WithHint("write it from / on")
+	}
+	st, err := os.Stat(spec.To)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return tidemark.Job{}, tidemark.Errorf(tidemark.Invalid, "%s cannot be restored to: %w", spec.To, err)
+	}
+	toDir := err == nil && st.IsDir()
+	if err == nil && !toDir && !spec.Force {
+		return tidemark.Job{}, tidemark.Errorf(tidemark.Conflict, "%s exists", spec.To).WithHint("--force overwrites it")
+	}
+	if toDir {
+		if entries, err := os.ReadDir(spec.To); err != nil || len(entries) > 0 && !spec.Force {
+			return tidemark.Job{}, errors.Join(err, tidemark.Errorf(tidemark.Conflict, "%s is not empty", spec.To).WithHint("--force writes into it"))
+		}
+	}
+	return c.run(ctx, "restore", "", spec, func(ctx context.Context, t *task) (any, error) {
+		begun := time.Now()
+		r := restored{Ref: spec.Ref, To: spec.To}
+		var err error
+		if toDir {
+			r.Bytes, err = c.restoreFiles(ctx, a, pos, spec)
+		} else {
+			r.Bytes, err = restoreDisk(ctx, t, a, pos, spec)
+		}
+		r.Seconds = time.Since(begun).Seconds()
+		return r, err
+	})
+}
+
+// restoreFiles mounts the point and copies its tree.
+func (c *Control) restoreFiles(ctx context.Context, a app, pos tidemark.Position, spec tidemark.RestoreSpec) (n int64, err error) {
+	disk := spec.Disk
+	if disk == "" && a.Type != tidemark.TypeVolume {
+		disk = dataDisk
+	}
+	dir, err := os.MkdirTemp(c.path("run"), "restore-")
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, os.Remove(dir)) }()
+	m, err := c.Mount(ctx, tidemark.MountSpec{Ref: a.name + "@" + pos.String(), Disk: disk, Path: dir, Name: c.freeName(a.name + "-restore")})
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, c.Unmount(context.WithoutCancel(ctx), m.Name)) }()
+	from := dir
+	if a.Type != tidemark.TypeVolume {
+		from = filepath.Join(dir, treeDir)
+	}
+	stats, err := filesystem.Restore(ctx, from, spec.To, filesystem.RestoreOptions{})
+	return stats.ReadBytes, err
+}
+
+// restoreDisk writes a disk's bytes to a file or device; holes stay holes in a new file.
+func restoreDisk(ctx context.Context, t *task, a app, pos tidemark.Position, spec tidemark.RestoreSpec) (n int64, err error) {
+	s, err := a.t.At(spec.Disk, pos)
+	if err != nil {
+		return 0, err
+	}
+	defer s.Close()
+	f, err := os.OpenFile(spec.To, os.O_CREATE|os.O_WRONLY, 0o600)
+	if err != nil {
+		return 0, tidemark.Errorf(tidemark.Invalid, "%s cannot be written: %w", spec.To, err)
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	st, err := f.Stat()
+	if err != nil {
+		return 0, err
+	}
+	regular := st.Mode().IsRegular()
+	if regular {
+		if err := errors.Join(f.Truncate(0), f.Truncate(s.Size())); err != nil {
+			return 0, err
+		}
+	} else if end, err := f.Seek(0, io.SeekEnd); err != nil || end < s.Size() {
+		return 0, errors.Join(err, tidemark.Errorf(tidemark.Invalid, "%s has %d bytes and the disk %d", spec.To, end, s.Size()).WithHint("use a larger device"))
+	}
+	if n, err = copyDisk(ctx, t, f, s, regular); err != nil {
+		return n, err
+	}
+	return n, f.Sync()
+}
+
+// copyDisk copies all of s; skipHoles leaves out what reads as zeros.
+func copyDisk(ctx context.Context, t *task, to io.WriterAt, s *timeline.Snapshot, skipHoles bool) (int64, error) {
+	buf, copied := make([]byte, 1<<20), int64(0)
+	var failed error
+	err := s.Extents(0, s.Size(), func(e block.Extent) bool {
+		if e.Hole && skipHoles {
+			return true
+		}
+		for off := e.Off; off < e.Off+e.Len && failed == nil; {
+			p := buf[:min(int64(len(buf)), e.Off+e.Len-off)]
+			if _, failed = s.ReadAt(p, off); failed == nil {
+				_, failed = to.WriteAt(p, off)
+			}
+			if failed == nil {
+				failed = ctx.Err()
+			}
+			off += int64(len(p))
+			copied += int64(len(p))
+			t.report(tidemark.Progress{Done: off, Total: s.Size(), Unit: "bytes"})
+		}
+		return failed == nil
+	})
+	return copied, errors.Join(err, failed)
+}
+
+// maxDiff is the most extents that a diff lists.
+const maxDiff = 100_000
+
+// Diff lists what differs between two points.
+func (c *Control) Diff(ctx context.Context, spec tidemark.DiffSpec) (tidemark.Diff, error) {
+	d := tidemark.Diff{A: spec.A, B: spec.B, Extents: []tidemark.DiffExtent{}}
+	a, apos, err := c.at(spec.A)
+	if err != nil {
+		return d, err
+	}
+	b, bpos, err := c.at(spec.B)
+	if err != nil {
+		return d, err
+	}
+	x := c.store.Begin()
+	defer x.End()
+	for _, disk := range a.t.Disks() {
+		if spec.Disk != "" && spec.Disk != disk.Name() {
+			continue
+		}
+		if err := c.diffDisk(ctx, x, a, apos, b, bpos, disk.Name(), &d); err != nil {
+			return d, err
+		}
+	}
+	return d, nil
+}
+
+func (c *Control) diffDisk(ctx context.Context, x *image.Session, a app, apos tidemark.Position, b app, bpos tidemark.Position, disk string, d *tidemark.Diff) error {
+	ra, err := a.t.Root(ctx, x, disk, apos)
+	if err != nil {
+		return err
+	}
+	rb, err := b.t.Root(ctx, x, disk, bpos)
+	if err != nil {
+		return err
+	}
+	if ra.Size != rb.Size || ra.Chunk != rb.Chunk {
+		return tidemark.Errorf(tidemark.Invalid, "disk %s is not the same disk in %s and %s", disk, d.A, d.B)
+	}
+	va, vb := c.store.View(ra), c.store.View(rb)
+	pa, pb := make([]byte, ra.Chunk), make([]byte, ra.Chunk)
+	return c.store.Diff(ra, rb, func(i int64, _, _ image.Name) error {
+		off := i * int64(ra.Chunk)
+		n := min(int64(ra.Chunk), ra.Size-off)
+		if _, err := va.ReadAt(pa[:n], off); err != nil {
+			return err
+		}
+		if _, err := vb.ReadAt(pb[:n], off); err != nil {
+			return err
+		}
+		return addDiff(d, disk, pa[:n], pb[:n], off)
+	})
+}
+
+// addDiff adds the differing blocks of one chunk.
+func addDiff(d *tidemark.Diff, disk string, a, b []byte, off int64) error {
+	for i := 0; i < len(a); i += block.BlockSize {
+		e := min(i+block.BlockSize, len(a))
+		if string(a[i:e]) == string(b[i:e]) {
+			continue
+		}
+		d.ChangedBytes += int64(e - i)
+		at := off + int64(i)
+		if k := len(d.Extents) - 1; k >= 0 && d.Extents[k].Disk == disk && d.Extents[k].Off+d.Extents[k].Len == at {
+			d.Extents[k].Len += int64(e - i)
+			continue
+		}
+		if len(d.Extents) == maxDiff {
+			return tidemark.Errorf(tidemark.Unavailable, "more than %d extents differ", maxDiff).WithHint("compare points that are nearer to each other")
+		}
+		d.Extents = append(d.Extents, tidemark.DiffExtent{Disk: disk, Off: at, Len: int64(e - i)})
+	}
+	return nil
+}
