@@ -172,15 +172,15 @@ func TestLimitHoldsWithPoisonedSegment(t *testing.T) {
 	}
 	eventually(t, "the receiver streams again", func() bool { s, _ := r.Status(); return s.Running && s.Flushed > gap.To })
 	s, err := r.Status()
-	if err != nil || len(s.Gaps) != 1 || s.Gaps[0].To != gap.To {
-		t.Errorf("recorded gaps: %+v, %v", s.Gaps, err)
+	if err != nil || len(s.Gaps) == 0 || s.Gaps[0].To != gap.To { // a slow machine may make more
+		t.Fatalf("recorded gaps: %+v, %v", s.Gaps, err)
 	}
-	var kept string = c.query("SELECT (pg_current_wal_lsn() - min(restart_lsn))::bigint::text FROM pg_replication_slots")
+	last := s.Gaps[len(s.Gaps)-1].To
+	kept := c.query("SELECT (pg_current_wal_lsn() - min(restart_lsn))::bigint::text FROM pg_replication_slots")
 	t.Logf("retained now: %s bytes; gap %s to %s: %s", kept, gap.From, gap.To, gap.Reason)
 	force(t, r)
-	r2, _, err2 := Prune(wal, gap.To)
-	if err2 != nil || r2 == 0 {
-		t.Errorf("prune removed %d files: %v", r2, err2)
+	if n, _, err := Prune(wal, last); err != nil || n == 0 {
+		t.Errorf("prune removed %d files: %v", n, err)
 	}
 	if left, err := ReadGaps(wal); err != nil || len(left) != 0 {
 		t.Errorf("gaps after pruning: %v, %v", left, err)
