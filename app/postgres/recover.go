@@ -88,7 +88,7 @@ type recovery struct {
 // On an error nothing runs any more, and the error's line is the server's
 // own decisive one. The copy may have been changed; Recover may be called on
 // it again.
-func Recover(ctx context.Context, t Target) (*Instance, error) {
+func Recover(ctx context.Context, t Target) (in *Instance, err error) {
 	if t.Timeout > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, t.Timeout)
@@ -98,6 +98,11 @@ func Recover(ctx context.Context, t Target) (*Instance, error) {
 	if err := r.check(ctx); err != nil {
 		return nil, err
 	}
+	defer func() {
+		if err != nil {
+			os.Remove(r.t.SocketDir) // fails if it holds somebody's socket
+		}
+	}()
 	if err := r.isolate(); err != nil {
 		return nil, err
 	}
