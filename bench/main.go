@@ -1,0 +1,170 @@
+// Command bench measures Tidemark beside its peers, in one run on one machine.
+//
+//	go run ./bench                      everything
+//	go run ./bench -only nbd,firstwrite some of it
+//	go run ./bench -quick               small and short, to see that it works
+//	go run ./bench -report FILE         no measuring: print what was measured last
+//
+// Figures of a shared machine move by tens of percent from one minute to the
+// next. So nothing here is judged by itself: each figure is the ratio of ours to
+// that of a peer, the two take turns within a round, the order of turns is
+// reversed every other round, and the median over the rounds is what counts.
+// Beside rates stands the server's CPU time per request, the steadiest figure.
+//
+// What is measured is listed in table. Each benchmark leaves its samples and
+// rows in bench/out/NAME.json; the report is made of these files.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+)
+
+// benchmark is one entry of the table.
+type benchmark struct {
+	name  string
+	about string
+	run   func(ctx context.Context, e *env, r *Result) error
+}
+
+// table lists the benchmarks in the order they run and are reported.
+var table = []benchmark{
+	{"nbd", "a clone served over NBD", benchNBD},
+	{"firstwrite", "the first write into a clone", benchFirstWrite},
+	{"depth", "clones of clones", benchDepth},
+}
+
+// env is what benchmarks share.
+type env struct {
+	fast    string // a directory on tmpfs: what software costs
+	disk    string // a directory on a disk: what durability costs
+	out     string // results
+	rounds  int
+	quick   bool
+	profile bool
+}
+
+// size picks the size in bytes for a full or a quick run.
+func (e *env) size(full, quick int64) int64 {
+	if e.quick {
+		return quick
+	}
+	return full
+}
+
+// span picks how long one sample takes.
+func (e *env) span() time.Duration {
+	if e.quick {
+		return 300 * time.Millisecond
+	}
+	return time.Second
+}
+
+func main() {
+	if len(os.Args) > 1 && os.Args[1] == "serve" {
+		exit(serve(os.Args[2:]))
+	}
+	exit(runAll())
+}
+
+func exit(err error) {
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+func runAll() error {
+	e := &env{}
+	only := flag.String("only", "", "comma-separated names of `benchmarks`; all if empty")
+	report := flag.String("report", "", "write the report of the newest results into this Markdown `file`, or - for standard output; measure nothing")
+	flag.StringVar(&e.fast, "fast", "/dev/shm", "`directory` on tmpfs for what measures software")
+	flag.StringVar(&e.disk, "disk", "/var/tmp", "`directory` on a disk for what measures durability")
+	flag.StringVar(&e.out, "out", "bench/out", "`directory` for results")
+	flag.IntVar(&e.rounds, "rounds", 5, "rounds; the median of them counts")
+	flag.BoolVar(&e.quick, "quick", false, "small disks, short samples, two rounds")
+	flag.BoolVar(&e.profile, "profile", false, "leave a CPU profile of our server beside the results")
+	flag.Parse()
+	if *report != "" {
+		return writeReport(e.out, *report)
+	}
+	if e.quick {
+		e.rounds = min(e.rounds, 2)
+	}
+	chosen, err := choose(*only)
+	if err != nil {
+		return err
+	}
+	return e.measure(chosen)
+}
+
+// choose returns the benchmarks that are named in a list.
+func choose(only string) ([]benchmark, error) {
+	if only == "" {
+		return table, nil
+	}
+	var chosen []benchmark
+	for name := range strings.SplitSeq(only, ",") {
+		i := slices.IndexFunc(table, func(b benchmark) bool { return b.name == name })
+		if i < 0 {
+			return nil, fmt.Errorf("no benchmark is called %q", name)
+		}
+		chosen = append(chosen, table[i])
+	}
+	return chosen, nil
+}
+
+// measure runs benchmarks, each in directories of its own that are removed
+// after it. One that fails does not keep the others from running.
+func (e *env) measure(chosen []benchmark) error {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	if err := os.MkdirAll(e.out, 0o755); err != nil {
+		return err
+	}
+	var failed []string
+	for _, b := range chosen {
+		if err := e.one(ctx, b); err != nil {
+			fmt.Fprintf(os.Stderr, "%s: %v\n", b.name, err)
+			failed = append(failed, b.name)
+		}
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	if err := writeReport(e.out, filepath.Join(e.out, "report.md")); err != nil {
+		return err
+	}
+	if failed != nil {
+		return fmt.Errorf("failed: %s", strings.Join(failed, ", "))
+	}
+	return nil
+}
+
+func (e *env) one(ctx context.Context, b benchmark) error {
+	own := *e
+	for _, dir := range []*string{&own.fast, &own.disk} {
+		d, err := os.MkdirTemp(*dir, "tidemark-bench-")
+		if err != nil {
+			return err
+		}
+		defer os.RemoveAll(d)
+		*dir = d
+	}
+	r := newResult(b.name, b.about, &own)
+	fmt.Printf("## %s: %s\n", b.name, b.about)
+	if err := b.run(ctx, &own, r); err != nil {
+		return err
+	}
+	r.finish()
+	fmt.Print(r.markdown())
+	return r.save(e.out)
+}

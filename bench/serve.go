@@ -1,0 +1,120 @@
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"runtime/pprof"
+	"syscall"
+
+	"tidemark/export/nbd"
+	"tidemark/image"
+	"tidemark/internal/vfs"
+	"tidemark/object"
+	"tidemark/timeline"
+)
+
+// world is a server's storage, opened the way the product opens it.
+type world struct {
+	bucket *object.Dir
+	store  *image.Store
+	set    *timeline.Set
+}
+
+// openWorld opens the storage in a directory. cache is the bytes of decoded
+// chunks it may keep, 0 for the product's default, negative for none.
+func openWorld(dir string, cache int64) (*world, error) {
+	w := new(world)
+	var err error
+	quiet := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	for _, d := range []string{dir, dir + "/pool", dir + "/store", dir + "/timelines"} {
+		if err := os.MkdirAll(d, 0o700); err != nil {
+			return nil, err
+		}
+	}
+	if w.bucket, err = object.OpenDir(vfs.OS, dir+"/pool"); err != nil {
+		return nil, err
+	}
+	w.store, err = image.Open(context.Background(), image.Options{FS: vfs.OS, Dir: dir + "/store", Bucket: w.bucket, CacheBytes: cache, Logger: quiet})
+	if err != nil {
+		return nil, err
+	}
+	w.set, err = timeline.Open(context.Background(), w.store, timeline.Options{FS: vfs.OS, Dir: dir + "/timelines", Bucket: w.bucket, Logger: quiet})
+	if err != nil {
+		return nil, err
+	}
+	for id, err := range w.set.Damaged() {
+		return nil, fmt.Errorf("timeline %s: %w", id, err)
+	}
+	return w, nil
+}
+
+func (w *world) close() error {
+	if err := w.set.Close(); err != nil {
+		return err
+	}
+	if err := w.store.Close(); err != nil {
+		return err
+	}
+	return w.bucket.Close()
+}
+
+// named returns the timeline of a name.
+func (w *world) named(name string) (*timeline.Timeline, error) {
+	for _, t := range w.set.List() {
+		if t.Name() == name {
+			return t, nil
+		}
+	}
+	return nil, fmt.Errorf("no timeline %q", name)
+}
+
+// serve is what our server process does: it shows the first disk of every
+// timeline of a directory until it is told to end.
+func serve(args []string) error {
+	f := flag.NewFlagSet("serve", flag.ExitOnError)
+	dir := f.String("data", "", "data `directory`")
+	socket := f.String("socket", "", "unix socket `path`")
+	cache := f.Int64("cache", 0, "`bytes` of decoded chunks")
+	profile := f.String("profile", "", "write a CPU profile to `file`")
+	f.Parse(args)
+	if *profile != "" {
+		p, err := os.Create(*profile)
+		if err != nil {
+			return err
+		}
+		defer p.Close()
+		if err := pprof.StartCPUProfile(p); err != nil {
+			return err
+		}
+		defer pprof.StopCPUProfile()
+	}
+	w, err := openWorld(*dir, *cache)
+	if err != nil {
+		return err
+	}
+	table := nbd.NewTable()
+	for _, t := range w.set.List() {
+		if err := table.Add(&nbd.Export{Name: t.Name(), Device: t.Disks()[0]}); err != nil {
+			return err
+		}
+	}
+	l, err := nbd.Listen("unix:" + *socket)
+	if err != nil {
+		return err
+	}
+	server := nbd.NewServer(table, nbd.Options{})
+	end := make(chan os.Signal, 1)
+	signal.Notify(end, syscall.SIGTERM, syscall.SIGINT)
+	go func() {
+		<-end
+		server.Close()
+	}()
+	if err := server.Serve(l); err != nil && err != nbd.ErrServerClosed {
+		return err
+	}
+	return w.close()
+}
