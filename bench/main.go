@@ -39,6 +39,9 @@ var table = []benchmark{
 	{"nbd", "a clone served over NBD", benchNBD},
 	{"firstwrite", "the first write into a clone", benchFirstWrite},
 	{"depth", "clones of clones", benchDepth},
+	{"cold", "reads of packed chunks that are in no cache of ours", benchCold},
+	{"sparse", "a sparse disk of 1 TiB that holds 1 GiB", benchSparse},
+	{"journal", "writers that wait until their record is durable", benchJournal},
 }
 
 // env is what benchmarks share.

@@ -100,9 +100,11 @@ func peakRSS(pid int) int64 {
 	return kib << 10
 }
 
-// allocated returns the bytes that the files below a path take on their medium.
+// allocated returns the bytes that the files below a path take on their medium,
+// those with several names counted once.
 func allocated(path string) (int64, error) {
 	var sum int64
+	seen := map[uint64]bool{}
 	err := filepath.Walk(path, func(_ string, info os.FileInfo, err error) error {
 		if os.IsNotExist(err) {
 			return nil // deleted while we walked
@@ -110,7 +112,8 @@ func allocated(path string) (int64, error) {
 		if err != nil {
 			return err
 		}
-		if st, ok := info.Sys().(*syscall.Stat_t); ok && info.Mode().IsRegular() {
+		if st, ok := info.Sys().(*syscall.Stat_t); ok && info.Mode().IsRegular() && !seen[st.Ino] {
+			seen[st.Ino] = true
 			sum += st.Blocks * 512
 		}
 		return nil
