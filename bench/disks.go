@@ -13,15 +13,22 @@ import (
 	"tidemark/timeline"
 )
 
-// content fills p, a whole number of 4 KiB blocks, with what compresses about
-// two to one, like rows of a database; no two blocks are equal.
+// content fills p with rows like those of a database: a header that hardly
+// differs from row to row, and a filler of hexadecimal digits that only entropy
+// coding can shrink. It compresses about two to one; no two blocks are equal.
 func content(rng *rand.Rand, p []byte) {
-	const digits = "0123456789abcdef"
-	var word [8]byte
-	for i := 0; i < len(p); i += 16 {
-		binary.LittleEndian.PutUint64(word[:], rng.Uint64())
-		for k, b := range word {
-			p[i+2*k], p[i+2*k+1] = digits[b>>4], digits[b&15]
+	const digits, header, row = "0123456789abcdef", 24, 96
+	for i := range p {
+		p[i] = 0
+	}
+	for at := 0; at < len(p); at += row {
+		r := p[at:min(at+row, len(p))]
+		if len(r) >= header {
+			binary.LittleEndian.PutUint32(r[0:], 0x5c0f02)
+			binary.LittleEndian.PutUint64(r[8:], rng.Uint64()&0xffffff)
+		}
+		for i := header; i < min(header+64, len(r)); i++ {
+			r[i] = digits[rng.Uint32()&15]
 		}
 	}
 }
