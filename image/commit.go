@@ -22,6 +22,7 @@ func (x *Session) Commit(base Root, changes []Change) (Root, error) {
 	if x.ended.Load() {
 		return Root{}, fmt.Errorf("commit in an ended session: %w", ErrClosed)
 	}
+	x.writes.Store(true)
 	x.Hold(base)
 	byIndex := func(a, b Change) int { return int(min(max(a.Index-b.Index, -1), 1)) }
 	if !slices.IsSortedFunc(changes, byIndex) {
@@ -98,6 +99,7 @@ func (x *Session) Resize(base Root, size int64) (Root, error) {
 	if x.ended.Load() {
 		return Root{}, fmt.Errorf("resize in an ended session: %w", ErrClosed)
 	}
+	x.writes.Store(true)
 	x.Hold(base)
 	if size < base.Size {
 		cut, err := x.cutLast(base, size)

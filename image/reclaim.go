@@ -241,7 +241,8 @@ func (s *Store) sweep(ctx context.Context, victims []victim, mark func(*Keeper) 
 	return nil
 }
 
-// waitSessions returns when all sessions that are active now have ended.
+// waitSessions returns when all sessions that are active now have ended, but
+// for those that only hold images: these are marked.
 func (s *Store) waitSessions(ctx context.Context) error {
 	t := &s.sessions
 	t.mu.Lock()
@@ -250,8 +251,8 @@ func (s *Store) waitSessions(ctx context.Context) error {
 	for {
 		t.mu.Lock()
 		older := false
-		for id := range t.active {
-			older = older || id <= last
+		for id, x := range t.active {
+			older = older || id <= last && x.writes.Load()
 		}
 		if t.ended == nil {
 			t.ended = make(chan struct{})

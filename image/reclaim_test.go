@@ -347,8 +347,13 @@ func TestReclaimWaits(t *testing.T) {
 
 	s.sealing.Wait()
 	ctx, cancel := context.WithCancel(t.Context())
+	reader := s.Begin() // only holds: nobody waits for it
+	defer reader.End()
+	reader.Hold(root)
 	y := s.Begin()
 	defer y.End()
+	_, err = y.Put(bytes.Repeat([]byte{1}, 4096), Name{})
+	must(t, err)
 	s.o.hook = func(step string) {
 		if step == "wait" {
 			cancel()

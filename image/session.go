@@ -17,6 +17,10 @@ type Session struct {
 	id    uint64
 	ended atomic.Bool
 
+	// writes is set before the first look for what is there already. Until then
+	// the session counts on nothing but what it holds, and a reclaim need not wait for it.
+	writes atomic.Bool
+
 	mu   sync.Mutex
 	held map[Root]bool // bases and results of commits; guarded by mu
 
@@ -106,6 +110,7 @@ func (x *Session) Put(content []byte, prev Name) (Name, error) {
 	if x.ended.Load() {
 		return Name{}, fmt.Errorf("put in an ended session: %w", ErrClosed)
 	}
+	x.writes.Store(true)
 	x.puts.Add(1)
 	x.s.count.puts.Add(1)
 	if isZero(content) {

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"golang.org/x/sys/unix"
 
 	"tidemark"
 )
@@ -185,6 +186,8 @@ func firstLine(text string, err error) string {
 // its socket directory if nothing else is in it. A server that is down
 // already is no error.
 func (in *Instance) Stop(ctx context.Context) error {
+	exited := watchExit(in.DataDir)
+	defer exited.close()
 	for _, s := range []struct {
 		sig  syscall.Signal
 		wait time.Duration
@@ -202,6 +205,9 @@ func (in *Instance) Stop(ctx context.Context) error {
 	}
 	if pid, _ := livePostmaster(in.DataDir); pid != 0 {
 		return tidemark.Errorf(tidemark.Internal, "clone %s (process %d) does not end", in.Name, pid)
+	}
+	if err := exited.wait(10 * time.Second); err != nil {
+		return fmt.Errorf("stop clone %s: %w", in.Name, err)
 	}
 	if err := os.Remove(in.SocketDir); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ENOTEMPTY) {
 		return err
@@ -244,4 +250,44 @@ func freePort(want int) (int, error) {
 	}
 	defer l.Close()
 	return l.Addr().(*net.TCPAddr).Port, nil
+}
+
+// exitWatch waits for the end of a process. A server removes its pid file
+// before it ends, and until its end it holds the file system of its directory.
+type exitWatch struct{ fd int }
+
+func watchExit(dataDir string) exitWatch {
+	pid, _ := livePostmaster(dataDir)
+	if pid == 0 {
+		return exitWatch{-1}
+	}
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return exitWatch{-1} // it has ended already
+	}
+	return exitWatch{fd}
+}
+
+func (w exitWatch) wait(limit time.Duration) error {
+	if w.fd < 0 {
+		return nil
+	}
+	for end := time.Now().Add(limit); ; {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(w.fd), Events: unix.POLLIN}}, int(max(time.Until(end).Milliseconds(), 0)))
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case err != nil:
+			return err
+		case n == 0:
+			return errors.New("the server does not end")
+		default:
+			return nil
+		}
+	}
+}
+
+func (w exitWatch) close() {
+	if w.fd >= 0 {
+		unix.Close(w.fd)
+	}
 }
