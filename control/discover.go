@@ -2,13 +2,13 @@ package control
 
 import (
 	"context"
-	"strings"
+	"fmt"
 
 	"tidemark"
 	"tidemark/app/postgres"
 )
 
-// Discover lists what on this host could be protected: its PostgreSQL clusters.
+// Discover lists what on this host could be protected: its PostgreSQL clusters, clones left out.
 func (c *Control) Discover(ctx context.Context) ([]tidemark.Discovered, error) {
 	clusters, err := postgres.Discover(ctx)
 	if err != nil {
@@ -16,10 +16,12 @@ func (c *Control) Discover(ctx context.Context) ([]tidemark.Discovered, error) {
 	}
 	list := []tidemark.Discovered{}
 	for _, k := range clusters {
-		if strings.HasPrefix(k.DataDir, c.o.Dir+"/") {
-			continue // a clone of ours
+		d := tidemark.Discovered{Type: tidemark.TypePostgres, Source: k.Conn, Size: k.Bytes,
+			Detail: fmt.Sprintf("PostgreSQL %d in %s", k.Version, k.DataDir), Labels: map[string]string{"data_dir": k.DataDir, "name": k.Name}}
+		if k.Conn == "" {
+			d.Source, d.Detail = "-", d.Detail+", not running: start it to protect it"
 		}
-		list = append(list, k.Discovered())
+		list = append(list, d)
 	}
 	return list, nil
 }

@@ -197,7 +197,8 @@ func TestFullDisk(t *testing.T) {
 		clear(known[31*4096:])
 		f.on.Store(true)
 		_, err = d.save(x, root, 31, 74)
-		if err = errors.Join(err, s.Sync()); !errors.Is(err, syscall.ENOSPC) && n < 3 {
+		if err = errors.Join(err, s.Sync()); !errors.Is(err, syscall.ENOSPC) && n < 2 {
+			// The third may be of a seal in the background, which is tried again later.
 			t.Fatalf("n=%d: %v", n, err)
 		}
 		must(t, same(s, before, known))
