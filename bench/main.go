@@ -42,6 +42,9 @@ var table = []benchmark{
 	{"cold", "reads of packed chunks that are in no cache of ours", benchCold},
 	{"sparse", "a sparse disk of 1 TiB that holds 1 GiB", benchSparse},
 	{"journal", "writers that wait until their record is durable", benchJournal},
+	{"increment", "a PostgreSQL captured whole and then by difference", benchIncrement},
+	{"fuse", "a clone as a block device of a host whose kernel has no NBD", benchFUSE},
+	{"pgclone", "a PostgreSQL on a clone", benchPGClone},
 }
 
 // env is what benchmarks share.
@@ -73,6 +76,12 @@ func (e *env) span() time.Duration {
 func main() {
 	if len(os.Args) > 1 && os.Args[1] == "serve" {
 		exit(serve(os.Args[2:]))
+	}
+	if len(os.Args) > 1 && os.Args[1] == "attach" {
+		exit(attach())
+	}
+	if len(os.Args) > 1 && os.Args[1] == "capture" {
+		exit(capture(os.Args[2:]))
 	}
 	exit(runAll())
 }

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/pprof"
+	"strings"
 	"syscall"
 
 	"tidemark/export/nbd"
@@ -72,8 +73,36 @@ func (w *world) named(name string) (*timeline.Timeline, error) {
 	return nil, fmt.Errorf("no timeline %q", name)
 }
 
+// branching makes clones as they are asked for: the export "golden@c1" is a
+// branch of the newest state of the timeline golden, made by its first connection.
+type branching struct {
+	*nbd.Table
+	w *world
+}
+
+// Open implements nbd.Exports.
+func (b branching) Open(name string) (*nbd.Export, func(), error) {
+	e, release, err := b.Table.Open(name)
+	of, clone, ok := strings.Cut(name, "@")
+	if err == nil || !ok {
+		return e, release, err
+	}
+	golden, err := b.w.named(of)
+	if err != nil {
+		return nil, nil, err
+	}
+	t, err := branch(context.Background(), b.w, golden, clone)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := b.Table.Add(&nbd.Export{Name: name, Device: t.Disks()[0]}); err != nil {
+		return nil, nil, err
+	}
+	return b.Table.Open(name)
+}
+
 // serve is what our server process does: it shows the first disk of every
-// timeline of a directory until it is told to end.
+// timeline of a directory, and clones of them, until it is told to end.
 func serve(args []string) error {
 	f := flag.NewFlagSet("serve", flag.ExitOnError)
 	dir := f.String("data", "", "data `directory`")
@@ -106,7 +135,7 @@ func serve(args []string) error {
 	if err != nil {
 		return err
 	}
-	server := nbd.NewServer(table, nbd.Options{})
+	server := nbd.NewServer(branching{table, w}, nbd.Options{})
 	end := make(chan os.Signal, 1)
 	signal.Notify(end, syscall.SIGTERM, syscall.SIGINT)
 	go func() {

@@ -1,0 +1,220 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"tidemark/mount"
+	"tidemark/timeline"
+)
+
+const qsd = "qemu-storage-daemon FUSE + loop"
+
+// attach is what our attacher's process does; see mount.Attach.
+func attach() error {
+	cfg, err := mount.ReadAttachConfig(os.Stdin)
+	if err != nil {
+		return err
+	}
+	return mount.RunAttacher(context.Background(), cfg)
+}
+
+// attached is a block device of this host and how to be rid of it.
+type attached struct {
+	side   string
+	device string
+	cpu    func() time.Duration // of the processes behind it
+	detach func() error
+}
+
+// attachOurs attaches an export of our server.
+func attachOurs(ctx context.Context, s *server, export, state string) (*attached, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	a, err := mount.Attach(ctx, mount.Config{Name: export, StateDir: state, Socket: s.socket, Export: export, Command: []string{self, "attach"}})
+	if err != nil {
+		return nil, err
+	}
+	pid := attacherOf(self)
+	return &attached{side: tide, device: a.Device(),
+		cpu:    func() time.Duration { return s.cpu() + cpuOf(pid) },
+		detach: func() error { return a.Detach(context.Background(), true) }}, nil
+}
+
+// attacherOf returns the id of the youngest attacher process, 0 if there is none.
+func attacherOf(self string) int {
+	youngest := 0
+	dirs, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, file := range dirs {
+		b, err := os.ReadFile(file)
+		if err != nil || !strings.HasPrefix(string(b), self+"\x00attach") {
+			continue
+		}
+		if pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(file))); pid > youngest {
+			youngest = pid
+		}
+	}
+	return youngest
+}
+
+// attachQSD shows a disk file through qemu-storage-daemon's FUSE export and a
+// loop device.
+func attachQSD(ctx context.Context, file, format, at string) (*attached, error) {
+	if err := os.WriteFile(at, nil, 0o600); err != nil {
+		return nil, err
+	}
+	argv := []string{"--blockdev", "driver=file,node-name=f,filename=" + file}
+	node := "f"
+	if format != "raw" {
+		argv, node = append(argv, "--blockdev", "driver="+format+",node-name=q,file=f"), "q"
+	}
+	argv = append(argv, "--export", "type=fuse,id=e,node-name="+node+",mountpoint="+at+",writable=on")
+	cmd := exec.Command("qemu-storage-daemon", argv...)
+	var said strings.Builder
+	cmd.Stderr = &said
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	end := func() error {
+		cmd.Process.Signal(syscall.SIGTERM)
+		cmd.Wait()
+		exec.Command("umount", "-l", at).Run() // it may be unmounted already
+		return nil
+	}
+	for i := 0; !mounted(at); i++ {
+		if i > 2000 || ctx.Err() != nil {
+			end()
+			return nil, fmt.Errorf("qemu-storage-daemon did not mount %s: %s", at, said.String())
+		}
+		time.Sleep(3 * time.Millisecond)
+	}
+	out, err := run(ctx, "losetup", "-f", "--show", "--direct-io=on", at)
+	if err != nil {
+		end()
+		return nil, err
+	}
+	device := strings.TrimSpace(out)
+	return &attached{side: qsd, device: device, cpu: func() time.Duration { return cpuOf(cmd.Process.Pid) },
+		detach: func() error {
+			if _, err := run(context.Background(), "losetup", "-d", device); err != nil {
+				return err
+			}
+			time.Sleep(100 * time.Millisecond) // the kernel lets go of the file a little later
+			return end()
+		}}, nil
+}
+
+// mounted reports whether something is mounted on a path.
+func mounted(path string) bool {
+	b, err := os.ReadFile("/proc/mounts")
+	if err != nil {
+		return false
+	}
+	return strings.Contains(string(b), " "+path+" ")
+}
+
+// benchFUSE compares block devices on a kernel without NBD.
+func benchFUSE(ctx context.Context, e *env, r *Result) error {
+	size := e.size(1<<30, 128<<20)
+	raw, data, qcow := e.fast+"/raw", e.fast+"/data", e.fast+"/full.qcow2"
+	if err := rawDisk(raw, size); err != nil {
+		return err
+	}
+	if err := fullQcow2(ctx, qcow, raw); err != nil {
+		return err
+	}
+	err := ours(ctx, data, raw, func(w *world, golden *timeline.Timeline) error {
+		_, err := branch(ctx, w, golden, "clone")
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	t, err := e.serveOurs(ctx, data, e.fast+"/tidemark.sock", size*5/4, r.Name)
+	if err != nil {
+		return err
+	}
+	defer stopAll(t)
+	a, err := attachOurs(ctx, t, "clone", filepath.Join(e.fast, "attached"))
+	if err != nil {
+		return err
+	}
+	defer a.detach()
+	q, err := attachQSD(ctx, qcow, "qcow2", e.fast+"/qsd")
+	if err != nil {
+		return err
+	}
+	defer q.detach()
+	if err := e.roundsFUSE(ctx, r, size, a, q); err != nil {
+		return err
+	}
+	rowsFUSE(r)
+	return nil
+}
+
+func (e *env) roundsFUSE(ctx context.Context, r *Result, size int64, sides ...*attached) error {
+	patterns := append(e.patternsNBD(size)[:4],
+		pattern{rw: "write", bs: "1M", depth: 4, bytes: size / 2},
+		pattern{rw: "randwrite", bs: "4k", depth: 16, bytes: size / 16, seed: 5})
+	for _, s := range sides { // warm
+		if _, err := driveDevice(ctx, s, pattern{rw: "read", bs: "1M", depth: 4, bytes: size}, size); err != nil {
+			return err
+		}
+	}
+	for round := range e.rounds {
+		for _, p := range patterns {
+			for _, s := range sides {
+				v, err := driveDevice(ctx, s, p, size)
+				if err != nil {
+					return err
+				}
+				r.add(Sample{s.side, p.String(), round, v})
+			}
+		}
+		slices.Reverse(sides)
+	}
+	return nil
+}
+
+// driveDevice runs fio on a block device, past the page cache.
+func driveDevice(ctx context.Context, a *attached, p pattern, size int64) (map[string]float64, error) {
+	before := a.cpu()
+	v, err := drive(ctx, p, size, "--ioengine=libaio", "--direct=1", "--filename="+a.device)
+	if err != nil {
+		return nil, err
+	}
+	v["cpu_us"] = float64((a.cpu() - before).Microseconds()) / max(1, v["ios"])
+	return v, nil
+}
+
+func rowsFUSE(r *Result) {
+	for _, x := range []struct {
+		p, unit   string
+		must, aim Bound
+	}{
+		{"randread 4k QD16", "iops", atLeast(1), atLeast(2)},
+		{"randread 4k QD1", "iops", Bound{}, Bound{}},
+		{"randread 4k QD64", "iops", Bound{}, Bound{}},
+		{"randwrite 4k QD16", "iops", Bound{}, Bound{}},
+		{"read 1M QD4", "MB/s", Bound{}, Bound{}},
+		{write, "MB/s", Bound{}, Bound{}},
+	} {
+		format := thousands
+		if x.unit == "MB/s" {
+			format = number
+		}
+		r.row(x.p+" ÷ "+qsd, r.ratio(tide, qsd, x.p, x.unit), "x", x.must, x.aim, "%s against %s %s; CPU of server and attacher %s against %s µs",
+			format(r.median(tide, x.p, x.unit)), format(r.median(qsd, x.p, x.unit)), x.unit, number(r.median(tide, x.p, "cpu_us")), number(r.median(qsd, x.p, "cpu_us")))
+	}
+}
