@@ -75,19 +75,26 @@ func SyncDir(fs FS, dir string) error {
 	return errors.Join(d.Sync(), d.Close())
 }
 
-// MkdirAll makes dir and its parents, and makes their names durable.
+// MkdirAll makes dir and its parents, and makes the names of those that were
+// missing durable, and that of the deepest one that was there: whoever made it may have been
+// cut off before.
 func MkdirAll(fs FS, dir string) error {
+	top := dir
+	for _, err := fs.Stat(top); errors.Is(err, os.ErrNotExist) && top != fs.PathDir(top); _, err = fs.Stat(top) {
+		top = fs.PathDir(top)
+	}
 	if err := fs.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
-	for d := fs.PathDir(dir); ; d = fs.PathDir(d) {
-		if err := SyncDir(fs, d); err != nil && !errors.Is(err, os.ErrPermission) {
+	for d := dir; d != fs.PathDir(d); d = fs.PathDir(d) {
+		if err := SyncDir(fs, fs.PathDir(d)); err != nil && !errors.Is(err, os.ErrPermission) {
 			return err
 		}
-		if d == fs.PathDir(d) || d == "." || d == "" {
-			return nil
+		if d == top {
+			break
 		}
 	}
+	return nil
 }
 
 // WriteFile replaces the file at path by data. When it returns nil the new
