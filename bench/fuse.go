@@ -160,6 +160,41 @@ func benchFUSE(ctx context.Context, e *env, r *Result) error {
 		return err
 	}
 	rowsFUSE(r)
+	return e.timeAttach(ctx, r, t, qcow)
+}
+
+// timeAttach times how long it takes until the block device of a new clone is
+// there, and until it is gone again.
+func (e *env) timeAttach(ctx context.Context, r *Result, t *server, qcow string) error {
+	sides := map[string]func(round int) (*attached, error){
+		tide: func(round int) (*attached, error) {
+			return attachOurs(ctx, t, fmt.Sprintf("golden@new%d", round), filepath.Join(e.fast, "attached"))
+		},
+		qsd: func(round int) (*attached, error) {
+			file := fmt.Sprintf("%s/new%d.qcow2", e.fast, round)
+			if err := overlay(ctx, file, qcow, "qcow2"); err != nil {
+				return nil, err
+			}
+			return attachQSD(ctx, file, "qcow2", fmt.Sprintf("%s/new%d", e.fast, round))
+		},
+	}
+	for round := range e.rounds {
+		for side, up := range sides {
+			begin := time.Now()
+			a, err := up(round)
+			if err != nil {
+				return err
+			}
+			ready := time.Since(begin)
+			begin = time.Now()
+			if err := a.detach(); err != nil {
+				return err
+			}
+			r.add(Sample{side, "attach", round, map[string]float64{"ms": float64(ready.Microseconds()) / 1e3, "detach_ms": float64(time.Since(begin).Microseconds()) / 1e3}})
+		}
+	}
+	r.row("new clone until its block device is there ÷ "+qsd, r.ratio(tide, qsd, "attach", "ms"), "x", Bound{}, Bound{}, "%s against %s ms; gone again after %s ms",
+		number(r.median(tide, "attach", "ms")), number(r.median(qsd, "attach", "ms")), number(r.median(tide, "attach", "detach_ms")))
 	return nil
 }
 
