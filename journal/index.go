@@ -74,7 +74,7 @@ func parseTrailer(b []byte, fileSize int64) (t trailer, ok bool) {
 		return t, false
 	}
 	t = trailer{end: int64(le.Uint64(b)), length: int64(le.Uint64(b[8:])), records: int(le.Uint64(b[16:])), sum: le.Uint32(b[24:])}
-	return t, t.end >= segmentHeaderSize && t.length >= 0 && t.end+t.length+trailerSize == fileSize && t.records <= maxRecords
+	return t, t.end >= segmentHeaderSize && t.length >= 0 && t.end+t.length+trailerSize == fileSize && t.records >= 0 && t.records <= maxRecords
 }
 
 // parseIndex decodes a segment's index.

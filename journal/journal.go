@@ -47,7 +47,6 @@ type Journal struct {
 	start         int64
 	writing       buffer
 	unsynced      []*Segment // written since they were last synced, oldest first
-	newNames      bool       // a segment was created since the directory was synced
 	syncing       bool
 	synced        sync.Cond // on mu: syncing ended
 }
@@ -73,8 +72,8 @@ const (
 // lies. It keeps no reference to the payload. The record is durable after a Sync
 // that begins later. On an error nothing was appended.
 func (j *Journal) Append(r *Record) (Place, error) {
-	if len(r.Payload) > MaxPayload {
-		return Place{}, fmt.Errorf("a journal record of %d bytes: at most %d are possible", len(r.Payload), MaxPayload)
+	if !r.possible() {
+		return Place{}, fmt.Errorf("%w: kind %d, offset %d, length %d, %d bytes", ErrRecord, r.Kind, r.Off, r.Len, len(r.Payload))
 	}
 	h := header{Record: *r, size: uint32(len(r.Payload)), sum: crc32.Checksum(r.Payload, castagnoli)}
 	j.mu.Lock()
@@ -113,7 +112,7 @@ func (j *Journal) makeRoom(need int64) error {
 			if err := j.unlocked(j.writeOut); err != nil {
 				return err
 			}
-		case len(s.entries) > 0 && (s.end+need > j.o.SegmentSize || len(s.entries) >= maxRecords):
+		case s.footed || len(s.entries) > 0 && (s.end+need > j.o.SegmentSize || len(s.entries) >= maxRecords):
 			if err := j.unlocked(j.roll); err != nil {
 				return err
 			}
@@ -196,11 +195,12 @@ func (j *Journal) fail(err error) error {
 func (j *Journal) readBuffered(s *Segment, p []byte, off int64) bool {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if w := j.writing; w.segment == s && off >= w.at && off < w.at+int64(len(w.data)) {
+	n := int64(len(p))
+	if w := j.writing; w.segment == s && off >= w.at && off+n <= w.at+int64(len(w.data)) {
 		copy(p, w.data[off-w.at:])
 		return true
 	}
-	if s == j.segments[len(j.segments)-1] && off >= j.start {
+	if s == j.segments[len(j.segments)-1] && off >= j.start && off+n <= j.start+int64(len(j.active)) {
 		copy(p, j.active[off-j.start:])
 		return true
 	}
@@ -233,19 +233,20 @@ func (j *Journal) rollFrom(s *Segment) error {
 	if err != nil {
 		return err
 	}
-	if _, err := f.WriteAt(footer(s.entries, s.head.after, s.end), s.end); errors.Is(err, syscall.ENOSPC) {
-		return fmt.Errorf("%w: %w", ErrNoSpace, err) // the footer is written again when there is room
-	} else if err != nil {
-		return j.fail(fmt.Errorf("seal journal segment %s: %w", s.path, err))
+	if !s.footed {
+		if _, err := f.WriteAt(footer(s.entries, s.head.after, s.end), s.end); errors.Is(err, syscall.ENOSPC) {
+			return fmt.Errorf("%w: %w", ErrNoSpace, err) // the footer is written again when there is room
+		} else if err != nil {
+			return j.fail(fmt.Errorf("seal journal segment %s: %w", s.path, err))
+		}
+		s.footed = true
 	}
 	// A segment begins only when the one before it is durable: so a segment that
 	// is found proves that all before it must be there, whole.
 	if err := f.SyncData(); err != nil {
 		return j.fail(fmt.Errorf("sync journal segment %s: %w", s.path, err))
 	}
-	if err := vfs.SyncDir(j.fs, j.dir); err != nil {
-		return j.fail(fmt.Errorf("sync the journal's directory: %w", err))
-	}
+	j.durable = max(j.durable, s.lastPos)
 	next, err := j.newSegment(s.head.number+1, s.lastPos, uint64(s.end))
 	if err != nil {
 		return err
@@ -257,20 +258,32 @@ func (j *Journal) rollFrom(s *Segment) error {
 	return nil
 }
 
-// newSegment creates a segment file with its header.
+func noSpace(err error) error {
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return fmt.Errorf("%w: %w", ErrNoSpace, err)
+	}
+	return err
+}
+
+// newSegment creates a segment file. Its header is durable before there can be
+// records: so a file with a bad header was either never used, or is damaged,
+// and which of the two can be told.
 func (j *Journal) newSegment(number, prevLast, prevEnd uint64) (*Segment, error) {
 	s := &Segment{j: j, path: j.fs.PathJoin(j.dir, fmt.Sprintf("seg-%016x", number)), end: segmentHeaderSize, lastPos: j.pos, last: j.time}
 	s.head = segmentHeader{id: j.id, number: number, firstPos: j.pos + 1, after: j.time, prevLast: prevLast, prevEnd: prevEnd}
 	f, err := vfs.Create(j.fs, s.path)
 	if err != nil {
-		return nil, err
+		return nil, noSpace(err)
 	}
-	if _, err := f.WriteAt(s.head.encode(), 0); err != nil {
-		err = errors.Join(err, f.Close(), j.fs.Remove(s.path))
-		if errors.Is(err, syscall.ENOSPC) {
-			err = fmt.Errorf("%w: %w", ErrNoSpace, err)
-		}
-		return nil, err
+	_, err = f.WriteAt(s.head.encode(), 0)
+	if err == nil {
+		err = f.SyncData()
+	}
+	if err == nil {
+		err = vfs.SyncDir(j.fs, j.dir)
+	}
+	if err != nil {
+		return nil, noSpace(errors.Join(err, f.Close(), j.fs.Remove(s.path)))
 	}
 	s.file.Store(&f)
 	s.refs.Store(1)
@@ -283,8 +296,6 @@ func (j *Journal) newSegment(number, prevLast, prevEnd uint64) (*Segment, error)
 func (j *Journal) begin(s *Segment) {
 	j.segments = append(j.segments, s)
 	j.start = segmentHeaderSize
-	j.unsynced = append(j.unsynced, s)
-	j.newNames = true
 }
 
 // Sync makes every record durable that was appended before the call. Callers
@@ -293,7 +304,7 @@ func (j *Journal) Sync() error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	target := j.pos
-	for j.durable < target || len(j.unsynced) > 0 && j.newNames {
+	for j.durable < target {
 		if j.err != nil {
 			return j.err
 		}
@@ -322,8 +333,8 @@ func (j *Journal) syncRound() error {
 	if len(j.active) > 0 {
 		upTo = j.posBefore(j.start)
 	}
-	segments, names := j.unsynced, j.newNames
-	j.unsynced, j.newNames = nil, false
+	segments := j.unsynced
+	j.unsynced = nil
 	j.mu.Unlock()
 	for _, s := range segments {
 		f, err := s.handle()
@@ -332,11 +343,6 @@ func (j *Journal) syncRound() error {
 		}
 		if err != nil {
 			return fmt.Errorf("sync journal segment %s: %w", s.path, err)
-		}
-	}
-	if names {
-		if err := vfs.SyncDir(j.fs, j.dir); err != nil {
-			return fmt.Errorf("sync the journal's directory: %w", err)
 		}
 	}
 	j.mu.Lock()

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"math/rand/v2"
 	"os"
 	"sync"
@@ -16,7 +17,8 @@ import (
 // model is what a journal must hold.
 type model struct {
 	records []Record
-	synced  int // of records, how many a Sync promised
+	synced  int    // of records, how many a Sync promised
+	trimmed uint64 // the newest position that may be gone
 }
 
 func TestCrashesLoseNothingThatWasSynced(t *testing.T) {
@@ -67,6 +69,13 @@ func (m *model) step(t *testing.T, j *Journal, rng *rand.Rand) {
 		m.synced = len(m.records)
 		return
 	}
+	if rng.IntN(40) == 0 && m.synced > 0 {
+		m.trimmed = max(m.trimmed, uint64(rng.IntN(m.synced)))
+		if err := j.Trim(m.trimmed); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
 	r := Record{Kind: Write, Disk: uint16(rng.IntN(3)), Off: rng.Int64N(1 << 40), Len: rng.Int64N(9000), Payload: make([]byte, rng.IntN(9000))}
 	if rng.IntN(8) == 0 {
 		r.Kind, r.Payload = Zero, nil
@@ -93,8 +102,12 @@ func (m *model) check(t *testing.T, j *Journal, seed uint64) {
 	}
 	m.records = m.records[:head]
 	m.synced = len(m.records)
-	i := 0
-	err := j.Scan(0, head, func(r *Record, p Place) error {
+	first := min(j.Segments()[0].FirstPos-1, head)
+	if first > m.trimmed {
+		t.Fatalf("seed %d: positions up to %d are gone, and up to %d were trimmed", seed, first, m.trimmed)
+	}
+	i := int(first)
+	err := j.Scan(first, head, func(r *Record, p Place) error {
 		w := m.records[i]
 		i++
 		got := make([]byte, len(w.Payload))
@@ -109,9 +122,48 @@ func (m *model) check(t *testing.T, j *Journal, seed uint64) {
 	if err != nil || i != len(m.records) {
 		t.Fatalf("seed %d: scan saw %d of %d records: %v", seed, i, len(m.records), err)
 	}
-	if err := j.Verify(0, head); err != nil {
+	if err := j.Verify(first, head); err != nil {
 		t.Fatalf("seed %d: %v", seed, err)
 	}
+}
+
+func TestAppendRefusesWhatRecoveryWould(t *testing.T) {
+	fs := vfs.NewMem()
+	if err := vfs.MkdirAll(fs, "/j"); err != nil {
+		t.Fatal(err)
+	}
+	j, err := Open(fs, "/j", Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range []Record{{}, {Kind: 9}, {Kind: Zero, Off: -1}, {Kind: Zero, Len: -1}, {Kind: Write, Payload: make([]byte, MaxPayload+1)}} {
+		if _, err := j.Append(&r); !errors.Is(err, ErrRecord) {
+			t.Errorf("kind %d, offset %d, length %d: %v", r.Kind, r.Off, r.Len, err)
+		}
+	}
+	if pos, _ := j.Head(); pos != 0 {
+		t.Errorf("head is %d after refusals", pos)
+	}
+}
+
+func FuzzParsers(f *testing.F) {
+	h := segmentHeader{number: 1, firstPos: 1}
+	f.Add(h.encode())
+	f.Add(footer([]entry{{time: 1, kind: Write, len: 4096, size: 4096}}, 0, segmentHeaderSize+footprint(4096)))
+	b := make([]byte, headerSize)
+	r := header{Record: Record{Pos: 1, Time: 1, Kind: Zero, Len: 5}}
+	r.put(b, 7)
+	f.Add(b)
+	f.Fuzz(func(t *testing.T, b []byte) {
+		parseSegmentHeader(b)
+		parseRecord(b, 7)
+		if len(b) >= trailerSize {
+			if tr, ok := parseTrailer(b[len(b)-trailerSize:], int64(len(b))+segmentHeaderSize); ok && tr.length <= int64(len(b)) {
+				parseIndex(b[:tr.length], tr, 0)
+			}
+		}
+		parseIndex(b, trailer{records: 3, end: 500, sum: crc32.Checksum(b, castagnoli)}, 0)
+	})
 }
 
 func TestAFlippedByteIsNeverSilent(t *testing.T) {

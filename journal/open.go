@@ -68,14 +68,22 @@ func (j *Journal) recover() error {
 		j.pos, j.time = s.lastPos, s.last
 	}
 	j.durable = j.pos
+	// What recovery found may be in the page cache only: it is promised from now on.
+	for _, s := range j.segments {
+		f, err := s.handle()
+		if err == nil {
+			err = f.SyncData()
+		}
+		if err != nil {
+			return fmt.Errorf("sync journal segment %s: %w", s.path, err)
+		}
+	}
 	s, err := j.newSegment(number, prevLast, prevEnd)
 	if err != nil {
 		return fmt.Errorf("begin a journal segment: %w", err)
 	}
 	j.begin(s)
-	// What recovery found may be in the page cache only: it is promised from now on.
-	j.unsynced = append(slices.Clone(j.segments[:len(j.segments)-1]), s)
-	return j.Sync()
+	return nil
 }
 
 // list returns the numbers of the segment files, ascending.
@@ -115,10 +123,10 @@ func (j *Journal) openSegment(number uint64, last bool) error {
 	}
 	if s.head, err = parseSegmentHeader(b[:]); err != nil || s.head.number != number {
 		defer s.Release()
-		if last && len(j.segments) > 0 && neverSynced(f) {
-			return j.fs.Remove(path)
+		if last && neverUsed(f) {
+			return errors.Join(j.fs.Remove(path), vfs.SyncDir(j.fs, j.dir))
 		}
-		return fmt.Errorf("%w: segment %s has no readable header: positions after %s are affected", ErrCorrupt, path, j.lastKnown())
+		return fmt.Errorf("segment %s has no readable header: positions after %s are affected: %w", path, j.lastKnown(), errors.Join(ErrCorrupt, err))
 	}
 	j.segments = append(j.segments, s)
 	if err := j.continues(s); err != nil {
@@ -134,20 +142,24 @@ func (j *Journal) lastKnown() string {
 	return "the last image"
 }
 
-// neverSynced reports whether a segment file without a header is what a crash
-// leaves of one that nobody was promised anything about. A header is synced
-// together with the first records, so then no block of the file is promised; if the
-// header was durable and then damaged, so was the block's record behind it.
-func neverSynced(f vfs.File) bool {
+// neverUsed reports whether a segment file without a header is what a crash
+// leaves of one that was being made: its header was not durable yet, so there is no record.
+func neverUsed(f vfs.File) bool {
 	st, err := f.Stat()
 	if err != nil {
 		return false
 	}
-	head := make([]byte, min(st.Size(), 4096))
-	if _, err := f.ReadAt(head, 0); err != nil && !errors.Is(err, io.EOF) {
-		return false
+	buf := make([]byte, 1<<20)
+	for at := int64(segmentHeaderSize); at < st.Size(); at += int64(len(buf)) {
+		n, err := f.ReadAt(buf, at)
+		if err != nil && !errors.Is(err, io.EOF) {
+			return false
+		}
+		if slices.ContainsFunc(buf[:n], func(c byte) bool { return c != 0 }) {
+			return false
+		}
 	}
-	return !slices.ContainsFunc(head, func(c byte) bool { return c != 0 })
+	return true
 }
 
 // continues checks that nothing is missing between a segment and the one before it.

@@ -29,6 +29,11 @@ type Record struct {
 	Payload []byte
 }
 
+// possible reports whether recovery would take the record for one.
+func (r *Record) possible() bool {
+	return r.Kind >= Write && r.Kind <= Bookmark && r.Off >= 0 && r.Len >= 0 && len(r.Payload) <= MaxPayload
+}
+
 // Errors of a journal; test with errors.Is.
 var (
 	// ErrCorrupt: stored bytes are not what was stored. The error says which positions are affected.
@@ -39,6 +44,8 @@ var (
 	// ErrFailed: a write or sync failed before. Nothing can be promised after it
 	// until the journal is opened anew.
 	ErrFailed = errors.New("the journal failed and must be opened anew")
+	// ErrRecord: there can be no such record; nothing was appended.
+	ErrRecord = errors.New("an impossible journal record")
 	// ErrClosed: the journal was closed.
 	ErrClosed = errors.New("the journal is closed")
 )
@@ -93,7 +100,7 @@ func parseHeader(b []byte, salt uint32) (h header, err error) {
 	h.Off, h.Len = int64(le.Uint64(b[24:])), int64(le.Uint64(b[32:]))
 	h.Kind, h.Disk = Kind(b[40]), le.Uint16(b[42:])
 	h.sum, h.durable = le.Uint32(b[44:]), le.Uint64(b[48:])
-	if h.size > MaxPayload || h.Kind < Write || h.Kind > Bookmark || h.Off < 0 || h.Len < 0 || h.Pos == 0 {
+	if h.size > MaxPayload || !h.possible() || h.Pos == 0 {
 		return h, errNoRecord
 	}
 	return h, nil

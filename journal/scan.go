@@ -121,10 +121,14 @@ func (j *Journal) At(t int64) uint64 {
 	}
 	j.mu.Unlock()
 	defer releaseAll(segments)
-	for _, s := range slices.Backward(segments) {
-		entries, err := s.index()
-		if err != nil || s.head.after >= t && len(entries) == 0 {
+	for i, s := range slices.Backward(segments) {
+		if s.head.after >= t && i > 0 {
 			continue
+		}
+		entries, err := s.index()
+		if err != nil {
+			j.o.Logger.Error("a journal segment's index cannot be read: times in it are taken for its first", "segment", s.path, "error", err)
+			return s.head.firstPos - 1
 		}
 		if n := sort.Search(len(entries), func(i int) bool { return entries[i].time > t }); n > 0 {
 			return s.head.firstPos + uint64(n) - 1
@@ -174,26 +178,36 @@ func (j *Journal) endSegment() error {
 	return j.Sync()
 }
 
+// removeUpTo removes segments one by one, the oldest first, each durably before
+// the next: what a crash leaves is always without a gap.
 func (j *Journal) removeUpTo(upTo uint64) error {
-	j.mu.Lock()
-	var gone []*Segment
-	for len(j.segments) > 1 && j.segments[0].lastPos <= upTo && j.segments[1].head.firstPos <= j.durable+1 {
-		gone = append(gone, j.segments[0])
-		j.segments = j.segments[1:]
-	}
-	j.unsynced = slices.DeleteFunc(j.unsynced, func(s *Segment) bool { return slices.Contains(gone, s) })
-	j.mu.Unlock()
-	if len(gone) == 0 {
-		return nil
-	}
-	for _, s := range gone {
+	for {
+		s := j.oldestUpTo(upTo)
+		if s == nil {
+			return nil
+		}
 		if _, err := s.handle(); err != nil { // open for those who hold it
 			j.o.Logger.Warn("a trimmed segment cannot be opened for its readers", "segment", s.path, "error", err)
 		}
 		if err := j.fs.Remove(s.path); err != nil {
 			return fmt.Errorf("trim the journal: %w", err)
 		}
+		if err := vfs.SyncDir(j.fs, j.dir); err != nil {
+			return fmt.Errorf("trim the journal: %w", err)
+		}
 		s.Release()
 	}
-	return vfs.SyncDir(j.fs, j.dir)
+}
+
+// oldestUpTo takes the oldest segment out of the list, if all its records are at or before upTo.
+func (j *Journal) oldestUpTo(upTo uint64) *Segment {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	s := j.segments[0]
+	if len(j.segments) == 1 || s.lastPos > upTo {
+		return nil
+	}
+	j.segments = j.segments[1:]
+	j.unsynced = slices.DeleteFunc(j.unsynced, func(u *Segment) bool { return u == s })
+	return s
 }

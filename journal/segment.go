@@ -31,6 +31,7 @@ type Segment struct {
 	lastPos uint64
 	last    int64 // time of the last record
 	space   int64 // up to where space is allocated
+	footed  bool  // the footer is written: no more records
 }
 
 // Place is where a record's payload begins.

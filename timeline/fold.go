@@ -50,6 +50,9 @@ func (t *Timeline) oldestCut() *cut {
 // order is what makes it safe: chunks durable, then the manifest that names
 // them, then the state that builds on them, then the journal may forget.
 func (t *Timeline) foldCut(ctx context.Context, c *cut) error {
+	if err := t.verifyRecords(c); err != nil {
+		return err
+	}
 	x := t.set.store.Begin()
 	defer x.End()
 	t.facts.Lock()
@@ -81,6 +84,31 @@ func (t *Timeline) foldCut(ctx context.Context, c *cut) error {
 	}
 	t.addStored(x.Stats().StoredBytes)
 	return t.standOn(c, roots)
+}
+
+// verifyRecords compares the records that c is made of with their checksums:
+// a byte that went bad in a journal must not get a good name in an image.
+func (t *Timeline) verifyRecords(c *cut) error {
+	t.facts.Lock()
+	base := t.state.Base
+	disks := slices.Clone(t.state.Disks)
+	t.facts.Unlock()
+	if !c.origin {
+		return t.journal.Verify(uint64(base), uint64(c.pos))
+	}
+	for _, d := range disks {
+		if d.Origin == nil {
+			continue
+		}
+		parent := t.set.Get(d.Origin.Timeline)
+		if parent == nil {
+			return tidemark.Errorf(tidemark.Internal, "the timeline %s that %s branched from is gone", d.Origin.Timeline, t.Name())
+		}
+		if err := parent.journal.Verify(uint64(d.Origin.After), uint64(d.Origin.UpTo)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // keepBase retains the images that the head stood on until now, where any

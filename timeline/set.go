@@ -207,6 +207,21 @@ func (t *Timeline) openJournal() error {
 		return fmt.Errorf("open the journal of %s: %w", t.desc.Name, err)
 	}
 	t.journal = j
+	return t.checkJournal()
+}
+
+// checkJournal makes sure that the journal is the one that belongs to the state, and begins where the state needs it.
+func (t *Timeline) checkJournal() error {
+	if t.state.Journal == "" {
+		t.facts.Lock()
+		defer t.facts.Unlock()
+		t.state.Journal = t.journal.ID()
+		return t.saveState()
+	}
+	if oldest := t.oldestInJournal(); t.state.Journal != t.journal.ID() || oldest > t.state.Base {
+		return tidemark.Errorf(tidemark.Corrupt, "the journal of %s is not whole: its writes after position %v are lost", t.desc.Name, t.state.Base).
+			WithHint("bring its directory timelines/" + t.id + "/journal back; or remove timelines/" + t.id + ", and it stands on its newest point")
+	}
 	return nil
 }
 
@@ -399,6 +414,9 @@ func (s *Set) askFold(t *Timeline) {
 	}
 }
 
+// foldRetry is how long after a failed fold the next is tried.
+const foldRetry = 30 * time.Second
+
 // folder folds what it is asked to, one timeline at a time.
 func (s *Set) folder(ctx context.Context) {
 	for {
@@ -408,6 +426,7 @@ func (s *Set) folder(ctx context.Context) {
 		case t := <-s.work:
 			if err := t.foldBacklog(ctx); err != nil && ctx.Err() == nil {
 				s.o.Logger.Error("folding failed; it is tried again", "timeline", t.Name(), "error", err)
+				time.AfterFunc(foldRetry, func() { s.askFold(t) })
 			}
 		}
 	}

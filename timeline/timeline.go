@@ -57,6 +57,8 @@ type state struct {
 	Disks  []diskState       `json:"disks"`
 	Stored int64             `json:"stored_bytes"` // added to the pool by this timeline, ever
 	Window Window            `json:"window"`
+	// Journal is the journal's identity: one that was lost and made anew is not mistaken for it.
+	Journal string `json:"journal,omitempty"`
 	// Removing: the timeline is being deleted; what is left of it goes at the next start.
 	Removing bool `json:"removing,omitempty"`
 }
