@@ -55,7 +55,12 @@ func rawDisk(file string, size int64) error {
 // "golden", packed into an image, and then calls more for whatever else it
 // should hold.
 func ours(ctx context.Context, dir, raw string, more func(w *world, golden *timeline.Timeline) error) error {
-	w, err := openWorld(dir, 0)
+	return oursAs(ctx, dir, raw, image.Options{}, more)
+}
+
+// oursAs is ours with other options of the image store.
+func oursAs(ctx context.Context, dir, raw string, o image.Options, more func(w *world, golden *timeline.Timeline) error) error {
+	w, err := openWorldAs(dir, o)
 	if err != nil {
 		return err
 	}

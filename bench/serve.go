@@ -28,6 +28,12 @@ type world struct {
 // openWorld opens the storage in a directory. cache is the bytes of decoded
 // chunks it may keep, 0 for the product's default, negative for none.
 func openWorld(dir string, cache int64) (*world, error) {
+	return openWorldAs(dir, image.Options{CacheBytes: cache})
+}
+
+// openWorldAs opens the storage with options of the image store that differ
+// from the product's.
+func openWorldAs(dir string, o image.Options) (*world, error) {
 	w := new(world)
 	var err error
 	quiet := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
@@ -39,8 +45,8 @@ func openWorld(dir string, cache int64) (*world, error) {
 	if w.bucket, err = object.OpenDir(vfs.OS, dir+"/pool"); err != nil {
 		return nil, err
 	}
-	w.store, err = image.Open(context.Background(), image.Options{FS: vfs.OS, Dir: dir + "/store", Bucket: w.bucket, CacheBytes: cache, Logger: quiet})
-	if err != nil {
+	o.FS, o.Dir, o.Bucket, o.Logger = vfs.OS, dir+"/store", w.bucket, quiet
+	if w.store, err = image.Open(context.Background(), o); err != nil {
 		return nil, err
 	}
 	w.set, err = timeline.Open(context.Background(), w.store, timeline.Options{FS: vfs.OS, Dir: dir + "/timelines", Bucket: w.bucket, Logger: quiet})

@@ -88,6 +88,8 @@ func (t *Timeline) Branch(ctx context.Context, name string, pos tidemark.Positio
 	if err := t.journal.Sync(); err != nil {
 		return nil, t.writeError("branch", err)
 	}
+	t.trimMu.RLock()
+	defer t.trimMu.RUnlock()
 	b := t.set.blank(newID())
 	b.desc = descriptor{ID: b.id, Name: name, Parent: t.id, Point: &pos, Created: time.Now().UTC(), About: about}
 	begin := &cut{origin: true, layers: make([]*layer, len(t.disks))}

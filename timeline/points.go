@@ -98,7 +98,9 @@ func (t *Timeline) oldestInJournal() tidemark.Position {
 // is open, whatever is written, expired or reclaimed meanwhile.
 type Snapshot struct {
 	view
-	x *image.Session
+	x   *image.Session
+	t   *Timeline
+	pin string // keeps the journal that the layers read, and the chunks it names
 	// Position is the point that is shown.
 	Position tidemark.Position
 }
@@ -107,6 +109,7 @@ var _ block.Extenter = (*Snapshot)(nil)
 
 // Close lets go of what the snapshot keeps from being reclaimed.
 func (s *Snapshot) Close() error {
+	s.t.unpinOne(s.pin)
 	s.x.End()
 	return nil
 }
@@ -123,13 +126,19 @@ func (t *Timeline) At(disk string, pos tidemark.Position) (*Snapshot, error) {
 		x.End()
 		return nil, err
 	}
+	t.trimMu.RLock()
+	defer t.trimMu.RUnlock()
 	v, n, err := t.viewAt(i, pos)
 	if err != nil {
 		x.End()
 		return nil, err
 	}
 	x.Hold(n.root)
-	return &Snapshot{view: *v, x: x, Position: pos}, nil
+	s := &Snapshot{view: *v, x: x, t: t, pin: "snapshot " + newID(), Position: pos}
+	if len(v.layers) > 0 {
+		t.pin(s.pin, n.pos)
+	}
+	return s, nil
 }
 
 // settle makes sure that nothing more will be written at or before pos: the
@@ -292,6 +301,8 @@ func (t *Timeline) Expire(ctx context.Context, pos tidemark.Position) error {
 
 // trim lets the journal forget what is folded, outside the window, and not needed by a branch.
 func (t *Timeline) trim(ctx context.Context) error {
+	t.trimMu.Lock()
+	defer t.trimMu.Unlock()
 	t.facts.Lock()
 	upTo := t.state.Base
 	for _, p := range t.pins {

@@ -382,7 +382,7 @@ func (s *Set) List() []*Timeline {
 	for _, t := range s.lines {
 		list = append(list, t)
 	}
-	slices.SortFunc(list, func(a, b *Timeline) int { return a.desc.Created.Compare(b.desc.Created) })
+	slices.SortFunc(list, func(a, b *Timeline) int { return a.Describe().Created.Compare(b.Describe().Created) })
 	return list
 }
 
@@ -462,6 +462,8 @@ func (s *Set) Keep(k *image.Keeper) error {
 
 func (t *Timeline) keep(k *image.Keeper) error {
 	// The journal first: what is folded while we look moves from the journal into roots.
+	t.trimMu.RLock()
+	defer t.trimMu.RUnlock()
 	head, _ := t.journal.Head()
 	err := t.journal.Scan(uint64(t.oldestInJournal()), head, func(r *journal.Record, _ journal.Place) error {
 		if r.Kind != journal.Reference {

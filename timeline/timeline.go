@@ -33,6 +33,10 @@ type Timeline struct {
 	// foldMu is held by the one that folds.
 	foldMu sync.Mutex
 
+	// trimMu is held shared by those who make something that reads the journal
+	// until it is pinned, and alone by the one that trims.
+	trimMu sync.RWMutex
+
 	// facts guards the fields below.
 	facts  sync.Mutex
 	state  state
@@ -40,7 +44,7 @@ type Timeline struct {
 	descNo int                          // number of the newest descriptor object
 	points []manifest                   // retained points, by position
 	cuts   []*cut                       // frozen layers that are not folded yet, oldest first
-	pins   map[string]tidemark.Position // children that still read our journal after this position
+	pins   map[string]tidemark.Position // branches and snapshots that still read our journal after this position
 	failed error                        // the first error of a fold, until one succeeds
 
 	backlog  atomic.Int64 // payload bytes in the journal that are not folded

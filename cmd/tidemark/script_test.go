@@ -1,0 +1,93 @@
+package main
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+// TestMain makes this test binary the command tidemark as well, so that
+// scripts, the servers they start, and the attachers of those servers all run
+// what is under test.
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"tidemark": main})
+}
+
+// TestScripts runs the scenarios of testdata: one for each group of verbs,
+// against a real server. What a scenario may use beside the verbs:
+//
+//	server start|stop|kill [DIR]   a server on $WORK/DIR (default d); kill is kill -9
+//	postgres start|stop            a PostgreSQL of the scenario's own; sets $PG (what protect
+//	                               takes) and $PROD (what psql takes)
+//	json EXPR                      jq's -e EXPR holds for what was printed last
+//	set VAR EXPR                   keep what jq's EXPR makes of what was printed last
+//	refused                        the last command said one line, on stderr alone
+//	clean                          no mount, attachment, loop device or process is left behind
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir:                 "testdata",
+		RequireExplicitExec: true,
+		RequireUniqueNames:  true,
+		Setup:               setup,
+		Condition:           condition,
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"server":   doServer,
+			"postgres": doPostgres,
+			"json":     doJSON,
+			"set":      doSet,
+			"refused":  doRefused,
+			"clean":    doClean,
+		},
+	})
+}
+
+// stage is what one scenario has started.
+type stage struct {
+	dir      string
+	servers  map[string]*exec.Cmd // by data directory
+	postgres *exec.Cmd
+}
+
+type stageKey struct{}
+
+func stageOf(ts *testscript.TestScript) *stage { return ts.Value(stageKey{}).(*stage) }
+
+func setup(env *testscript.Env) error {
+	s := &stage{dir: env.WorkDir, servers: map[string]*exec.Cmd{}}
+	env.Values[stageKey{}] = s
+	env.Vars = append(env.Vars, "LC_ALL=C", "TIDEMARK_SOCKET="+filepath.Join(env.WorkDir, "d", socketName))
+	env.Defer(s.strike)
+	// PostgreSQL does not run as root, and has to reach its files below.
+	for _, dir := range []string{env.WorkDir, filepath.Dir(env.WorkDir)} {
+		if err := os.Chmod(dir, 0o711); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// condition knows needs:TOOL, where TOOL may be root or postgres. It never
+// holds: it ends the scenario if what is needed is missing.
+func condition(cond string) (bool, error) {
+	return need(strings.TrimPrefix(cond, "has:")), nil
+}
+
+func need(what string) bool {
+	switch what {
+	case "root":
+		_, err := os.Stat("/dev/fuse")
+		return os.Getuid() == 0 && err == nil || !skippable()
+	case "postgres":
+		return postgresBin() != "" || !skippable()
+	}
+	_, err := exec.LookPath(what)
+	return err == nil || !skippable()
+}
+
+// skippable reports whether a scenario may be left out because something is
+// missing: never in CI, where it then fails on what is missing.
+func skippable() bool { return os.Getenv("CI") == "" }

@@ -1,0 +1,323 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"tidemark/mount"
+)
+
+// doServer starts and ends servers.
+func doServer(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 1 || len(args) > 2 {
+		ts.Fatalf("usage: server start|stop|kill [DIR]")
+	}
+	dir := ts.MkAbs("d")
+	if len(args) == 2 {
+		dir = ts.MkAbs(args[1])
+	}
+	s := stageOf(ts)
+	switch args[0] {
+	case "start":
+		cmd, err := startServer(dir)
+		ts.Check(err)
+		s.servers[dir] = cmd
+		ts.Setenv("TIDEMARK_SOCKET", filepath.Join(dir, socketName))
+	case "stop", "kill":
+		sig := map[string]syscall.Signal{"stop": syscall.SIGTERM, "kill": syscall.SIGKILL}[args[0]]
+		ts.Check(s.endServer(dir, sig))
+	default:
+		ts.Fatalf("server cannot %s", args[0])
+	}
+}
+
+// startServer starts a server and waits until it is ready.
+func startServer(dir string) (*exec.Cmd, error) {
+	log, err := os.OpenFile(dir+".log", os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	defer log.Close()
+	cmd := exec.Command("tidemark", "server", "--data", dir, "--cache", "64MiB")
+	cmd.Stderr = log
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	line, err := bufio.NewReader(out).ReadString('\n')
+	if err != nil || !strings.HasPrefix(line, "ready ") {
+		cmd.Wait()
+		said, _ := os.ReadFile(dir + ".log")
+		return nil, fmt.Errorf("the server did not come up: %q %v: %s", line, err, said)
+	}
+	return cmd, nil
+}
+
+func (s *stage) endServer(dir string, sig syscall.Signal) error {
+	cmd := s.servers[dir]
+	if cmd == nil {
+		return fmt.Errorf("no server runs on %s", dir)
+	}
+	delete(s.servers, dir)
+	if err := cmd.Process.Signal(sig); err != nil {
+		return err
+	}
+	err := cmd.Wait()
+	if sig == syscall.SIGKILL {
+		return nil
+	}
+	return err
+}
+
+// strike takes away what the scenario left, so that a failed one leaves the host as it was.
+func (s *stage) strike() {
+	for dir := range s.servers {
+		s.endServer(dir, syscall.SIGKILL)
+	}
+	if s.postgres != nil {
+		s.postgres.Process.Signal(syscall.SIGQUIT)
+		s.postgres.Wait()
+	}
+	for _, pid := range s.postmasters() {
+		syscall.Kill(pid, syscall.SIGQUIT)
+	}
+	for range 100 {
+		if len(s.postmasters()) == 0 {
+			break
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	for _, dir := range s.mounts() {
+		syscall.Unmount(dir, syscall.MNT_DETACH)
+	}
+	for _, at := range s.attachments() {
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		if err := at.Detach(ctx, true); err != nil {
+			at.Cleanup(true)
+		}
+		cancel()
+	}
+}
+
+// postmasters are the processes of databases that run on files of the scenario.
+func (s *stage) postmasters() (pids []int) {
+	files, _ := filepath.Glob(filepath.Join(s.dir, "*", "clones", "*", "*", "data", "postmaster.pid"))
+	for _, f := range files {
+		text, err := os.ReadFile(f)
+		if err != nil {
+			continue
+		}
+		line, _, _ := strings.Cut(string(text), "\n")
+		if pid, err := strconv.Atoi(line); err == nil && pid > 1 && syscall.Kill(pid, 0) == nil {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// mounts are the file systems mounted below the scenario's directory, the deepest first.
+func (s *stage) mounts() (dirs []string) {
+	text, _ := os.ReadFile("/proc/self/mounts")
+	for line := range strings.Lines(string(text)) {
+		if f := strings.Fields(line); len(f) > 1 && strings.HasPrefix(f[1], s.dir+"/") {
+			dirs = append([]string{f[1]}, dirs...)
+		}
+	}
+	return dirs
+}
+
+func (s *stage) attachments() (list []*mount.Attachment) {
+	dirs, _ := filepath.Glob(filepath.Join(s.dir, "*", "run", "attached"))
+	for _, d := range dirs {
+		found, _ := mount.List(d)
+		list = append(list, found...)
+	}
+	return list
+}
+
+// loops are the loop devices backed by files below the scenario's directory.
+func (s *stage) loops() (list []string) {
+	files, _ := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	for _, f := range files {
+		if text, err := os.ReadFile(f); err == nil && strings.HasPrefix(string(text), s.dir+"/") {
+			list = append(list, filepath.Dir(filepath.Dir(f)))
+		}
+	}
+	return list
+}
+
+// leftovers names everything that a scenario still holds of its host, servers and production left out.
+func (s *stage) leftovers() (list []string) {
+	for _, m := range s.mounts() {
+		list = append(list, "mount "+m)
+	}
+	for _, a := range s.attachments() {
+		list = append(list, "attachment "+a.Name())
+	}
+	for _, l := range s.loops() {
+		list = append(list, "loop device "+l)
+	}
+	for _, p := range s.postmasters() {
+		list = append(list, "database process "+strconv.Itoa(p))
+	}
+	for _, pattern := range []string{"clones/*", "staging/*"} {
+		dirs, _ := filepath.Glob(filepath.Join(s.dir, "*", pattern))
+		for _, d := range dirs {
+			list = append(list, "directory "+d)
+		}
+	}
+	return list
+}
+
+// doClean waits a moment: the kernel gives a loop device back when its last user is gone.
+func doClean(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) > 0 {
+		ts.Fatalf("usage: clean")
+	}
+	var left []string
+	for range 50 {
+		if left = stageOf(ts).leftovers(); len(left) == 0 {
+			return
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	ts.Fatalf("left behind: %s", strings.Join(left, ", "))
+}
+
+// postgresBin is the directory of PostgreSQL's programs, or empty.
+func postgresBin() string {
+	found, _ := filepath.Glob("/usr/lib/postgresql/*/bin/initdb")
+	if len(found) == 0 {
+		return ""
+	}
+	return filepath.Dir(found[len(found)-1])
+}
+
+// doPostgres starts and stops production.
+func doPostgres(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: postgres start|stop")
+	}
+	s := stageOf(ts)
+	if args[0] == "stop" {
+		ts.Check(s.postgres.Process.Signal(syscall.SIGINT))
+		ts.Check(s.postgres.Wait())
+		s.postgres = nil
+		return
+	}
+	home := ts.MkAbs("prod")
+	port, err := freePort()
+	ts.Check(err)
+	ts.Check(s.startPostgres(home, port))
+	ts.Setenv("PG", fmt.Sprintf("postgres://postgres@/postgres?host=%s&port=%d", home, port))
+	ts.Setenv("PROD", fmt.Sprintf("host=%s port=%d user=postgres dbname=postgres", home, port))
+}
+
+func (s *stage) startPostgres(home string, port int) error {
+	u, err := user.Lookup("postgres")
+	if err != nil {
+		return err
+	}
+	uid, _ := strconv.Atoi(u.Uid)
+	gid, _ := strconv.Atoi(u.Gid)
+	as := &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}}
+	data := filepath.Join(home, "data")
+	if _, err := os.Stat(data); err != nil {
+		if err := os.Mkdir(home, 0o700); err != nil {
+			return err
+		}
+		if err := os.Chown(home, uid, gid); err != nil {
+			return err
+		}
+		initdb := exec.Command(filepath.Join(postgresBin(), "initdb"), "-N", "-D", data, "-A", "trust", "-U", "postgres")
+		initdb.SysProcAttr, initdb.Dir = as, home
+		if out, err := initdb.CombinedOutput(); err != nil {
+			return fmt.Errorf("initdb: %w: %s", err, out)
+		}
+	}
+	log, err := os.OpenFile(home+".log", os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	s.postgres = exec.Command(filepath.Join(postgresBin(), "postgres"), "-D", data, "-k", home, "-p", strconv.Itoa(port), "-c", "listen_addresses=", "-c", "shared_buffers=16MB")
+	s.postgres.SysProcAttr, s.postgres.Dir, s.postgres.Stdout, s.postgres.Stderr = as, home, log, log
+	if err := s.postgres.Start(); err != nil {
+		return err
+	}
+	for range 300 {
+		ready := exec.Command(filepath.Join(postgresBin(), "pg_isready"), "-q", "-h", home, "-p", strconv.Itoa(port))
+		if err = ready.Run(); err == nil {
+			return nil
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	return fmt.Errorf("production does not answer: %w", err)
+}
+
+// freePort is a TCP port that nobody has now; databases of scenarios that run side by side must differ in it.
+func freePort() (int, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return 0, err
+	}
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port, nil
+}
+
+// jq runs a jq expression on what the last command printed.
+func jq(ts *testscript.TestScript, args ...string) (string, error) {
+	cmd := exec.Command("jq", args...)
+	cmd.Stdin = strings.NewReader(ts.ReadFile("stdout"))
+	out, err := cmd.CombinedOutput()
+	return strings.TrimSpace(string(out)), err
+}
+
+func doJSON(ts *testscript.TestScript, neg bool, args []string) {
+	if len(args) != 1 {
+		ts.Fatalf("usage: json EXPR")
+	}
+	out, err := jq(ts, "-e", args[0])
+	if (err == nil) == neg {
+		ts.Fatalf("%s: %s, of %s", args[0], out, ts.ReadFile("stdout"))
+	}
+}
+
+func doSet(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: set VAR EXPR")
+	}
+	out, err := jq(ts, "-r", args[1])
+	if err != nil {
+		ts.Fatalf("%s: %s", args[1], out)
+	}
+	ts.Setenv(args[0], out)
+}
+
+func doRefused(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) > 0 {
+		ts.Fatalf("usage: refused")
+	}
+	if said := ts.ReadFile("stdout"); said != "" {
+		ts.Fatalf("a refusal prints nothing on stdout, but this did: %q", said)
+	}
+	said := ts.ReadFile("stderr")
+	if !strings.HasPrefix(said, "tidemark: ") || strings.Count(said, "\n") != 1 || strings.Contains(said, "panic") {
+		ts.Fatalf("a refusal is one line, but this is: %q", said)
+	}
+}
