@@ -106,7 +106,13 @@ func Open(ctx context.Context, o Options) (_ *Control, err error) {
 
 // takeDir makes the directory and keeps other servers out of it.
 func (c *Control) takeDir() error {
-	for d, mode := range map[string]os.FileMode{"": 0o711, "staging": 0o711, "clones": 0o711, "run": 0o700} {
+	// The data directory itself comes first: a parent that MkdirAll makes has the mode of
+	// its child, and databases of clones, which run as other users, must get through to it.
+	for _, d := range []string{"", "staging", "clones", "run"} {
+		mode := os.FileMode(0o711)
+		if d == "run" {
+			mode = 0o700
+		}
 		if err := os.MkdirAll(c.path(d), mode); err != nil {
 			return tidemark.Errorf(tidemark.Unavailable, "the data directory cannot be made: %w", err).WithHint("choose another with --data, or run as root")
 		}
