@@ -23,10 +23,15 @@ func TestMain(m *testing.M) {
 //	server start|stop|kill [DIR]   a server on $WORK/DIR (default d); kill is kill -9
 //	postgres start|stop            a PostgreSQL of the scenario's own; sets $PG (what protect
 //	                               takes) and $PROD (what psql takes)
+//	deaf                           a TCP port that accepts and never answers; sets $DEAF
 //	json EXPR                      jq's -e EXPR holds for what was printed last
 //	set VAR EXPR                   keep what jq's EXPR makes of what was printed last
-//	refused                        the last command said one line, on stderr alone
+//	until EXPR COMMAND             run a command again and again until json EXPR holds
+//	fails COMMAND                  exit code 1, nothing on stdout, one line on stderr
+//	misused COMMAND                the same with exit code 2
 //	clean                          no mount, attachment, loop device or process is left behind
+//	[has:TOOL]                     a program, root or postgres is there; in CI always true, so
+//	                               that a scenario fails there rather than be skipped
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata",
@@ -37,9 +42,12 @@ func TestScripts(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"server":   doServer,
 			"postgres": doPostgres,
+			"deaf":     doDeaf,
 			"json":     doJSON,
 			"set":      doSet,
-			"refused":  doRefused,
+			"until":    doUntil,
+			"fails":    func(ts *testscript.TestScript, neg bool, args []string) { refused(ts, 1, args) },
+			"misused":  func(ts *testscript.TestScript, neg bool, args []string) { refused(ts, 2, args) },
 			"clean":    doClean,
 		},
 	})
@@ -70,24 +78,19 @@ func setup(env *testscript.Env) error {
 	return nil
 }
 
-// condition knows needs:TOOL, where TOOL may be root or postgres. It never
-// holds: it ends the scenario if what is needed is missing.
+// condition knows has:TOOL, where TOOL may be root or postgres too.
 func condition(cond string) (bool, error) {
-	return need(strings.TrimPrefix(cond, "has:")), nil
-}
-
-func need(what string) bool {
-	switch what {
+	if os.Getenv("CI") != "" {
+		return true, nil
+	}
+	switch what := strings.TrimPrefix(cond, "has:"); what {
 	case "root":
 		_, err := os.Stat("/dev/fuse")
-		return os.Getuid() == 0 && err == nil || !skippable()
+		return os.Getuid() == 0 && err == nil, nil
 	case "postgres":
-		return postgresBin() != "" || !skippable()
+		return postgresBin() != "", nil
+	default:
+		_, err := exec.LookPath(what)
+		return err == nil, nil
 	}
-	_, err := exec.LookPath(what)
-	return err == nil || !skippable()
 }
-
-// skippable reports whether a scenario may be left out because something is
-// missing: never in CI, where it then fails on what is missing.
-func skippable() bool { return os.Getenv("CI") == "" }

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -309,15 +310,57 @@ func doSet(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Setenv(args[0], out)
 }
 
-func doRefused(ts *testscript.TestScript, neg bool, args []string) {
-	if neg || len(args) > 0 {
-		ts.Fatalf("usage: refused")
+// doUntil runs a command until what it prints satisfies an expression, for 20 seconds at most.
+func doUntil(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: until EXPR COMMAND")
+	}
+	end := time.Now().Add(20 * time.Second)
+	for {
+		ts.Check(ts.Exec(args[1], args[2:]...))
+		out, err := jq(ts, "-e", args[0])
+		if err == nil {
+			return
+		}
+		if time.Now().After(end) {
+			ts.Fatalf("%s never holds: %s, of %s", args[0], out, ts.ReadFile("stdout"))
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+// refused runs a command that has to end with an exit code and one line on stderr alone.
+func refused(ts *testscript.TestScript, code int, args []string) {
+	if len(args) < 1 {
+		ts.Fatalf("usage: fails|misused COMMAND")
+	}
+	err := ts.Exec(args[0], args[1:]...)
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) || exit.ExitCode() != code {
+		ts.Fatalf("exit code %d is due, not %v", code, err)
 	}
 	if said := ts.ReadFile("stdout"); said != "" {
 		ts.Fatalf("a refusal prints nothing on stdout, but this did: %q", said)
 	}
 	said := ts.ReadFile("stderr")
-	if !strings.HasPrefix(said, "tidemark: ") || strings.Count(said, "\n") != 1 || strings.Contains(said, "panic") {
+	if !strings.HasPrefix(said, "tidemark: ") || strings.Count(said, "\n") != 1 || strings.Contains(said, "panic") || len(said) > 500 {
 		ts.Fatalf("a refusal is one line, but this is: %q", said)
 	}
+}
+
+// doDeaf opens a port that takes connections and says nothing: what waits for it waits until it is cut.
+func doDeaf(ts *testscript.TestScript, neg bool, args []string) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	ts.Check(err)
+	ts.Defer(func() { l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			ts.Defer(func() { c.Close() })
+		}
+	}()
+	ts.Setenv("DEAF", strconv.Itoa(l.Addr().(*net.TCPAddr).Port))
 }
