@@ -223,6 +223,8 @@ func (j *Journal) roll() error {
 	return j.rollFrom(s)
 }
 
+// rollFrom makes the segment's records durable before its footer is written: a
+// footer that a power cut left must not vouch for records that it took.
 func (j *Journal) rollFrom(s *Segment) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -234,6 +236,9 @@ func (j *Journal) rollFrom(s *Segment) error {
 		return err
 	}
 	if !s.footed {
+		if err := f.SyncData(); err != nil {
+			return j.fail(fmt.Errorf("sync journal segment %s: %w", s.path, err))
+		}
 		if _, err := f.WriteAt(footer(s.entries, s.head.after, s.end), s.end); errors.Is(err, syscall.ENOSPC) {
 			return fmt.Errorf("%w: %w", ErrNoSpace, err) // the footer is written again when there is room
 		} else if err != nil {
@@ -409,6 +414,9 @@ func (j *Journal) sealLast() error {
 	f, err := s.handle()
 	if err != nil {
 		return err
+	}
+	if err := f.SyncData(); err != nil {
+		return fmt.Errorf("sync journal segment %s: %w", s.path, err)
 	}
 	if _, err := f.WriteAt(footer(s.entries, s.head.after, s.end), s.end); err != nil {
 		return fmt.Errorf("seal journal segment %s: %w", s.path, err)

@@ -6,10 +6,15 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"os"
+	"slices"
+	"sync"
 	"testing"
 	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 
 	"tidemark"
 	"tidemark/block"
@@ -97,13 +102,47 @@ func (l *line) copy() (c [2][]byte) {
 
 // model drives a world at random and checks it.
 type model struct {
-	t     *testing.T
-	seed  uint64
-	rng   *rand.Rand
-	fs    vfs.FS
-	w     *world
-	lines []*line
-	n     int
+	t      *testing.T
+	seed   uint64
+	rng    *rand.Rand
+	camera *camera
+	w      *world
+	lines  []*line
+	n      int
+}
+
+// camera takes a picture of what a power cut would leave, at one operation on the file system.
+type camera struct {
+	mu   sync.Mutex
+	fs   *vfs.MemFS
+	rng  *rand.Rand
+	left int
+	shot *vfs.MemFS
+}
+
+func (c *camera) String() string { return "camera" }
+
+// MaybeError implements errorfs.Injector: it never fails.
+func (c *camera) MaybeError(op errorfs.Op) error {
+	if op.Kind.ReadOrWrite() == errorfs.OpIsRead {
+		return nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.left--; c.left == 0 {
+		c.shot = c.crash()
+	}
+	return nil
+}
+
+func (c *camera) crash() *vfs.MemFS {
+	return vfs.Crash(c.fs, []int{0, 50, 100}[c.rng.IntN(3)], c.rng)
+}
+
+func (c *camera) picture() *vfs.MemFS {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.shot
 }
 
 func (m *model) fatalf(format string, args ...any) {
@@ -111,10 +150,11 @@ func (m *model) fatalf(format string, args ...any) {
 	m.t.Fatalf("seed %d: %s", m.seed, fmt.Sprintf(format, args...))
 }
 
+// TestModel cuts the power at any operation on the file system, 6 times a round.
 func TestModel(t *testing.T) {
-	rounds := 12
+	rounds := 84
 	if os.Getenv("TIDEMARK_LONG") != "" {
-		rounds = 2000
+		rounds = 1700
 	} else if testing.Short() {
 		rounds = 3
 	}
@@ -123,35 +163,110 @@ func TestModel(t *testing.T) {
 		if s := os.Getenv("TIDEMARK_SEED"); s != "" {
 			fmt.Sscan(s, &seed)
 		}
-		m := &model{t: t, seed: seed, rng: rand.New(rand.NewPCG(seed, 9)), fs: vfs.NewMem()}
+		m := &model{t: t, seed: seed, rng: rand.New(rand.NewPCG(seed, 9))}
 		m.run()
 	}
 }
 
 func (m *model) run() {
-	m.w = open(m.t, m.fs, "/d")
+	m.open(vfs.NewMem())
 	m.create()
 	for range 6 {
-		for range 40 {
-			m.step()
-		}
-		if m.rng.IntN(3) == 0 {
+		before := m.steps()
+		switch fs := m.camera.picture(); {
+		case fs != nil:
+			m.leave()
+			m.open(m.stumble(fs))
+			m.doubt(before)
+		case m.rng.IntN(3) == 0:
 			m.w.close(m.t)
 			for _, l := range m.lines {
 				l.flushed = len(l.history) - 1
 			}
-		} else {
-			old := m.w
-			m.fs = vfs.Crash(m.fs.(*vfs.MemFS), []int{0, 50, 100}[m.rng.IntN(3)], m.rng)
-			old.set.stop()
-			old.set.done.Wait()
+			m.open(m.camera.fs)
+		default:
+			fs := m.camera.crash()
+			m.leave()
+			m.open(m.stumble(fs))
 		}
-		m.w = open(m.t, m.fs, "/d")
 		m.afterRestart()
 	}
 	m.checkAll()
 	m.verify()
 	m.w.close(m.t)
+}
+
+// open starts a server on fs.
+func (m *model) open(fs *vfs.MemFS) {
+	m.camera = &camera{fs: fs, rng: m.rng}
+	m.w = open(m.t, errorfs.Wrap(fs, m.camera), "/d")
+}
+
+// stumble starts a server on fs now and then and cuts its power while it comes up.
+func (m *model) stumble(fs *vfs.MemFS) *vfs.MemFS {
+	if m.rng.IntN(3) > 0 {
+		return fs
+	}
+	m.camera = &camera{fs: fs, rng: m.rng, left: 1 + m.rng.IntN(60)}
+	m.w = open(m.t, errorfs.Wrap(fs, m.camera), "/d")
+	m.leave()
+	if shot := m.camera.picture(); shot != nil {
+		return shot
+	}
+	return m.camera.crash()
+}
+
+// leave lets go of a server whose power has failed.
+func (m *model) leave() {
+	m.w.set.stop()
+	m.w.set.done.Wait()
+}
+
+// promise is what was acknowledged of a line.
+type promise struct {
+	line    *line
+	flushed int
+	marks   []string
+}
+
+// steps works until the power fails, or for a while. It returns what had been
+// acknowledged before the last step.
+func (m *model) steps() (before []promise) {
+	m.camera.mu.Lock()
+	m.camera.left = 1 + m.rng.IntN(200)
+	m.camera.mu.Unlock()
+	for range 40 {
+		before = before[:0]
+		for _, l := range m.lines {
+			before = append(before, promise{line: l, flushed: l.flushed, marks: slices.Collect(maps.Keys(l.marks))})
+		}
+		m.step()
+		if m.camera.picture() != nil {
+			break
+		}
+	}
+	return before
+}
+
+// doubt takes back what the last step, during which the power failed, did to
+// the model: it may have happened, or not.
+func (m *model) doubt(before []promise) {
+	var lines []*line
+	for _, b := range before {
+		if m.w.set.Get(b.line.id) == nil && !slices.Contains(m.lines, b.line) {
+			continue // it was being removed
+		}
+		b.line.flushed = b.flushed
+		maps.DeleteFunc(b.line.marks, func(name string, _ past) bool { return !slices.Contains(b.marks, name) })
+		lines = append(lines, b.line)
+	}
+	for _, l := range m.lines {
+		known := slices.ContainsFunc(before, func(b promise) bool { return b.line == l })
+		if !known && m.w.set.Get(l.id) != nil {
+			lines = append(lines, l)
+		}
+	}
+	m.lines = lines
 }
 
 func (m *model) create() {
