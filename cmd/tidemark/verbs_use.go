@@ -115,7 +115,11 @@ func mountsCommand() *cobra.Command {
 func unmountCommand() *cobra.Command {
 	return &cobra.Command{Use: "unmount NAME|DIR", Short: "Take a mount back; what was written to it is gone", Args: cobra.ExactArgs(1), ValidArgsFunction: named("mounts"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := server().Named(cmd.Context(), "unmount", args[0], nil); err != nil {
+			err := server().Named(cmd.Context(), "unmount", args[0], nil)
+			if dir, e := filepath.Abs(args[0]); e == nil && tidemark.KindOf(err) == tidemark.NotFound && server().Named(cmd.Context(), "unmount", dir, nil) == nil {
+				err = nil // DIR was given as it is seen from here
+			}
+			if err != nil {
 				return err
 			}
 			return show(map[string]string{"name": args[0]}, func() { fmt.Println(args[0], "is unmounted") })
