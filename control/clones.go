@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"os"
 	"path/filepath"
 	"time"
@@ -264,7 +265,7 @@ func (c *Control) startDatabase(ctx context.Context, a app, p plan, k *keptClone
 	if err := c.mountClone(ctx, a, dataDisk); err != nil {
 		return err
 	}
-	t := postgres.Target{Name: a.name, DataDir: filepath.Join(c.dirOf(a, dataDisk), treeDir), Port: k.Spec.Port, Stop: p.stop}
+	t := postgres.Target{Name: a.name, DataDir: filepath.Join(c.dirOf(a, dataDisk), treeDir), Port: k.Spec.Port, Stop: p.stop, SocketDir: c.socketDir(a.name)}
 	if p.log {
 		if err := c.mountClone(ctx, a, logDisk); err != nil {
 			return err
@@ -277,6 +278,13 @@ func (c *Control) startDatabase(ctx context.Context, a app, p plan, k *keptClone
 	}
 	k.Connection, k.Port = in.Conn, in.Port
 	return nil
+}
+
+// socketDir is where the database of a clone has its socket: the same after a
+// refresh or a restart, so that connection strings stay true, short enough for
+// a socket, and another one for the clone of that name of another server.
+func (c *Control) socketDir(name string) string {
+	return fmt.Sprintf("/run/tidemark/%s-%08x", name, crc32.ChecksumIEEE([]byte(c.o.Dir)))
 }
 
 // stopDatabase stops the database of a clone, if it runs.
