@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"sync"
 	"syscall"
 	"time"
 
@@ -55,6 +56,8 @@ type attacher struct {
 	device string
 	forced chan struct{} // somebody wants it to end now
 	log    *slog.Logger
+
+	answering sync.RWMutex // held while a detach is answered; the process ends with it held alone
 }
 
 // RunAttacher serves one attachment until it is detached, and returns nil then. It
@@ -79,6 +82,8 @@ func RunAttacher(ctx context.Context, cfg AttachConfig) error {
 	a.log.Info("attached", "device", a.device, "export", cfg.Export, "size", a.relay.Info().Size)
 	a.wait(ctx)
 	err = errors.Join(a.relay.Close(), a.front.Close(), os.RemoveAll(a.dir))
+	a.answering.Lock()
+	defer a.answering.Unlock()
 	a.log.Info("detached", "device", a.device)
 	return err
 }
@@ -243,7 +248,10 @@ func (a *attacher) detach(force bool) error {
 	}
 	a.log.Warn("detached by force", "device", a.device)
 	err := detachLoop(a.device, a.tag(), true)
-	a.forced <- struct{}{}
+	select {
+	case a.forced <- struct{}{}:
+	default: // somebody forced it before
+	}
 	return err
 }
 

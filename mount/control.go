@@ -88,6 +88,8 @@ func (a *attacher) answer(c net.Conn) {
 	case verbFlush:
 		err = syncDevice(a.device)
 	case verbDetach:
+		a.answering.RLock() // the process ends when the disk is gone, but not before the asker is told
+		defer a.answering.RUnlock()
 		err = a.detach(req.Force)
 	default:
 		err = fmt.Errorf("unknown request %q", req.Verb)
