@@ -24,6 +24,9 @@ type keptClone struct {
 // Clone makes a thin writable copy of a point and brings its application up.
 func (c *Control) Clone(ctx context.Context, spec tidemark.CloneSpec) (tidemark.Job, error) {
 	src, err := c.planClone(spec)
+	if err == nil {
+		err = c.portIsFree(ctx, spec.Port)
+	}
 	if err != nil {
 		return tidemark.Job{}, err
 	}
@@ -89,6 +92,18 @@ func newestPoint(a app) (tidemark.RecoveryPoint, error) {
 		return p[len(p)-1], nil
 	}
 	return tidemark.RecoveryPoint{}, tidemark.Errorf(tidemark.NotFound, "%s has no point yet", a.name).WithHint("capture it first: `tidemark capture " + a.name + "`")
+}
+
+// portIsFree refuses a port that another clone was given: databases that only
+// have a socket each would not notice, but whoever reads their port would.
+func (c *Control) portIsFree(ctx context.Context, port int) error {
+	kept, err := catalog.List[keptClone](ctx, c.catalog, catalog.Clones)
+	for _, k := range kept {
+		if port != 0 && k.Port == port {
+			return tidemark.Errorf(tidemark.Conflict, "port %d is that of the clone %s", port, k.Name).WithHint("choose another, or leave it out for a free one")
+		}
+	}
+	return err
 }
 
 // planDatabase finds the capture that a recovery begins with.
