@@ -58,6 +58,7 @@ type stage struct {
 	dir      string
 	servers  map[string]*exec.Cmd // by data directory
 	postgres *exec.Cmd
+	port     int // of PostgreSQL
 }
 
 type stageKey struct{}

@@ -85,11 +85,10 @@ func (s *stage) endServer(dir string, sig syscall.Signal) error {
 	return err
 }
 
-// strike takes away what the scenario left, so that a failed one leaves the host as it was.
+// strike takes away what the scenario left, so that a failed one leaves the
+// host as it was. Disks go before servers: without its server, a disk waits for
+// ever, and so does whoever unmounts it.
 func (s *stage) strike() {
-	for dir := range s.servers {
-		s.endServer(dir, syscall.SIGKILL)
-	}
 	if s.postgres != nil {
 		s.postgres.Process.Signal(syscall.SIGQUIT)
 		s.postgres.Wait()
@@ -103,15 +102,18 @@ func (s *stage) strike() {
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
-	for _, dir := range s.mounts() {
-		syscall.Unmount(dir, syscall.MNT_DETACH)
-	}
 	for _, at := range s.attachments() {
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 		if err := at.Detach(ctx, true); err != nil {
 			at.Cleanup(true)
 		}
 		cancel()
+	}
+	for _, dir := range s.mounts() {
+		syscall.Unmount(dir, syscall.MNT_DETACH)
+	}
+	for dir := range s.servers {
+		s.endServer(dir, syscall.SIGKILL)
 	}
 }
 
@@ -222,11 +224,14 @@ func doPostgres(ts *testscript.TestScript, neg bool, args []string) {
 		return
 	}
 	home := ts.MkAbs("prod")
-	port, err := freePort()
-	ts.Check(err)
-	ts.Check(s.startPostgres(home, port))
-	ts.Setenv("PG", fmt.Sprintf("postgres://postgres@/postgres?host=%s&port=%d", home, port))
-	ts.Setenv("PROD", fmt.Sprintf("host=%s port=%d user=postgres dbname=postgres", home, port))
+	if s.port == 0 {
+		var err error
+		s.port, err = freePort()
+		ts.Check(err)
+	}
+	ts.Check(s.startPostgres(home, s.port))
+	ts.Setenv("PG", fmt.Sprintf("postgres://postgres@/postgres?host=%s&port=%d", home, s.port))
+	ts.Setenv("PROD", fmt.Sprintf("host=%s port=%d user=postgres dbname=postgres", home, s.port))
 }
 
 func (s *stage) startPostgres(home string, port int) error {
@@ -354,12 +359,16 @@ func doDeaf(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(err)
 	ts.Defer(func() { l.Close() })
 	go func() {
+		var held []net.Conn
 		for {
 			c, err := l.Accept()
 			if err != nil {
-				return
+				break
 			}
-			ts.Defer(func() { c.Close() })
+			held = append(held, c)
+		}
+		for _, c := range held {
+			c.Close()
 		}
 	}()
 	ts.Setenv("DEAF", strconv.Itoa(l.Addr().(*net.TCPAddr).Port))
