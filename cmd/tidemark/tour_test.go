@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/spf13/cobra"
 )
 
 // TestTour runs the README's tour word for word: every sh block of its section,
@@ -160,3 +162,21 @@ func tourLine(script *strings.Builder, line string) {
 }
 
 func shellQuote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
+
+// TestManualIsWhole holds that docs/cli.md has an example of every command.
+func TestManualIsWhole(t *testing.T) {
+	text, err := os.ReadFile("../../docs/cli.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var look func(c *cobra.Command)
+	look = func(c *cobra.Command) {
+		for _, sub := range c.Commands() {
+			look(sub)
+		}
+		if c.Runnable() && !c.Hidden && !strings.Contains(string(text), "\n"+c.CommandPath()+" ") && !strings.Contains(string(text), "\n"+c.CommandPath()+"\n") {
+			t.Errorf("docs/cli.md has no example of `%s`", c.CommandPath())
+		}
+	}
+	look(root())
+}
