@@ -1,23 +1,25 @@
 # Tidemark. The two commands of the README: make demo, make test.
 GO ?= go
+# No C: the binary is static, and builds wherever Go does.
 export CGO_ENABLED ?= 0
 
-.PHONY: build demo test test-deps bench lint clean
+.PHONY: build demo test test-deps demo-deps bench lint clean
 
 build: ## the binary
 	$(GO) build -o bin/tidemark ./cmd/tidemark
 
-demo: build demo-deps ## the main job on a real PostgreSQL, start to finish
+demo: build demo-deps ## the main job on a real PostgreSQL, start to finish; DEMO=--keep leaves it running
 	./bin/tidemark demo $(DEMO)
 
+# CI=1: a tool that is missing fails its tests, where it would skip them on a developer's machine.
 test: test-deps lint ## installs what the tests need, and runs all of them
 	CI=1 $(GO) test -timeout 30m -p 2 ./...
 
-lint:
+lint: ## format and vet; the other rules are tests in internal/tidy
 	test -z "$$(gofmt -l .)" || { gofmt -l .; exit 1; }
 	$(GO) vet ./...
 
-test-deps demo-deps:
+test-deps demo-deps: ## what they need of Debian 12
 	./scripts/install-$@
 
 bench: build test-deps ## side by side with peers; writes bench/out
