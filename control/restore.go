@@ -32,18 +32,9 @@ func (c *Control) Restore(ctx context.Context, spec tidemark.RestoreSpec) (tidem
 	if !filepath.IsAbs(spec.To) {
 		return tidemark.Job{}, tidemark.Errorf(tidemark.Invalid, "%q is not an absolute path", spec.To).WithHint("write it from / on")
 	}
-	st, err := os.Stat(spec.To)
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return tidemark.Job{}, tidemark.Errorf(tidemark.Invalid, "%s cannot be restored to: %w", spec.To, err)
-	}
-	toDir := err == nil && st.IsDir()
-	if err == nil && !toDir && !spec.Force {
-		return tidemark.Job{}, tidemark.Errorf(tidemark.Conflict, "%s exists", spec.To).WithHint("--force overwrites it")
-	}
-	if toDir {
-		if entries, err := os.ReadDir(spec.To); err != nil || len(entries) > 0 && !spec.Force {
-			return tidemark.Job{}, errors.Join(err, tidemark.Errorf(tidemark.Conflict, "%s is not empty", spec.To).WithHint("--force writes into it"))
-		}
+	toDir, err := checkTarget(spec)
+	if err != nil {
+		return tidemark.Job{}, err
 	}
 	return c.run(ctx, "restore", "", spec, func(ctx context.Context, t *task) (any, error) {
 		begun := time.Now()
@@ -57,6 +48,32 @@ func (c *Control) Restore(ctx context.Context, spec tidemark.RestoreSpec) (tidem
 		r.Seconds = time.Since(begun).Seconds()
 		return r, err
 	})
+}
+
+// checkTarget reports whether a restore goes to a directory, and refuses what it
+// cannot go to. Nothing is opened: the opening alone of a pipe waits for ever.
+func checkTarget(spec tidemark.RestoreSpec) (dir bool, err error) {
+	st, err := os.Stat(spec.To)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		if up, err := os.Stat(filepath.Dir(spec.To)); err != nil || !up.IsDir() {
+			return false, tidemark.Errorf(tidemark.NotFound, "there is no directory %s", filepath.Dir(spec.To)).WithHint("make it first")
+		}
+		return false, nil
+	case err != nil:
+		return false, tidemark.Errorf(tidemark.Invalid, "%s cannot be restored to: %w", spec.To, err)
+	case st.IsDir():
+		entries, err := os.ReadDir(spec.To)
+		if err == nil && len(entries) > 0 && !spec.Force {
+			err = tidemark.Errorf(tidemark.Conflict, "%s is not empty", spec.To).WithHint("--force writes into it")
+		}
+		return true, err
+	case !st.Mode().IsRegular() && st.Mode().Type() != os.ModeDevice:
+		return false, tidemark.Errorf(tidemark.Invalid, "%s is neither a file, nor a block device, nor a directory", spec.To).WithHint("name a new file")
+	case !spec.Force:
+		return false, tidemark.Errorf(tidemark.Conflict, "%s exists", spec.To).WithHint("--force overwrites it")
+	}
+	return false, nil
 }
 
 // restoreFiles mounts the point and copies its tree.
