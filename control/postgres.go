@@ -38,6 +38,10 @@ func (c *Control) capturePostgres(ctx context.Context, t *task, a app, bookmark 
 	if err != nil {
 		return res, err
 	}
+	// Without its disk below it, the log would go into a plain directory, and no clone would see it.
+	if _, err := c.staged(ctx, a, logDisk); err != nil {
+		return res, err
+	}
 	if err := c.receive(a); err != nil {
 		return res, err
 	}
