@@ -1,10 +1,20 @@
 // Package api serves a server's verbs as JSON over HTTP: POST /v1/VERB with a
 // request, answered with a result or with a [tidemark.Error]. It listens on
-// the server's unix socket, which only its owner can open.
+// the server's unix socket, which only its owner can open: whoever may ask may
+// do everything, so nothing here asks who it is.
+//
+// Requests are the types of the root package's requests.go, or {"name": …}
+// where a name or reference is all; members that a request does not have are
+// refused. Results are what the command line prints with --json. The status is
+// 200, or one of an error's kind: 400 invalid, 404 not-found, 409 conflict and
+// cancelled, 403 denied, 503 unavailable, 500 corrupt and internal.
 //
 // Long work is a job: the answer is the job as it begins, and GET
 // /v1/jobs/ID?wait=10s answers when it has ended, or with its progress when the
-// time is up. The client of it is package client.
+// time is up; DELETE cancels it. A job goes on when its client goes away.
+//
+// The client of it is package client. docs/cli.md shows each verb; why this is no
+// framework is in docs/decisions.
 package api
 
 import (
