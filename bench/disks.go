@@ -119,14 +119,18 @@ func (e *env) serveOurs(ctx context.Context, dir, socket string, cache int64, na
 		return nil, err
 	}
 	argv := []string{self, "serve", "-data", dir, "-socket", socket, "-cache", strconv.FormatInt(cache, 10)}
+	profile := ""
 	if e.profile {
-		file, err := filepath.Abs(filepath.Join(e.out, name+".pprof"))
-		if err != nil {
+		if profile, err = filepath.Abs(filepath.Join(e.out, name+".pprof")); err != nil {
 			return nil, err
 		}
-		argv = append(argv, "-profile", file)
+		argv = append(argv, "-profile", profile)
 	}
-	return start(ctx, "tidemark", socket, "clone", argv...)
+	s, err := start(ctx, tide, socket, "clone", argv...)
+	if err == nil {
+		s.profile = profile
+	}
+	return s, err
 }
 
 // qemuNBD starts qemu-nbd, as it comes, on an image file.

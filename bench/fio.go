@@ -71,7 +71,11 @@ func drive(ctx context.Context, p pattern, size int64, target ...string) (map[st
 // per request in µs.
 func driveNBD(ctx context.Context, s *server, export string, p pattern, size int64) (map[string]float64, error) {
 	before := s.cpu()
-	v, err := drive(ctx, p, size, "--ioengine=nbd", "--uri="+s.uri(export))
+	var v map[string]float64
+	err := s.profiled(p.String(), func() (err error) {
+		v, err = drive(ctx, p, size, "--ioengine=nbd", "--uri="+s.uri(export))
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}

@@ -20,6 +20,9 @@ type server struct {
 	export string
 	cmd    *exec.Cmd
 	done   chan error
+
+	profile  string // where it leaves CPU profiles, "" for nowhere
+	profiles int    // left so far
 }
 
 // start runs a server and returns when its socket takes connections.

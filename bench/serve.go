@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
-	"runtime/pprof"
 	"strings"
 	"syscall"
 
@@ -114,18 +113,10 @@ func serve(args []string) error {
 	dir := f.String("data", "", "data `directory`")
 	socket := f.String("socket", "", "unix socket `path`")
 	cache := f.Int64("cache", 0, "`bytes` of decoded chunks")
-	profile := f.String("profile", "", "write a CPU profile to `file`")
+	profile := f.String("profile", "", "write a CPU profile of the time between SIGUSR1 and SIGUSR2 to `file`")
 	f.Parse(args)
 	if *profile != "" {
-		p, err := os.Create(*profile)
-		if err != nil {
-			return err
-		}
-		defer p.Close()
-		if err := pprof.StartCPUProfile(p); err != nil {
-			return err
-		}
-		defer pprof.StopCPUProfile()
+		profileOnSignal(*profile)
 	}
 	w, err := openWorld(*dir, *cache)
 	if err != nil {
