@@ -1,0 +1,296 @@
+package survive
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"tidemark/mount"
+)
+
+// binary is the program under test.
+var binary string
+
+// TestMain builds the program once.
+func TestMain(m *testing.M) {
+	os.Exit(func() int {
+		dir, err := os.MkdirTemp("", "survive-bin")
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		defer os.RemoveAll(dir)
+		binary = filepath.Join(dir, "tidemark")
+		if out, err := exec.Command("go", "build", "-o", binary, "tidemark/cmd/tidemark").CombinedOutput(); err != nil {
+			fmt.Fprintf(os.Stderr, "build the program: %v: %s", err, out)
+			return 1
+		}
+		return m.Run()
+	}())
+}
+
+// need skips the test where what it needs is missing, but fails it in CI.
+func need(t *testing.T, tools ...string) {
+	t.Helper()
+	missing := ""
+	for _, tool := range tools {
+		if _, err := exec.LookPath(tool); err != nil {
+			missing = tool
+		}
+	}
+	if _, err := os.Stat("/dev/fuse"); err != nil || os.Getuid() != 0 {
+		missing = "root with /dev/fuse"
+	}
+	switch {
+	case missing != "" && os.Getenv("CI") != "":
+		t.Fatalf("%s is missing: scripts/install-test-deps installs it", missing)
+	case missing != "":
+		t.Skipf("%s is missing", missing)
+	}
+}
+
+// stage is a directory in which a server and what it serves live.
+type stage struct {
+	t    *testing.T
+	dir  string // for everything
+	data string // the server's data directory
+	cmd  *exec.Cmd
+	env  []string // of the server, beside our own
+}
+
+// newStage makes a stage that is taken down, disks first, when the test ends.
+func newStage(t *testing.T) *stage {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "survive")
+	if err != nil {
+		t.Fatal(err)
+	}
+	// PostgreSQL does not run as root, and has to reach its files below.
+	if err := os.Chmod(dir, 0o711); err != nil {
+		t.Fatal(err)
+	}
+	s := &stage{t: t, dir: dir, data: filepath.Join(dir, "d")}
+	t.Cleanup(s.strike)
+	return s
+}
+
+// start starts the server and waits until it is ready.
+func (s *stage) start() {
+	s.t.Helper()
+	if err := s.tryStart(); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+func (s *stage) tryStart() error {
+	log, err := os.OpenFile(s.logFile(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	cmd := exec.Command(binary, "server", "--data", s.data, "--cache", "64MiB")
+	cmd.Stderr, cmd.Env = log, append(os.Environ(), s.env...)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	line, err := bufio.NewReader(out).ReadString('\n')
+	if err != nil || !strings.HasPrefix(line, "ready ") {
+		cmd.Wait()
+		return fmt.Errorf("the server did not come up: %q %v: %s", line, err, s.log())
+	}
+	s.cmd = cmd
+	return nil
+}
+
+func (s *stage) logFile() string { return s.data + ".log" }
+
+// log is the end of what the server logged.
+func (s *stage) log() string {
+	text, _ := os.ReadFile(s.logFile())
+	return string(text[max(0, len(text)-4000):])
+}
+
+// end ends the server by a signal.
+func (s *stage) end(sig syscall.Signal) {
+	s.t.Helper()
+	if s.cmd == nil {
+		return
+	}
+	if err := s.cmd.Process.Signal(sig); err != nil {
+		s.t.Fatalf("the server is gone already: %v: %s", err, s.log())
+	}
+	err := s.cmd.Wait()
+	s.cmd = nil
+	if err != nil && sig != syscall.SIGKILL {
+		s.t.Fatalf("the server stopped with %v: %s", err, s.log())
+	}
+}
+
+// command is a run of the program against the server.
+func (s *stage) command(args ...string) *exec.Cmd {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	cmd := exec.CommandContext(ctx, binary, args...)
+	cmd.Env = append(os.Environ(), "TIDEMARK_SOCKET="+filepath.Join(s.data, "tidemark.sock"))
+	s.t.Cleanup(cancel)
+	return cmd
+}
+
+// try runs a command and returns what it printed, and as the error what it said.
+func (s *stage) try(args ...string) (string, error) {
+	var out, said bytes.Buffer
+	cmd := s.command(args...)
+	cmd.Stdout, cmd.Stderr = &out, &said
+	err := cmd.Run()
+	if err != nil {
+		err = fmt.Errorf("tidemark %s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(said.String()))
+	}
+	return out.String(), err
+}
+
+// run runs a command that has to succeed.
+func (s *stage) run(args ...string) string {
+	s.t.Helper()
+	out, err := s.try(args...)
+	if err != nil {
+		s.t.Fatalf("%v\nlog: %s", err, s.log())
+	}
+	return out
+}
+
+// refused runs a command that has to fail with one line that has all the words, and returns the line.
+func (s *stage) refused(words []string, args ...string) string {
+	s.t.Helper()
+	out, err := s.try(args...)
+	if err == nil {
+		s.t.Fatalf("tidemark %v succeeded: %s", args, out)
+	}
+	for _, w := range words {
+		if !strings.Contains(err.Error(), w) {
+			s.t.Errorf("the error does not say %q: %v", w, err)
+		}
+	}
+	if strings.Count(err.Error(), "\n") > 0 || strings.Contains(err.Error(), "panic") {
+		s.t.Errorf("an error is one line: %v", err)
+	}
+	return err.Error()
+}
+
+// ask runs a command with --json and decodes what it prints.
+func ask[T any](s *stage, args ...string) (v T) {
+	s.t.Helper()
+	out := s.run(append(args, "--json")...)
+	if err := json.Unmarshal([]byte(out), &v); err != nil {
+		s.t.Fatalf("tidemark %v printed %q: %v", args, out, err)
+	}
+	return v
+}
+
+// strike takes away what is left of the stage. Disks go before the server:
+// without it a disk waits for ever, and so does whoever unmounts it.
+func (s *stage) strike() {
+	if s.t.Failed() {
+		s.t.Logf("log: %s", s.log())
+	}
+	s.killDatabases()
+	for _, dir := range s.mounts() {
+		unix.Unmount(dir, unix.MNT_DETACH)
+	}
+	list, _ := mount.List(filepath.Join(s.data, "run", "attached"))
+	for _, at := range list {
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		if err := at.Detach(ctx, true); err != nil {
+			at.Cleanup(true)
+		}
+		cancel()
+	}
+	if s.cmd != nil {
+		s.cmd.Process.Kill()
+		s.cmd.Wait()
+	}
+	if len(s.mounts()) == 0 {
+		os.RemoveAll(s.dir)
+	}
+}
+
+// mounts are the file systems mounted below the stage, the deepest first.
+func (s *stage) mounts() (dirs []string) {
+	text, _ := os.ReadFile("/proc/self/mounts")
+	for line := range strings.Lines(string(text)) {
+		if f := strings.Fields(line); len(f) > 1 && strings.HasPrefix(f[1], s.dir+"/") && f[1] != s.data {
+			dirs = append([]string{f[1]}, dirs...)
+		}
+	}
+	return dirs
+}
+
+// held names everything that the server holds of its host: mounts, attachers,
+// loop devices and directories for mounts, in an order that can be compared.
+func (s *stage) held() string {
+	var list []string
+	for _, m := range s.mounts() {
+		list = append(list, "mount "+strings.TrimPrefix(m, s.dir))
+	}
+	found, _ := mount.List(filepath.Join(s.data, "run", "attached"))
+	for _, a := range found {
+		list = append(list, "disk "+a.Name())
+	}
+	for _, pattern := range []string{"clones/*", "staging/*"} {
+		dirs, _ := filepath.Glob(filepath.Join(s.data, pattern))
+		for _, d := range dirs {
+			list = append(list, "directory "+strings.TrimPrefix(d, s.data))
+		}
+	}
+	list = append(list, fmt.Sprintf("%d attachers, %d loop devices", s.attachers(), s.loops()))
+	return strings.Join(list, "\n")
+}
+
+// attachers counts the processes that attach disks of this server.
+func (s *stage) attachers() (n int) {
+	files, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, f := range files {
+		text, err := os.ReadFile(f)
+		if err == nil && bytes.HasPrefix(text, []byte(binary+"\x00attach\x00")) && bytes.Contains(text, []byte(s.data+"/")) {
+			n++
+		}
+	}
+	return n
+}
+
+// loops counts the loop devices that show disks of this server.
+func (s *stage) loops() (n int) {
+	found, _ := mount.List(filepath.Join(s.data, "run", "attached"))
+	for _, a := range found {
+		if text, err := os.ReadFile("/sys/block/" + filepath.Base(a.Device()) + "/loop/backing_file"); err == nil && len(text) > 0 {
+			n++
+		}
+	}
+	return n
+}
+
+// settled waits until the host is held as it was; the kernel gives things back a moment later.
+func (s *stage) settled(want string) {
+	s.t.Helper()
+	var have string
+	for range 100 {
+		if have = s.held(); have == want {
+			return
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	s.t.Fatalf("the host is held otherwise than before:\n%s\nbefore:\n%s", have, want)
+}
