@@ -40,7 +40,9 @@ type ExportSpec struct {
 	Ref      string `json:"ref"`
 	Disk     string `json:"disk,omitempty"` // needed if the application has several
 	Writable bool   `json:"writable"`
-	Listen   string `json:"listen,omitempty"` // unix:/path or tcp:HOST:PORT; empty: the server's own socket
+	Listen   string `json:"listen,omitempty"`   // unix:/path or tcp:HOST:PORT; empty: the server's own socket
+	TLS      string `json:"tls,omitempty"`      // directory with ca-cert.pem, server-cert.pem and server-key.pem; clients need a certificate too
+	Insecure bool   `json:"insecure,omitempty"` // serve TCP to everybody who reaches it
 }
 
 // MountSpec asks for a point to be mounted on the server's host.

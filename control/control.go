@@ -62,15 +62,15 @@ type Control struct {
 	set     *timeline.Set
 	catalog *catalog.Catalog
 
-	exports  *nbd.Table
-	nbd      *nbd.Server
-	listened map[string]net.Listener // sockets of exports that asked for their own; guarded by mu
+	exports *nbd.Table // on the server's own socket
+	nbd     *nbd.Server
+	sockets map[string]*socket // of exports that asked for their own, by address; guarded by mu
 
 	jobs      runner
 	receivers receivers
 
 	gate  sync.RWMutex // held by requests, and alone by what replaces the stores
-	mu    sync.Mutex   // guards the names of applications while one is made, and listened
+	mu    sync.Mutex   // guards the names of applications while one is made, and sockets
 	names map[string]bool
 }
 
@@ -87,7 +87,7 @@ func Open(ctx context.Context, o Options) (_ *Control, err error) {
 	if o.Dir, err = filepath.Abs(o.Dir); err != nil {
 		return nil, err
 	}
-	c := &Control{o: o, log: o.Logger, started: time.Now(), exports: nbd.NewTable(), listened: map[string]net.Listener{}, names: map[string]bool{}}
+	c := &Control{o: o, log: o.Logger, started: time.Now(), exports: nbd.NewTable(), sockets: map[string]*socket{}, names: map[string]bool{}}
 	c.jobs.init()
 	if err := c.takeDir(); err != nil {
 		return nil, err
@@ -170,13 +170,13 @@ func (c *Control) serveDisks() error {
 		return err
 	}
 	c.nbd = nbd.NewServer(c.exports, nbd.Options{Logger: c.log})
-	c.serve(l)
+	c.serve(c.nbd, l)
 	return nil
 }
 
-func (c *Control) serve(l net.Listener) {
+func (c *Control) serve(s *nbd.Server, l net.Listener) {
 	go func() {
-		if err := c.nbd.Serve(l); err != nil && !errors.Is(err, net.ErrClosed) && !errors.Is(err, nbd.ErrServerClosed) {
+		if err := s.Serve(l); err != nil && !errors.Is(err, net.ErrClosed) && !errors.Is(err, nbd.ErrServerClosed) {
 			c.log.Error("a disk socket failed", "socket", l.Addr(), "error", err)
 		}
 	}()
@@ -189,10 +189,7 @@ func (c *Control) Close() error {
 	c.jobs.stop()
 	c.receivers.stopAll()
 	if c.nbd != nil {
-		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-		errs = append(errs, ignoreTimeout(c.nbd.Shutdown(ctx)))
-		cancel()
-		errs = append(errs, c.nbd.Close())
+		errs = append(errs, c.closeSockets())
 	}
 	if c.set != nil {
 		errs = append(errs, c.set.Close())

@@ -15,6 +15,8 @@ import (
 type keptExport struct {
 	tidemark.Export
 	Listen   string            `json:"listen"`
+	TLS      string            `json:"tls,omitempty"`
+	Insecure bool              `json:"insecure,omitempty"`
 	Position tidemark.Position `json:"position"`
 }
 
@@ -40,9 +42,14 @@ func (c *Control) Export(ctx context.Context, spec tidemark.ExportSpec) (tidemar
 	if spec.Writable && a.Type != tidemark.TypeVolume && a.Role == "" {
 		return tidemark.Export{}, tidemark.Errorf(tidemark.Conflict, "%s is written by its captures", a.name).WithHint("clone it, and export the clone")
 	}
-	k := keptExport{Listen: spec.Listen, Position: pos, Export: tidemark.Export{Name: c.exportFor(a.name, d.Name()), Ref: spec.Ref, Disk: d.Name(), Writable: spec.Writable, Size: d.Size()}}
+	name, err := c.exportFor(ctx, a.name, d.Name())
+	if err != nil {
+		return tidemark.Export{}, err
+	}
+	k := keptExport{Listen: spec.Listen, TLS: spec.TLS, Insecure: spec.Insecure, Position: pos,
+		Export: tidemark.Export{Name: name, Ref: spec.Ref, Disk: d.Name(), Writable: spec.Writable, Size: d.Size()}}
 	if k.Listen == "" {
-		k.Listen = "unix:" + c.DiskSocket()
+		k.Listen = c.ownSocket().addr
 	}
 	if err := c.serveExport(a, &k); err != nil {
 		return tidemark.Export{}, err
@@ -54,13 +61,17 @@ func (c *Control) Export(ctx context.Context, spec tidemark.ExportSpec) (tidemar
 }
 
 // exportFor makes a name for an export; the first of an application has its name.
-func (c *Control) exportFor(app, disk string) string {
+func (c *Control) exportFor(ctx context.Context, app, disk string) (string, error) {
 	base := app
 	if disk != volumeDisk {
 		base = app + "-" + disk
 	}
+	kept, err := catalog.List[keptExport](ctx, c.catalog, catalog.Exports)
+	if err != nil {
+		return "", err
+	}
 	taken := map[string]bool{}
-	for _, e := range c.exports.List() {
+	for _, e := range kept {
 		taken[e.Name] = true
 	}
 	for i := 1; ; i++ {
@@ -69,7 +80,7 @@ func (c *Control) exportFor(app, disk string) string {
 			name = fmt.Sprintf("%s-%d", base, i)
 		}
 		if !taken[name] {
-			return name
+			return name, nil
 		}
 	}
 }
@@ -90,65 +101,20 @@ func (c *Control) serveExport(a app, k *keptExport) error {
 		}
 		e.Device, e.Release = block.Reader(s), func() { s.Close() }
 	}
-	if err := c.listen(k.Listen, k); err != nil {
-		if e.Release != nil {
-			e.Release()
+	s, err := c.openSocket(k)
+	if err == nil {
+		if err = s.table.Add(e); err != nil {
+			err = errors.Join(err, c.closeSocket(s))
 		}
-		return err
 	}
-	if err := c.exports.Add(e); err != nil {
-		if e.Release != nil {
-			e.Release()
-		}
-		return errors.Join(err, c.unlisten(k.Listen))
-	}
-	return nil
-}
-
-// listen opens the socket of an export, if it has one of its own, and sets its URI.
-func (c *Control) listen(addr string, k *keptExport) error {
-	own := "unix:" + c.DiskSocket()
-	if addr == own {
-		k.URI = nbd.URI(own, k.Name, false)
-		return nil
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	l, ok := c.listened[addr]
-	if !ok {
-		var err error
-		if l, err = nbd.Listen(addr); err != nil {
-			return tidemark.Errorf(tidemark.Invalid, "%w", err).WithHint("use unix:/PATH or tcp:HOST:PORT of a free port")
-		}
-		c.listened[addr] = l
-		c.serve(l)
-	}
-	if l.Addr().Network() == "tcp" {
-		addr = "tcp:" + l.Addr().String()
-	}
-	k.URI = nbd.URI(addr, k.Name, false)
-	return nil
-}
-
-// unlisten closes a socket that no export needs any more.
-func (c *Control) unlisten(addr string) error {
-	list, err := catalog.List[keptExport](context.Background(), c.catalog, catalog.Exports)
 	if err != nil {
+		if e.Release != nil {
+			e.Release()
+		}
 		return err
 	}
-	for _, k := range list {
-		if k.Listen == addr {
-			return nil
-		}
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	l, ok := c.listened[addr]
-	if !ok {
-		return nil
-	}
-	delete(c.listened, addr)
-	return l.Close()
+	k.URI = nbd.URI(s.addr, k.Name, s.tls != "")
+	return nil
 }
 
 // Exports lists what is exported.
@@ -174,10 +140,11 @@ func (c *Control) Unexport(ctx context.Context, name string) error {
 }
 
 func (c *Control) endExport(k keptExport) error {
-	err := c.exports.Remove(k.Name)
+	s := c.socketOf(k)
+	err := s.table.Remove(k.Name)
 	if errors.Is(err, nbd.ErrUnknownExport) {
 		err = nil
 	}
-	c.nbd.Disconnect(k.Name)
-	return errors.Join(err, c.unlisten(k.Listen))
+	s.server.Disconnect(k.Name)
+	return errors.Join(err, c.closeSocket(s))
 }

@@ -30,6 +30,9 @@ func (c *Control) Protect(ctx context.Context, spec tidemark.ProtectSpec) (tidem
 	if err := tidemark.CheckName(spec.Name); err != nil {
 		return tidemark.Job{}, err
 	}
+	if err := checkOptions(spec.Options); err != nil {
+		return tidemark.Job{}, err
+	}
 	how, err := c.howToProtect(spec)
 	if err != nil {
 		return tidemark.Job{}, err
@@ -75,7 +78,7 @@ func (c *Control) howToProtect(spec tidemark.ProtectSpec) (func(context.Context,
 		return nil, tidemark.Errorf(tidemark.NotFound, "the source cannot be read: %w", err).WithHint("`tidemark discover` lists what is here")
 	}
 	if st.IsDir() {
-		if strings.HasPrefix(c.o.Dir+"/", filepath.Clean(spec.Source)+"/") || strings.HasPrefix(spec.Source+"/", c.o.Dir+"/") {
+		if within(c.o.Dir, spec.Source) || within(spec.Source, c.o.Dir) {
 			return nil, tidemark.Errorf(tidemark.Invalid, "%s and the data directory %s lie within each other", spec.Source, c.o.Dir).
 				WithHint("protect another directory, or move the data directory")
 		}
@@ -86,6 +89,25 @@ func (c *Control) howToProtect(spec tidemark.ProtectSpec) (func(context.Context,
 		return nil, err
 	}
 	return func(ctx context.Context, t *task) (app, error) { return c.protectDevice(ctx, spec, size) }, nil
+}
+
+// within reports whether a path is dir or lies below it.
+func within(path, dir string) bool {
+	rel, err := filepath.Rel(dir, path)
+	return err == nil && rel != ".." && !strings.HasPrefix(rel, "../")
+}
+
+// checkOptions refuses options that mean nothing, and values that cannot be read.
+func checkOptions(options map[string]string) error {
+	for key, value := range options {
+		if key != "disk_size" && key != "wal_limit" {
+			return tidemark.Errorf(tidemark.Invalid, "there is no option %q", key).WithHint("there are disk_size=SIZE and wal_limit=SIZE")
+		}
+		if _, err := tidemark.ParseSize(value); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (c *Control) protectDevice(ctx context.Context, spec tidemark.ProtectSpec, size int64) (app, error) {

@@ -194,7 +194,7 @@ func (c *Control) RemoveVolume(ctx context.Context, name string) error {
 	if a.Type != tidemark.TypeVolume || a.Role != "" {
 		return tidemark.Errorf(tidemark.Conflict, "%s is no volume of its own", name).WithHint("`tidemark unprotect`, `tidemark clone rm` and `tidemark unmount` remove the others")
 	}
-	if err := c.free(a); err != nil {
+	if err := c.free(ctx, a); err != nil {
 		return err
 	}
 	if err := a.t.Remove(ctx); err != nil {
@@ -203,8 +203,17 @@ func (c *Control) RemoveVolume(ctx context.Context, name string) error {
 	return c.catalog.Delete(ctx, catalog.Applications, name)
 }
 
-// free fails if somebody uses the application's disks, and ends exports that nobody uses.
-func (c *Control) free(a app) error {
+// free fails if an application is exported, or somebody uses its disks.
+func (c *Control) free(ctx context.Context, a app) error {
+	exports, err := c.Exports(ctx)
+	if err != nil {
+		return err
+	}
+	for _, e := range exports {
+		if r, err := tidemark.ParseRef(e.Ref); err == nil && r.App == a.name {
+			return tidemark.Errorf(tidemark.Conflict, "%s is exported as %s", a.name, e.Name).WithHint("end that first: `tidemark unexport " + e.Name + "`")
+		}
+	}
 	for _, d := range a.t.Disks() {
 		if n := exportName(a.name, d.Name()); c.exports.Users(n) > 0 {
 			return tidemark.Errorf(tidemark.Conflict, "disk %s of %s is in use", d.Name(), a.name).WithHint("end the mounts and exports of it first: `tidemark mounts`")
