@@ -86,9 +86,10 @@ func checkMountPoint(path string) (string, error) {
 	if !filepath.IsAbs(path) {
 		return "", tidemark.Errorf(tidemark.Invalid, "%q is not an absolute path", path).WithHint("write it from / on")
 	}
-	path, err := filepath.EvalSymlinks(path)
+	asked := path
+	path, err := filepath.EvalSymlinks(asked)
 	if errors.Is(err, os.ErrNotExist) {
-		return "", tidemark.Errorf(tidemark.NotFound, "there is no directory %s", path).WithHint("make it first")
+		return "", tidemark.Errorf(tidemark.NotFound, "there is no directory %s", asked).WithHint("make it first")
 	}
 	if err != nil {
 		return "", tidemark.Errorf(tidemark.Invalid, "the directory cannot be used: %w", err)
