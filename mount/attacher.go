@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"tidemark/internal/vfs"
+	"tidemark/mount/internal/nbdctl"
 	"tidemark/mount/internal/relay"
 )
 
@@ -44,7 +45,16 @@ type record struct {
 	Started string // the process's start time, as in /proc/PID/stat
 	Boot    string // the boot it belongs to
 	Device  string
+	Made    Via    // what made the device
 	Since   string // RFC 3339
+}
+
+// front is the side of the attacher that faces the kernel.
+type front interface {
+	// Done is closed when the kernel has let go of the disk.
+	Done() <-chan struct{}
+	// Close ends it: who still uses the disk gets errors.
+	Close() error
 }
 
 // attacher is the state of the process.
@@ -52,7 +62,8 @@ type attacher struct {
 	cfg    AttachConfig
 	dir    string
 	relay  *relay.Relay
-	front  *relay.Front
+	front  front
+	via    Via // what made the device
 	device string
 	forced chan struct{} // somebody wants it to end now
 	log    *slog.Logger
@@ -79,7 +90,7 @@ func RunAttacher(ctx context.Context, cfg AttachConfig) error {
 		return err
 	}
 	defer stop()
-	a.log.Info("attached", "device", a.device, "export", cfg.Export, "size", a.relay.Info().Size)
+	a.log.Info("attached", "via", a.via, "device", a.device, "export", cfg.Export, "size", a.relay.Info().Size)
 	a.wait(ctx)
 	err = errors.Join(a.relay.Close(), a.front.Close(), os.RemoveAll(a.dir))
 	a.answering.Lock()
@@ -129,7 +140,7 @@ func (a *attacher) start(ctx context.Context) (stop func(), err error) {
 		err = a.save()
 	}
 	if err != nil {
-		err = errors.Join(err, detachLoop(a.device, a.tag(), true), a.relay.Close(), a.front.Close())
+		err = errors.Join(err, detachDevice(a.device, a.tag(), true), a.relay.Close(), a.front.Close())
 		return nil, err
 	}
 	go a.serveControl(l)
@@ -158,6 +169,42 @@ func (a *attacher) present() error {
 	case info.MinBlock > sector:
 		return fmt.Errorf("%w: the server takes blocks of %d bytes and more: use sectors of 4096", ErrConfig, info.MinBlock)
 	}
+	if a.cfg.Via != ViaFUSE {
+		err := a.presentKernel()
+		if err == nil || a.cfg.Via == ViaKernel {
+			return err
+		}
+		a.log.Info("no kernel nbd here: FUSE and a loop device it is", "why", err)
+	}
+	return a.presentLoop()
+}
+
+// presentKernel makes a device of the kernel's nbd driver.
+func (a *attacher) presentKernel() error {
+	ctl, err := nbdctl.Open()
+	if err != nil {
+		return err
+	}
+	defer ctl.Close()
+	front, sockets, err := a.relay.ShowKernel()
+	if err != nil {
+		return err
+	}
+	a.device, err = attachNBD(ctl, nbdctl.Config{
+		Size: a.relay.Info().Size, BlockSize: a.cfg.Sector, Flags: front.Flags(), Sockets: sockets, Backend: a.tag(),
+	}, front.MaxTransfer())
+	for _, s := range sockets {
+		err = errors.Join(err, s.Close())
+	}
+	if err != nil {
+		return errors.Join(err, front.Close())
+	}
+	a.front, a.via = front, ViaKernel
+	return nil
+}
+
+// presentLoop makes a loop device over a FUSE file.
+func (a *attacher) presentLoop() error {
 	front, file, err := a.relay.Show(fuseReaders)
 	if err != nil {
 		return err
@@ -169,13 +216,13 @@ func (a *attacher) present() error {
 	if err != nil {
 		return errors.Join(err, a.relay.Close(), front.Close())
 	}
-	a.front = front
+	a.front, a.via = front, ViaFUSE
 	return nil
 }
 
-func (a *attacher) tag() string { return loopTagOf(a.cfg.Token) }
+func (a *attacher) tag() string { return tagOf(a.cfg.Token) }
 
-func loopTagOf(token string) string { return "tidemark:" + token }
+func tagOf(token string) string { return "tidemark:" + token }
 
 func (a *attacher) listen() (net.Listener, error) {
 	old := unix.Umask(0o177)
@@ -190,7 +237,7 @@ func (a *attacher) listen() (net.Listener, error) {
 
 // save writes attach.json, last: what has one was attached.
 func (a *attacher) save() error {
-	rec, err := newRecord(a.cfg, a.device)
+	rec, err := newRecord(a.cfg, a.device, a.via)
 	if err != nil {
 		return err
 	}
@@ -228,7 +275,7 @@ func (a *attacher) wait(ctx context.Context) {
 // let go of it. Forced, it ends now and whoever uses the device gets errors.
 func (a *attacher) detach(force bool) error {
 	if !force {
-		if err := detachLoop(a.device, a.tag(), false); err != nil {
+		if err := detachDevice(a.device, a.tag(), false); err != nil {
 			return err
 		}
 		select {
@@ -247,7 +294,7 @@ func (a *attacher) detach(force bool) error {
 		}
 	}
 	a.log.Warn("detached by force", "device", a.device)
-	err := detachLoop(a.device, a.tag(), true)
+	err := detachDevice(a.device, a.tag(), true)
 	select {
 	case a.forced <- struct{}{}:
 	default: // somebody forced it before

@@ -102,7 +102,7 @@ func launch(ctx context.Context, dir string, ac AttachConfig) error {
 	cmd.Process.Kill() // if it still runs; what it made is undone here
 	<-ended
 	err = errors.Join(fmt.Errorf("the attacher ended without a word: %s", lastLine(log.Name())), ctx.Err())
-	return errors.Join(err, sweepLoops(loopTagOf(ac.Token)))
+	return errors.Join(err, sweepDevices(tagOf(ac.Token)))
 }
 
 // startAsFlusher starts a process whose threads may not wait for write-back from
@@ -188,6 +188,9 @@ func (a *Attachment) Name() string { return a.rec.Name }
 
 // Device returns the path of its block device, "" if it never came up.
 func (a *Attachment) Device() string { return a.rec.Device }
+
+// Via returns what made the device, "" if it never came up.
+func (a *Attachment) Via() Via { return a.rec.Made }
 
 // Config returns what it was attached with.
 func (a *Attachment) Config() Config { return a.rec.Config }
@@ -299,8 +302,8 @@ func (a *Attachment) Cleanup(force bool) error {
 }
 
 func (a *Attachment) removeDevice(force bool) error {
-	tag := loopTagOf(a.rec.Token)
-	got, err := loopTag(a.rec.Device)
+	tag := tagOf(a.rec.Token)
+	got, err := deviceTag(a.rec.Device)
 	if err != nil || got != tag {
 		return err // "": gone, or somebody else's by now
 	}
@@ -315,23 +318,11 @@ func (a *Attachment) removeDevice(force bool) error {
 			}
 		}
 	}
-	return detachLoop(a.rec.Device, tag, force)
-}
-
-// sweepLoops takes down the loop devices of a tag.
-func sweepLoops(tag string) error {
-	devs, err := filepath.Glob("/sys/block/loop*/loop")
-	for _, d := range devs {
-		path := "/dev/" + filepath.Base(filepath.Dir(d))
-		if got, terr := loopTag(path); terr == nil && got == tag {
-			err = errors.Join(err, detachLoop(path, tag, true))
-		}
-	}
-	return err
+	return detachDevice(a.rec.Device, tag, force)
 }
 
 // newRecord describes the running process.
-func newRecord(cfg AttachConfig, device string) (record, error) {
+func newRecord(cfg AttachConfig, device string, via Via) (record, error) {
 	boot, err := bootID()
 	if err != nil {
 		return record{}, err
@@ -339,7 +330,7 @@ func newRecord(cfg AttachConfig, device string) (record, error) {
 	started, err := processStart(os.Getpid())
 	return record{
 		AttachConfig: cfg, PID: os.Getpid(), Started: started, Boot: boot,
-		Device: device, Since: time.Now().UTC().Format(time.RFC3339Nano),
+		Device: device, Made: via, Since: time.Now().UTC().Format(time.RFC3339Nano),
 	}, err
 }
 

@@ -26,6 +26,16 @@ var (
 	ErrConfig = errors.New("bad attach configuration")
 )
 
+// Via is what makes a block device of the attacher's bytes.
+type Via string
+
+const (
+	// ViaKernel is the kernel's nbd driver, Linux 5.14 or later: /dev/nbdN. The attacher is its server.
+	ViaKernel Via = "nbd"
+	// ViaFUSE is a loop device over a FUSE file of the attacher's: /dev/loopN.
+	ViaFUSE Via = "fuse"
+)
+
 // Config says what to attach and how.
 type Config struct {
 	// Name names the attachment and its directory below StateDir: letters, digits,
@@ -57,6 +67,9 @@ type Config struct {
 	// GiveUp is how long the server may be unreachable before all I/O fails for
 	// good. 0 means never: I/O waits.
 	GiveUp time.Duration `json:",omitempty"`
+	// Via says what makes the block device; see [Via]. Default: ViaKernel where the
+	// kernel has it, otherwise ViaFUSE.
+	Via Via `json:",omitempty"`
 	// Command starts the attacher: a program and its first arguments. Default: this
 	// executable with the argument "attach".
 	Command []string `json:",omitempty"`
@@ -65,7 +78,7 @@ type Config struct {
 // AttachConfig is what an attacher process is told: see [RunAttacher].
 type AttachConfig struct {
 	Config
-	// Token marks the loop device as belonging to this attachment.
+	// Token marks the block device as belonging to this attachment.
 	Token string
 }
 
@@ -106,6 +119,8 @@ func (c *Config) check() error {
 		return fmt.Errorf("%w: %d connections: use 1 to 16", ErrConfig, c.Connections)
 	case c.ReplayBytes != 0 && (c.ReplayBytes < 8<<20 || c.ReplayBytes > 4<<30):
 		return fmt.Errorf("%w: replay memory of %d bytes: use 8 MiB to 4 GiB", ErrConfig, c.ReplayBytes)
+	case c.Via != "" && c.Via != ViaKernel && c.Via != ViaFUSE:
+		return fmt.Errorf("%w: via %q: use %s or %s", ErrConfig, c.Via, ViaKernel, ViaFUSE)
 	case c.GiveUp < 0:
 		return fmt.Errorf("%w: give up after %v", ErrConfig, c.GiveUp)
 	}

@@ -32,6 +32,7 @@ type reply struct {
 // Status is what an attacher says about itself.
 type Status struct {
 	Device   string
+	Via      Via   // what makes the device
 	Size     int64 // bytes
 	ReadOnly bool
 	Server   relay.Status // of the connection to the server
@@ -84,7 +85,7 @@ func (a *attacher) answer(c net.Conn) {
 	var err error
 	switch req.Verb {
 	case verbStatus:
-		r.Status = &Status{Device: a.device, Size: a.relay.Info().Size, ReadOnly: a.cfg.ReadOnly, Server: a.relay.Status()}
+		r.Status = &Status{Device: a.device, Via: a.via, Size: a.relay.Info().Size, ReadOnly: a.cfg.ReadOnly, Server: a.relay.Status()}
 	case verbFlush:
 		err = syncDevice(a.device)
 	case verbDetach:

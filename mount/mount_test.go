@@ -4,11 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"testing"
 	"time"
+
+	"tidemark/mount/internal/nbdctl"
 )
 
 // TestMain makes the test binary its own attacher.
@@ -24,7 +27,38 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
+	if len(os.Args) == 5 && os.Args[1] == "serve" {
+		fmt.Fprintln(os.Stderr, serveForgetful(os.Args[2], os.Args[3], os.Args[4]))
+		os.Exit(1)
+	}
 	os.Exit(m.Run())
+}
+
+// eachVia runs a test with every kind of device that this host's kernel has. Where it
+// has no nbd, TestInGuest runs the same in a kernel that does.
+func eachVia(t *testing.T, test func(t *testing.T, via Via)) {
+	for _, via := range []Via{ViaFUSE, ViaKernel} {
+		t.Run(string(via), func(t *testing.T) {
+			need(t)
+			if via == ViaKernel {
+				needKernel(t)
+			}
+			test(t, via)
+		})
+	}
+}
+
+// needKernel skips where there is no kernel nbd.
+func needKernel(t *testing.T) {
+	t.Helper()
+	ctl, err := nbdctl.Open()
+	if errors.Is(err, nbdctl.ErrAbsent) {
+		t.Skipf("%v: see TestInGuest", err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctl.Close()
 }
 
 // need skips the test where it cannot run; in CI that is a failure.
@@ -56,11 +90,9 @@ type server struct {
 	cmd    *exec.Cmd
 }
 
-// serveFile starts qemu-nbd over a new file of so many bytes.
-func serveFile(t *testing.T, size int64) *server {
+// newDisk makes an empty file of so many bytes.
+func newDisk(t *testing.T, dir string, size int64) string {
 	t.Helper()
-	need(t, "qemu-nbd")
-	dir := t.TempDir()
 	img := filepath.Join(dir, "disk.raw")
 	if err := os.WriteFile(img, nil, 0o600); err != nil {
 		t.Fatal(err)
@@ -68,8 +100,28 @@ func serveFile(t *testing.T, size int64) *server {
 	if err := os.Truncate(img, size); err != nil {
 		t.Fatal(err)
 	}
+	return img
+}
+
+// serveQEMU starts qemu-nbd over a new file of so many bytes.
+func serveQEMU(t *testing.T, size int64) *server {
+	t.Helper()
+	need(t, "qemu-nbd")
+	dir := t.TempDir()
 	s := &server{t: t, socket: filepath.Join(dir, "nbd.sock")}
-	s.argv = []string{"qemu-nbd", "-k", s.socket, "-t", "--shared=16", "-x", "disk", "--discard=unmap", "-f", "raw", img}
+	s.argv = []string{"qemu-nbd", "-k", s.socket, "-t", "--shared=16", "-x", "disk", "--discard=unmap", "-f", "raw", newDisk(t, dir, size)}
+	s.start()
+	t.Cleanup(s.kill)
+	return s
+}
+
+// serve starts our own server over a new file of so many bytes: killed, it loses
+// everything that was not flushed.
+func serve(t *testing.T, size int64) *server {
+	t.Helper()
+	dir := t.TempDir()
+	s := &server{t: t, socket: filepath.Join(dir, "nbd.sock")}
+	s.argv = []string{os.Args[0], "serve", "unix:" + s.socket, newDisk(t, dir, size), ""}
 	s.start()
 	t.Cleanup(s.kill)
 	return s
@@ -83,8 +135,9 @@ func (s *server) start() {
 	if err := s.cmd.Start(); err != nil {
 		s.t.Fatal(err)
 	}
-	for range 500 {
-		if _, err := os.Stat(s.socket); err == nil {
+	for range 2000 {
+		if c, err := net.Dial("unix", s.socket); err == nil {
+			c.Close()
 			return
 		}
 		time.Sleep(2 * time.Millisecond)
@@ -133,51 +186,59 @@ func run(t *testing.T, argv ...string) {
 }
 
 func TestAttachMountDetach(t *testing.T) {
-	for _, fs := range []string{"ext4", "xfs"} {
-		t.Run(fs, func(t *testing.T) {
-			need(t, "mkfs."+fs)
-			s := serveFile(t, 512<<20)
-			begin := time.Now()
-			a := attach(t, s, nil)
-			t.Logf("attach took %v", time.Since(begin))
-			if _, err := DetectFS(a.Device()); !errors.Is(err, ErrNoFS) {
-				t.Fatalf("an empty disk: %v", err)
-			}
-			if err := Format(a.Device(), fs, "label"); err != nil {
-				t.Fatal(err)
-			}
-			dir := t.TempDir()
-			begin = time.Now()
-			if err := MountFS(a.Device(), dir, "auto", []string{"noatime"}); err != nil {
-				t.Fatal(err)
-			}
-			t.Logf("mount took %v", time.Since(begin))
-			defer Unmount(dir)
-			if err := a.Detach(t.Context(), false); !errors.Is(err, ErrBusy) {
-				t.Fatalf("detach of a mounted device: %v", err)
-			}
-			if err := os.WriteFile(filepath.Join(dir, "file"), make([]byte, 10<<20), 0o600); err != nil {
-				t.Fatal(err)
-			}
-			if err := errors.Join(Freeze(dir), Thaw(dir)); err != nil {
-				t.Fatal(err)
-			}
-			run(t, "fstrim", dir)
-			if err := Unmount(dir); err != nil {
-				t.Fatal(err)
-			}
-			if st, err := a.Status(t.Context()); err != nil || !st.Server.Connected || st.Size != 512<<20 {
-				t.Fatalf("%+v, %v", st, err)
-			}
-			if err := a.Detach(t.Context(), false); err != nil {
-				t.Fatal(err)
-			}
-			if all, err := List(a.Config().StateDir); len(all) != 0 || err != nil {
-				t.Fatalf("after detach: %v, %v", all, err)
-			}
-			if tag, err := loopTag(a.Device()); tag != "" || err != nil {
-				t.Fatalf("%s is still there: %q, %v", a.Device(), tag, err)
-			}
-		})
+	eachVia(t, func(t *testing.T, via Via) {
+		for _, fs := range []string{"ext4", "xfs"} {
+			t.Run(fs, func(t *testing.T) {
+				need(t, "mkfs."+fs)
+				testAttachMountDetach(t, fs, via)
+			})
+		}
+	})
+}
+
+func testAttachMountDetach(t *testing.T, fs string, via Via) {
+	s := serve(t, 512<<20)
+	begin := time.Now()
+	a := attach(t, s, func(c *Config) { c.Via = via })
+	t.Logf("attach took %v", time.Since(begin))
+	if _, err := DetectFS(a.Device()); !errors.Is(err, ErrNoFS) {
+		t.Fatalf("an empty disk: %v", err)
+	}
+	if err := Format(a.Device(), fs, "label"); err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	begin = time.Now()
+	if err := MountFS(a.Device(), dir, "auto", []string{"noatime"}); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("mount took %v", time.Since(begin))
+	defer Unmount(dir)
+	if err := a.Detach(t.Context(), false); !errors.Is(err, ErrBusy) {
+		t.Fatalf("detach of a mounted device: %v", err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "file"), make([]byte, 10<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(Freeze(dir), Thaw(dir)); err != nil {
+		t.Fatal(err)
+	}
+	if os.Getenv("TIDEMARK_GUEST") == "" {
+		run(t, "fstrim", dir)
+	}
+	if err := Unmount(dir); err != nil {
+		t.Fatal(err)
+	}
+	if st, err := a.Status(t.Context()); err != nil || !st.Server.Connected || st.Size != 512<<20 || st.Via != via || a.Via() != via {
+		t.Fatalf("%+v, %v", st, err)
+	}
+	if err := a.Detach(t.Context(), false); err != nil {
+		t.Fatal(err)
+	}
+	if all, err := List(a.Config().StateDir); len(all) != 0 || err != nil {
+		t.Fatalf("after detach: %v, %v", all, err)
+	}
+	if tag, err := deviceTag(a.Device()); tag != "" || err != nil {
+		t.Fatalf("%s is still there: %q, %v", a.Device(), tag, err)
 	}
 }

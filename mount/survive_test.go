@@ -29,7 +29,7 @@ func TestSurvivesServerKills(t *testing.T) {
 	need(t, "fio", "mkfs.ext4", "mkfs.xfs", "e2fsck", "xfs_repair")
 	for fs, check := range map[string][]string{"ext4": {"e2fsck", "-fn"}, "xfs": {"xfs_repair", "-n"}} {
 		t.Run(fs, func(t *testing.T) {
-			s := serveFile(t, 1<<30)
+			s := serveQEMU(t, 1<<30)
 			a := attach(t, s, func(c *Config) { c.ReplayBytes = 16 << 20 })
 			if err := Format(a.Device(), fs, "x"); err != nil {
 				t.Fatal(err)
@@ -86,9 +86,11 @@ func TestSurvivesServerKills(t *testing.T) {
 }
 
 // TestWaitsForServer checks that I/O waits while there is no server.
-func TestWaitsForServer(t *testing.T) {
-	s := serveFile(t, 64<<20)
-	a := attach(t, s, nil)
+func TestWaitsForServer(t *testing.T) { eachVia(t, testWaitsForServer) }
+
+func testWaitsForServer(t *testing.T, via Via) {
+	s := serve(t, 64<<20)
+	a := attach(t, s, func(c *Config) { c.Via = via })
 	dev, err := os.OpenFile(a.Device(), os.O_RDWR|unix.O_DIRECT, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -135,9 +137,11 @@ func aligned(n int) []byte {
 }
 
 // TestGivesUp checks that with GiveUp the I/O fails in the end.
-func TestGivesUp(t *testing.T) {
-	s := serveFile(t, 64<<20)
-	a := attach(t, s, func(c *Config) { c.GiveUp = 200 * time.Millisecond })
+func TestGivesUp(t *testing.T) { eachVia(t, testGivesUp) }
+
+func testGivesUp(t *testing.T, via Via) {
+	s := serve(t, 64<<20)
+	a := attach(t, s, func(c *Config) { c.GiveUp, c.Via = 200*time.Millisecond, via })
 	s.kill()
 	dev, err := os.OpenFile(a.Device(), os.O_RDWR|unix.O_DIRECT, 0)
 	if err != nil {
@@ -150,10 +154,12 @@ func TestGivesUp(t *testing.T) {
 }
 
 // TestStaleIsFoundAndCleaned kills the attacher under a mounted file system.
-func TestStaleIsFoundAndCleaned(t *testing.T) {
+func TestStaleIsFoundAndCleaned(t *testing.T) { eachVia(t, testStaleIsFoundAndCleaned) }
+
+func testStaleIsFoundAndCleaned(t *testing.T, via Via) {
 	need(t, "mkfs.ext4")
-	s := serveFile(t, 128<<20)
-	a := attach(t, s, nil)
+	s := serve(t, 128<<20)
+	a := attach(t, s, func(c *Config) { c.Via = via })
 	if err := Format(a.Device(), "ext4", "x"); err != nil {
 		t.Fatal(err)
 	}
@@ -188,7 +194,7 @@ func TestStaleIsFoundAndCleaned(t *testing.T) {
 		t.Fatalf("%v, %v", all, err)
 	}
 	for i := 0; ; i++ { // the kernel takes it down at its last close
-		if tag, err := loopTag(a.Device()); tag != loopTagOf(a.rec.Token) && err == nil {
+		if tag, err := deviceTag(a.Device()); tag != tagOf(a.rec.Token) && err == nil {
 			break
 		} else if i == 300 {
 			t.Fatalf("%s is still ours: %v", a.Device(), err)
@@ -198,10 +204,12 @@ func TestStaleIsFoundAndCleaned(t *testing.T) {
 }
 
 // TestTermIsRefusedWhileMounted checks SIGTERM, and that it works when unused.
-func TestTermIsRefusedWhileMounted(t *testing.T) {
+func TestTermIsRefusedWhileMounted(t *testing.T) { eachVia(t, testTermIsRefusedWhileMounted) }
+
+func testTermIsRefusedWhileMounted(t *testing.T, via Via) {
 	need(t, "mkfs.ext4")
-	s := serveFile(t, 128<<20)
-	a := attach(t, s, nil)
+	s := serve(t, 128<<20)
+	a := attach(t, s, func(c *Config) { c.Via = via })
 	if err := Format(a.Device(), "ext4", "x"); err != nil {
 		t.Fatal(err)
 	}

@@ -70,7 +70,7 @@ var native = binary.NativeEndian
 type Front struct {
 	r        *Relay
 	devs     []*os.File // of /dev/fuse
-	fds      []int      // the same, for answers
+	channels []*channel // the same, for answers
 	readers  sync.WaitGroup
 	done     chan struct{} // the kernel let go of the file system
 	doneOnce sync.Once
@@ -94,7 +94,7 @@ func (r *Relay) Show(readers int) (*Front, *os.File, error) {
 	}
 	defer unix.Close(mnt)
 	for len(f.devs) < readers {
-		if err := f.openDev(f.fds[0]); err != nil {
+		if err := f.openDev(f.channels[0].fd); err != nil {
 			return nil, nil, errors.Join(err, f.Close())
 		}
 	}
@@ -136,7 +136,7 @@ func (f *Front) openDev(fd int) error {
 			return errors.Join(fmt.Errorf("clone /dev/fuse: %w", err), unix.Close(n))
 		}
 	}
-	f.fds = append(f.fds, n)
+	f.channels = append(f.channels, &channel{n})
 	if fd >= 0 {
 		f.register()
 	}
@@ -147,7 +147,7 @@ func (f *Front) openDev(fd int) error {
 // belongs to a file system: before, the kernel does not let it be waited for, and
 // the poller, which asks only once, would never hear of a request.
 func (f *Front) register() {
-	f.devs = append(f.devs, os.NewFile(uintptr(f.fds[len(f.fds)-1]), "/dev/fuse"))
+	f.devs = append(f.devs, os.NewFile(uintptr(f.channels[len(f.channels)-1].fd), "/dev/fuse"))
 }
 
 // mount makes the file system and starts its first reader, which the kernel
@@ -160,7 +160,7 @@ func (f *Front) mount() (int, error) {
 	}
 	defer unix.Close(fs)
 	for _, kv := range [][2]string{
-		{"source", "tidemark"}, {"subtype", "tidemark"}, {"fd", fmt.Sprint(f.fds[0])},
+		{"source", "tidemark"}, {"subtype", "tidemark"}, {"fd", fmt.Sprint(f.channels[0].fd)},
 		{"rootmode", "40000"}, {"user_id", "0"}, {"group_id", "0"},
 	} {
 		if err := unix.FsconfigSetString(fs, kv[0], kv[1]); err != nil {
@@ -183,7 +183,7 @@ func (f *Front) mount() (int, error) {
 
 // serve reads requests from channel i until the file system is gone.
 func (f *Front) serve(i int) {
-	rd := &reader{f: f, fd: f.fds[i], lane: f.r.lanes[i%len(f.r.lanes)], buf: make([]byte, maxTransfer+4096)}
+	rd := &reader{f: f, to: f.channels[i], lane: f.r.lanes[i%len(f.r.lanes)], buf: make([]byte, maxTransfer+4096)}
 	f.readers.Go(func() {
 		defer f.doneOnce.Do(func() { close(f.done) })
 		raw, err := f.devs[i].SyscallConn()
@@ -197,7 +197,7 @@ func (f *Front) serve(i int) {
 // reader turns the requests of one channel into requests to the server.
 type reader struct {
 	f    *Front
-	fd   int
+	to   *channel
 	lane *lane
 	next int
 	busy bool // the lane is taken
@@ -209,7 +209,7 @@ type reader struct {
 func (rd *reader) drain(uintptr) bool {
 	defer rd.letGo()
 	for {
-		n, err := unix.Read(rd.fd, rd.buf)
+		n, err := unix.Read(rd.to.fd, rd.buf)
 		switch {
 		case err == nil:
 			rd.handle(rd.buf[:n])
@@ -251,17 +251,17 @@ func (rd *reader) handle(b []byte) {
 	switch op {
 	case fuseRead, fuseWrite, fuseFallocate:
 		if node != diskNode || len(b) < 32 {
-			answerError(rd.fd, unique, unix.EINVAL)
+			rd.to.end(unique, unix.EINVAL)
 			return
 		}
 		rd.transfer(op, unique, b)
 	case fuseFsync:
-		rd.take().flush(rd.fd, unique)
+		rd.take().flush(rd.to, unique)
 	case fuseForget, fuseBatchForget: // have no answer
 	case fuseInterrupt:
 		// Requests are not interrupted: a write that was sent cannot be taken back.
 		// This answer tells the kernel not to ask again.
-		answerError(rd.fd, unique, unix.ENOSYS)
+		rd.to.end(unique, unix.ENOSYS)
 	default:
 		rd.meta(op, unique, node, b)
 	}
@@ -276,26 +276,26 @@ func (rd *reader) transfer(op uint32, unique uint64, b []byte) {
 	}
 	size := uint64(rd.f.r.info.Size)
 	if off > size || n > size-off || n > 1<<32-1 {
-		answerError(rd.fd, unique, unix.EINVAL)
+		rd.to.end(unique, unix.EINVAL)
 		return
 	}
 	if op != fuseRead && rd.f.r.opt.ReadOnly {
-		answerError(rd.fd, unique, unix.EROFS)
+		rd.to.end(unique, unix.EROFS)
 		return
 	}
 	switch op {
 	case fuseRead:
 		if n > maxTransfer {
-			answerError(rd.fd, unique, unix.EINVAL)
+			rd.to.end(unique, unix.EINVAL)
 			return
 		}
-		rd.take().read(rd.fd, unique, int64(off), uint32(n))
+		rd.take().read(rd.to, unique, int64(off), uint32(n))
 	case fuseWrite:
 		if uint64(len(b)) != ioHeader+n {
-			answerError(rd.fd, unique, unix.EINVAL)
+			rd.to.end(unique, unix.EINVAL)
 			return
 		}
-		rd.take().write(rd.fd, unique, int64(off), b[ioHeader:])
+		rd.take().write(rd.to, unique, int64(off), b[ioHeader:])
 	case fuseFallocate:
 		rd.fallocate(unique, int64(off), uint32(n), native.Uint32(b[24:]))
 	}
@@ -308,10 +308,10 @@ func (rd *reader) fallocate(unique uint64, off int64, n uint32, mode uint32) {
 	hole := mode == fallocPunchHole|fallocKeepSize
 	zero := mode&^fallocKeepSize == fallocZeroRange
 	if !hole && !zero || !rd.f.r.info.canZero() {
-		answerError(rd.fd, unique, unix.EOPNOTSUPP)
+		rd.to.end(unique, unix.EOPNOTSUPP)
 		return
 	}
-	rd.take().zero(rd.fd, unique, off, n, zero)
+	rd.take().zero(rd.to, unique, off, n, zero)
 }
 
 // meta answers what is not about the disk's bytes.
@@ -322,7 +322,7 @@ func (rd *reader) meta(op uint32, unique, node uint64, b []byte) {
 		out = rd.f.init(b)
 	case fuseLookup:
 		if node != rootNode || string(b) != diskName+"\x00" {
-			answerError(rd.fd, unique, unix.ENOENT)
+			rd.to.end(unique, unix.ENOENT)
 			return
 		}
 		out = make([]byte, 40, 128)
@@ -344,13 +344,13 @@ func (rd *reader) meta(op uint32, unique, node uint64, b []byte) {
 		native.PutUint32(out[48:], 4096)
 	case fuseRelease, fuseDestroy:
 	case fuseSetattr:
-		answerError(rd.fd, unique, unix.EPERM)
+		rd.to.end(unique, unix.EPERM)
 		return
 	default:
-		answerError(rd.fd, unique, unix.ENOSYS)
+		rd.to.end(unique, unix.ENOSYS)
 		return
 	}
-	answer(rd.fd, unique, out...)
+	rd.to.reply(unique, out)
 }
 
 // init agrees with the kernel on how to talk.
@@ -384,34 +384,29 @@ func (f *Front) attr(out []byte, node uint64) []byte {
 	return append(out, a...)
 }
 
-// answer sends an answer that is not made of the server's bytes.
-func answer(fd int, unique uint64, body ...byte) {
-	if fd < 0 {
-		return
-	}
+// channel is one /dev/fuse. The kernel takes each answer whole, so that any
+// number of goroutines may answer at once.
+type channel struct{ fd int }
+
+// reply sends an answer that is not made of the server's bytes.
+func (c *channel) reply(unique uint64, body []byte) {
 	b := make([]byte, outHeader, outHeader+128)
 	native.PutUint32(b, uint32(outHeader+len(body)))
 	native.PutUint64(b[8:], unique)
 	// An error means that the kernel no longer waits: the file system was aborted.
-	unix.Write(fd, append(b, body...))
+	unix.Write(c.fd, append(b, body...))
 }
 
-func answerError(fd int, unique uint64, e unix.Errno) {
-	if fd < 0 {
-		return
-	}
+func (c *channel) end(unique uint64, e unix.Errno) {
 	var b [outHeader]byte
 	native.PutUint32(b[:], outHeader)
 	native.PutUint32(b[4:], uint32(-int32(e)))
 	native.PutUint64(b[8:], unique)
-	unix.Write(fd, b[:])
+	unix.Write(c.fd, b[:])
 }
 
-// answer tells the kernel the end of a request, without copying or allocating.
-func (l *lane) answer(s slot, e unix.Errno, data []byte) {
-	if s.fd < 0 {
-		return
-	}
+// answer neither copies nor allocates.
+func (c *channel) answer(l *lane, s slot, e unix.Errno, data []byte) {
 	n := outHeader
 	native.PutUint32(l.head[4:], uint32(-int32(e)))
 	native.PutUint64(l.head[8:], s.unique)
@@ -429,5 +424,5 @@ func (l *lane) answer(s slot, e unix.Errno, data []byte) {
 		l.iov[1].SetLen(len(data))
 		parts = 2
 	}
-	syscall.Syscall(unix.SYS_WRITEV, uintptr(s.fd), uintptr(unsafe.Pointer(&l.iov[0])), uintptr(parts))
+	syscall.Syscall(unix.SYS_WRITEV, uintptr(c.fd), uintptr(unsafe.Pointer(&l.iov[0])), uintptr(parts))
 }

@@ -37,13 +37,37 @@ const (
 // slot is one request in flight.
 type slot struct {
 	op     uint8
-	fd     int    // of /dev/fuse: where the answer goes; -1 for our own flush
+	to     asker  // where the answer goes; nil for our own flush
 	gen    uint32 // tells answers to an earlier user of the slot
 	unique uint64 // the kernel's name of the request
 	off    int64
 	n      uint32
 	entry  uint64 // of a write: its place in the log
 	mark   uint64 // of a flush: what it makes durable
+}
+
+// asker is who asks for the disk's bytes: the kernel, by one of its ways to ask.
+type asker interface {
+	// answer ends request s with e, or with the data of a read. It may use l's
+	// scratch space.
+	answer(l *lane, s slot, e unix.Errno, data []byte)
+	// end ends a request that carries no data; e is 0 where it succeeded. It
+	// may be called by anyone at any time.
+	end(unique uint64, e unix.Errno)
+}
+
+// endOf ends a request of somebody who may be nobody.
+func endOf(to asker, unique uint64, e unix.Errno) {
+	if to != nil {
+		to.end(unique, e)
+	}
+}
+
+// answer ends the request of a slot.
+func (l *lane) answer(s slot, e unix.Errno, data []byte) {
+	if s.to != nil {
+		s.to.answer(l, s, e, data)
+	}
 }
 
 // lane is one connection's share of the work.
@@ -186,10 +210,10 @@ func (l *lane) takeAll(match func(slot) bool) []slot {
 }
 
 // read asks for n bytes at off. The lane is taken; so it is for the others here.
-func (l *lane) read(fd int, unique uint64, off int64, n uint32) {
-	cookie, ok := l.slot(slot{op: opRead, fd: fd, unique: unique, off: off, n: n})
+func (l *lane) read(to asker, unique uint64, off int64, n uint32) {
+	cookie, ok := l.slot(slot{op: opRead, to: to, unique: unique, off: off, n: n})
 	if !ok {
-		answerError(fd, unique, unix.EIO)
+		to.end(unique, unix.EIO)
 		return
 	}
 	l.putHeader(cmdRead, cookie, off, n)
@@ -202,17 +226,17 @@ func (l *lane) putHeader(cmd uint16, cookie uint64, off int64, n uint32) {
 }
 
 // write writes data at off.
-func (l *lane) write(fd int, unique uint64, off int64, data []byte) {
-	l.change(slot{op: opWrite, fd: fd, unique: unique, off: off, n: uint32(len(data))}, cmdWrite, 0, data)
+func (l *lane) write(to asker, unique uint64, off int64, data []byte) {
+	l.change(slot{op: opWrite, to: to, unique: unique, off: off, n: uint32(len(data))}, cmdWrite, 0, data)
 }
 
 // zero makes n bytes at off zero. With keep, the room stays allocated.
-func (l *lane) zero(fd int, unique uint64, off int64, n uint32, keep bool) {
+func (l *lane) zero(to asker, unique uint64, off int64, n uint32, keep bool) {
 	var flags uint16
 	if keep {
 		flags = cmdFlagNoHole
 	}
-	l.change(slot{op: opZero, fd: fd, unique: unique, off: off, n: n}, cmdWriteZeroes, flags, nil)
+	l.change(slot{op: opZero, to: to, unique: unique, off: off, n: n}, cmdWriteZeroes, flags, nil)
 }
 
 // change logs and sends a request that changes the disk. Both happen under
@@ -221,7 +245,7 @@ func (l *lane) change(s slot, cmd, flags uint16, data []byte) {
 	size := requestSize + len(data)
 	cookie, ok := l.slot(s)
 	if !ok {
-		answerError(s.fd, s.unique, unix.EIO)
+		s.to.end(s.unique, unix.EIO)
 		return
 	}
 	id, msg, ok := l.r.log.add(s.off, int64(s.n), size)
@@ -234,7 +258,7 @@ func (l *lane) change(s slot, cmd, flags uint16, data []byte) {
 			if ok {
 				l.release(uint16(cookie))
 			}
-			answerError(s.fd, s.unique, unix.EIO)
+			s.to.end(s.unique, unix.EIO)
 			return
 		}
 		id, msg, ok = l.r.log.add(s.off, int64(s.n), size)
@@ -245,16 +269,16 @@ func (l *lane) change(s slot, cmd, flags uint16, data []byte) {
 	l.put(msg)
 }
 
-// flush asks the server to make durable what it has acknowledged. fd is -1 for
+// flush asks the server to make durable what it has acknowledged. to is nil for
 // a flush that nobody but the log asked for.
-func (l *lane) flush(fd int, unique uint64) {
+func (l *lane) flush(to asker, unique uint64) {
 	if !l.r.info.canFlush() {
-		answer(fd, unique)
+		endOf(to, unique, 0)
 		return
 	}
-	cookie, ok := l.slot(slot{op: opFlush, fd: fd, unique: unique, mark: l.r.log.mark()})
+	cookie, ok := l.slot(slot{op: opFlush, to: to, unique: unique, mark: l.r.log.mark()})
 	if !ok {
-		answerError(fd, unique, unix.EIO)
+		endOf(to, unique, unix.EIO)
 		return
 	}
 	l.putHeader(cmdFlush, cookie, 0, 0)
@@ -364,7 +388,7 @@ func (l *lane) settle(s slot, e unix.Errno) unix.Errno {
 		}
 		l.r.askFlush()
 	case opFlush:
-		if s.fd < 0 {
+		if s.to == nil {
 			log.ownFlushDone()
 		}
 		if e != 0 {

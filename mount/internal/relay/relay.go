@@ -378,7 +378,7 @@ func (r *Relay) flushWhenAsked() {
 		case <-r.wantFlush:
 			l := r.lanes[0]
 			l.begin()
-			l.flush(-1, 0)
+			l.flush(nil, 0)
 			l.end()
 		case <-r.closing:
 			return

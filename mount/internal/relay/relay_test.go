@@ -222,11 +222,11 @@ func newKernel(t *testing.T, r *Relay) *kernel {
 }
 
 // ask sends one request on a lane and returns its name.
-func (k *kernel) ask(lane int, do func(l *lane, fd int, unique uint64)) uint64 {
+func (k *kernel) ask(lane int, do func(l *lane, to asker, unique uint64)) uint64 {
 	k.next++
 	l := k.r.lanes[lane%len(k.r.lanes)]
 	l.begin()
-	do(l, k.fds[0], k.next)
+	do(l, &channel{k.fds[0]}, k.next)
 	l.end()
 	return k.next
 }
@@ -236,6 +236,9 @@ func (k *kernel) answer() (unique uint64, e unix.Errno, data []byte) {
 	k.t.Helper()
 	b := make([]byte, 128<<10)
 	n, err := unix.Read(k.fds[1], b)
+	for err == unix.EINTR {
+		n, err = unix.Read(k.fds[1], b)
+	}
 	if err != nil || n < outHeader || int(native.Uint32(b)) != n {
 		k.t.Fatalf("an answer of %d bytes, %v; status %+v", n, err, k.r.Status())
 	}
@@ -303,28 +306,28 @@ func testNothingIsLost(t *testing.T, seed uint64) {
 		switch rng.IntN(10) {
 		case 0:
 			w.at = -1
-			u = k.ask(rng.IntN(2), func(l *lane, fd int, u uint64) { l.flush(fd, u) })
+			u = k.ask(rng.IntN(2), func(l *lane, to asker, u uint64) { l.flush(to, u) })
 		case 1:
 			clear(disk)
-			u = k.ask(rng.IntN(2), func(l *lane, fd int, u uint64) { l.zero(fd, u, off, block, false) })
+			u = k.ask(rng.IntN(2), func(l *lane, to asker, u uint64) { l.zero(to, u, off, block, false) })
 		case 2, 3, 4:
 			w.want = bytes.Clone(disk)
-			u = k.ask(rng.IntN(2), func(l *lane, fd int, u uint64) { l.read(fd, u, off, block) })
+			u = k.ask(rng.IntN(2), func(l *lane, to asker, u uint64) { l.read(to, u, off, block) })
 		default:
 			for i := range disk {
 				disk[i] = byte(rng.Uint32())
 			}
-			u = k.ask(rng.IntN(2), func(l *lane, fd int, u uint64) { l.write(fd, u, off, disk) })
+			u = k.ask(rng.IntN(2), func(l *lane, to asker, u uint64) { l.write(to, u, off, disk) })
 		}
 		open[u], busy[w.at] = w, w.at >= 0
 	}
-	u := k.ask(0, func(l *lane, fd int, u uint64) { l.flush(fd, u) })
+	u := k.ask(0, func(l *lane, to asker, u uint64) { l.flush(to, u) })
 	open[u] = waiting{at: -1}
 	for len(open) > 0 {
 		take()
 	}
 	// The last flush was asked while writes were in flight: ask for those.
-	open[k.ask(0, func(l *lane, fd int, u uint64) { l.flush(fd, u) })] = waiting{at: -1}
+	open[k.ask(0, func(l *lane, to asker, u uint64) { l.flush(to, u) })] = waiting{at: -1}
 	take()
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -340,7 +343,7 @@ func TestLogFullFlushes(t *testing.T) {
 	k := newKernel(t, r)
 	data := make([]byte, 64<<10)
 	for i := range 200 {
-		k.ask(i, func(l *lane, fd int, u uint64) { l.write(fd, u, int64(i%16)<<16, data) })
+		k.ask(i, func(l *lane, to asker, u uint64) { l.write(to, u, int64(i%16)<<16, data) })
 		if _, e, _ := k.answer(); e != 0 {
 			t.Fatal(e)
 		}
@@ -352,9 +355,9 @@ func TestFlushFails(t *testing.T) {
 	f := newForgetful(1<<20, rand.New(rand.NewPCG(1, 1)))
 	r := connect(t, f, nil)
 	k := newKernel(t, r)
-	flush := func(l *lane, fd int, u uint64) { l.flush(fd, u) }
+	flush := func(l *lane, to asker, u uint64) { l.flush(to, u) }
 	set := func(e uint32) { f.mu.Lock(); f.flush = e; f.mu.Unlock() }
-	k.ask(0, func(l *lane, fd int, u uint64) { l.write(fd, u, 0, []byte("hello")) })
+	k.ask(0, func(l *lane, to asker, u uint64) { l.write(to, u, 0, []byte("hello")) })
 	k.answer()
 	set(uint32(unix.EIO))
 	for range 2 {
@@ -407,7 +410,7 @@ func TestHostileServer(t *testing.T) {
 				return bad(b)
 			}
 			f.mu.Unlock()
-			k.ask(0, func(l *lane, fd int, u uint64) { l.read(fd, u, 0, 4096) })
+			k.ask(0, func(l *lane, to asker, u uint64) { l.read(to, u, 0, 4096) })
 			if _, e, data := k.answer(); e != 0 || !bytes.Equal(data, make([]byte, 4096)) {
 				t.Fatalf("%v, %d bytes", e, len(data))
 			}
@@ -425,7 +428,7 @@ func TestOtherExport(t *testing.T) {
 	f.size = 2 << 20
 	f.crash()
 	f.mu.Unlock()
-	k.ask(0, func(l *lane, fd int, u uint64) { l.write(fd, u, 0, []byte("x")) })
+	k.ask(0, func(l *lane, to asker, u uint64) { l.write(to, u, 0, []byte("x")) })
 	time.Sleep(50 * time.Millisecond)
 	if st := r.Status(); st.Connected || st.LastError == "" {
 		t.Fatalf("%+v", st)
@@ -482,8 +485,8 @@ func FuzzReply(f *testing.F) {
 		l := newLane(&Relay{log: log, info: Info{Flags: flagSendFlush, Size: 1 << 20}})
 		l.r.opt.Log = slog.New(slog.DiscardHandler)
 		l.r.wantFlush = make(chan struct{}, 1)
-		l.slot(slot{op: opRead, fd: -1, n: 8})
-		l.slot(slot{op: opFlush, fd: -1})
+		l.slot(slot{op: opRead, n: 8})
+		l.slot(slot{op: opFlush})
 		for len(b) >= replySize {
 			used, err := l.reply(b)
 			if err != nil || used == 0 {

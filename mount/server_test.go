@@ -1,0 +1,139 @@
+package mount
+
+import (
+	"crypto/tls"
+	"errors"
+	"os"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"tidemark/block"
+	"tidemark/export/nbd"
+)
+
+// forgetful is a disk that keeps what was not flushed in the memory of its process
+// alone, so that a kill loses all of it.
+type forgetful struct {
+	file *os.File
+	size int64
+
+	mu    sync.Mutex
+	dirty map[int64][]byte // by the offset of a block
+}
+
+func openForgetful(path string) (*forgetful, error) {
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	st, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	return &forgetful{file: f, size: st.Size(), dirty: map[int64][]byte{}}, nil
+}
+
+func (d *forgetful) Size() int64 { return d.size }
+
+// each calls fn for the part of every block that [off, off+n) touches.
+func (d *forgetful) each(off, n int64, fn func(at, from, to int64) error) error {
+	for end := off + n; off < end; {
+		at := off &^ (block.BlockSize - 1)
+		to := min(end, at+block.BlockSize)
+		if err := fn(at, off-at, to-at); err != nil {
+			return err
+		}
+		off = to
+	}
+	return nil
+}
+
+func (d *forgetful) ReadAt(p []byte, off int64) (int, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if _, err := d.file.ReadAt(p, off); err != nil {
+		return 0, err
+	}
+	return len(p), d.each(off, int64(len(p)), func(at, from, to int64) error {
+		if b := d.dirty[at]; b != nil {
+			copy(p[at+from-off:], b[from:to])
+		}
+		return nil
+	})
+}
+
+func (d *forgetful) WriteAt(p []byte, off int64) (int, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return len(p), d.each(off, int64(len(p)), func(at, from, to int64) error {
+		b, err := d.own(at)
+		copy(b[from:to], p[at+from-off:])
+		return err
+	})
+}
+
+// own returns a block that may be changed.
+func (d *forgetful) own(at int64) ([]byte, error) {
+	if b := d.dirty[at]; b != nil {
+		return b, nil
+	}
+	b := make([]byte, block.BlockSize)
+	d.dirty[at] = b
+	_, err := d.file.ReadAt(b, at)
+	return b, err
+}
+
+// Discard forgets nothing: holes are made at once.
+func (d *forgetful) Discard(off, n int64) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for at, b := range d.dirty {
+		if from, to := max(at, off), min(at+block.BlockSize, off+n); from < to {
+			clear(b[from-at : to-at])
+		}
+	}
+	return unix.Fallocate(int(d.file.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
+}
+
+// Flush puts all into the page cache, which outlives the process.
+func (d *forgetful) Flush() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for at, b := range d.dirty {
+		if _, err := d.file.WriteAt(b, at); err != nil {
+			return err
+		}
+		delete(d.dirty, at)
+	}
+	return nil
+}
+
+// serveForgetful is the process of a server: it serves the file at a path as the
+// export "disk" at an address, until it is killed. With certs it requires TLS.
+func serveForgetful(addr, path, certs string) error {
+	d, err := openForgetful(path)
+	if err != nil {
+		return err
+	}
+	var opt nbd.Options
+	if certs != "" {
+		if opt.TLS, err = serverTLS(certs); err != nil {
+			return err
+		}
+		opt.RequireTLS = true
+	}
+	table := nbd.NewTable()
+	for name, readOnly := range map[string]bool{"disk": false, "fixed": true} {
+		if err := table.Add(&nbd.Export{Name: name, Device: d, ReadOnly: readOnly}); err != nil {
+			return err
+		}
+	}
+	l, err := nbd.Listen(addr)
+	if err != nil {
+		return err
+	}
+	return nbd.NewServer(table, opt).Serve(l)
+}
+
+func serverTLS(string) (*tls.Config, error) { return nil, errors.New("later") }
