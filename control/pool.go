@@ -53,8 +53,8 @@ func (c *Control) poolStatus(p *tidemark.PoolStatus) error {
 			p.Health = "degraded"
 		}
 	}
-	if n := len(c.set.Damaged()); n > 0 {
-		p.Health = fmt.Sprintf("%d timelines cannot be opened", n)
+	if d := c.set.Damage(); len(d) > 0 {
+		p.Health = fmt.Sprintf("damaged: %v", d[0])
 	}
 	fs, err := statfs(c.o.Dir)
 	p.FreeBytes = int64(fs.Bavail) * fs.Bsize
@@ -63,7 +63,7 @@ func (c *Control) poolStatus(p *tidemark.PoolStatus) error {
 
 // Verify reads and hashes all that is needed by a point, an application, or, with an empty reference, by all.
 func (c *Control) Verify(ctx context.Context, ref string) (tidemark.Job, error) {
-	mark := c.set.Keep
+	var mark func(*image.Keeper) error
 	if ref != "" {
 		var err error
 		if mark, err = c.markOf(ref); err != nil {
@@ -72,22 +72,57 @@ func (c *Control) Verify(ctx context.Context, ref string) (tidemark.Job, error) 
 	}
 	return c.run(ctx, "verify", "", ref, func(ctx context.Context, t *task) (any, error) {
 		begun := time.Now()
-		total := c.store.Stats().Records
-		r, err := c.store.Check(ctx, mark, func(done int64) {
-			t.report(tidemark.Progress{Done: done, Total: max(total, done), Unit: "records"})
-		})
-		if err != nil {
+		var v tidemark.VerifyResult
+		if mark == nil {
+			v.Damaged = c.verifyTimelines(ctx)
+			mark = c.markAll
+		}
+		if err := c.verifyPool(ctx, t, mark, &v); err != nil {
 			return nil, err
 		}
-		v := tidemark.VerifyResult{Chunks: r.Chunks, Bytes: r.Bytes, Seconds: time.Since(begun).Seconds()}
-		for _, d := range r.Damage {
-			v.Damaged = append(v.Damaged, fmt.Sprintf("%v in %s at %d: %s; affects %s", d.Name, d.Pack, d.Offset, d.What, c.pointsWith(d.Roots)))
-		}
+		v.Seconds = time.Since(begun).Seconds()
 		if len(v.Damaged) > 0 {
-			c.event("error", "", "verify found %d damaged chunks", len(v.Damaged))
+			c.event("error", "", "verify found damage in %d places; the first: %s", len(v.Damaged), v.Damaged[0])
 		}
 		return v, nil
 	})
+}
+
+// verifyTimelines says what is damaged of timelines, points and journals.
+func (c *Control) verifyTimelines(ctx context.Context) (damaged []string) {
+	for _, err := range c.set.Damage() {
+		damaged = append(damaged, err.Error())
+	}
+	for _, t := range c.set.List() {
+		if err := t.VerifyJournal(); err != nil && ctx.Err() == nil {
+			damaged = append(damaged, err.Error())
+		}
+	}
+	return damaged
+}
+
+// markAll marks what can be listed; what cannot was reported by verifyTimelines.
+func (c *Control) markAll(k *image.Keeper) error {
+	if err := c.set.KeepReadable(k); err != nil {
+		c.log.Error("verify could not list all that is needed", "error", err)
+	}
+	return nil
+}
+
+// verifyPool reads what is marked.
+func (c *Control) verifyPool(ctx context.Context, t *task, mark func(*image.Keeper) error, v *tidemark.VerifyResult) error {
+	total := c.store.Stats().Records
+	r, err := c.store.Check(ctx, mark, func(done int64) {
+		t.report(tidemark.Progress{Done: done, Total: max(total, done), Unit: "records"})
+	})
+	if err != nil {
+		return err
+	}
+	v.Chunks, v.Bytes = r.Chunks, r.Bytes
+	for _, d := range r.Damage {
+		v.Damaged = append(v.Damaged, fmt.Sprintf("%v in %s at %d: %s; affects %s", d.Name, d.Pack, d.Offset, d.What, c.pointsWith(d.Roots)))
+	}
+	return nil
 }
 
 // markOf marks one point, or all points of an application.

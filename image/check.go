@@ -111,7 +111,7 @@ func (s *Store) markBad(n Name) error {
 		return err
 	}
 	at.bad = true
-	return s.index.set(n, at)
+	return s.index.change(n, at)
 }
 
 // affected fills in which roots need what is damaged.
@@ -283,8 +283,8 @@ func (s *Store) reindex(n Name, at place, r *PacksReport) error {
 		return nil
 	case same:
 		old.bad = true
-		return s.index.set(n, old)
+		return s.index.change(n, old)
 	}
 	r.Reindexed++
-	return s.index.set(n, at)
+	return s.index.change(n, at)
 }

@@ -5,6 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
+	"sync"
 	"sync/atomic"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -22,6 +25,10 @@ import (
 //
 // Pebble loses only the newest writes in a crash, never an older one of them: so
 // a pack that has its 'p' has all its entries.
+//
+// An entry reaches Pebble when its record is durable, not before: an entry that
+// survived its record would hide an older copy of it, and make a Put of the same
+// content believe that there is nothing to store. Until then it is in memory.
 const (
 	indexVersion  = "tidemark image index 1"
 	indexCache    = 32 << 20 // bytes of Pebble's block cache
@@ -80,21 +87,27 @@ func parsePlace(v []byte) (place, error) {
 
 // index is safe for concurrent use; changes of one name are ordered by the caller.
 type index struct {
-	db  *pebble.DB
-	bad atomic.Bool // damage was met
+	db      *pebble.DB
+	ballast *ballast
+	bad     atomic.Bool // damage was met
+
+	mu       sync.RWMutex
+	fresh    map[Name]place // of records that nobody is syncing yet; guarded by mu
+	settling map[Name]place // older ones, whose records are being synced; guarded by mu
+	waiting  atomic.Int64   // number of both
 }
 
-func openIndex(fs vfs.FS, dir string, log *slog.Logger) (*index, error) {
+func openIndex(fs vfs.FS, dir string, b *ballast, log *slog.Logger) (*index, error) {
 	cache := pebble.NewCache(indexCache)
 	defer cache.Unref()
 	o := &pebble.Options{
-		FS: fs, Cache: cache, MemTableSize: indexMemTable, DisableWAL: true, Logger: pebbleLog{log},
+		FS: vfs.OnDiskFull(fs, b.full), Cache: cache, MemTableSize: indexMemTable, DisableWAL: true, Logger: pebbleLog{log},
 		FormatMajorVersion: pebble.FormatNewest, MaxOpenFiles: 200, MemTableStopWritesThreshold: 4,
 	}
 	for i := range o.Levels {
 		o.Levels[i].FilterPolicy = bloom.FilterPolicy(10)
 	}
-	x := &index{}
+	x := &index{ballast: b, fresh: map[Name]place{}}
 	// Without a listener Pebble ends the process when it meets a damaged file.
 	o.EventListener = &pebble.EventListener{DataCorruption: func(i pebble.DataCorruptionInfo) {
 		x.bad.Store(true)
@@ -149,6 +162,9 @@ func nameKey(n *Name) (key [33]byte) {
 
 // get finds the place of a name.
 func (x *index) get(n Name) (place, bool, error) {
+	if p, ok := x.getWaiting(n); ok {
+		return p, true, nil
+	}
 	key := nameKey(&n)
 	v, closer, err := x.db.Get(key[:])
 	if errors.Is(err, pebble.ErrNotFound) {
@@ -164,7 +180,32 @@ func (x *index) get(n Name) (place, bool, error) {
 	return p, err == nil, errors.Join(err, closer.Close())
 }
 
-func (x *index) set(n Name, p place) error {
+func (x *index) getWaiting(n Name) (place, bool) {
+	if x.waiting.Load() == 0 {
+		return place{}, false
+	}
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	p, ok := x.fresh[n]
+	if !ok {
+		p, ok = x.settling[n]
+	}
+	return p, ok
+}
+
+// set points a name at a record that need not be durable yet.
+func (x *index) set(n Name, p place) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.fresh[n] = p
+	x.count()
+}
+
+// count brings waiting up to date. The caller holds mu.
+func (x *index) count() { x.waiting.Store(int64(len(x.fresh) + len(x.settling))) }
+
+// put points a name at a durable record.
+func (x *index) put(n Name, p place) error {
 	key := nameKey(&n)
 	var buf [placeSize + 32]byte
 	if err := x.db.Set(key[:], p.append(buf[:0]), pebble.NoSync); err != nil {
@@ -173,7 +214,88 @@ func (x *index) set(n Name, p place) error {
 	return nil
 }
 
+// change replaces what is known of a name, wherever that is now.
+func (x *index) change(n Name, p place) error {
+	if _, ok := x.getWaiting(n); ok {
+		x.set(n, p)
+		return nil
+	}
+	return x.put(n, p)
+}
+
+// beginSettle is called before a sync of all packs, one at a time: what was set
+// before is settled by settle when the sync has succeeded.
+func (x *index) beginSettle() {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if len(x.settling) == 0 {
+		x.settling, x.fresh = x.fresh, map[Name]place{}
+		return
+	}
+	maps.Copy(x.settling, x.fresh) // the sync before has failed
+	clear(x.fresh)
+}
+
+// settleBatch is how many entries settle writes between two looks at what others want.
+const settleBatch = 256
+
+// settle writes out what beginSettle set apart.
+func (x *index) settle() error {
+	x.mu.RLock()
+	names := slices.Collect(maps.Keys(x.settling))
+	x.mu.RUnlock()
+	for some := range slices.Chunk(names, settleBatch) {
+		if err := x.settleSome(some, func(_ place, fresh bool) bool { return !fresh }); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// settlePack writes out what waits for a pack that is durable as a whole.
+func (x *index) settlePack(id uint64, entries []entry) error {
+	names := make([]Name, len(entries))
+	for i, e := range entries {
+		names[i] = e.name
+	}
+	for some := range slices.Chunk(names, settleBatch) {
+		if err := x.settleSome(some, func(p place, _ bool) bool { return p.pack == id }); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (x *index) settleSome(names []Name, durable func(p place, fresh bool) bool) error {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for _, n := range names {
+		p, newer := x.fresh[n]
+		if !newer || !durable(p, true) {
+			var ok bool
+			if p, ok = x.settling[n]; !ok || !durable(p, false) {
+				continue
+			}
+			newer = false
+		}
+		if err := x.put(n, p); err != nil {
+			return err
+		}
+		delete(x.settling, n) // also an older place that was still to come
+		if newer {
+			delete(x.fresh, n)
+		}
+	}
+	x.count()
+	return nil
+}
+
 func (x *index) remove(n Name) error {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	delete(x.fresh, n)
+	delete(x.settling, n)
+	x.count()
 	key := nameKey(&n)
 	if err := x.db.Delete(key[:], pebble.NoSync); err != nil {
 		return x.damage(err)
@@ -216,7 +338,16 @@ func (x *index) packs() (map[uint64]bool, error) {
 	return ids, nil
 }
 
-func (x *index) close() error { return errors.Join(x.db.Flush(), x.db.Close()) }
+// close writes out what only memory has, unless the disk is full: it is read
+// from the packs at the next open then.
+func (x *index) close() error {
+	close(x.ballast.stop)
+	var err error
+	if !x.ballast.spent() {
+		err = x.db.Flush()
+	}
+	return errors.Join(err, x.db.Close())
+}
 
 // pebbleLog passes on what Pebble has to say, of which only errors matter to anybody.
 type pebbleLog struct{ log *slog.Logger }

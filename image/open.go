@@ -84,9 +84,10 @@ func (s *Store) open(ctx context.Context) (err error) {
 // openOrRebuild opens the index, or an empty one in place of one that is damaged.
 func (s *Store) openOrRebuild() (*index, error) {
 	dir, marker := s.fs.PathJoin(s.o.Dir, "index"), s.fs.PathJoin(s.o.Dir, badMarker)
+	b := newBallast(s.fs, s.o.Dir, s.log)
 	_, err := s.fs.Stat(marker)
 	if errors.Is(err, fs.ErrNotExist) {
-		x, err := openIndex(s.fs, dir, s.log)
+		x, err := openIndex(s.fs, dir, b, s.log)
 		if err == nil {
 			return x, nil
 		}
@@ -100,7 +101,7 @@ func (s *Store) openOrRebuild() (*index, error) {
 	if err := s.fs.Remove(marker); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
-	return openIndex(s.fs, dir, s.log)
+	return openIndex(s.fs, dir, b, s.log)
 }
 
 // findSealed registers the packs in the bucket, oldest first, and brings into the index what it lacks.
@@ -213,7 +214,7 @@ func (s *Store) indexEntries(p *pack, entries []entry) error {
 		if ok && old.pack >= p.id && s.pack(old.pack) != nil {
 			continue
 		}
-		if err := s.index.set(e.name, at); err != nil {
+		if err := s.index.put(e.name, at); err != nil {
 			return err
 		}
 	}
@@ -367,6 +368,9 @@ func (s *Store) sealLater(p *pack) {
 // sealPack moves a pack that takes no more records into the bucket.
 func (s *Store) sealPack(ctx context.Context, p *pack) error {
 	if err := p.seal(); err != nil {
+		return err
+	}
+	if err := s.index.settlePack(p.id, p.entries); err != nil { // nobody adds to them any more
 		return err
 	}
 	if err := s.hand(ctx, p); err != nil && !errors.Is(err, object.ErrExists) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"syscall"
 
 	"tidemark/object"
 )
@@ -32,6 +33,7 @@ const (
 type victim struct {
 	p       *pack
 	entries []entry
+	live    int64 // bytes of live records when it was chosen
 }
 
 // Reclaim gives back the space of what is not live: not reachable from what mark
@@ -47,6 +49,7 @@ func (s *Store) Reclaim(ctx context.Context, mark func(keep *Keeper) error) (Rec
 	var r ReclaimReport
 	s.keepEnded(true)
 	defer s.keepEnded(false)
+	defer s.index.ballast.refill()
 	candidates := s.sealedPacks()
 	s.o.hook("mark")
 	live, err := s.markAll(ctx, mark)
@@ -56,6 +59,10 @@ func (s *Store) Reclaim(ctx context.Context, mark func(keep *Keeper) error) (Rec
 	victims, err := s.choose(live, candidates, &r)
 	if err == nil && len(victims) > 0 {
 		err = s.empty(ctx, victims, live, &r)
+	}
+	if errors.Is(err, syscall.ENOSPC) { // no room to move anything: what is dead as a whole gives room
+		victims = slices.DeleteFunc(victims, func(v victim) bool { return v.live > 0 })
+		err = nil
 	}
 	if err != nil || len(victims) == 0 {
 		return r, wrapReclaim(err)
@@ -165,9 +172,9 @@ func (s *Store) choose(k *Keeper, candidates []*pack, r *ReclaimReport) ([]victi
 		r.Packs++
 		switch size := p.stored.Load(); {
 		case live*100 < size*liveShare:
-			victims = append(victims, victim{p, entries})
+			victims = append(victims, victim{p, entries, live})
 		case size < s.o.PackBytes/smallShare:
-			small = append(small, victim{p, entries})
+			small = append(small, victim{p, entries, live})
 		}
 	}
 	if len(small) > smallPacks {

@@ -120,6 +120,9 @@ func (x *Session) Put(content []byte, prev Name) (Name, error) {
 	}
 	name := Name(sha256.Sum256(content))
 	had, err := x.store(name, kindChunk, content, prev)
+	if err == nil && x.s.index.waiting.Load() > maxWaiting {
+		err = x.s.Sync()
+	}
 	if err != nil {
 		return Name{}, fmt.Errorf("put chunk: %w", err)
 	}
@@ -131,6 +134,20 @@ func (x *Session) Put(content []byte, prev Name) (Name, error) {
 	}
 	return name, nil
 }
+
+// patchable returns prev, or nothing if name must not become a patch: a name that
+// has a full record, though it is damaged or about to be deleted, keeps having one. For
+// somebody may have chosen that very name as the base of a patch, which is on its way.
+func (s *Store) patchable(name, prev Name) (Name, error) {
+	at, known, err := s.index.get(name)
+	if known && at.codec != codecPatch {
+		return Name{}, err
+	}
+	return prev, err
+}
+
+// maxWaiting is how many index entries may wait in memory for a Sync: some 15 MB.
+const maxWaiting = 1 << 17
 
 // store keeps a record of content unless there is one that a new reference may
 // count on. One goroutine at a time decides about one name.
@@ -144,6 +161,9 @@ func (x *Session) store(name Name, k kind, content []byte, prev Name) (had bool,
 	defer mu.Unlock()
 	if _, ok, err := s.usable(name); ok || err != nil {
 		return ok, err
+	}
+	if prev, err = s.patchable(name, prev); err != nil {
+		return false, err
 	}
 	b := buffers.Get().(*buffer)
 	defer buffers.Put(b)

@@ -216,7 +216,8 @@ func (s *Store) append(h head, body []byte) (place, error) {
 		s.cur = nil
 		s.sealing.Go(func() { s.sealLater(p) })
 	}
-	return at, s.index.set(h.name, at)
+	s.index.set(h.name, at)
+	return at, nil
 }
 
 // Sync makes everything put before durable. Concurrent calls share the work, and
@@ -233,12 +234,16 @@ func (s *Store) Sync() error {
 		return nil
 	}
 	now := s.appended.Load()
+	s.index.beginSettle()
 	for _, p := range s.allPacks() {
 		if !p.sealed.Load() {
 			if err := p.sync(); err != nil {
 				return s.fail(err)
 			}
 		}
+	}
+	if err := s.index.settle(); err != nil {
+		return err
 	}
 	s.synced = now
 	return nil

@@ -34,6 +34,8 @@ type Journal struct {
 
 	// io is held by the one that writes buffers to files; it is taken before mu.
 	io sync.Mutex
+	// trim is held by the one that removes old segments.
+	trim sync.Mutex
 
 	mu       sync.Mutex
 	segments []*Segment // oldest first; the last one takes appends

@@ -1,7 +1,9 @@
 package journal
 
 import (
+	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"sort"
 
@@ -179,8 +181,10 @@ func (j *Journal) endSegment() error {
 }
 
 // removeUpTo removes segments one by one, the oldest first, each durably before
-// the next: what a crash leaves is always without a gap.
+// the next: what a crash or an error leaves is always without a gap.
 func (j *Journal) removeUpTo(upTo uint64) error {
+	j.trim.Lock()
+	defer j.trim.Unlock()
 	for {
 		s := j.oldestUpTo(upTo)
 		if s == nil {
@@ -189,25 +193,31 @@ func (j *Journal) removeUpTo(upTo uint64) error {
 		if _, err := s.handle(); err != nil { // open for those who hold it
 			j.o.Logger.Warn("a trimmed segment cannot be opened for its readers", "segment", s.path, "error", err)
 		}
-		if err := j.fs.Remove(s.path); err != nil {
+		if err := j.fs.Remove(s.path); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return fmt.Errorf("trim the journal: %w", err)
 		}
 		if err := vfs.SyncDir(j.fs, j.dir); err != nil {
 			return fmt.Errorf("trim the journal: %w", err)
 		}
-		s.Release()
+		j.forget(s)
 	}
 }
 
-// oldestUpTo takes the oldest segment out of the list, if all its records are at or before upTo.
+// oldestUpTo returns the oldest segment, if all its records are at or before upTo.
 func (j *Journal) oldestUpTo(upTo uint64) *Segment {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	s := j.segments[0]
-	if len(j.segments) == 1 || s.lastPos > upTo {
-		return nil
+	if s := j.segments[0]; len(j.segments) > 1 && s.lastPos <= upTo {
+		return s
 	}
-	j.segments = j.segments[1:]
+	return nil
+}
+
+// forget takes a segment whose file is gone out of the list.
+func (j *Journal) forget(s *Segment) {
+	j.mu.Lock()
+	j.segments = slices.DeleteFunc(j.segments, func(o *Segment) bool { return o == s })
 	j.unsynced = slices.DeleteFunc(j.unsynced, func(u *Segment) bool { return u == s })
-	return s
+	j.mu.Unlock()
+	s.Release()
 }

@@ -188,18 +188,19 @@ func (t *Timeline) SetAbout(ctx context.Context, about json.RawMessage) error {
 	return t.redescribe(ctx, func(d *descriptor) { d.About = about })
 }
 
-// redescribe stores a changed descriptor under the next number, then deletes the one before.
+// redescribe stores a changed descriptor under the next number, then deletes
+// the one before. A number is never used twice: one whose Put failed may be there all the same.
 func (t *Timeline) redescribe(ctx context.Context, change func(*descriptor)) error {
 	t.facts.Lock()
 	defer t.facts.Unlock()
-	d := t.desc
+	d, old := t.desc, t.descNo
 	change(&d)
-	if err := putSealed(ctx, t.set.o.Bucket, descriptorKey(t.id, t.descNo+1), d); err != nil {
+	t.descNo++
+	if err := putSealed(ctx, t.set.o.Bucket, descriptorKey(t.id, t.descNo), d); err != nil {
 		return err
 	}
 	t.desc = d
-	t.descNo++
-	return t.set.o.Bucket.Delete(ctx, descriptorKey(t.id, t.descNo-1))
+	return t.set.o.Bucket.Delete(ctx, descriptorKey(t.id, old))
 }
 
 // Remove deletes the timeline with all its points. Branches of it stay: those

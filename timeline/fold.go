@@ -50,6 +50,9 @@ func (t *Timeline) oldestCut() *cut {
 // order is what makes it safe: chunks durable, then the manifest that names
 // them, then the state that builds on them, then the journal may forget.
 func (t *Timeline) foldCut(ctx context.Context, c *cut) error {
+	if err := t.settled(c); err != nil {
+		return err
+	}
 	if err := t.verifyRecords(c); err != nil {
 		return err
 	}
@@ -84,6 +87,15 @@ func (t *Timeline) foldCut(ctx context.Context, c *cut) error {
 	}
 	t.addStored(x.Stats().StoredBytes)
 	return t.standOn(c, roots)
+}
+
+// settled makes sure that the journal holds all up to c, durably: a base beyond
+// the journal's end would let positions be used twice. Whoever made the cut may have failed to.
+func (t *Timeline) settled(c *cut) error {
+	if c.origin || t.journal.Durable() >= uint64(c.pos) {
+		return nil
+	}
+	return t.journal.Sync()
 }
 
 // verifyRecords compares the records that c is made of with their checksums:

@@ -289,13 +289,16 @@ func (t *Timeline) Expire(ctx context.Context, pos tidemark.Position) error {
 	t.facts.Lock()
 	defer t.facts.Unlock()
 	i := slices.IndexFunc(t.points, func(m manifest) bool { return m.Position == pos })
-	if i < 0 {
+	if i < 0 && t.lost[pos] == nil {
 		return tidemark.Errorf(tidemark.NotFound, "%s has no retained point at %v", t.desc.Name, pos).WithHint("`tidemark points " + t.desc.Name + "` lists them")
 	}
 	if err := t.set.o.Bucket.Delete(ctx, imageKey(t.id, pos)); err != nil {
 		return fmt.Errorf("expire %s@%v: %w", t.desc.Name, pos, err)
 	}
-	t.points = slices.Delete(t.points, i, i+1)
+	delete(t.lost, pos)
+	if i >= 0 {
+		t.points = slices.Delete(t.points, i, i+1)
+	}
 	return nil
 }
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"slices"
 	"sync"
@@ -129,7 +130,7 @@ func (s *Set) Damaged() map[string]error { return s.damaged }
 func (s *Set) dirOf(id string) string { return s.o.FS.PathJoin(s.o.Dir, id) }
 
 func (s *Set) blank(id string) *Timeline {
-	return &Timeline{set: s, id: id, dir: s.dirOf(id), state: state{ID: id}, pins: map[string]tidemark.Position{}}
+	return &Timeline{set: s, id: id, dir: s.dirOf(id), state: state{ID: id}, pins: map[string]tidemark.Position{}, lost: map[tidemark.Position]error{}}
 }
 
 // open reads what is stored of one timeline. It returns nil and no error for the remains of a removed or half-made one.
@@ -152,6 +153,7 @@ func (s *Set) open(ctx context.Context, id string, l *listed) (*Timeline, error)
 		var m manifest
 		if err := getSealed(ctx, s.o.Bucket, imageKey(id, pos), &m); err != nil {
 			s.o.Logger.Error("a point cannot be used", "timeline", t.desc.Name, "position", pos, "error", err)
+			t.lost[pos] = err
 			continue
 		}
 		t.points = append(t.points, m)
@@ -210,19 +212,22 @@ func (t *Timeline) openJournal() error {
 	return t.checkJournal()
 }
 
-// checkJournal makes sure that the journal is the one that belongs to the state, and begins where the state needs it.
+// checkJournal makes sure that the journal is the one that belongs to the
+// state, and that the two meet: all records behind the base are in it.
 func (t *Timeline) checkJournal() error {
-	if t.state.Journal == "" {
-		t.facts.Lock()
-		defer t.facts.Unlock()
-		t.state.Journal = t.journal.ID()
-		return t.saveState()
-	}
-	if oldest := t.oldestInJournal(); t.state.Journal != t.journal.ID() || oldest > t.state.Base {
+	head, _ := t.journal.Head()
+	whole := t.oldestInJournal() <= t.state.Base && uint64(t.state.Base) <= head
+	if !whole || t.state.Journal != "" && t.state.Journal != t.journal.ID() {
 		return tidemark.Errorf(tidemark.Corrupt, "the journal of %s is not whole: its writes after position %v are lost", t.desc.Name, t.state.Base).
 			WithHint("bring its directory timelines/" + t.id + "/journal back; or remove timelines/" + t.id + ", and it stands on its newest point")
 	}
-	return nil
+	if t.state.Journal != "" {
+		return nil
+	}
+	t.facts.Lock()
+	defer t.facts.Unlock()
+	t.state.Journal = t.journal.ID()
+	return t.saveState()
 }
 
 // buildHeads makes the disks' heads: the base images, and over them what the
@@ -446,16 +451,52 @@ func (t *Timeline) foldBacklog(ctx context.Context) error {
 	return t.Fold(ctx)
 }
 
-// Keep tells a reclaim of the store what all timelines need.
+// Keep tells a reclaim of the store what all timelines need. It fails if that
+// is not known, because something of a timeline cannot be read.
 func (s *Set) Keep(k *image.Keeper) error {
+	if err := s.KeepReadable(k); err != nil {
+		return err
+	}
+	if d := s.Damage(); len(d) > 0 {
+		return fmt.Errorf("nothing is reclaimed while it is not known what is needed: %w", d[0])
+	}
+	return nil
+}
+
+// KeepReadable is Keep for one who only looks: it goes on after an error, and
+// does not mind what is missing already.
+func (s *Set) KeepReadable(k *image.Keeper) (err error) {
 	for _, t := range s.List() {
-		if err := t.keep(k); err != nil {
-			return fmt.Errorf("list what %s needs: %w", t.Name(), err)
+		if e := t.keep(k); e != nil {
+			err = errors.Join(err, fmt.Errorf("list what %s needs: %w", t.Name(), e))
 		}
 	}
-	if len(s.damaged) > 0 {
-		return tidemark.Errorf(tidemark.Corrupt, "%d timelines are damaged, so what they need is not known", len(s.damaged)).
-			WithHint("nothing is reclaimed until they are repaired or removed")
+	return err
+}
+
+// Damage returns what is known to be unreadable of timelines and points.
+func (s *Set) Damage() (list []error) {
+	for _, id := range slices.Sorted(maps.Keys(s.damaged)) {
+		list = append(list, s.damaged[id])
+	}
+	for _, t := range s.List() {
+		t.facts.Lock()
+		for _, pos := range slices.Sorted(maps.Keys(t.lost)) {
+			list = append(list, tidemark.Errorf(tidemark.Corrupt, "the point %s@%v: %w", t.desc.Name, pos, t.lost[pos]).
+				WithHint(fmt.Sprintf("`tidemark expire %s@%v` forgets it", t.desc.Name, pos)))
+		}
+		t.facts.Unlock()
+	}
+	return list
+}
+
+// VerifyJournal reads all records of the timeline's journal and compares them with their checksums.
+func (t *Timeline) VerifyJournal() error {
+	t.trimMu.RLock()
+	defer t.trimMu.RUnlock()
+	head, _ := t.journal.Head()
+	if err := t.journal.Verify(uint64(t.oldestInJournal()), head); err != nil {
+		return fmt.Errorf("the journal of %s: %w", t.Name(), err)
 	}
 	return nil
 }
@@ -476,28 +517,28 @@ func (t *Timeline) keep(k *image.Keeper) error {
 		}
 		return nil
 	})
-	if err != nil {
-		return err
+	roots, e := t.allRoots()
+	err = errors.Join(err, e)
+	for _, r := range roots {
+		err = errors.Join(err, k.Root(r))
 	}
+	return err
+}
+
+// allRoots returns the images of the base and of all points.
+func (t *Timeline) allRoots() ([]image.Root, error) {
 	t.facts.Lock()
+	defer t.facts.Unlock()
 	roots, err := t.roots()
 	for _, m := range t.points {
 		for _, d := range m.Disks {
 			root, e := d.root()
-			err = errors.Join(err, e)
-			roots = append(roots, root)
+			if err = errors.Join(err, e); e == nil {
+				roots = append(roots, root)
+			}
 		}
 	}
-	t.facts.Unlock()
-	if err != nil {
-		return err
-	}
-	for _, r := range roots {
-		if err := k.Root(r); err != nil {
-			return err
-		}
-	}
-	return nil
+	return roots, err
 }
 
 // Close folds nothing more and closes all journals; unflushed writes are made durable.

@@ -1,6 +1,7 @@
 package timeline
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -43,6 +44,7 @@ type Timeline struct {
 	desc   descriptor
 	descNo int                          // number of the newest descriptor object
 	points []manifest                   // retained points, by position
+	lost   map[tidemark.Position]error  // retained points that cannot be read, and why
 	cuts   []*cut                       // frozen layers that are not folded yet, oldest first
 	pins   map[string]tidemark.Position // branches and snapshots that still read our journal after this position
 	failed error                        // the first error of a fold, until one succeeds
@@ -210,6 +212,10 @@ func (t *Timeline) Bookmark(m Mark) (tidemark.Position, error) {
 	return c.pos, nil
 }
 
+// maxCuts bounds the frozen layers that a read of the head may touch: whoever
+// would add another folds first.
+const maxCuts = 12
+
 func (t *Timeline) hasBookmark(name string) bool {
 	t.facts.Lock()
 	defer t.facts.Unlock()
@@ -235,6 +241,9 @@ func (t *Timeline) cut(m *Mark) (*cut, error) {
 			return nil, err
 		}
 	}
+	if err := t.makeRoom(); err != nil {
+		return nil, err
+	}
 	c, err := t.freeze(m, payload)
 	if err != nil {
 		return nil, t.writeError("mark a point", err)
@@ -243,6 +252,17 @@ func (t *Timeline) cut(m *Mark) (*cut, error) {
 		return nil, t.writeError("mark a point", err)
 	}
 	return c, nil
+}
+
+// makeRoom folds if so much is frozen that reads would suffer from more.
+func (t *Timeline) makeRoom() error {
+	t.facts.Lock()
+	full := len(t.cuts) >= maxCuts
+	t.facts.Unlock()
+	if !full {
+		return nil
+	}
+	return t.Fold(context.Background())
 }
 
 // freeze holds all writers for as long as it takes to append one record and replace the top layers.

@@ -35,16 +35,7 @@ type world struct {
 
 func open(t testing.TB, fs vfs.FS, root string) *world {
 	t.Helper()
-	w := &world{fs: fs}
-	var err error
-	if w.bucket, err = object.OpenDir(fs, root+"/pool"); err != nil {
-		t.Fatal(err)
-	}
-	if w.store, err = image.Open(context.Background(), image.Options{FS: fs, Dir: root + "/store", Bucket: w.bucket, CacheBytes: 8 << 20, Logger: quiet}); err != nil {
-		t.Fatal(err)
-	}
-	w.set, err = Open(context.Background(), w.store, Options{FS: fs, Dir: root + "/timelines", Bucket: w.bucket, Logger: quiet,
-		SegmentSize: 256 << 10, FoldAfter: 64 << 20, ReferenceAfter: 300 << 10, Manual: true})
+	w, err := openWorld(fs, root)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -52,6 +43,20 @@ func open(t testing.TB, fs vfs.FS, root string) *world {
 		t.Fatalf("timeline %s: %v", id, err)
 	}
 	return w
+}
+
+func openWorld(fs vfs.FS, root string) (*world, error) {
+	w := &world{fs: fs}
+	var err error
+	if w.bucket, err = object.OpenDir(fs, root+"/pool"); err != nil {
+		return nil, err
+	}
+	if w.store, err = image.Open(context.Background(), image.Options{FS: fs, Dir: root + "/store", Bucket: w.bucket, CacheBytes: 8 << 20, Logger: quiet}); err != nil {
+		return nil, err
+	}
+	w.set, err = Open(context.Background(), w.store, Options{FS: fs, Dir: root + "/timelines", Bucket: w.bucket, Logger: quiet,
+		SegmentSize: 256 << 10, FoldAfter: 64 << 20, ReferenceAfter: 300 << 10, Manual: true})
+	return w, err
 }
 
 func (w *world) close(t testing.TB) {

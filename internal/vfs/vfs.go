@@ -66,6 +66,10 @@ func Create(fs FS, path string) (File, error) {
 // it if it is absent.
 func OpenReadWrite(fs FS, path string) (File, error) { return fs.OpenReadWrite(path, category) }
 
+// OnDiskFull returns fs, which calls fn when the disk is full and then tries
+// once more. Others who write through it wait meanwhile.
+func OnDiskFull(fs FS, fn func()) FS { return pebblevfs.OnDiskFull(fs, fn) }
+
 // SyncDir makes the names in dir durable.
 func SyncDir(fs FS, dir string) error {
 	d, err := fs.OpenDir(dir)
