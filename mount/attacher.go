@@ -82,9 +82,9 @@ type attacher struct {
 func RunAttacher(ctx context.Context, cfg AttachConfig) error {
 	pipe := readyPipe()
 	a := &attacher{cfg: cfg, forced: make(chan struct{}, 1), log: slog.New(slog.NewTextHandler(os.Stderr, nil))}
-	stop, err := a.start(ctx)
+	stop, err := a.start(ctx, pipe)
 	if err := tell(pipe, a.device, err); err != nil {
-		a.log.Warn("nobody waits for the device", "err", err)
+		a.log.Warn("nobody was told of the device", "err", err)
 	}
 	if err != nil {
 		return err
@@ -118,7 +118,7 @@ func tell(pipe *os.File, device string, err error) error {
 }
 
 // start brings the device up. On error nothing of it is left.
-func (a *attacher) start(ctx context.Context) (stop func(), err error) {
+func (a *attacher) start(ctx context.Context, pipe *os.File) (stop func(), err error) {
 	if err := a.cfg.check(); err != nil {
 		return nil, err
 	}
@@ -132,10 +132,14 @@ func (a *attacher) start(ctx context.Context) (stop func(), err error) {
 	if err != nil {
 		return nil, err
 	}
+	defer watchStarter(pipe, a.relay)()
 	if err := a.present(); err != nil {
 		return nil, errors.Join(err, a.relay.Close())
 	}
 	l, err := a.listen()
+	if err == nil && starterGone(pipe) {
+		err = errOrphan
+	}
 	if err == nil {
 		err = a.save()
 	}
