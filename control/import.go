@@ -74,6 +74,11 @@ func (c *Control) copyPool(ctx context.Context, t *task, pool string, res *tidem
 			return err
 		}
 		key, err := filepath.Rel(pool, path)
+		if err == nil && d.IsDir() && filepath.Dir(key) == "timelines" && !hasPoint(path) {
+			// A clone or mount of which nothing was captured: its writes were in the other server's journal.
+			c.event("warning", "", "%s was not imported: it has no point", key)
+			return filepath.SkipDir
+		}
 		if err != nil || d.IsDir() || object.CheckKey(key) != nil {
 			if d.IsDir() && key != "." && object.CheckKey(key) != nil {
 				return filepath.SkipDir
@@ -89,6 +94,12 @@ func (c *Control) copyPool(ctx context.Context, t *task, pool string, res *tidem
 		t.report(tidemark.Progress{Done: res.Bytes, Unit: "bytes"})
 		return nil
 	})
+}
+
+// hasPoint reports whether a timeline's directory in a pool holds a point.
+func hasPoint(dir string) bool {
+	points, err := filepath.Glob(filepath.Join(dir, "image-*"))
+	return err != nil || len(points) > 0
 }
 
 func (c *Control) copyObject(ctx context.Context, key, path string) (int64, error) {
