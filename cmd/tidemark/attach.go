@@ -10,7 +10,7 @@ import (
 
 // attachCommand is the process that keeps one disk attached; the server starts it.
 func attachCommand() *cobra.Command {
-	return &cobra.Command{Use: "attach", Hidden: true, Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
+	return &cobra.Command{Use: "attach", Hidden: true, Args: takes(0), RunE: func(cmd *cobra.Command, _ []string) error {
 		cfg, err := mount.ReadAttachConfig(os.Stdin)
 		if err != nil {
 			return usage(err)

@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"path/filepath"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -15,36 +17,24 @@ import (
 	"tidemark"
 )
 
-func main() { os.Exit(run()) }
+func main() { os.Exit(tidemarkMain()) }
 
-// run returns 0 for success, 1 for a failure, and 2 for wrong usage.
-func run() int {
+// tidemarkMain does what the command line says and tells what went wrong, in one line.
+func tidemarkMain() int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	err := root().ExecuteContext(ctx)
-	var u *usageError
-	switch {
-	case err == nil:
-		return 0
-	case errors.As(err, &u):
-		fmt.Fprintf(os.Stderr, "tidemark: %v\n", err)
-		return 2
-	case errors.Is(err, context.Canceled):
-		fmt.Fprintln(os.Stderr, "tidemark: interrupted; a job that was begun goes on: `tidemark jobs`")
-		return 1
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "tidemark: %s\n", oneLine(err))
 	}
-	fmt.Fprintf(os.Stderr, "tidemark: %v\n", err)
-	return 1
+	return exitCode(err)
 }
 
-// usageError is a mistake in how the command was called.
-type usageError struct{ error }
-
-func usage(err error) error {
-	if err == nil {
-		return nil
+func oneLine(err error) string {
+	if errors.Is(err, context.Canceled) {
+		return "interrupted; a job that was begun goes on: `tidemark jobs`"
 	}
-	return &usageError{err}
+	return strings.Join(strings.Fields(err.Error()), " ")
 }
 
 func root() *cobra.Command {
@@ -57,9 +47,17 @@ in seconds as a disk or a running database.
 
 A point is written APP@POINT, where POINT is latest, a bookmark, a position such
 as #8123, a time such as 2026-11-23T02:41:07Z, or -5m for five minutes ago.`,
-		SilenceErrors: true, SilenceUsage: true, Version: tidemark.Version,
+		SilenceErrors: true, SilenceUsage: true, Version: tidemark.Version, SuggestionsMinimumDistance: 2,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return unknownCommand(cmd, args[0])
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	c.PersistentFlags().StringVar(&flags.socket, "socket", "", "the server's socket (default $TIDEMARK_SOCKET, or that of "+defaultData+")")
+	c.SetUsageTemplate(strings.ReplaceAll(c.UsageTemplate(), ".FlagUsages", ".FlagUsagesWrapped 80"))
+	c.PersistentFlags().StringVar(&flags.socket, "socket", "", "the server's socket (default $TIDEMARK_SOCKET, or "+filepath.Join(defaultData, socketName)+")")
 	c.PersistentFlags().BoolVar(&flags.json, "json", false, "print facts as JSON")
 	c.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage(err) })
 	c.AddGroup(&cobra.Group{ID: "server", Title: "Server:"}, &cobra.Group{ID: "protect", Title: "Protect and capture:"},
@@ -76,27 +74,12 @@ as #8123, a time such as 2026-11-23T02:41:07Z, or -5m for five minutes ago.`,
 		}
 	}
 	c.AddCommand(attachCommand(), versionCommand())
-	wrapArgs(c)
+	tellFailures(c)
 	return c
 }
 
-// wrapArgs makes wrong arguments of any command count as wrong usage, and says how it is used.
-func wrapArgs(c *cobra.Command) {
-	if check := c.Args; check != nil {
-		c.Args = func(cmd *cobra.Command, args []string) error {
-			if err := check(cmd, args); err != nil {
-				return usage(fmt.Errorf("%w: usage: %s", err, cmd.UseLine()))
-			}
-			return nil
-		}
-	}
-	for _, sub := range c.Commands() {
-		wrapArgs(sub)
-	}
-}
-
 func versionCommand() *cobra.Command {
-	return &cobra.Command{Use: "version", Short: "Print the version", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
+	return &cobra.Command{Use: "version", Short: "Print the version", Example: "  tidemark version --json", Args: takes(0), RunE: func(cmd *cobra.Command, _ []string) error {
 		return show(map[string]string{"version": tidemark.Version}, func() { fmt.Println("tidemark", tidemark.Version) })
 	}}
 }

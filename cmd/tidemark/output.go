@@ -6,8 +6,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"text/tabwriter"
 	"time"
+	"unicode/utf8"
 
 	"github.com/schollz/progressbar/v3"
 	"github.com/spf13/cobra"
@@ -47,14 +47,30 @@ func show(facts any, people func()) error {
 	return e.Encode(facts)
 }
 
-// table prints rows under a head, in columns.
+// lineWidth is the width that tables keep to, in columns.
+const lineWidth = 80
+
+// table prints rows under a head, in columns. Where a row does not fit, its last
+// column follows on a line of its own.
 func table(head string, rows [][]string) {
-	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, strings.ReplaceAll(head, " ", "\t"))
+	rows = append([][]string{strings.Fields(head)}, rows...)
+	last := len(rows[0]) - 1
+	wide := make([]int, last)
 	for _, r := range rows {
-		fmt.Fprintln(w, strings.Join(r, "\t"))
+		for i := range wide {
+			wide[i] = max(wide[i], utf8.RuneCountInString(r[i]))
+		}
 	}
-	w.Flush()
+	for _, r := range rows {
+		line := ""
+		for i, w := range wide {
+			line += fmt.Sprintf("%-*s  ", w, r[i])
+		}
+		if utf8.RuneCountInString(line+r[last]) > lineWidth {
+			line = strings.TrimRight(line, " ") + "\n  "
+		}
+		fmt.Println(strings.TrimRight(line+r[last], " "))
+	}
 }
 
 // ask is Do for commands that print what they get.
@@ -69,13 +85,17 @@ func ask[T any](cmd *cobra.Command, verb string, req any, people func(T)) error 
 // work is ask for jobs: it shows their progress.
 func work[T any](cmd *cobra.Command, verb string, req any, people func(T)) error {
 	var res T
-	bar := newProgress(verb)
-	err := server().Run(cmd.Context(), verb, req, &res, bar.report)
-	bar.finish()
-	if err != nil {
+	if err := run(cmd, verb, req, &res); err != nil {
 		return err
 	}
 	return show(res, func() { people(res) })
+}
+
+// run asks for a job, shows its progress, and decodes its result.
+func run(cmd *cobra.Command, verb string, req, res any) error {
+	bar := newProgress(cmd.Name())
+	defer bar.finish()
+	return server().Run(cmd.Context(), verb, req, res, bar.report)
 }
 
 // progress shows how far a job is, on a terminal.

@@ -28,7 +28,7 @@ func serverCommand() *cobra.Command {
 	var cache string
 	var verbose bool
 	c := &cobra.Command{
-		Use: "server", Short: "Run the server", Args: cobra.NoArgs,
+		Use: "server", Short: "Run the server", Args: takes(0),
 		Long:    "Run the server on a data directory. Everything it keeps lies below it. It prints\n\"ready\" and its socket when it serves, and runs until it is interrupted.",
 		Example: "  tidemark server --data /var/lib/tidemark",
 		RunE: func(cmd *cobra.Command, _ []string) error {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -11,7 +12,7 @@ import (
 )
 
 func statusCommand() *cobra.Command {
-	return &cobra.Command{Use: "status", Short: "Applications, mounts, clones, jobs and the pool", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
+	return &cobra.Command{Use: "status", Short: "Applications, mounts, clones, jobs and the pool", Args: takes(0), Example: "  tidemark status\n  tidemark status --json | jq .pool.health", RunE: func(cmd *cobra.Command, _ []string) error {
 		return ask(cmd, "status", nil, printStatus)
 	}}
 }
@@ -49,7 +50,8 @@ func printStatus(s tidemark.Status) {
 }
 
 func expireCommand() *cobra.Command {
-	return &cobra.Command{Use: "expire APP@POINT", Short: "Forget a point; `reclaim` gives its bytes back", Args: cobra.ExactArgs(1), ValidArgsFunction: anyName,
+	return &cobra.Command{Use: "expire APP@POINT", Short: "Forget a point; `reclaim` gives its bytes back", Args: takes(0, aRef), ValidArgsFunction: anyName,
+		Example: "  tidemark expire orders@nightly",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return ask(cmd, "expire", map[string]string{"name": args[0]}, func(p tidemark.RecoveryPoint) {
 				fmt.Printf("%s (%v, of %s) is forgotten\n", dash(p.Bookmark), p.Position, when(p.Time))
@@ -58,7 +60,7 @@ func expireCommand() *cobra.Command {
 }
 
 func reclaimCommand() *cobra.Command {
-	return &cobra.Command{Use: "reclaim", Short: "Give back the bytes that no point needs", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
+	return &cobra.Command{Use: "reclaim", Short: "Give back the bytes that no point needs", Args: takes(0), Example: "  tidemark reclaim", RunE: func(cmd *cobra.Command, _ []string) error {
 		return work(cmd, "reclaim", nil, func(r tidemark.ReclaimResult) {
 			fmt.Printf("freed %s in %d packs, %s are in use, in %s\n", size(r.FreedBytes), r.PacksDeleted, size(r.LiveBytes), seconds(r.Seconds))
 		})
@@ -66,29 +68,36 @@ func reclaimCommand() *cobra.Command {
 }
 
 func verifyCommand() *cobra.Command {
-	return &cobra.Command{Use: "verify [APP[@POINT]]", Short: "Read and hash all that is stored, or all of an application or point", Args: cobra.MaximumNArgs(1), ValidArgsFunction: anyName,
+	return &cobra.Command{Use: "verify [APP[@POINT]]", Short: "Read and hash all that is stored, or all of one APP or point", Args: takes(1, aRef), ValidArgsFunction: anyName,
+		Example: "  tidemark verify\n  tidemark verify orders\n  tidemark verify orders@nightly",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ref := ""
 			if len(args) == 1 {
 				ref = args[0]
 			}
-			var damaged int
-			err := work(cmd, "verify", map[string]string{"name": ref}, func(v tidemark.VerifyResult) {
-				damaged = len(v.Damaged)
-				for _, d := range v.Damaged {
-					fmt.Println("damaged:", d)
-				}
-				fmt.Printf("%d chunks, %s, read and hashed in %s\n", v.Chunks, size(v.Bytes), seconds(v.Seconds))
-			})
-			if err == nil && damaged > 0 {
-				err = tidemark.Errorf(tidemark.Corrupt, "%d chunks are damaged", damaged).WithHint("what the source still has is stored again by the next capture")
+			var v tidemark.VerifyResult
+			if err := run(cmd, "verify", map[string]string{"name": ref}, &v); err != nil {
+				return err
 			}
-			return err
+			if err := show(v, func() { printVerify(v) }); err != nil {
+				return err
+			}
+			if n := len(v.Damaged); n > 0 {
+				return tidemark.Errorf(tidemark.Corrupt, "damage in %d places", n).WithHint("what a source still has is stored again by its next capture")
+			}
+			return nil
 		}}
 }
 
+func printVerify(v tidemark.VerifyResult) {
+	for _, d := range v.Damaged {
+		fmt.Println("damaged:", d)
+	}
+	fmt.Printf("%d chunks, %s, read and hashed in %s\n", v.Chunks, size(v.Bytes), seconds(v.Seconds))
+}
+
 func jobsCommand() *cobra.Command {
-	return &cobra.Command{Use: "jobs", Short: "List jobs, newest first", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
+	return &cobra.Command{Use: "jobs", Short: "List jobs, newest first", Args: takes(0), Example: "  tidemark jobs", RunE: func(cmd *cobra.Command, _ []string) error {
 		return ask(cmd, "jobs", nil, func(list []tidemark.Job) {
 			var rows [][]string
 			for _, j := range list {
@@ -104,8 +113,7 @@ func jobsCommand() *cobra.Command {
 }
 
 func jobCommand() *cobra.Command {
-	c := &cobra.Command{Use: "job", Short: "One job: show, wait, cancel"}
-	c.AddCommand(
+	return group(&cobra.Command{Use: "job", Short: "One job: show, wait, cancel"},
 		onJob("show ID", "Describe a job", func(cmd *cobra.Command, id int64) error {
 			j, err := server().Job(cmd.Context(), id)
 			if err != nil {
@@ -121,11 +129,11 @@ func jobCommand() *cobra.Command {
 		onJob("cancel ID", "Cut a job; what it has half done is undone", func(cmd *cobra.Command, id int64) error {
 			return server().Cancel(cmd.Context(), id)
 		}))
-	return c
 }
 
 func onJob(use, short string, run func(*cobra.Command, int64) error) *cobra.Command {
-	return &cobra.Command{Use: use, Short: short, Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
+	verb, _, _ := strings.Cut(use, " ")
+	return &cobra.Command{Use: use, Short: short, Args: takes(0, aAny), Example: "  tidemark job " + verb + " 12", RunE: func(cmd *cobra.Command, args []string) error {
 		id, err := strconv.ParseInt(args[0], 10, 64)
 		if err != nil {
 			return usage(tidemark.Errorf(tidemark.Invalid, "%q is not the number of a job", args[0]).WithHint("`tidemark jobs` lists them"))
@@ -145,8 +153,12 @@ func printJob(j tidemark.Job) {
 }
 
 func poolCommand() *cobra.Command {
-	c := &cobra.Command{Use: "pool", Short: "The pool that images rest in"}
-	c.AddCommand(&cobra.Command{Use: "import DIR", Short: "Bring all images of another data directory into this empty server", Args: cobra.ExactArgs(1),
+	return group(&cobra.Command{Use: "pool", Short: "The pool that images rest in"}, poolImport())
+}
+
+func poolImport() *cobra.Command {
+	return &cobra.Command{Use: "import DIR", Short: "Bring all images of another data directory into an empty server", Args: takes(0, aAny),
+		Example: "  tidemark pool import /mnt/old/tidemark",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			dir, err := filepath.Abs(args[0])
 			if err != nil {
@@ -155,6 +167,5 @@ func poolCommand() *cobra.Command {
 			return work(cmd, "pool-import", map[string]string{"name": dir}, func(r tidemark.ImportResult) {
 				fmt.Printf("%d applications with %d points, %s\n", r.Applications, r.Points, size(r.Bytes))
 			})
-		}})
-	return c
+		}}
 }

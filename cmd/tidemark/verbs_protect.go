@@ -11,7 +11,7 @@ import (
 )
 
 func discoverCommand() *cobra.Command {
-	return &cobra.Command{Use: "discover", Short: "List what on the server's host could be protected", Args: cobra.NoArgs,
+	return &cobra.Command{Use: "discover", Short: "List what on the server's host could be protected", Args: takes(0), Example: "  tidemark discover",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return ask(cmd, "discover", nil, func(list []tidemark.Discovered) {
 				var rows [][]string
@@ -26,7 +26,7 @@ func discoverCommand() *cobra.Command {
 func protectCommand() *cobra.Command {
 	var spec tidemark.ProtectSpec
 	var options []string
-	c := &cobra.Command{Use: "protect postgres://…|DIR|DEVICE --name APP", Short: "Make something an application: nothing is captured yet", Args: cobra.ExactArgs(1),
+	c := &cobra.Command{Use: "protect postgres://…|DIR|DEVICE --name APP", Short: "Make something an application: nothing is captured yet", Args: takes(0, aAny),
 		Long: `Make a PostgreSQL cluster, a directory or a block device an application.
 
 A cluster is named by a connection URL without password: passwords come from
@@ -34,7 +34,7 @@ the server's PGPASSWORD or password file. Its log is streamed from now on.
 
 Options: disk_size=SIZE of the staging disk (thin), wal_limit=SIZE that the
 cluster may keep for us before the log stream is given up.`,
-		Example: "  tidemark protect postgres://postgres@/postgres?host=/var/run/postgresql --name orders\n  tidemark protect /srv/files --name files",
+		Example: "  tidemark protect 'postgres:///?host=/var/run/postgresql' --name orders\n  tidemark protect /srv/files --name files",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			spec.Source = args[0]
 			if err := usage(tidemark.CheckName(spec.Name)); err != nil {
@@ -66,7 +66,8 @@ cluster may keep for us before the log stream is given up.`,
 }
 
 func unprotectCommand() *cobra.Command {
-	return &cobra.Command{Use: "unprotect APP", Short: "End a protection and delete its points; clones stay", Args: cobra.ExactArgs(1), ValidArgsFunction: named("applications"),
+	return &cobra.Command{Use: "unprotect APP", Short: "End a protection and delete its points; clones stay", Args: takes(0, aName), ValidArgsFunction: named("applications"),
+		Example: "  tidemark unprotect orders",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := server().Named(cmd.Context(), "unprotect", args[0], nil); err != nil {
 				return err
@@ -84,10 +85,13 @@ func printCapture(r tidemark.CaptureResult) {
 
 func captureCommand() *cobra.Command {
 	var spec tidemark.CaptureSpec
-	c := &cobra.Command{Use: "capture APP", Short: "Bring the changes of an application in; ends in a bookmark", Args: cobra.ExactArgs(1), ValidArgsFunction: anyName,
+	c := &cobra.Command{Use: "capture APP", Short: "Bring the changes of an application in; ends in a bookmark", Args: takes(0, aName), ValidArgsFunction: anyName,
 		Example: "  tidemark capture orders --bookmark before-upgrade",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			spec.Application = args[0]
+			if err := checkBookmark(spec.Bookmark); err != nil {
+				return err
+			}
 			return work(cmd, "capture", spec, printCapture)
 		}}
 	c.Flags().StringVar(&spec.Bookmark, "bookmark", "", "a name for the point (default: made of the time)")
@@ -95,7 +99,8 @@ func captureCommand() *cobra.Command {
 }
 
 func bookmarkCommand() *cobra.Command {
-	return &cobra.Command{Use: "bookmark APP NAME", Short: "Mark now; no data is copied", Args: cobra.ExactArgs(2), ValidArgsFunction: anyName,
+	return &cobra.Command{Use: "bookmark APP NAME", Short: "Mark now; no data is copied", Args: takes(0, aName, aName), ValidArgsFunction: anyName,
+		Example: "  tidemark bookmark scratch before-upgrade",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return ask(cmd, "bookmark", tidemark.BookmarkSpec{Application: args[0], Name: args[1]}, func(p tidemark.RecoveryPoint) {
 				fmt.Printf("%s@%s  %v  %s-consistent\n", args[0], p.Bookmark, p.Position, p.Consistency)
@@ -104,9 +109,8 @@ func bookmarkCommand() *cobra.Command {
 }
 
 func volumeCommand() *cobra.Command {
-	c := &cobra.Command{Use: "volume", Short: "Block volumes that live on Tidemark"}
-	c.AddCommand(volumeCreate(), volumeImport(), volumeList(), volumeShow(), volumeRemove())
-	return c
+	return group(&cobra.Command{Use: "volume", Short: "Block volumes that live on Tidemark"},
+		volumeCreate(), volumeImport(), volumeList(), volumeShow(), volumeRemove())
 }
 
 // chunkFlag adds --chunk to a command.
@@ -127,15 +131,13 @@ func parseChunk(s string) (int, error) {
 
 func volumeCreate() *cobra.Command {
 	var sizeText, chunk string
-	c := &cobra.Command{Use: "create NAME --size SIZE", Short: "Make an empty volume", Args: cobra.ExactArgs(1),
+	c := &cobra.Command{Use: "create NAME --size SIZE", Short: "Make an empty volume", Args: takes(0, aName),
 		Example: "  tidemark volume create scratch --size 10GiB",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			spec := tidemark.VolumeSpec{Name: args[0]}
 			var err error
 			if spec.Size, err = tidemark.ParseSize(sizeText); err == nil {
-				if err = tidemark.CheckDiskSize(spec.Size); err == nil {
-					err = tidemark.CheckName(spec.Name)
-				}
+				err = tidemark.CheckDiskSize(spec.Size)
 			}
 			if err != nil {
 				return usage(err)
@@ -154,9 +156,11 @@ func volumeCreate() *cobra.Command {
 func volumeImport() *cobra.Command {
 	var spec tidemark.ImportSpec
 	var chunk string
-	c := &cobra.Command{Use: "import NAME FILE|DEVICE", Short: "Make a volume equal to a file or device; only what differs is stored", Args: cobra.ExactArgs(2),
+	c := &cobra.Command{Use: "import NAME FILE|DEVICE", Short: "Make a volume equal to a file or device", Args: takes(0, aName, aAny),
+		Long:    "Make a volume equal to a file or block device of the server's host, and bookmark\nit. The volume is made if there is none; later, only what differs is stored.\nNothing may write to the source meanwhile.",
+		Example: "  tidemark volume import legacy /srv/legacy.img --bookmark first",
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
-			if err := usage(tidemark.CheckName(args[0])); err != nil {
+			if err := checkBookmark(spec.Bookmark); err != nil {
 				return err
 			}
 			if spec.Chunk, err = parseChunk(chunk); err != nil {
@@ -174,7 +178,7 @@ func volumeImport() *cobra.Command {
 }
 
 func volumeList() *cobra.Command {
-	return &cobra.Command{Use: "ls", Short: "List volumes", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
+	return &cobra.Command{Use: "ls", Short: "List volumes", Args: takes(0), Example: "  tidemark volume ls", RunE: func(cmd *cobra.Command, _ []string) error {
 		return ask(cmd, "volumes", nil, func(list []tidemark.VolumeInfo) {
 			var rows [][]string
 			for _, v := range list {
@@ -190,14 +194,16 @@ func printVolume(v tidemark.VolumeInfo) {
 }
 
 func volumeShow() *cobra.Command {
-	return &cobra.Command{Use: "show NAME", Short: "Describe a volume, or the disks of any application", Args: cobra.ExactArgs(1), ValidArgsFunction: named("volumes"),
+	return &cobra.Command{Use: "show NAME", Short: "Describe a volume, or the disks of any application", Args: takes(0, aName), ValidArgsFunction: named("volumes"),
+		Example: "  tidemark volume show legacy --json",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return ask(cmd, "volume", map[string]string{"name": args[0]}, printVolume)
 		}}
 }
 
 func volumeRemove() *cobra.Command {
-	return &cobra.Command{Use: "rm NAME", Short: "Delete a volume with all its points", Args: cobra.ExactArgs(1), ValidArgsFunction: named("volumes"),
+	return &cobra.Command{Use: "rm NAME", Short: "Delete a volume with all its points", Args: takes(0, aName), ValidArgsFunction: named("volumes"),
+		Example: "  tidemark volume rm scratch",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := server().Named(cmd.Context(), "volume-rm", args[0], nil); err != nil {
 				return err

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strconv"
 
@@ -10,9 +12,10 @@ import (
 	"tidemark"
 )
 
-// pointsOut is what `points --json` prints: scripts rely on it being a list.
+// pointsCommand prints, with --json, the list of points alone: scripts rely on that.
 func pointsCommand() *cobra.Command {
-	return &cobra.Command{Use: "points APP", Short: "List recoverable points and intervals", Args: cobra.ExactArgs(1), ValidArgsFunction: anyName,
+	return &cobra.Command{Use: "points APP", Short: "List recoverable points and intervals", Args: takes(0, aName), ValidArgsFunction: anyName,
+		Example: "  tidemark points orders",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var p tidemark.Points
 			if err := server().Named(cmd.Context(), "points", args[0], &p); err != nil {
@@ -45,20 +48,28 @@ func diskFlag(c *cobra.Command, disk *string) {
 
 func exportCommand() *cobra.Command {
 	var spec tidemark.ExportSpec
-	c := &cobra.Command{Use: "export APP[@POINT]", Short: "Serve a point over NBD; prints its URI", Args: cobra.ExactArgs(1), ValidArgsFunction: anyName,
+	c := &cobra.Command{Use: "export APP[@POINT]", Short: "Serve a point over NBD; prints its URI", Args: takes(0, aRef), ValidArgsFunction: anyName,
 		Example: "  tidemark export scratch --writable\n  qemu-img info \"$(tidemark export scratch@nightly --json | jq -r .uri)\"",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			spec.Ref = args[0]
+			if spec.TLS != "" {
+				var err error
+				if spec.TLS, err = filepath.Abs(spec.TLS); err != nil {
+					return err
+				}
+			}
 			return ask(cmd, "export", spec, func(e tidemark.Export) { fmt.Println(e.URI) })
 		}}
 	diskFlag(c, &spec.Disk)
 	c.Flags().BoolVar(&spec.Writable, "writable", false, "writes go to the volume or clone")
-	c.Flags().StringVar(&spec.Listen, "nbd", "", "unix:/path.sock or tcp:HOST:PORT (default: the server's own socket)")
+	c.Flags().StringVar(&spec.Listen, "nbd", "", "unix:/PATH or tcp:HOST:PORT (default: the server's own socket)")
+	c.Flags().StringVar(&spec.TLS, "tls", "", "directory with ca-cert.pem, server-cert.pem and server-key.pem: clients need a certificate of that authority")
+	c.Flags().BoolVar(&spec.Insecure, "insecure", false, "serve tcp without TLS to everybody who reaches it")
 	return c
 }
 
 func exportsCommand() *cobra.Command {
-	return &cobra.Command{Use: "exports", Short: "List what is served over NBD", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
+	return &cobra.Command{Use: "exports", Short: "List what is served over NBD", Args: takes(0), Example: "  tidemark exports", RunE: func(cmd *cobra.Command, _ []string) error {
 		return ask(cmd, "exports", nil, func(list []tidemark.Export) {
 			var rows [][]string
 			for _, e := range list {
@@ -70,7 +81,8 @@ func exportsCommand() *cobra.Command {
 }
 
 func unexportCommand() *cobra.Command {
-	return &cobra.Command{Use: "unexport NAME", Short: "End an export", Args: cobra.ExactArgs(1), ValidArgsFunction: named("exports"),
+	return &cobra.Command{Use: "unexport NAME", Short: "End an export", Args: takes(0, aName), ValidArgsFunction: named("exports"),
+		Example: "  tidemark unexport scratch",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := server().Named(cmd.Context(), "unexport", args[0], nil); err != nil {
 				return err
@@ -81,10 +93,16 @@ func unexportCommand() *cobra.Command {
 
 func mountCommand() *cobra.Command {
 	var spec tidemark.MountSpec
-	c := &cobra.Command{Use: "mount APP[@POINT] [DIR]", Short: "Attach a point here as a disk, and mount its file system on DIR", Args: cobra.RangeArgs(1, 2), ValidArgsFunction: anyName,
-		Long: "Attach a point to the server's host as a disk, and mount its file system on the\nempty directory DIR, if one is given. What is written goes to the mount, never to\nthe point, and is gone with `tidemark unmount`.",
+	c := &cobra.Command{Use: "mount APP[@POINT] [DIR]", Short: "Attach a point here as a disk, and mount its file system on DIR", Args: takes(1, aRef, aAny), ValidArgsFunction: anyName,
+		Example: "  tidemark mount files@-2h /mnt/files\n  tidemark mount orders@nightly --disk data --name look",
+		Long:    "Attach a point to the server's host as a disk, and mount its file system on the\nempty directory DIR, if one is given. What is written goes to the mount, never\nto the point, and is gone with `tidemark unmount`.",
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			spec.Ref = args[0]
+			if cmd.Flags().Changed("name") {
+				if err := tidemark.CheckName(spec.Name); err != nil {
+					return usage(err)
+				}
+			}
 			if len(args) == 2 {
 				if spec.Path, err = filepath.Abs(args[1]); err != nil {
 					return err
@@ -101,23 +119,27 @@ func mountCommand() *cobra.Command {
 }
 
 func mountsCommand() *cobra.Command {
-	return &cobra.Command{Use: "mounts", Short: "List mounts", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
+	return &cobra.Command{Use: "mounts", Short: "List mounts", Args: takes(0), Example: "  tidemark mounts", RunE: func(cmd *cobra.Command, _ []string) error {
 		return ask(cmd, "mounts", nil, func(list []tidemark.Mount) {
 			var rows [][]string
 			for _, m := range list {
-				rows = append(rows, []string{m.Name, m.Ref, m.Disk, m.Device, dash(m.Path), m.State, when(m.Since)})
+				rows = append(rows, []string{m.Name, m.Ref, m.Disk, m.Device, m.State, when(m.Since), dash(m.Path)})
 			}
-			table("NAME POINT DISK DEVICE PATH STATE SINCE", rows)
+			table("NAME POINT DISK DEVICE STATE SINCE PATH", rows)
 		})
 	}}
 }
 
 func unmountCommand() *cobra.Command {
-	return &cobra.Command{Use: "unmount NAME|DIR", Short: "Take a mount back; what was written to it is gone", Args: cobra.ExactArgs(1), ValidArgsFunction: named("mounts"),
+	return &cobra.Command{Use: "unmount NAME|DIR", Short: "Take a mount back; what was written to it is gone", Args: takes(0, aAny), ValidArgsFunction: named("mounts"),
+		Example: "  tidemark unmount /mnt/files",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			err := server().Named(cmd.Context(), "unmount", args[0], nil)
-			if dir, e := filepath.Abs(args[0]); e == nil && tidemark.KindOf(err) == tidemark.NotFound && server().Named(cmd.Context(), "unmount", dir, nil) == nil {
-				err = nil // DIR was given as it is seen from here
+			if tidemark.KindOf(err) == tidemark.NotFound {
+				dir, e := filepath.Abs(args[0])
+				if e == nil && isDir(dir) {
+					err = server().Named(cmd.Context(), "unmount", dir, nil)
+				}
 			}
 			if err != nil {
 				return err
@@ -126,19 +148,21 @@ func unmountCommand() *cobra.Command {
 		}}
 }
 
+func isDir(path string) bool {
+	st, err := os.Stat(path)
+	return err == nil && st.IsDir()
+}
+
 func printClone(k tidemark.Clone) {
 	fmt.Printf("%s  %s  %s  in %s\n", k.Name, k.Source, k.Connection, seconds(k.Seconds))
 }
 
 func cloneCommand() *cobra.Command {
 	var spec tidemark.CloneSpec
-	c := &cobra.Command{Use: "clone APP[@POINT] NAME", Short: "A thin writable copy with its application up; prints how to reach it", Args: cobra.ExactArgs(2), ValidArgsFunction: anyName,
+	c := &cobra.Command{Use: "clone APP[@POINT] NAME", Short: "A thin writable copy, with its application up", Args: takes(0, aRef, aName), ValidArgsFunction: anyName,
 		Example: "  tidemark clone orders dev\n  tidemark clone orders@2026-11-23T14:03:07 before --port 6000\n  tidemark clone orders fixed --to 0/3000060\n  tidemark clone dev dev2",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			spec.Ref, spec.Name = args[0], args[1]
-			if err := usage(tidemark.CheckName(spec.Name)); err != nil {
-				return err
-			}
 			return work(cmd, "clone", spec, printClone)
 		}}
 	c.Flags().IntVar(&spec.Port, "port", 0, "the database's port (default: a free one)")
@@ -148,7 +172,8 @@ func cloneCommand() *cobra.Command {
 }
 
 func cloneRemove() *cobra.Command {
-	return &cobra.Command{Use: "rm NAME", Short: "Stop a clone and delete it; clones of it stay", Args: cobra.ExactArgs(1), ValidArgsFunction: named("clones"),
+	return &cobra.Command{Use: "rm NAME", Short: "Stop a clone and delete it; clones of it stay", Args: takes(0, aName), ValidArgsFunction: named("clones"),
+		Example: "  tidemark clone rm dev",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := server().Named(cmd.Context(), "clone-rm", args[0], nil); err != nil {
 				return err
@@ -160,7 +185,7 @@ func cloneRemove() *cobra.Command {
 func clonesCommand() *cobra.Command { return cloneList("clones") }
 
 func cloneList(use string) *cobra.Command {
-	return &cobra.Command{Use: use, Short: "List clones", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
+	return &cobra.Command{Use: use, Short: "List clones", Args: takes(0), Example: "  tidemark clones", RunE: func(cmd *cobra.Command, _ []string) error {
 		return ask(cmd, "clones", nil, func(list []tidemark.Clone) {
 			var rows [][]string
 			for _, k := range list {
@@ -179,7 +204,8 @@ func port(n int) string {
 }
 
 func refreshCommand() *cobra.Command {
-	return &cobra.Command{Use: "refresh NAME[@POINT]", Short: "Make a clone anew from its source, under the same name and port", Args: cobra.ExactArgs(1), ValidArgsFunction: named("clones"),
+	return &cobra.Command{Use: "refresh NAME[@POINT]", Short: "Make a clone anew from its source, under the same name and port", Args: takes(0, aRef), ValidArgsFunction: named("clones"),
+		Example: "  tidemark refresh dev\n  tidemark refresh dev@nightly",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			r, err := tidemark.ParseRef(args[0])
 			if err != nil {
@@ -195,8 +221,12 @@ func refreshCommand() *cobra.Command {
 
 func restoreCommand() *cobra.Command {
 	var spec tidemark.RestoreSpec
-	c := &cobra.Command{Use: "restore APP@POINT --to FILE|DEVICE|DIR", Short: "Write a point to a file or device, or its files to a directory", Args: cobra.ExactArgs(1), ValidArgsFunction: anyName,
+	c := &cobra.Command{Use: "restore APP@POINT --to FILE|DEVICE|DIR", Short: "Write a point to a file or device, or its files to a directory", Args: takes(0, aRef), ValidArgsFunction: anyName,
+		Example: "  tidemark restore scratch@nightly --to /srv/scratch.img\n  tidemark restore files@-2h --to /srv/files.old",
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
+			if spec.To == "" {
+				return usage(errors.New("--to is empty: name a new file, a device, or an empty directory"))
+			}
 			spec.Ref = args[0]
 			if spec.To, err = filepath.Abs(spec.To); err != nil {
 				return err
@@ -219,7 +249,8 @@ func restoreCommand() *cobra.Command {
 
 func diffCommand() *cobra.Command {
 	var spec tidemark.DiffSpec
-	c := &cobra.Command{Use: "diff APP@A APP@B", Short: "List what differs between two points", Args: cobra.ExactArgs(2), ValidArgsFunction: anyName,
+	c := &cobra.Command{Use: "diff APP@A APP@B", Short: "List what differs between two points", Args: takes(0, aRef, aRef), ValidArgsFunction: anyName,
+		Example: "  tidemark diff scratch@monday scratch@tuesday",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			spec.A, spec.B = args[0], args[1]
 			return ask(cmd, "diff", spec, func(d tidemark.Diff) {
