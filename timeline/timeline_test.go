@@ -221,11 +221,9 @@ func (m *model) stumble(fs *vfs.MemFS) *vfs.MemFS {
 	return m.camera.crash()
 }
 
-// leave lets go of a server whose power has failed.
-func (m *model) leave() {
-	m.w.set.stop()
-	m.w.set.done.Wait()
-}
+// leave lets go of a server whose power has failed: it closes on a file system
+// that nobody looks at again.
+func (m *model) leave() { m.w.close(m.t) }
 
 // promise is what was acknowledged of a line.
 type promise struct {
