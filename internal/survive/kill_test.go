@@ -314,7 +314,7 @@ func (k *killing) startFio(n int) *fio {
 	f := &fio{}
 	f.cmd = exec.Command("fio", "--name=v", "--filename="+filepath.Join(k.busy(), "data"), "--size=24M", "--rw=randwrite", "--bsrange=4k-64k",
 		"--ioengine=libaio", "--direct=1", "--iodepth=8", "--fsync=32", "--verify=crc32c", "--do_verify=1", "--verify_fatal=1", "--loops=2",
-		"--rate_iops=,1000", "--randseed="+strconv.Itoa(n+1), "--allow_file_create=1")
+		"--rate=,24m", "--randseed="+strconv.Itoa(n+1), "--allow_file_create=1")
 	f.cmd.Dir, f.cmd.Stdout, f.cmd.Stderr = k.dir, &f.said, &f.said
 	if err := f.cmd.Start(); err != nil {
 		k.t.Fatal(err)
