@@ -26,7 +26,7 @@ var layers = [][]string{
 	{"mount", "agent"},
 	{"control"},
 	{"api", "client"},
-	{"cmd", "bench"},
+	{"cmd", "bench", "internal/survive"},
 }
 
 // sideways lists the imports within a layer that are meant.
