@@ -126,7 +126,7 @@ func (c *Catalog) Check(ctx context.Context) error {
 	}
 	var result string
 	if err := c.read.NewRaw("PRAGMA quick_check").Scan(ctx, &result); err != nil {
-		return err
+		return wrap(err, "check the catalog")
 	}
 	if result != "ok" {
 		return tidemark.Errorf(tidemark.Corrupt, "the catalog is damaged: %s", result)

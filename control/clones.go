@@ -410,7 +410,7 @@ func (c *Control) Refresh(ctx context.Context, spec tidemark.RefreshSpec) (tidem
 		return tidemark.Job{}, err
 	}
 	return c.run(ctx, "refresh", spec.Name, spec, func(ctx context.Context, t *task) (any, error) {
-		if err := t.doing(ctx, "remove", undoing{Remove: spec.Name}); err != nil {
+		if err := t.doing(ctx, "remove", undoing{Remove: spec.Name, Again: &again}); err != nil {
 			return nil, err
 		}
 		if err := c.RemoveClone(ctx, spec.Name); err != nil {

@@ -68,6 +68,7 @@ type Control struct {
 
 	jobs      runner
 	receivers receivers
+	again     []tidemark.CloneSpec // clones to be made once more at the end of Open
 
 	gate  sync.RWMutex // held by requests, and alone by what replaces the stores
 	mu    sync.Mutex   // guards the names of applications while one is made, and sockets
@@ -132,7 +133,7 @@ func (c *Control) openStores(ctx context.Context) (err error) {
 	if c.bucket, err = object.OpenDir(vfs.OS, c.path("pool")); err != nil {
 		return err
 	}
-	if c.catalog, err = catalog.Open(ctx, c.path("catalog.db")); err != nil {
+	if err = c.openCatalog(ctx); err != nil {
 		return err
 	}
 	return c.openPool(ctx)
@@ -144,7 +145,12 @@ func (c *Control) openPool(ctx context.Context) (err error) {
 	if cache == 0 {
 		cache = memory() / 4
 	}
-	c.store, err = image.Open(ctx, image.Options{FS: vfs.OS, Dir: c.path("store"), Bucket: c.bucket, CacheBytes: cache, Logger: c.log})
+	o := image.Options{FS: vfs.OS, Dir: c.path("store"), Bucket: c.bucket, CacheBytes: cache, Logger: c.log}
+	if c.store, err = image.Open(ctx, o); err != nil {
+		// An index that turns out to be damaged while it is opened is rebuilt by the next Open.
+		c.log.Error("the pool is opened once more", "error", err)
+		c.store, err = image.Open(ctx, o)
+	}
 	if err != nil {
 		return fmt.Errorf("open the pool: %w", err)
 	}

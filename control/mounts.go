@@ -40,19 +40,20 @@ func (c *Control) Mount(ctx context.Context, spec tidemark.MountSpec) (m tidemar
 		return m, err
 	}
 	defer release()
-	a, err := c.branch(ctx, src, name, pos, nil, roleMount)
-	if err != nil {
-		return m, err
-	}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, c.demolish(context.WithoutCancel(ctx), name))
 		}
 	}()
-	m = tidemark.Mount{Name: name, Ref: src.name + "@" + pos.String(), Disk: disk.Name(), Path: spec.Path, ReadOnly: spec.ReadOnly, Since: begun, State: "mounted"}
+	m = tidemark.Mount{Name: name, Ref: src.name + "@" + pos.String(), Disk: disk.Name(), Path: spec.Path, ReadOnly: spec.ReadOnly, Since: begun, State: stateMaking}
 	if err = c.catalog.Put(ctx, catalog.Mounts, name, m); err != nil {
 		return m, err
 	}
+	a, err := c.branch(ctx, src, name, pos, nil, roleMount)
+	if err != nil {
+		return m, err
+	}
+	m.State = "mounted"
 	if err = c.mountDisk(ctx, a, &m); err != nil {
 		return m, err
 	}

@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -229,18 +230,26 @@ func (c *Control) comeBack(ctx context.Context) error {
 	if err := c.undoCut(ctx); err != nil {
 		return err
 	}
+	if err := errors.Join(c.removeUnanswered(ctx), c.removeStrays(ctx)); err != nil {
+		return err
+	}
 	for _, a := range c.apps() {
 		if err := c.comeBackApp(ctx, a); err != nil {
 			c.event("error", a.name, "%s did not come back whole: %v", a.name, err)
 		}
 	}
+	c.makeAgain(ctx)
 	return nil
 }
 
 // comeBackApp makes one application, clone or mount as it was.
 func (c *Control) comeBackApp(ctx context.Context, a app) error {
 	c.keepPoint(ctx, a)
-	if a.Type == tidemark.TypeVolume && a.Role != roleMount {
+	if a.Type == tidemark.TypeVolume && a.Role == roleClone {
+		_, err := c.cloneOf(ctx, a)
+		return err
+	}
+	if a.Type == tidemark.TypeVolume && a.Role == "" {
 		return nil
 	}
 	switch a.Role {
@@ -262,8 +271,8 @@ func (c *Control) comeBackApp(ctx context.Context, a app) error {
 }
 
 func (c *Control) comeBackMount(ctx context.Context, a app) error {
-	var m tidemark.Mount
-	if err := c.catalog.Get(ctx, catalog.Mounts, a.name, &m); err != nil {
+	m, err := c.mountOf(ctx, a)
+	if err != nil {
 		return err
 	}
 	at, ok, err := c.attached(a, m.Disk)
@@ -282,8 +291,8 @@ func (c *Control) comeBackMount(ctx context.Context, a app) error {
 }
 
 func (c *Control) comeBackClone(ctx context.Context, a app) error {
-	var k keptClone
-	if err := c.catalog.Get(ctx, catalog.Clones, a.name, &k); err != nil {
+	k, err := c.cloneOf(ctx, a)
+	if err != nil {
 		return err
 	}
 	if _, ok := c.mountedAt(a, dataDisk); ok {

@@ -114,8 +114,19 @@ func (c *Control) finish(t *task, kind string, result any, err error) {
 	if err := c.catalog.Progress(ctx, t.id, t.now()); err != nil {
 		c.log.Error("a job's progress was not recorded", "job", t.id, "error", err)
 	}
-	if err := c.catalog.Finish(ctx, t.id, state, result, failure); err != nil {
+	// On a full disk the end cannot be recorded. Until there is room the job counts as running, and so it does
+	// for the next server if there is never any: then it is undone, but not before anybody was told that it is done.
+	for {
+		err := c.catalog.Finish(ctx, t.id, state, result, failure)
+		if err == nil {
+			return
+		}
 		c.log.Error("a job's end was not recorded", "job", t.id, "error", err)
+		select {
+		case <-c.jobs.ctx.Done():
+			return
+		case <-time.After(time.Second):
+		}
 	}
 }
 
@@ -246,6 +257,8 @@ func (c *Control) undoCut(ctx context.Context) error {
 // undoing says what a cut job has to take back.
 type undoing struct {
 	Remove string `json:"remove,omitempty"` // the clone, mount or volume that was being made
+	// Again is the clone to be made once more: the old one was taken away for it.
+	Again *tidemark.CloneSpec `json:"again,omitempty"`
 }
 
 func (c *Control) undo(ctx context.Context, j *catalog.Job) error {
@@ -258,5 +271,11 @@ func (c *Control) undo(ctx context.Context, j *catalog.Job) error {
 	if u.Remove == "" {
 		return nil
 	}
-	return c.demolish(ctx, u.Remove)
+	if err := c.demolish(ctx, u.Remove); err != nil {
+		return err
+	}
+	if u.Again != nil {
+		c.again = append(c.again, *u.Again)
+	}
+	return nil
 }

@@ -1,0 +1,171 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"tidemark"
+	"tidemark/catalog"
+	"tidemark/internal/vfs"
+	"tidemark/mount"
+)
+
+// The catalog can be lost: then the mounts and clones that are on timelines are
+// adopted as they are found. That an entry is missing is never a reason to
+// delete what somebody wrote; that is why a mount that is being made is entered
+// before its timeline exists, with a state that says so.
+
+// openCatalog opens the catalog. A damaged one is put aside, under a name that says when, and a new
+// one is begun: what it knew is in the pool and on the host, but for the history of jobs and events.
+func (c *Control) openCatalog(ctx context.Context) (err error) {
+	path := c.path("catalog.db")
+	if c.catalog, err = catalog.Open(ctx, path); err == nil {
+		if err = c.catalog.Check(ctx); err == nil {
+			return nil
+		}
+		err = errors.Join(err, c.catalog.Close())
+		c.catalog = nil
+	}
+	if tidemark.KindOf(err) != tidemark.Corrupt {
+		return err
+	}
+	aside := path + time.Now().UTC().Format(".damaged-20060102-150405")
+	for _, suffix := range []string{"", "-wal", "-shm"} {
+		if e := vfs.Rename(vfs.OS, path+suffix, aside+suffix); e != nil && !errors.Is(e, os.ErrNotExist) {
+			return errors.Join(err, e)
+		}
+	}
+	c.log.Error("the catalog is damaged: it was put aside, and is made anew from the pool", "file", aside, "error", err)
+	if c.catalog, err = catalog.Open(ctx, path); err != nil {
+		return err
+	}
+	c.event("error", "", "the catalog was damaged; it is now %s, and the history of jobs and events begins anew", aside)
+	return nil
+}
+
+// stateMaking is the state of a mount whose request was not answered yet.
+const stateMaking = "mounting"
+
+// removeUnanswered takes away the mounts that the last server was making when it was cut: nobody was told of them.
+func (c *Control) removeUnanswered(ctx context.Context) error {
+	list, err := catalog.List[tidemark.Mount](ctx, c.catalog, catalog.Mounts)
+	if err != nil {
+		return err
+	}
+	for _, m := range list {
+		if m.State != stateMaking {
+			continue
+		}
+		if err := c.demolish(ctx, m.Name); err != nil {
+			c.event("error", m.Name, "the mount %s was cut by a stop of the server, and could not be undone: %v", m.Name, err)
+		} else {
+			c.event("warning", m.Name, "the mount %s was cut by a stop of the server and undone", m.Name)
+		}
+	}
+	return nil
+}
+
+// removeStrays takes off this host the disks whose timelines are gone, which an attacher that began
+// late can leave. Where a timeline cannot be opened, its disks may be meant, and nothing is touched.
+func (c *Control) removeStrays(ctx context.Context) error {
+	list, err := mount.List(c.attachDir())
+	if err != nil || len(c.set.Damaged()) > 0 {
+		return err
+	}
+	for _, at := range list {
+		name, _, _ := strings.Cut(at.Name(), "@")
+		if _, err := c.app(name); tidemark.KindOf(err) != tidemark.NotFound {
+			continue
+		}
+		if at.Alive() {
+			err = at.Detach(ctx, true)
+		} else {
+			err = at.Cleanup(true)
+		}
+		c.event("warning", name, "the disk %s belonged to nothing any more, and was detached: %v", at.Device(), err)
+	}
+	return nil
+}
+
+// mountOf returns the catalog's entry of a mount, made anew if there is none.
+func (c *Control) mountOf(ctx context.Context, a app) (m tidemark.Mount, err error) {
+	err = c.catalog.Get(ctx, catalog.Mounts, a.name, &m)
+	if tidemark.KindOf(err) != tidemark.NotFound {
+		return m, err
+	}
+	disks := a.t.Disks()
+	m = tidemark.Mount{Name: a.name, Ref: a.Of, Disk: disks[0].Name(), State: "attached", Since: a.t.Describe().Created}
+	for _, d := range disks {
+		at, ok, err := c.attached(a, d.Name())
+		if err != nil {
+			return m, err
+		}
+		if !ok {
+			continue
+		}
+		m.Disk, m.Device = d.Name(), at.Device()
+		if m.Path, m.ReadOnly, err = mountedFrom(at.Device()); err != nil {
+			return m, err
+		}
+		if m.Path != "" {
+			m.State = "mounted"
+		}
+	}
+	c.event("warning", a.name, "the mount %s was not in the catalog, and was adopted", a.name)
+	return m, c.catalog.Put(ctx, catalog.Mounts, a.name, m)
+}
+
+// mountedFrom returns where a device is mounted, or nothing.
+func mountedFrom(device string) (dir string, readOnly bool, err error) {
+	data, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		return "", false, err
+	}
+	for line := range strings.Lines(string(data)) {
+		if f := strings.Fields(line); len(f) > 3 && f[0] == device {
+			dir := strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(f[1])
+			return dir, strings.HasPrefix(f[3]+",", "ro,"), nil
+		}
+	}
+	return "", false, nil
+}
+
+// cloneOf returns the catalog's entry of a clone, made anew if there is none.
+// A database keeps the port that it has; one that is down gets a new one when it is brought up.
+func (c *Control) cloneOf(ctx context.Context, a app) (k keptClone, err error) {
+	err = c.catalog.Get(ctx, catalog.Clones, a.name, &k)
+	if tidemark.KindOf(err) != tidemark.NotFound {
+		return k, err
+	}
+	k = keptClone{Spec: tidemark.CloneSpec{Ref: a.Of, Name: a.name},
+		Clone: tidemark.Clone{Name: a.name, Source: a.Of, Type: a.Type, State: "running", Created: a.t.Describe().Created}}
+	switch a.Type {
+	case tidemark.TypePostgres:
+		if in, err := c.database(a); err == nil {
+			k.Connection, k.Port = in.Conn, in.Port
+		}
+	case tidemark.TypeFilesystem:
+		k.Path = filepath.Join(c.dirOf(a, dataDisk), treeDir)
+		k.Connection = k.Path
+	default:
+		if err := c.exportClone(ctx, a, &k); err != nil {
+			return k, err
+		}
+	}
+	c.event("warning", a.name, "the clone %s was not in the catalog, and was adopted", a.name)
+	return k, c.catalog.Put(ctx, catalog.Clones, a.name, k)
+}
+
+// makeAgain makes the clones whose refresh was cut after the old one was taken away.
+func (c *Control) makeAgain(ctx context.Context) {
+	for _, spec := range c.again {
+		if _, err := c.Clone(ctx, spec); err != nil {
+			c.event("error", spec.Name, "the clone %s, whose refresh was cut, could not be made again: %v", spec.Name, err)
+		}
+	}
+	c.again = nil
+}
