@@ -93,6 +93,10 @@ func damaged(where string, err error) error {
 	if strings.HasPrefix(where, "postgres") {
 		return tidemark.Errorf(tidemark.Unavailable, "the catalog's database cannot be used: %w", err).WithHint("check that it runs and that its URL is right")
 	}
+	var s *sqlite.Error
+	if !errors.As(err, &s) || s.Code()&0xff != sqlite3.SQLITE_CORRUPT && s.Code()&0xff != sqlite3.SQLITE_NOTADB {
+		return tidemark.Errorf(tidemark.Unavailable, "the catalog %s cannot be used: %w", where, err).WithHint("check that its disk has room and can be written")
+	}
 	return tidemark.Errorf(tidemark.Corrupt, "the catalog %s cannot be used: %w", where, err).
 		WithHint("move the file away and start again: applications and points are brought back from the pool, the history of jobs and events is lost")
 }
