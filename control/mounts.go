@@ -189,7 +189,7 @@ func (c *Control) demolish(ctx context.Context, name string) error {
 func (c *Control) takeDown(ctx context.Context, a app) error {
 	for _, d := range a.t.Disks() {
 		if dir, ok := c.mountedAt(a, d.Name()); ok {
-			if err := mount.Unmount(dir); err != nil {
+			if err := unmountSoon(ctx, dir); err != nil {
 				return tidemark.Errorf(tidemark.Conflict, "%s cannot be unmounted: %w", dir, err).WithHint("end the programs that use it: `fuser -vm " + dir + "`")
 			}
 		}
@@ -204,6 +204,18 @@ func (c *Control) takeDown(ctx context.Context, a app) error {
 		}
 	}
 	return nil
+}
+
+// unmountSoon unmounts a directory, and waits a moment for a user that is just
+// leaving: a program that has ended, or an index service that looked at what is new.
+func unmountSoon(ctx context.Context, dir string) error {
+	for until := time.Now().Add(2 * time.Second); ; {
+		err := mount.Unmount(dir)
+		if !errors.Is(err, mount.ErrBusy) || time.Now().After(until) || ctx.Err() != nil {
+			return err
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
 }
 
 // removeEmpty removes the empty directories below and at dir, and nothing else.
