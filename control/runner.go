@@ -25,6 +25,8 @@ type runner struct {
 
 	mu   sync.Mutex
 	live map[int64]*task
+
+	unrecorded map[int64]end // guarded by mu; see record
 }
 
 // task is a job that runs.
@@ -48,7 +50,7 @@ var (
 
 func (r *runner) init() {
 	r.ctx, r.cancel = context.WithCancel(context.Background())
-	r.live = map[int64]*task{}
+	r.live, r.unrecorded = map[int64]*task{}, map[int64]end{}
 }
 
 // stop cuts all jobs; they stay recorded as running.
@@ -114,20 +116,7 @@ func (c *Control) finish(t *task, kind string, result any, err error) {
 	if err := c.catalog.Progress(ctx, t.id, t.now()); err != nil {
 		c.log.Error("a job's progress was not recorded", "job", t.id, "error", err)
 	}
-	// On a full disk the end cannot be recorded. Until there is room the job counts as running, and so it does
-	// for the next server if there is never any: then it is undone, but not before anybody was told that it is done.
-	for {
-		err := c.catalog.Finish(ctx, t.id, state, result, failure)
-		if err == nil {
-			return
-		}
-		c.log.Error("a job's end was not recorded", "job", t.id, "error", err)
-		select {
-		case <-c.jobs.ctx.Done():
-			return
-		case <-time.After(time.Second):
-		}
-	}
+	c.record(t.id, end{state: state, result: result, failure: failure})
 }
 
 // Explain makes an error of ours out of any, so that the user is told what it is and what to do.
@@ -211,7 +200,7 @@ func (c *Control) Job(ctx context.Context, id int64, wait time.Duration) (tidema
 	if t != nil && j.State == tidemark.JobRunning {
 		j.Progress = t.now()
 	}
-	return j.Job, nil
+	return j.Job, c.jobs.amend(&j.Job)
 }
 
 // Jobs returns the newest jobs, newest first.
