@@ -11,6 +11,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -65,7 +66,8 @@ type attacher struct {
 	front  front
 	via    Via // what made the device
 	device string
-	forced chan struct{} // somebody wants it to end now
+	record atomic.Pointer[record] // as saved
+	forced chan struct{}          // somebody wants it to end now
 	log    *slog.Logger
 
 	answering sync.RWMutex // held while a detach is answered; the process ends with it held alone
@@ -245,6 +247,7 @@ func (a *attacher) save() error {
 	if err != nil {
 		return err
 	}
+	a.record.Store(&rec)
 	b, err := json.MarshalIndent(rec, "", "\t")
 	if err != nil {
 		return err

@@ -28,8 +28,9 @@ const (
 
 // Attachment is one attached disk. Its methods may be called concurrently.
 type Attachment struct {
-	rec record
-	dir string
+	rec     record
+	dir     string
+	damaged error // its record cannot be read, and its attacher does not answer
 }
 
 // Attach starts an attacher process for cfg and returns when its block device is
@@ -129,8 +130,8 @@ func lastLine(path string) string {
 	return lines[len(lines)-1]
 }
 
-// List returns the attachments below a state directory, alive and stale. A
-// directory that does not exist has none.
+// List returns the attachments below a state directory: alive, stale, and those whose
+// Err is not nil. A directory that does not exist has none.
 func List(stateDir string) ([]*Attachment, error) {
 	names, err := os.ReadDir(stateDir)
 	if errors.Is(err, os.ErrNotExist) {
@@ -146,7 +147,7 @@ func List(stateDir string) ([]*Attachment, error) {
 		}
 		a, err := load(stateDir, e.Name())
 		if err != nil {
-			return nil, err
+			continue // it was detached this moment
 		}
 		all = append(all, a)
 	}
@@ -162,26 +163,45 @@ func Find(stateDir, name string) (*Attachment, error) {
 }
 
 // load reads an attachment's record. A directory without a whole record is of an
-// attacher that died while it started: a stale attachment without a device.
+// attacher that died while it started: a stale attachment without a device. Where
+// the record is damaged, a living attacher is asked for it.
 func load(stateDir, name string) (*Attachment, error) {
 	a := &Attachment{dir: filepath.Join(stateDir, name)}
+	a.rec.Name = name
 	b, err := vfs.ReadFile(vfs.OS, filepath.Join(a.dir, recordName))
 	if errors.Is(err, os.ErrNotExist) {
 		if _, serr := os.Stat(a.dir); serr != nil {
 			return nil, fmt.Errorf("%s: %w", name, ErrNotFound)
 		}
-		a.rec.Name = name
 		return a, nil
 	}
+	var rec record
 	if err == nil {
-		err = json.Unmarshal(b, &a.rec)
+		err = json.Unmarshal(b, &rec)
 	}
-	if err != nil {
-		return nil, fmt.Errorf("attachment %s: %w", name, err)
+	if err == nil && rec.Name != name {
+		err = fmt.Errorf("it is of %q", rec.Name)
 	}
-	a.rec.Name = name
+	if err == nil {
+		a.rec = rec
+		return a, nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), askRecord)
+	defer cancel()
+	if r, aerr := ask(ctx, filepath.Join(a.dir, socketName), request{Verb: verbRecord}); aerr == nil && r.Record != nil {
+		a.rec = *r.Record
+		return a, nil
+	}
+	a.damaged = fmt.Errorf("%w: %s: %w", ErrDamaged, filepath.Join(a.dir, recordName), err)
 	return a, nil
 }
+
+// askRecord is how long an attacher has to say what its record should hold.
+const askRecord = 2 * time.Second
+
+// Err returns nil, or an error that wraps ErrDamaged: what is attached is not known.
+// Such an attachment has its name alone, and counts as stale.
+func (a *Attachment) Err() error { return a.damaged }
 
 // Name returns the attachment's name.
 func (a *Attachment) Name() string { return a.rec.Name }
@@ -288,10 +308,14 @@ func awaitExit(ctx context.Context, pidfd int) error {
 // Cleanup removes what a stale attachment left: mounts of its device, the device,
 // and its state. While the device is mounted it returns ErrBusy unless forced;
 // with force the mounts are taken away even from programs that use them.
-// It refuses with ErrBusy if the attachment is alive.
+// It refuses with ErrBusy if the attachment is alive, and, unless forced, with
+// ErrDamaged if its record is damaged: its device is not known then, and stays.
 func (a *Attachment) Cleanup(force bool) error {
 	if a.Alive() {
 		return fmt.Errorf("%s has a living attacher: %w", a.Name(), ErrBusy)
+	}
+	if a.damaged != nil && !force {
+		return fmt.Errorf("clean up %s: %w", a.Name(), a.damaged)
 	}
 	if a.rec.Device != "" {
 		if err := a.removeDevice(force); err != nil {

@@ -22,6 +22,8 @@ var (
 	ErrNotFound = errors.New("no such attachment")
 	// ErrStale: the attacher of this attachment is gone; only Cleanup makes sense.
 	ErrStale = errors.New("the attachment is stale")
+	// ErrDamaged: the record of this attachment cannot be read.
+	ErrDamaged = errors.New("the attachment's record is damaged")
 	// ErrConfig: the configuration makes no sense. Nothing was changed.
 	ErrConfig = errors.New("bad attach configuration")
 )

@@ -16,6 +16,7 @@ const (
 	verbStatus = "status"
 	verbFlush  = "flush"
 	verbDetach = "detach"
+	verbRecord = "record" // what attach.json should hold
 )
 
 type request struct {
@@ -27,6 +28,7 @@ type reply struct {
 	Error  string  `json:",omitempty"`
 	Busy   bool    `json:",omitempty"` // Error is ErrBusy
 	Status *Status `json:",omitempty"`
+	Record *record `json:",omitempty"`
 }
 
 // Status is what an attacher says about itself.
@@ -86,6 +88,8 @@ func (a *attacher) answer(c net.Conn) {
 	switch req.Verb {
 	case verbStatus:
 		r.Status = &Status{Device: a.device, Via: a.via, Size: a.relay.Info().Size, ReadOnly: a.cfg.ReadOnly, Server: a.relay.Status()}
+	case verbRecord:
+		r.Record = a.record.Load()
 	case verbFlush:
 		err = syncDevice(a.device)
 	case verbDetach:

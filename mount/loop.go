@@ -19,6 +19,9 @@ func attachLoop(file *os.File, sector int, readOnly bool, tag string) (string, e
 		return "", err
 	}
 	defer ctl.Close()
+	if err := loopTurn(ctl); err != nil {
+		return "", err
+	}
 	cfg := unix.LoopConfig{Fd: uint32(file.Fd()), Size: uint32(sector)}
 	cfg.Info.Flags = unix.LO_FLAGS_DIRECT_IO
 	if readOnly {
@@ -40,6 +43,24 @@ func attachLoop(file *os.File, sector int, readOnly bool, tag string) (string, e
 		}
 	}
 	return "", errors.New("no loop device to be had: others keep taking them")
+}
+
+// loopTurn waits until no other attacher is about to take a loop device. Two that
+// take the same do each other harm: who comes second opens a device that is in use,
+// for which the kernel reads from it, and waits as long as its server is away.
+// An attacher that does not get on is not waited for, since the race is rare.
+func loopTurn(ctl *os.File) error {
+	for range 200 {
+		err := unix.Flock(int(ctl.Fd()), unix.LOCK_EX|unix.LOCK_NB) // until it is closed
+		if err == nil {
+			return nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
+			return fmt.Errorf("lock /dev/loop-control: %w", err)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	return nil
 }
 
 func configureLoop(path string, cfg *unix.LoopConfig) error {

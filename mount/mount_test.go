@@ -27,8 +27,8 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
-	if len(os.Args) == 5 && os.Args[1] == "serve" {
-		fmt.Fprintln(os.Stderr, serveForgetful(os.Args[2], os.Args[3], os.Args[4]))
+	if len(os.Args) == 4 && os.Args[1] == "serve" {
+		fmt.Fprintln(os.Stderr, serveForgetful(os.Args[2], os.Args[3]))
 		os.Exit(1)
 	}
 	os.Exit(m.Run())
@@ -84,10 +84,11 @@ func need(t *testing.T, tools ...string) {
 
 // server is an NBD server over a raw file that can be killed and started again.
 type server struct {
-	t      *testing.T
-	socket string
-	argv   []string
-	cmd    *exec.Cmd
+	t       *testing.T
+	socket  string
+	address string // of TCP, where there is no socket
+	argv    []string
+	cmd     *exec.Cmd
 }
 
 // newDisk makes an empty file of so many bytes.
@@ -121,7 +122,7 @@ func serve(t *testing.T, size int64) *server {
 	t.Helper()
 	dir := t.TempDir()
 	s := &server{t: t, socket: filepath.Join(dir, "nbd.sock")}
-	s.argv = []string{os.Args[0], "serve", "unix:" + s.socket, newDisk(t, dir, size), ""}
+	s.argv = []string{os.Args[0], "serve", "unix:" + s.socket, newDisk(t, dir, size)}
 	s.start()
 	t.Cleanup(s.kill)
 	return s
@@ -129,14 +130,20 @@ func serve(t *testing.T, size int64) *server {
 
 func (s *server) start() {
 	s.t.Helper()
-	os.Remove(s.socket)
+	if s.socket != "" {
+		os.Remove(s.socket)
+	}
 	s.cmd = exec.Command(s.argv[0], s.argv[1:]...)
 	s.cmd.Stderr = os.Stderr
 	if err := s.cmd.Start(); err != nil {
 		s.t.Fatal(err)
 	}
 	for range 2000 {
-		if c, err := net.Dial("unix", s.socket); err == nil {
+		network, address := "unix", s.socket
+		if s.address != "" {
+			network, address = "tcp", s.address
+		}
+		if c, err := net.Dial(network, address); err == nil {
 			c.Close()
 			return
 		}

@@ -1,8 +1,6 @@
 package mount
 
 import (
-	"crypto/tls"
-	"errors"
 	"os"
 	"sync"
 
@@ -110,18 +108,11 @@ func (d *forgetful) Flush() error {
 }
 
 // serveForgetful is the process of a server: it serves the file at a path as the
-// export "disk" at an address, until it is killed. With certs it requires TLS.
-func serveForgetful(addr, path, certs string) error {
+// export "disk", and as the read-only "fixed", at an address, until it is killed.
+func serveForgetful(addr, path string) error {
 	d, err := openForgetful(path)
 	if err != nil {
 		return err
-	}
-	var opt nbd.Options
-	if certs != "" {
-		if opt.TLS, err = serverTLS(certs); err != nil {
-			return err
-		}
-		opt.RequireTLS = true
 	}
 	table := nbd.NewTable()
 	for name, readOnly := range map[string]bool{"disk": false, "fixed": true} {
@@ -133,7 +124,5 @@ func serveForgetful(addr, path, certs string) error {
 	if err != nil {
 		return err
 	}
-	return nbd.NewServer(table, opt).Serve(l)
+	return nbd.NewServer(table, nbd.Options{}).Serve(l)
 }
-
-func serverTLS(string) (*tls.Config, error) { return nil, errors.New("later") }

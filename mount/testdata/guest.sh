@@ -59,6 +59,7 @@ mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
 mount -t tmpfs tmp /tmp
+busybox ip link set lo up
 modprobe loop
 modprobe fuse
 cd /tmp

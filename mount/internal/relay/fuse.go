@@ -38,6 +38,7 @@ const (
 	initMaxPages  = 1 << 22
 
 	openDirectIO             = 1 << 0
+	openNoFlush              = 1 << 5 // Linux 5.16; see openDisk
 	openParallelDirectWrites = 1 << 6
 
 	inHeader  = 40
@@ -105,11 +106,30 @@ func (r *Relay) Show(readers int) (*Front, *os.File, error) {
 	if r.opt.ReadOnly {
 		mode = os.O_RDONLY
 	}
-	fd, err := unix.Openat(mnt, diskName, mode|unix.O_CLOEXEC|unix.O_DIRECT, 0)
+	file, err := openDisk(mnt, mode)
 	if err != nil {
 		return nil, nil, errors.Join(fmt.Errorf("open the disk's file: %w", err), f.Close())
 	}
-	return f, os.NewFile(uintptr(fd), diskName), nil
+	return f, file, nil
+}
+
+// openDisk opens the disk's file, for the second time. At the first close the kernel asks
+// for FUSE's FLUSH, hears that there is none, and never asks again. If it
+// asked only when the file is given up for good, a process that is killed in
+// between would ask itself at its end, and wait for ever.
+func openDisk(mnt, mode int) (*os.File, error) {
+	for first := true; ; first = false {
+		fd, err := unix.Openat(mnt, diskName, mode|unix.O_CLOEXEC|unix.O_DIRECT, 0)
+		if err != nil {
+			return nil, err
+		}
+		if !first {
+			return os.NewFile(uintptr(fd), diskName), nil
+		}
+		if err := unix.Close(fd); err != nil {
+			return nil, err
+		}
+	}
 }
 
 // Done is closed when the kernel has let go of the file system.
@@ -336,7 +356,7 @@ func (rd *reader) meta(op uint32, unique, node uint64, b []byte) {
 		out = rd.f.attr(out, node)
 	case fuseOpen:
 		out = make([]byte, 16)
-		native.PutUint32(out[8:], openDirectIO|openParallelDirectWrites)
+		native.PutUint32(out[8:], openDirectIO|openNoFlush|openParallelDirectWrites)
 	case fuseStatfs:
 		out = make([]byte, 80)
 		native.PutUint32(out[40:], 4096) // the loop driver's grain of discard
