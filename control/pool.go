@@ -239,6 +239,7 @@ func (c *Control) comeBack(ctx context.Context) error {
 		}
 	}
 	c.makeAgain(ctx)
+	c.keepReserve()
 	return nil
 }
 

@@ -67,7 +67,7 @@ func (r *runner) stop() {
 // run records a job and runs fn as it. It returns at once; the job goes on
 // without the caller.
 func (c *Control) run(ctx context.Context, kind, app string, args any, fn func(context.Context, *task) (any, error)) (tidemark.Job, error) {
-	j, err := c.catalog.AddJob(ctx, kind, app, args)
+	j, err := c.addJob(ctx, kind, app, args)
 	if err != nil {
 		return tidemark.Job{}, err
 	}
@@ -116,6 +116,7 @@ func (c *Control) finish(t *task, kind string, result any, err error) {
 	if err := c.catalog.Progress(ctx, t.id, t.now()); err != nil {
 		c.log.Error("a job's progress was not recorded", "job", t.id, "error", err)
 	}
+	c.keepReserve()
 	c.record(t.id, end{state: state, result: result, failure: failure})
 }
 

@@ -20,6 +20,9 @@ type end struct {
 // If the server ends before, the next one finds the job running and undoes it.
 func (c *Control) record(id int64, e end) {
 	err := c.catalog.Finish(context.Background(), id, e.state, e.result, e.failure)
+	if err != nil && c.giveReserve(err) {
+		err = c.catalog.Finish(context.Background(), id, e.state, e.result, e.failure)
+	}
 	if err == nil {
 		return
 	}
