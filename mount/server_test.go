@@ -3,10 +3,12 @@ package mount
 import (
 	"os"
 	"sync"
+	"testing"
 
 	"golang.org/x/sys/unix"
 
 	"tidemark/block"
+	"tidemark/block/blocktest"
 	"tidemark/export/nbd"
 )
 
@@ -48,6 +50,9 @@ func (d *forgetful) each(off, n int64, fn func(at, from, to int64) error) error 
 }
 
 func (d *forgetful) ReadAt(p []byte, off int64) (int, error) {
+	if err := block.Check(d, off, int64(len(p))); err != nil {
+		return 0, err
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if _, err := d.file.ReadAt(p, off); err != nil {
@@ -62,6 +67,9 @@ func (d *forgetful) ReadAt(p []byte, off int64) (int, error) {
 }
 
 func (d *forgetful) WriteAt(p []byte, off int64) (int, error) {
+	if err := block.Check(d, off, int64(len(p))); err != nil {
+		return 0, err
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return len(p), d.each(off, int64(len(p)), func(at, from, to int64) error {
@@ -76,7 +84,7 @@ func (d *forgetful) own(at int64) ([]byte, error) {
 	if b := d.dirty[at]; b != nil {
 		return b, nil
 	}
-	b := make([]byte, block.BlockSize)
+	b := make([]byte, min(block.BlockSize, d.size-at))
 	d.dirty[at] = b
 	_, err := d.file.ReadAt(b, at)
 	return b, err
@@ -84,10 +92,13 @@ func (d *forgetful) own(at int64) ([]byte, error) {
 
 // Discard forgets nothing: holes are made at once.
 func (d *forgetful) Discard(off, n int64) error {
+	if err := block.Check(d, off, n); err != nil || n == 0 {
+		return err
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for at, b := range d.dirty {
-		if from, to := max(at, off), min(at+block.BlockSize, off+n); from < to {
+		if from, to := max(at, off), min(at+int64(len(b)), off+n); from < to {
 			clear(b[from-at : to-at])
 		}
 	}
@@ -125,4 +136,17 @@ func serveForgetful(addr, path string) error {
 		return err
 	}
 	return nbd.NewServer(table, nbd.Options{}).Serve(l)
+}
+
+// TestForgetfulIsADevice makes sure that the tests' server is a disk.
+func TestForgetfulIsADevice(t *testing.T) {
+	path := newDisk(t, t.TempDir(), 2<<20+512)
+	open := func() block.Device {
+		d, err := openForgetful(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return d
+	}
+	blocktest.Device(t, open(), 0, open)
 }
