@@ -20,5 +20,7 @@
 // DESIGN.md says what is acknowledged when, why a replay is safe, and which
 // deadlocks of FUSE are avoided how; docs/mount.md is for operators.
 //
-// Everything here needs root and Linux 5.8 or later, with FUSE and loop devices.
+// The device is one of the kernel's nbd driver where there is one, otherwise a loop
+// device over a file of FUSE: see [Via]. Everything here needs root, and Linux 5.14 with
+// nbd or Linux 5.8 with FUSE and loop devices.
 package mount
