@@ -68,6 +68,9 @@ const (
 	// allocateStep is how much space is reserved ahead of the records, so that
 	// what Append accepted always has a place, and a full disk is noticed before.
 	allocateStep = 4 << 20
+	// directAfter is the length of a payload from which gathering and reserving
+	// cost more than they save: it goes from its owner's memory to the file.
+	directAfter = 128 << 10
 )
 
 // Append adds a record; it sets r.Pos and r.Time, and returns where the payload
@@ -78,6 +81,9 @@ func (j *Journal) Append(r *Record) (Place, error) {
 		return Place{}, fmt.Errorf("%w: kind %d, offset %d, length %d, %d bytes", ErrRecord, r.Kind, r.Off, r.Len, len(r.Payload))
 	}
 	h := header{Record: *r, size: uint32(len(r.Payload)), sum: crc32.Checksum(r.Payload, castagnoli)}
+	if len(r.Payload) >= directAfter {
+		return j.appendDirect(r, &h)
+	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	need := footprint(len(r.Payload))
@@ -85,20 +91,106 @@ func (j *Journal) Append(r *Record) (Place, error) {
 		return Place{}, err
 	}
 	s := j.segments[len(j.segments)-1]
-	j.pos++
-	j.time = max(j.time+1, j.o.Now().UnixNano())
-	r.Pos, r.Time = j.pos, j.time
-	h.Pos, h.Time, h.durable = j.pos, j.time, j.durable
+	j.next(&h)
 	n := len(j.active)
 	j.active = j.active[:n+int(need)]
 	h.put(j.active[n:], s.head.salt())
 	k := copy(j.active[n+headerSize:], r.Payload)
 	clear(j.active[n+headerSize+k:])
+	return j.accept(s, r, &h), nil
+}
+
+// next gives h the position and time that come next.
+func (j *Journal) next(h *header) {
+	h.Pos, h.Time, h.durable = j.pos+1, max(j.time+1, j.o.Now().UnixNano()), j.durable
+}
+
+// accept notes that the record is in its place at the end of s. The caller holds mu.
+func (j *Journal) accept(s *Segment, r *Record, h *header) Place {
+	j.pos, j.time = h.Pos, h.Time
+	r.Pos, r.Time = h.Pos, h.Time
 	s.entries = append(s.entries, entry{time: r.Time, off: r.Off, len: r.Len, at: uint32(s.end), size: h.size, kind: r.Kind, disk: r.Disk})
 	place := Place{Segment: s, Off: uint32(s.end) + headerSize}
-	s.end += need
+	s.end += footprint(len(r.Payload))
 	s.lastPos, s.last = r.Pos, r.Time
+	return place
+}
+
+// appendDirect is Append for a large payload. The file system is asked for room by
+// the write itself: where there is none, nothing was accepted.
+func (j *Journal) appendDirect(r *Record, h *header) (Place, error) {
+	j.io.Lock()
+	defer j.io.Unlock()
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	s, err := j.drained(footprint(len(r.Payload)))
+	if err != nil {
+		return Place{}, err
+	}
+	j.next(h)
+	err = s.writeRecord(h, r.Payload)
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return Place{}, fmt.Errorf("%w: %w", ErrNoSpace, err)
+	} else if err != nil {
+		return Place{}, j.fail(fmt.Errorf("write journal segment %s: %w", s.path, err))
+	}
+	place := j.accept(s, r, h)
+	s.space = max(s.space, s.end)
+	s.written.Store(s.end)
+	j.start = s.end
+	j.wrote(s)
 	return place, nil
+}
+
+// drained returns the segment that has room for need bytes, with nothing
+// buffered for it. The caller holds io and mu; mu is given up meanwhile.
+func (j *Journal) drained(need int64) (*Segment, error) {
+	for {
+		if j.err != nil {
+			return nil, j.err
+		}
+		s := j.segments[len(j.segments)-1]
+		step := j.writeOut
+		if len(j.active) == 0 {
+			if !j.full(s, need) {
+				return s, nil
+			}
+			step = j.roll
+		}
+		j.mu.Unlock()
+		err := step()
+		j.mu.Lock()
+		if err != nil {
+			return nil, err
+		}
+	}
+}
+
+// full reports that s takes no record of need bytes any more. An empty segment takes any.
+func (j *Journal) full(s *Segment, need int64) bool {
+	return s.footed || len(s.entries) > 0 && (s.end+need > j.o.SegmentSize || len(s.entries) >= maxRecords)
+}
+
+// writeRecord writes a record at the end of s. The header goes last: without it there is no record.
+func (s *Segment) writeRecord(h *header, payload []byte) error {
+	f, err := s.handle()
+	if err != nil {
+		return err
+	}
+	if _, err := f.WriteAt(payload, s.end+headerSize); err != nil {
+		return err
+	}
+	var head [headerSize]byte
+	h.put(head[:], s.head.salt())
+	_, err = f.WriteAt(head[:], s.end)
+	return err
+}
+
+// wrote notes that s must be synced. The caller holds mu.
+func (j *Journal) wrote(s *Segment) {
+	if n := len(j.unsynced); n == 0 || j.unsynced[n-1] != s {
+		j.unsynced = append(j.unsynced, s)
+	}
 }
 
 // makeRoom sees to it that need bytes fit into the buffer, the segment and the
@@ -114,7 +206,7 @@ func (j *Journal) makeRoom(need int64) error {
 			if err := j.unlocked(j.writeOut); err != nil {
 				return err
 			}
-		case s.footed || len(s.entries) > 0 && (s.end+need > j.o.SegmentSize || len(s.entries) >= maxRecords):
+		case j.full(s, need):
 			if err := j.unlocked(j.roll); err != nil {
 				return err
 			}
@@ -163,9 +255,7 @@ func (j *Journal) writeOut() error {
 	j.writing = b
 	j.active, j.spare = j.spare[:0], nil
 	j.start = s.end
-	if n := len(j.unsynced); n == 0 || j.unsynced[n-1] != s {
-		j.unsynced = append(j.unsynced, s)
-	}
+	j.wrote(s)
 	j.mu.Unlock()
 
 	f, err := s.handle()

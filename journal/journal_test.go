@@ -77,6 +77,9 @@ func (m *model) step(t *testing.T, j *Journal, rng *rand.Rand) {
 		return
 	}
 	r := Record{Kind: Write, Disk: uint16(rng.IntN(3)), Off: rng.Int64N(1 << 40), Len: rng.Int64N(9000), Payload: make([]byte, rng.IntN(9000))}
+	if rng.IntN(30) == 0 {
+		r.Payload = make([]byte, directAfter+rng.IntN(9000))
+	}
 	if rng.IntN(8) == 0 {
 		r.Kind, r.Payload = Zero, nil
 	}
