@@ -3,7 +3,7 @@ GO ?= go
 # No C: the binary is static, and builds wherever Go does.
 export CGO_ENABLED ?= 0
 
-.PHONY: build demo test test-deps demo-deps bench lint clean
+.PHONY: build demo test test-deps demo-deps bench-deps bench lint clean
 
 build: ## the binary
 	$(GO) build -o bin/tidemark ./cmd/tidemark
@@ -19,11 +19,12 @@ lint: ## format and vet; the other rules are tests in internal/tidy
 	test -z "$$(gofmt -l .)" || { gofmt -l .; exit 1; }
 	$(GO) vet ./...
 
-test-deps demo-deps: ## what they need of Debian 12
+test-deps demo-deps bench-deps: ## what they need of Debian 12
 	./scripts/install-$@
 
-bench: build test-deps ## side by side with peers; writes bench/out
-	$(GO) run ./bench
+bench: bench-deps ## side by side with peers; writes bench/out and docs/benchmarks.md; BENCH=-quick to see that it works
+	$(GO) run ./bench $(BENCH)
+	$(GO) run ./bench report >docs/benchmarks.md.new && mv docs/benchmarks.md.new docs/benchmarks.md
 
 clean:
 	rm -rf bin

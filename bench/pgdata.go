@@ -1,16 +1,12 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"io/fs"
 	"os"
 	"os/exec"
 	"os/user"
-	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
@@ -209,56 +205,4 @@ insert into pgbench_accounts(aid,bid,abalance,filler) select i,(i-1)/100000+1,0,
 		return err
 	}
 	return c.exec(ctx, "checkpoint")
-}
-
-// changedBlocks counts the bytes in 4 KiB blocks of the regular files below now
-// that differ from those below before, and all bytes, without the server's log.
-func changedBlocks(before, now string) (changed, total int64, err error) {
-	err = filepath.WalkDir(now, func(path string, d fs.DirEntry, err error) error {
-		if err == nil && d.IsDir() && d.Name() == "pg_wal" {
-			return fs.SkipDir
-		}
-		if err != nil || !d.Type().IsRegular() {
-			return err
-		}
-		rel, err := filepath.Rel(now, path)
-		if err != nil {
-			return err
-		}
-		c, n, err := compareFiles(filepath.Join(before, rel), path)
-		changed, total = changed+c, total+n
-		return err
-	})
-	return changed, total, err
-}
-
-func compareFiles(before, now string) (changed, total int64, err error) {
-	b, err := os.Open(now)
-	if err != nil {
-		return 0, 0, err
-	}
-	defer b.Close()
-	var old io.Reader = strings.NewReader("")
-	if a, err := os.Open(before); err == nil {
-		defer a.Close()
-		old = a
-	}
-	x, y := make([]byte, 1<<20), make([]byte, 1<<20)
-	for {
-		n, err := io.ReadFull(b, x)
-		m, _ := io.ReadFull(old, y) // a shorter one differs
-		for i := 0; i < n; i += 4096 {
-			end := min(i+4096, n)
-			if m < end || !bytes.Equal(x[i:end], y[i:end]) {
-				changed += int64(end - i)
-			}
-		}
-		total += int64(n)
-		if err == io.EOF || err == io.ErrUnexpectedEOF {
-			return changed, total, nil
-		}
-		if err != nil {
-			return changed, total, err
-		}
-	}
 }
