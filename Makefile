@@ -24,7 +24,7 @@ test-deps demo-deps bench-deps: ## what they need of Debian 12
 
 bench: bench-deps ## side by side with peers; writes bench/out and docs/benchmarks.md; BENCH=-quick to see that it works
 	$(GO) run ./bench $(BENCH)
-	$(GO) run ./bench report >docs/benchmarks.md.new && mv docs/benchmarks.md.new docs/benchmarks.md
+	$(GO) run ./bench -report docs/benchmarks.md
 
 clean:
 	rm -rf bin
