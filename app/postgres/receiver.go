@@ -116,8 +116,9 @@ func (r *Receiver) Run(ctx context.Context) error {
 			break
 		}
 		r.note(func(s *ReceiverStatus) { s.Running, s.Error = false, oneLine(err); s.Restarts++ })
-		if time.Since(begun) > backoffMax {
-			pause = backoffMin
+		var over *overLimit
+		if errors.As(err, &over) || time.Since(begun) > backoffMax {
+			pause = backoffMin // it worked, or it begins anew: what failed before says nothing
 		}
 		select {
 		case <-ctx.Done():
