@@ -145,7 +145,7 @@ func (c *Control) cloneOf(ctx context.Context, a app) (k keptClone, err error) {
 		Clone: tidemark.Clone{Name: a.name, Source: a.Of, Type: a.Type, State: "running", Created: a.t.Describe().Created}}
 	switch a.Type {
 	case tidemark.TypePostgres:
-		if in, err := c.database(a); err == nil {
+		if in, err := c.database(ctx, a); err == nil {
 			k.Connection, k.Port = in.Conn, in.Port
 		}
 	case tidemark.TypeFilesystem:

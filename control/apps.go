@@ -136,7 +136,7 @@ func hostname() string {
 }
 
 // describe returns the application as a noun.
-func (c *Control) describe(a app) tidemark.Application {
+func (c *Control) describe(ctx context.Context, a app) tidemark.Application {
 	d := tidemark.Application{Name: a.name, Type: a.Type, Clone: a.Role == roleClone, Source: a.Source, Host: a.Host,
 		Timeline: a.t.Describe(), Created: a.t.Describe().Created, Options: a.Options, State: "ok"}
 	for _, disk := range a.t.Disks() {
@@ -148,29 +148,29 @@ func (c *Control) describe(a app) tidemark.Application {
 	if err := a.t.Trouble(); err != nil {
 		d.State, d.Detail = "degraded", err.Error()
 	}
-	c.describeLog(a, &d)
+	c.describeLog(ctx, a, &d)
 	return d
 }
 
 // Applications lists what is protected, volumes included, clones and mounts not.
-func (c *Control) Applications(context.Context) ([]tidemark.Application, error) {
+func (c *Control) Applications(ctx context.Context) ([]tidemark.Application, error) {
 	list := []tidemark.Application{}
 	for _, a := range c.apps() {
 		if a.Role == "" {
-			list = append(list, c.describe(a))
+			list = append(list, c.describe(ctx, a))
 		}
 	}
 	return list, nil
 }
 
 // Points lists what can be recovered of an application.
-func (c *Control) Points(_ context.Context, name string) (tidemark.Points, error) {
+func (c *Control) Points(ctx context.Context, name string) (tidemark.Points, error) {
 	a, err := c.app(name)
 	if err != nil {
 		return tidemark.Points{}, err
 	}
 	p := tidemark.Points{Application: name, Points: a.t.Points()}
-	c.describeCoverage(a, &p)
+	c.describeCoverage(ctx, a, &p)
 	return p, nil
 }
 
@@ -215,12 +215,12 @@ func (c *Control) Expire(ctx context.Context, ref string) (tidemark.RecoveryPoin
 		return p, err
 	}
 	c.keepPoint(ctx, a)
-	return p, c.pruneLog(a)
+	return p, c.pruneLog(ctx, a)
 }
 
 // keepPoint brings the catalog's entry of an application up to date. The pool has the truth: a failure is only noted.
 func (c *Control) keepPoint(ctx context.Context, a app) {
-	if err := c.catalog.Put(ctx, catalog.Applications, a.name, c.describe(a)); err != nil {
+	if err := c.catalog.Put(ctx, catalog.Applications, a.name, c.describe(ctx, a)); err != nil {
 		c.log.Error("the catalog was not brought up to date", "application", a.name, "error", err)
 	}
 }

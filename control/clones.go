@@ -5,14 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
-	"os"
 	"path/filepath"
 	"time"
 
 	"tidemark"
+	"tidemark/agent"
 	"tidemark/app/postgres"
 	"tidemark/catalog"
-	"tidemark/mount"
 )
 
 // keptClone is a clone as the catalog has it.
@@ -214,14 +213,13 @@ func (c *Control) makeClone(ctx context.Context, p plan, spec tidemark.CloneSpec
 // completeLog makes sure that the log reaches as far as asked, and lets the
 // clone have the log disk as it is now.
 func (c *Control) completeLog(ctx context.Context, p *plan) error {
-	r := c.receivers.get(p.src.name)
-	if r != nil {
-		st, err := r.Status()
+	if c.receivers.has(p.src.name) {
+		st, err := c.agent.LogStatus(ctx, p.src.t.ID())
 		if err != nil {
 			return err
 		}
 		if p.stop.LSN > st.Flushed || p.stop.Latest || !p.stop.Time.IsZero() && p.stop.Time.After(st.Covered) {
-			if err := c.forceLog(ctx, r, p); err != nil {
+			if err := c.forceLog(ctx, p); err != nil {
 				return err
 			}
 		} else {
@@ -247,14 +245,14 @@ func (c *Control) completeLog(ctx context.Context, p *plan) error {
 }
 
 // forceLog asks production for the log up to now.
-func (c *Control) forceLog(ctx context.Context, r *receiving, p *plan) error {
+func (c *Control) forceLog(ctx context.Context, p *plan) error {
 	if p.stop.Time.After(time.Now()) {
 		return tidemark.Errorf(tidemark.Invalid, "%s has not come yet", p.stop.Time.Format(time.RFC3339)).WithHint("leave the time out for the newest state")
 	}
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	bounded, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
-	if _, err := r.ForceReceive(ctx, 0); err != nil {
-		st, _ := r.Status()
+	if _, err := c.agent.ForceLog(bounded, p.src.t.ID(), 0); err != nil {
+		st, _ := c.agent.LogStatus(ctx, p.src.t.ID())
 		return tidemark.Errorf(tidemark.Unavailable, "the log of %s does not reach so far: %w", p.src.name, err).
 			WithHint("it covers all until " + st.Covered.Local().Format(time.RFC3339))
 	}
@@ -268,11 +266,7 @@ func (c *Control) mountClone(ctx context.Context, a app, disk string) error {
 	if err != nil {
 		return err
 	}
-	dir := c.dirOf(a, disk)
-	if err := os.MkdirAll(dir, 0o711); err != nil {
-		return err
-	}
-	return mount.MountFS(at.Device(), dir, "ext4", []string{"noatime"})
+	return c.mountOurs(ctx, at.Device(), a, disk)
 }
 
 // startDatabase brings the database of a clone up.
@@ -287,7 +281,7 @@ func (c *Control) startDatabase(ctx context.Context, a app, p plan, k *keptClone
 		}
 		t.WALDir = c.logDir(a)
 	}
-	in, err := postgres.Recover(ctx, t)
+	in, err := c.agent.RecoverPostgres(ctx, t)
 	if err != nil {
 		return err
 	}
@@ -307,19 +301,12 @@ func (c *Control) stopDatabase(ctx context.Context, a app) error {
 	if a.Type != tidemark.TypePostgres || a.Role != roleClone {
 		return nil
 	}
-	in, err := c.database(a)
-	if tidemark.KindOf(err) == tidemark.NotFound {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	return in.Stop(ctx)
+	return c.agent.StopPostgres(ctx, filepath.Join(c.dirOf(a, dataDisk), treeDir))
 }
 
 // database finds the running database of a clone.
-func (c *Control) database(a app) (*postgres.Instance, error) {
-	return postgres.Find(filepath.Join(c.dirOf(a, dataDisk), treeDir))
+func (c *Control) database(ctx context.Context, a app) (agent.Database, error) {
+	return c.agent.FindPostgres(ctx, filepath.Join(c.dirOf(a, dataDisk), treeDir))
 }
 
 func (c *Control) exportClone(ctx context.Context, a app, k *keptClone) error {
@@ -341,14 +328,14 @@ func (c *Control) Clones(ctx context.Context) ([]tidemark.Clone, error) {
 			k.State = "its timeline is gone"
 		} else {
 			k.OwnBytes = a.t.StoredBytes() + a.t.JournalBytes()
-			k.State = c.cloneState(a, k.State)
+			k.State = c.cloneState(ctx, a, k.State)
 		}
 		list = append(list, k.Clone)
 	}
 	return list, nil
 }
 
-func (c *Control) cloneState(a app, last string) string {
+func (c *Control) cloneState(ctx context.Context, a app, last string) string {
 	if a.Type == tidemark.TypeVolume {
 		return last
 	}
@@ -358,11 +345,11 @@ func (c *Control) cloneState(a app, last string) string {
 	if a.Type != tidemark.TypePostgres {
 		return "mounted"
 	}
-	in, err := c.database(a)
+	in, err := c.database(ctx, a)
 	if err != nil {
 		return "stopped"
 	}
-	return string(in.Status())
+	return string(in.Status)
 }
 
 // RemoveClone stops a clone and deletes it. Clones of it stay.

@@ -33,6 +33,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"tidemark"
+	"tidemark/agent"
 	"tidemark/catalog"
 	"tidemark/export/nbd"
 	"tidemark/image"
@@ -48,6 +49,8 @@ type Options struct {
 	Logger     *slog.Logger
 	// Attacher is the command that attaches a disk; empty: this program with "attach".
 	Attacher []string
+	// Agent is the command that works on mounted disks; empty: this program with "agent".
+	Agent []string
 }
 
 // Control is a running server.
@@ -66,6 +69,7 @@ type Control struct {
 	nbd     *nbd.Server
 	sockets map[string]*socket // of exports that asked for their own, by address; guarded by mu
 
+	agent     *agent.Agent // touches what is mounted; we never do
 	jobs      runner
 	receivers receivers
 	again     []tidemark.CloneSpec // clones to be made once more at the end of Open
@@ -93,6 +97,7 @@ func Open(ctx context.Context, o Options) (_ *Control, err error) {
 	if err := c.takeDir(); err != nil {
 		return nil, err
 	}
+	c.agent = agent.New(agent.Config{Command: o.Agent, Lock: c.path("run", "agent.lock"), Logger: c.log})
 	if err := c.openStores(ctx); err != nil {
 		return nil, errors.Join(err, c.Close())
 	}
@@ -194,6 +199,9 @@ func (c *Control) Close() error {
 	var errs []error
 	c.jobs.stop()
 	c.receivers.stopAll()
+	if c.agent != nil {
+		errs = append(errs, c.agent.Close()) // while its disks are served
+	}
 	if c.nbd != nil {
 		errs = append(errs, c.closeSockets())
 	}

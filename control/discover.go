@@ -5,12 +5,11 @@ import (
 	"fmt"
 
 	"tidemark"
-	"tidemark/app/postgres"
 )
 
 // Discover lists what on this host could be protected: its PostgreSQL clusters, clones left out.
 func (c *Control) Discover(ctx context.Context) ([]tidemark.Discovered, error) {
-	clusters, err := postgres.Discover(ctx)
+	clusters, err := c.agent.DiscoverPostgres(ctx)
 	if err != nil {
 		return nil, err
 	}

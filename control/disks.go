@@ -101,23 +101,6 @@ func (c *Control) detach(ctx context.Context, a app, disk string) error {
 	return nil
 }
 
-// unmountDir unmounts what is mounted at dir, if anything is, and removes the directory.
-func unmountDir(dir string) error {
-	mounted, err := isMounted(dir)
-	if err != nil {
-		return err
-	}
-	if mounted {
-		if err := mount.Unmount(dir); err != nil {
-			return fmt.Errorf("unmount %s: %w", dir, err)
-		}
-	}
-	if err := os.Remove(dir); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	return nil
-}
-
 // isMounted reports whether something is mounted at dir.
 func isMounted(dir string) (bool, error) {
 	data, err := os.ReadFile("/proc/self/mounts")
@@ -136,38 +119,25 @@ func isMounted(dir string) (bool, error) {
 // markFrozen bookmarks an application with the file systems frozen that this
 // host has mounted from it: the point then needs no journal replay.
 func (c *Control) markFrozen(ctx context.Context, a app, m timeline.Mark) (tidemark.Position, error) {
-	thaw, frozen, err := c.freeze(a)
-	if err != nil {
-		return 0, err
+	dirs := c.mountedDirs(a)
+	if err := c.agent.Freeze(ctx, dirs); err != nil {
+		return 0, fmt.Errorf("freeze the file systems of %s: %w", a.name, err)
 	}
-	if frozen && m.Consistency == tidemark.CrashConsistent {
+	if len(dirs) > 0 && m.Consistency == tidemark.CrashConsistent {
 		m.Consistency = tidemark.FilesystemConsistent
 	}
 	pos, err := a.t.Bookmark(m)
-	return pos, errors.Join(err, thaw())
+	return pos, errors.Join(err, c.agent.Thaw(context.WithoutCancel(ctx), dirs))
 }
 
-// freeze freezes all file systems that this host has mounted from the application.
-func (c *Control) freeze(a app) (thaw func() error, frozen bool, err error) {
-	var dirs []string
-	thaw = func() error {
-		var errs []error
-		for _, d := range dirs {
-			errs = append(errs, mount.Thaw(d))
-		}
-		return errors.Join(errs...)
-	}
+// mountedDirs returns where this host has disks of an application mounted.
+func (c *Control) mountedDirs(a app) (dirs []string) {
 	for _, d := range a.t.Disks() {
-		dir, ok := c.mountedAt(a, d.Name())
-		if !ok {
-			continue
+		if dir, ok := c.mountedAt(a, d.Name()); ok {
+			dirs = append(dirs, dir)
 		}
-		if err := mount.Freeze(dir); err != nil {
-			return nil, false, errors.Join(fmt.Errorf("freeze the file system of disk %s of %s: %w", d.Name(), a.name, err), thaw())
-		}
-		dirs = append(dirs, dir)
 	}
-	return thaw, len(dirs) > 0, nil
+	return dirs
 }
 
 // mountedAt returns where this host has a disk mounted.

@@ -9,8 +9,8 @@ import (
 	"time"
 
 	"tidemark"
+	"tidemark/agent"
 	"tidemark/catalog"
-	"tidemark/mount"
 )
 
 // Mount shows a point as a disk on this host, and mounts its file system where
@@ -75,7 +75,7 @@ func (c *Control) mountDisk(ctx context.Context, a app, m *tidemark.Mount) error
 	if m.ReadOnly {
 		opts = append(opts, "ro")
 	}
-	if err := mount.MountFS(m.Device, m.Path, "", opts); err != nil {
+	if err := c.agent.Mount(ctx, agent.Filesystem{Device: m.Device, Dir: m.Path, Options: opts}); err != nil {
 		return tidemark.Errorf(tidemark.Invalid, "disk %s of %s cannot be mounted: %w", m.Disk, m.Ref, err).
 			WithHint("without DIR the disk is only attached, and can be looked at with blkid and fsck")
 	}
@@ -189,8 +189,8 @@ func (c *Control) demolish(ctx context.Context, name string) error {
 func (c *Control) takeDown(ctx context.Context, a app) error {
 	for _, d := range a.t.Disks() {
 		if dir, ok := c.mountedAt(a, d.Name()); ok {
-			if err := unmountSoon(ctx, dir); err != nil {
-				return tidemark.Errorf(tidemark.Conflict, "%s cannot be unmounted: %w", dir, err).WithHint("end the programs that use it: `fuser -vm " + dir + "`")
+			if err := c.agent.Unmount(ctx, dir, leaving); err != nil {
+				return err
 			}
 		}
 		if err := c.detach(ctx, a, d.Name()); err != nil {
@@ -206,17 +206,8 @@ func (c *Control) takeDown(ctx context.Context, a app) error {
 	return nil
 }
 
-// unmountSoon unmounts a directory, and waits a moment for a user that is just
-// leaving: a program that has ended, or an index service that looked at what is new.
-func unmountSoon(ctx context.Context, dir string) error {
-	for until := time.Now().Add(2 * time.Second); ; {
-		err := mount.Unmount(dir)
-		if !errors.Is(err, mount.ErrBusy) || time.Now().After(until) || ctx.Err() != nil {
-			return err
-		}
-		time.Sleep(50 * time.Millisecond)
-	}
-}
+// leaving is how long an unmount waits for a user that is just leaving.
+const leaving = 2 * time.Second
 
 // removeEmpty removes the empty directories below and at dir, and nothing else.
 func removeEmpty(dir string) error {

@@ -227,6 +227,11 @@ func (c *Control) comeBack(ctx context.Context) error {
 			c.event("error", "", "the export %s did not come back: %v", k.Name, err)
 		}
 	}
+	for _, a := range c.apps() { // an agent that was killed in the middle of a bookmark
+		if err := c.agent.Thaw(ctx, c.mountedDirs(a)); err != nil {
+			c.event("error", a.name, "a file system of %s may be frozen: %v", a.name, err)
+		}
+	}
 	if err := c.undoCut(ctx); err != nil {
 		return err
 	}

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"tidemark"
+	"tidemark/agent"
 	"tidemark/app/postgres"
 	"tidemark/timeline"
 )
@@ -45,7 +46,7 @@ func (c *Control) capturePostgres(ctx context.Context, t *task, a app, bookmark 
 	if err := c.receive(a); err != nil {
 		return res, err
 	}
-	r, err := postgres.Capture(ctx, src, dir, postgres.CaptureOptions{Progress: t.report})
+	r, err := c.agent.CapturePostgres(ctx, src, dir, t.report)
 	if err != nil {
 		return res, err
 	}
@@ -60,7 +61,7 @@ func (c *Control) capturePostgres(ctx context.Context, t *task, a app, bookmark 
 	if err != nil {
 		return res, err
 	}
-	return res, c.pruneLog(a)
+	return res, c.pruneLog(ctx, a)
 }
 
 // receivers are the log streams of all databases.
@@ -70,15 +71,14 @@ type receivers struct {
 }
 
 type receiving struct {
-	*postgres.Receiver
 	cancel context.CancelFunc
 	ended  chan struct{}
 }
 
-func (r *receivers) get(name string) *receiving {
+func (r *receivers) has(name string) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.live[name]
+	return r.live[name] != nil
 }
 
 func (r *receivers) stop(name string) {
@@ -118,24 +118,33 @@ func (c *Control) receive(a app) error {
 	if err != nil {
 		return err
 	}
-	r, err := postgres.NewReceiver(postgres.ReceiverConfig{Source: src, ID: a.t.ID(), WALDir: c.logDir(a), LimitBytes: slotLimit(a.Options),
-		OnGap: func(g postgres.Gap) { c.event("error", a.name, "the log has a gap: %s", g.Reason) }})
-	if err != nil {
-		return err
-	}
 	ctx, cancel := context.WithCancel(context.Background())
-	x := &receiving{Receiver: r, cancel: cancel, ended: make(chan struct{})}
+	x := &receiving{cancel: cancel, ended: make(chan struct{})}
 	if c.receivers.live == nil {
 		c.receivers.live = map[string]*receiving{}
 	}
 	c.receivers.live[a.name] = x
 	go func() {
 		defer close(x.ended)
-		if err := r.Run(ctx); err != nil {
-			c.event("error", a.name, "the log is no longer received: %v", err)
-		}
+		c.keepReceiving(ctx, a, agent.Log{Source: src, ID: a.t.ID(), Dir: c.logDir(a), LimitBytes: slotLimit(a.Options)})
 	}()
 	return nil
+}
+
+// keepReceiving has the agent receive a log until ctx is done. What can go wrong with
+// production it deals with itself; what is left is that it dies.
+func (c *Control) keepReceiving(ctx context.Context, a app, log agent.Log) {
+	for {
+		err := c.agent.ReceiveLog(ctx, log, func(g postgres.Gap) { c.event("error", a.name, "the log has a gap: %s", g.Reason) })
+		if ctx.Err() != nil {
+			return
+		}
+		c.event("error", a.name, "the log was not received for a moment: %v", err)
+		select {
+		case <-ctx.Done():
+		case <-time.After(time.Second):
+		}
+	}
 }
 
 func (c *Control) dropSlot(ctx context.Context, a app) error {
@@ -147,7 +156,7 @@ func (c *Control) dropSlot(ctx context.Context, a app) error {
 }
 
 // pruneLog deletes log that no retained point can use.
-func (c *Control) pruneLog(a app) error {
+func (c *Control) pruneLog(ctx context.Context, a app) error {
 	points := a.t.Points()
 	if a.Type != tidemark.TypePostgres || a.Role != "" || len(points) == 0 {
 		return nil
@@ -156,20 +165,18 @@ func (c *Control) pruneLog(a app) error {
 	if err != nil {
 		return err
 	}
-	_, _, err = postgres.Prune(c.logDir(a), oldest)
-	return err
+	return c.agent.PruneLog(ctx, c.logDir(a), oldest)
 }
 
 // describeLog adds to a description what the log stream says.
-func (c *Control) describeLog(a app, d *tidemark.Application) {
-	r := c.receivers.get(a.name)
-	if r == nil {
+func (c *Control) describeLog(ctx context.Context, a app, d *tidemark.Application) {
+	if !c.receivers.has(a.name) {
 		if a.Type == tidemark.TypePostgres && a.Role == "" {
 			d.State, d.Detail = "degraded", "its log is not being received"
 		}
 		return
 	}
-	st, err := r.Status()
+	st, err := c.agent.LogStatus(ctx, a.t.ID())
 	if err == nil && st.Error != "" {
 		d.State, d.Detail = "degraded", "log: "+st.Error
 	}
@@ -179,12 +186,11 @@ func (c *Control) describeLog(a app, d *tidemark.Application) {
 }
 
 // describeCoverage adds to the points of a database the times that its log covers, and the gaps.
-func (c *Control) describeCoverage(a app, p *tidemark.Points) {
-	r := c.receivers.get(a.name)
-	if r == nil || len(p.Points) == 0 {
+func (c *Control) describeCoverage(ctx context.Context, a app, p *tidemark.Points) {
+	if !c.receivers.has(a.name) || len(p.Points) == 0 {
 		return
 	}
-	st, err := r.Status()
+	st, err := c.agent.LogStatus(ctx, a.t.ID())
 	if err != nil {
 		return
 	}

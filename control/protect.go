@@ -9,7 +9,7 @@ import (
 	"time"
 
 	"tidemark"
-	"tidemark/app/filesystem"
+	"tidemark/agent"
 	"tidemark/app/postgres"
 	"tidemark/app/volume"
 	"tidemark/mount"
@@ -52,7 +52,7 @@ func (c *Control) Protect(ctx context.Context, spec tidemark.ProtectSpec) (tidem
 		}
 		c.keepPoint(ctx, a)
 		c.event("info", a.name, "%s is protected", a.Source)
-		return c.describe(a), nil
+		return c.describe(ctx, a), nil
 	})
 	if err != nil {
 		release()
@@ -204,22 +204,23 @@ func (c *Control) makeStaging(ctx context.Context, name string, note about, disk
 		if err != nil {
 			return a, err
 		}
-		if err := mount.Format(at.Device(), "ext4", "tm-"+d.Name); err != nil {
+		if err := c.agent.Format(ctx, at.Device(), "ext4", "tm-"+d.Name); err != nil {
 			return a, err
 		}
-		if err := c.mountStaging(at.Device(), a, d.Name); err != nil {
+		if err := c.mountOurs(ctx, at.Device(), a, d.Name); err != nil {
 			return a, err
 		}
 	}
 	return a, nil
 }
 
-func (c *Control) mountStaging(device string, a app, disk string) error {
+// mountOurs mounts a disk that we formatted where it belongs.
+func (c *Control) mountOurs(ctx context.Context, device string, a app, disk string) error {
 	dir := c.dirOf(a, disk)
 	if err := os.MkdirAll(dir, 0o711); err != nil {
 		return err
 	}
-	return mount.MountFS(device, dir, "ext4", []string{"noatime"})
+	return c.agent.Mount(ctx, agent.Filesystem{Device: device, Dir: dir, Type: "ext4", Options: []string{"noatime"}})
 }
 
 // Unprotect ends the protection of an application and deletes its timeline
@@ -301,7 +302,7 @@ func (c *Control) captureFiles(ctx context.Context, t *task, a app, bookmark str
 	if err != nil {
 		return res, err
 	}
-	stats, err := filesystem.Sync(ctx, a.Source, dir, filesystem.Options{Progress: t.report})
+	stats, err := c.agent.SyncFiles(ctx, a.Source, dir, t.report)
 	if err != nil {
 		return res, err
 	}
@@ -351,7 +352,7 @@ func (c *Control) staged(ctx context.Context, a app, disk string) (string, error
 	if err != nil {
 		return "", err
 	}
-	return c.dirOf(a, disk), c.mountStaging(at.Device(), a, disk)
+	return c.dirOf(a, disk), c.mountOurs(ctx, at.Device(), a, disk)
 }
 
 // reattach returns the living attachment of a disk, made anew if there is none.

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"tidemark"
-	"tidemark/app/filesystem"
 	"tidemark/block"
 	"tidemark/image"
 	"tidemark/timeline"
@@ -96,7 +95,7 @@ func (c *Control) restoreFiles(ctx context.Context, a app, pos tidemark.Position
 	if a.Type != tidemark.TypeVolume {
 		from = filepath.Join(dir, treeDir)
 	}
-	stats, err := filesystem.Restore(ctx, from, spec.To, filesystem.RestoreOptions{})
+	stats, err := c.agent.RestoreFiles(ctx, from, spec.To, nil)
 	return stats.ReadBytes, err
 }
 

@@ -24,7 +24,7 @@ func (c *Control) CreateVolume(ctx context.Context, spec tidemark.VolumeSpec) (t
 	if err != nil {
 		return tidemark.VolumeInfo{}, err
 	}
-	return c.volumeInfo(a)
+	return c.volumeInfo(ctx, a)
 }
 
 func (c *Control) createVolume(ctx context.Context, spec tidemark.VolumeSpec) (app, error) {
@@ -49,13 +49,13 @@ func (c *Control) createVolume(ctx context.Context, spec tidemark.VolumeSpec) (a
 }
 
 // Volumes lists the volumes.
-func (c *Control) Volumes(context.Context) ([]tidemark.VolumeInfo, error) {
+func (c *Control) Volumes(ctx context.Context) ([]tidemark.VolumeInfo, error) {
 	list := []tidemark.VolumeInfo{}
 	for _, a := range c.apps() {
 		if a.Type != tidemark.TypeVolume || a.Role == roleMount {
 			continue
 		}
-		v, err := c.volumeInfo(a)
+		v, err := c.volumeInfo(ctx, a)
 		if err != nil {
 			return nil, err
 		}
@@ -65,16 +65,16 @@ func (c *Control) Volumes(context.Context) ([]tidemark.VolumeInfo, error) {
 }
 
 // Volume describes one volume, or any other application's disks as one.
-func (c *Control) Volume(_ context.Context, name string) (tidemark.VolumeInfo, error) {
+func (c *Control) Volume(ctx context.Context, name string) (tidemark.VolumeInfo, error) {
 	a, err := c.app(name)
 	if err != nil {
 		return tidemark.VolumeInfo{}, err
 	}
-	return c.volumeInfo(a)
+	return c.volumeInfo(ctx, a)
 }
 
-func (c *Control) volumeInfo(a app) (tidemark.VolumeInfo, error) {
-	v := tidemark.VolumeInfo{Application: c.describe(a), StoredBytes: a.t.StoredBytes() + a.t.JournalBytes()}
+func (c *Control) volumeInfo(ctx context.Context, a app) (tidemark.VolumeInfo, error) {
+	v := tidemark.VolumeInfo{Application: c.describe(ctx, a), StoredBytes: a.t.StoredBytes() + a.t.JournalBytes()}
 	for _, d := range a.t.Disks() {
 		v.Size += d.Size()
 		err := d.Extents(0, d.Size(), func(e block.Extent) bool {

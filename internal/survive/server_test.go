@@ -134,10 +134,25 @@ func (s *stage) end(sig syscall.Signal) {
 	if err := s.cmd.Process.Signal(sig); err != nil {
 		s.t.Fatalf("the server is gone already: %v: %s", err, s.log())
 	}
-	err := s.cmd.Wait()
+	err := s.waitEnd(sig)
 	s.cmd = nil
 	if err != nil && sig != syscall.SIGKILL {
 		s.t.Fatalf("the server stopped with %v: %s", err, s.log())
+	}
+}
+
+// waitEnd waits for the end of the server. One that waits for a disk which it
+// serves itself never ends, not even by kill -9.
+func (s *stage) waitEnd(sig syscall.Signal) error {
+	ended := make(chan error, 1)
+	go func(cmd *exec.Cmd) { ended <- cmd.Wait() }(s.cmd)
+	select {
+	case err := <-ended:
+		return err
+	case <-time.After(30 * time.Second):
+		stacks, _ := exec.Command("sh", "-c", fmt.Sprintf("cat /proc/%d/task/*/stack", s.cmd.Process.Pid)).CombinedOutput()
+		s.t.Fatalf("the server does not end by %v; its threads are in:\n%s", sig, stacks)
+		return nil
 	}
 }
 

@@ -33,6 +33,7 @@ var layers = [][]string{
 var sideways = map[string][]string{
 	"internal/vfs": nil,
 	"client":       {"api"},
+	"agent":        {"mount"},
 	"app/postgres": {"app/internal"},
 }
 

@@ -1,0 +1,263 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"tidemark"
+)
+
+// wireFD is the agent's end of the socket.
+const wireFD = 3
+
+// Config says how an agent is run.
+type Config struct {
+	// Command is the program that calls [Run]; empty: this program with "agent".
+	Command []string
+	// Lock is a file that the agent holds locked as long as it lives.
+	Lock string
+	// Logger is told of agents that die; nil: slog's default.
+	Logger *slog.Logger
+}
+
+// Agent is the server's side of its agent. Its methods may be called concurrently. Each
+// returns when the thing is done or has failed on the host; a context that is done cuts it
+// short there, and the method still waits until it is over.
+type Agent struct {
+	cfg Config
+
+	mu     sync.Mutex
+	link   *link // to the process that runs; nil: none does
+	closed bool
+}
+
+// New returns an Agent whose process is started by the first call.
+func New(cfg Config) *Agent {
+	if len(cfg.Command) == 0 {
+		cfg.Command = []string{"/proc/self/exe", "agent"}
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.Default()
+	}
+	return &Agent{cfg: cfg}
+}
+
+// Close ends the agent, and what it is doing. Its disks must still be served.
+func (a *Agent) Close() error {
+	a.mu.Lock()
+	l := a.link
+	a.link, a.closed = nil, true
+	a.mu.Unlock()
+	if l == nil {
+		return nil
+	}
+	err := l.conn.Close()
+	<-l.gone
+	return err
+}
+
+// link is a process, and the calls that it works on.
+type link struct {
+	*wire
+	conn net.Conn
+	held chan struct{} // closed when the agent is the only one
+	gone chan struct{} // closed when the process has ended
+
+	mu    sync.Mutex
+	last  uint64
+	calls map[uint64]*call // nil: no more answers will come
+}
+
+type call struct {
+	note   func(json.RawMessage)
+	answer chan message
+}
+
+// current returns the link to a living agent, and starts one if none lives.
+func (a *Agent) current(ctx context.Context) (*link, error) {
+	a.mu.Lock()
+	if a.closed {
+		a.mu.Unlock()
+		return nil, tidemark.Errorf(tidemark.Unavailable, "the server stops")
+	}
+	if a.link == nil || a.link.dead() {
+		l, err := a.start()
+		if err != nil {
+			a.mu.Unlock()
+			return nil, fmt.Errorf("start the agent: %w", err)
+		}
+		a.link = l
+	}
+	l := a.link
+	a.mu.Unlock()
+	select {
+	case <-l.held:
+		return l, nil
+	case <-l.gone:
+		return nil, errGone
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+var errGone = tidemark.Errorf(tidemark.Unavailable, "the agent has ended").WithHint("try again: it is started anew; the server's log may say why")
+
+// start starts a process. Its own session keeps it from the signals of a terminal:
+// it is the server that ends it.
+func (a *Agent) start() (*link, error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	ours, theirs := os.NewFile(uintptr(fds[0]), "agent"), os.NewFile(uintptr(fds[1]), "agent")
+	defer theirs.Close()
+	conn, err := net.FileConn(ours) // a duplicate
+	ours.Close()
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.Command(a.cfg.Command[0], a.cfg.Command[1:]...)
+	cmd.Args[0] = os.Args[0] // what it is called in lists of processes
+	cmd.Stderr, cmd.ExtraFiles, cmd.Dir = os.Stderr, []*os.File{theirs}, "/"
+	cmd.SysProcAttr = &unix.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		conn.Close()
+		return nil, err
+	}
+	l := &link{wire: newWire(conn), conn: conn, held: make(chan struct{}), gone: make(chan struct{}), calls: map[uint64]*call{}}
+	go l.listen()
+	go a.watch(l, cmd)
+	go a.greet(l)
+	return l, nil
+}
+
+// watch waits for the end of the process.
+func (a *Agent) watch(l *link, cmd *exec.Cmd) {
+	err := cmd.Wait()
+	l.conn.Close()
+	l.fail()
+	close(l.gone)
+	a.mu.Lock()
+	meant := a.closed
+	a.mu.Unlock()
+	if !meant {
+		a.cfg.Logger.Error("the agent died, and is started anew when it is needed", "error", err)
+	}
+}
+
+// greet waits until the agent of an earlier server is gone. It may be in the
+// middle of I/O that went on only when this server served the disk again.
+func (a *Agent) greet(l *link) {
+	slow := time.AfterFunc(10*time.Second, func() {
+		a.cfg.Logger.Warn("the agent of the last server still waits for a disk; everything waits for it")
+	})
+	defer slow.Stop()
+	if _, err := l.call(context.Background(), "hello", mustJSON(a.cfg.Lock), nil); err != nil {
+		a.cfg.Logger.Error("the agent cannot begin", "error", err)
+		l.conn.Close() // which ends it
+		return
+	}
+	close(l.held)
+}
+
+func (l *link) dead() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.calls == nil
+}
+
+// fail ends all calls.
+func (l *link) fail() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, c := range l.calls {
+		c.answer <- message{Done: true, Failure: pack(errGone)}
+	}
+	l.calls = nil
+}
+
+// listen hands out what the agent says.
+func (l *link) listen() {
+	for {
+		m, err := l.receive()
+		if err != nil {
+			l.fail()
+			return
+		}
+		l.mu.Lock()
+		c := l.calls[m.Call]
+		if c != nil && m.Done {
+			delete(l.calls, m.Call)
+		}
+		l.mu.Unlock()
+		switch {
+		case c == nil:
+		case m.Done:
+			c.answer <- m
+		case m.Note && c.note != nil:
+			c.note(m.Body)
+		}
+	}
+}
+
+// call asks the agent to do something and returns its answer. note is called, one call
+// at a time, with what it has to tell meanwhile.
+func (l *link) call(ctx context.Context, verb string, body json.RawMessage, note func(json.RawMessage)) (json.RawMessage, error) {
+	c := &call{note: note, answer: make(chan message, 1)}
+	l.mu.Lock()
+	if l.calls == nil {
+		l.mu.Unlock()
+		return nil, errGone
+	}
+	l.last++
+	id := l.last
+	l.calls[id] = c
+	l.mu.Unlock()
+	deadline, _ := ctx.Deadline()
+	if err := l.send(message{Call: id, Verb: verb, Deadline: deadline, Body: body}); err != nil {
+		l.conn.Close() // listen then ends this call like the others
+	}
+	defer context.AfterFunc(ctx, func() {
+		if err := l.send(message{Call: id, Cancel: true}); err != nil {
+			l.conn.Close()
+		}
+	})()
+	m := <-c.answer
+	if m.Failure != nil {
+		return nil, m.Failure
+	}
+	return m.Body, nil
+}
+
+// do makes one call of an Agent.
+func do[R any](ctx context.Context, a *Agent, verb string, args any, note func(json.RawMessage)) (r R, err error) {
+	l, err := a.current(ctx)
+	if err != nil {
+		return r, err
+	}
+	body, err := l.call(ctx, verb, mustJSON(args), note)
+	if err != nil {
+		return r, err
+	}
+	if err := json.Unmarshal(body, &r); err != nil {
+		return r, fmt.Errorf("read the agent's answer to %s: %w", verb, err)
+	}
+	return r, nil
+}
+
+func mustJSON(v any) json.RawMessage {
+	b, err := json.Marshal(v)
+	if err != nil {
+		panic(fmt.Sprintf("agent: plain data cannot be encoded: %v", err))
+	}
+	return b
+}

@@ -1,0 +1,171 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"maps"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"slices"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"tidemark"
+	"tidemark/app/postgres"
+)
+
+// Run is the agent's process: it serves the server that started it, on the socket that it was
+// given as descriptor 3, until that server closes it or dies. It then thaws what is frozen and
+// returns at once, whatever is going on: the caller must end the process, which cuts it.
+//
+// Before anything else it takes the lock of its configuration, so that it begins only when the
+// agent of an earlier server is gone, which may have to finish a system call first.
+func Run(ctx context.Context) error {
+	unix.CloseOnExec(wireFD)
+	f := os.NewFile(wireFD, "server")
+	if f == nil {
+		return tidemark.Errorf(tidemark.Invalid, "an agent is started by a server").WithHint("run `tidemark server`")
+	}
+	if st, err := f.Stat(); err != nil || st.Mode().Type() != os.ModeSocket {
+		return tidemark.Errorf(tidemark.Invalid, "an agent is started by a server").WithHint("run `tidemark server`")
+	}
+	// A service manager may signal all processes of the server: the server's own end is our sign.
+	// Caught rather than ignored, because programs that we start would inherit the ignoring.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	return serve(ctx, f)
+}
+
+// session is what one server has going on with us.
+type session struct {
+	*wire
+	lock      *os.File
+	receivers receivers
+
+	mu     sync.Mutex
+	live   map[uint64]context.CancelFunc // calls that run
+	frozen map[string]bool               // file systems that we froze, by where they are mounted
+}
+
+// serve works off calls until the server is gone.
+func serve(ctx context.Context, server io.ReadWriter) error {
+	s := &session{wire: newWire(server), live: map[uint64]context.CancelFunc{}, frozen: map[string]bool{}}
+	s.receivers.live = map[string]*postgres.Receiver{}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer s.thawAll()
+	for {
+		m, err := s.receive()
+		if errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("hear the server: %w", err)
+		}
+		if m.Cancel {
+			s.mu.Lock()
+			if stop := s.live[m.Call]; stop != nil {
+				stop()
+			}
+			s.mu.Unlock()
+			continue
+		}
+		s.begin(ctx, m)
+	}
+}
+
+// begin starts a call on a goroutine of its own.
+func (s *session) begin(ctx context.Context, m message) {
+	var stop context.CancelFunc
+	if m.Deadline.IsZero() {
+		ctx, stop = context.WithCancel(ctx)
+	} else {
+		ctx, stop = context.WithDeadline(ctx, m.Deadline)
+	}
+	s.mu.Lock()
+	s.live[m.Call] = stop
+	s.mu.Unlock()
+	go func() {
+		defer stop()
+		answer := message{Call: m.Call, Done: true}
+		result, err := s.answer(ctx, m)
+		if err != nil {
+			answer.Failure = pack(err)
+		} else {
+			answer.Body = mustJSON(result)
+		}
+		s.mu.Lock()
+		delete(s.live, m.Call)
+		s.mu.Unlock()
+		if err := s.send(answer); err != nil {
+			slog.Error("an answer did not reach the server", "verb", m.Verb, "error", err)
+		}
+	}()
+}
+
+// answer does what a call asks. A panic is the failure of that call alone.
+func (s *session) answer(ctx context.Context, m message) (result any, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			slog.Error("a call panicked", "verb", m.Verb, "panic", p, "stack", string(debug.Stack()))
+			err = tidemark.Errorf(tidemark.Internal, "a fault of Tidemark's agent: %v", p).WithHint("please report it with the server's log")
+		}
+	}()
+	if m.Verb == "hello" {
+		return struct{}{}, s.hello(ctx, m.Body)
+	}
+	do := verbs[m.Verb]
+	if do == nil {
+		return nil, tidemark.Errorf(tidemark.Invalid, "the agent does not know %q", m.Verb).WithHint("server and agent must be of one version")
+	}
+	note := func(v any) {
+		if err := s.send(message{Call: m.Call, Note: true, Body: mustJSON(v)}); err != nil {
+			slog.Error("a note did not reach the server", "verb", m.Verb, "error", err)
+		}
+	}
+	return do(ctx, s, m.Body, note)
+}
+
+// hello takes the lock, and waits for whoever has it.
+func (s *session) hello(ctx context.Context, body json.RawMessage) error {
+	var path string
+	if err := json.Unmarshal(body, &path); err != nil || path == "" {
+		return errors.Join(tidemark.Errorf(tidemark.Invalid, "the agent was given no lock"), err)
+	}
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return err
+	}
+	for {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			s.lock = f // for as long as the process lives
+			return nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) {
+			return errors.Join(fmt.Errorf("lock %s: %w", path, err), f.Close())
+		}
+		select {
+		case <-ctx.Done():
+			return errors.Join(ctx.Err(), f.Close())
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
+// thawAll thaws what the server froze and will not thaw any more.
+func (s *session) thawAll() {
+	s.mu.Lock()
+	dirs := slices.Collect(maps.Keys(s.frozen))
+	s.mu.Unlock()
+	if err := s.thaw(dirs); err != nil {
+		slog.Error("a file system stays frozen", "error", err)
+	}
+}
