@@ -210,17 +210,18 @@ func doDiscover(ctx context.Context, _ *session, _ none, _ func(any)) ([]postgre
 }
 
 type captureArgs struct {
-	Source  postgres.Source
-	Staging string
+	Source          postgres.Source
+	Staging, Prints string
 }
 
 // CapturePostgres brings a staging directory up to date with a cluster: see [postgres.Capture].
-func (a *Agent) CapturePostgres(ctx context.Context, src postgres.Source, staging string, progress func(tidemark.Progress)) (*postgres.CaptureResult, error) {
-	return do[*postgres.CaptureResult](ctx, a, "capture", captureArgs{src, staging}, progressOf(progress))
+// prints is a directory for fingerprints.
+func (a *Agent) CapturePostgres(ctx context.Context, src postgres.Source, staging, prints string, progress func(tidemark.Progress)) (*postgres.CaptureResult, error) {
+	return do[*postgres.CaptureResult](ctx, a, "capture", captureArgs{src, staging, prints}, progressOf(progress))
 }
 
 func doCapture(ctx context.Context, _ *session, args captureArgs, note func(any)) (*postgres.CaptureResult, error) {
-	return postgres.Capture(ctx, args.Source, args.Staging, postgres.CaptureOptions{Progress: rarely(note)})
+	return postgres.Capture(ctx, args.Source, args.Staging, postgres.CaptureOptions{Prints: args.Prints, Progress: rarely(note)})
 }
 
 // RecoverPostgres brings a database up on a writable copy: see [postgres.Recover].

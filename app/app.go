@@ -116,13 +116,9 @@ func (c *Copier) writeRuns(dst *os.File, p, old []byte, off int64) error {
 		if start < 0 {
 			return nil
 		}
-		_, err := dst.WriteAt(p[start:end], off+int64(start))
-		c.ChangedBytes += int64(end - start)
+		err := c.write(dst, p[start:end], off+int64(start))
 		start = -1
-		if err != nil {
-			return fmt.Errorf("write staged copy: %w", err)
-		}
-		return nil
+		return err
 	}
 	for i := 0; i < len(p); i += block.BlockSize {
 		end := min(i+block.BlockSize, len(p))
@@ -135,6 +131,16 @@ func (c *Copier) writeRuns(dst *os.File, p, old []byte, off int64) error {
 		}
 	}
 	return flush(len(p))
+}
+
+// write writes a run of blocks that differ.
+func (c *Copier) write(dst *os.File, p []byte, off int64) error {
+	n, err := dst.WriteAt(p, off)
+	c.ChangedBytes += int64(n)
+	if err != nil {
+		return fmt.Errorf("write staged copy: %w", err)
+	}
+	return nil
 }
 
 // same reports that block b equals the staged bytes at index i, where what lies

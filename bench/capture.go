@@ -79,7 +79,7 @@ func captureInto(ctx context.Context, w *world, t *timeline.Timeline, dir, conn 
 		return out, err
 	}
 	begin = time.Now()
-	r, err := postgres.Capture(ctx, src, staging, postgres.CaptureOptions{})
+	r, err := postgres.Capture(ctx, src, staging, postgres.CaptureOptions{Prints: dir + "/fingerprints"})
 	if err != nil {
 		return out, err
 	}

@@ -13,6 +13,7 @@
 //	catalog.db  the ledger
 //	run/        sockets, and the state of attached disks
 //	staging/    where staging disks are mounted
+//	fingerprints/  of what is staged; a cache
 //	clones/     where clones are mounted
 //
 // Begin with [Open]. All methods may be called concurrently.

@@ -198,6 +198,9 @@ func (c *Control) takeDown(ctx context.Context, a app) error {
 		}
 		c.unserveDisk(a, d.Name())
 	}
+	if err := os.RemoveAll(c.printsOf(a)); err != nil {
+		return err
+	}
 	for _, top := range []string{"staging", "clones"} {
 		if err := removeEmpty(c.path(top, a.name)); err != nil {
 			return err

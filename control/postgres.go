@@ -46,7 +46,7 @@ func (c *Control) capturePostgres(ctx context.Context, t *task, a app, bookmark 
 	if err := c.receive(a); err != nil {
 		return res, err
 	}
-	r, err := c.agent.CapturePostgres(ctx, src, dir, t.report)
+	r, err := c.agent.CapturePostgres(ctx, src, dir, c.printsOf(a), t.report)
 	if err != nil {
 		return res, err
 	}
@@ -63,6 +63,9 @@ func (c *Control) capturePostgres(ctx context.Context, t *task, a app, bookmark 
 	}
 	return res, c.pruneLog(ctx, a)
 }
+
+// printsOf is where fingerprints of what is staged are kept: a cache.
+func (c *Control) printsOf(a app) string { return c.path("fingerprints", a.name) }
 
 // receivers are the log streams of all databases.
 type receivers struct {

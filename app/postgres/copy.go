@@ -48,6 +48,7 @@ func (c *capture) copyAll(ctx context.Context) error {
 	}
 	c.res.Removed, c.res.Warnings = w.removed, w.warnings
 	c.res.Files = len(w.items) + 1
+	c.items = w.items
 	for _, it := range w.items {
 		c.res.Bytes += it.attr.size
 	}
@@ -163,7 +164,7 @@ func (c *capture) copyItem(cp *app.Copier, it item) (bool, error) {
 	if c.trust && err == nil && staged != nil && c.unchanged(it.attr, attrOf(staged)) {
 		return false, nil
 	}
-	return true, copyFile(cp, it.src, dst)
+	return true, copyFile(cp, it.src, dst, c.prints, it.rel)
 }
 
 // unchanged is the proof rule: see DESIGN.md. A staged file carries the date that
@@ -176,8 +177,8 @@ func (c *capture) unchanged(src, staged attr) bool {
 }
 
 // copyFile makes dst equal to src, with its owner, mode and date. A src that
-// vanished takes dst with it.
-func copyFile(cp *app.Copier, src, dst string) error {
+// vanished takes dst with it. prints, which may be nil, knows dst as rel.
+func copyFile(cp *app.Copier, src, dst string, prints *app.Prints, rel string) error {
 	in, err := os.Open(src)
 	if errors.Is(err, fs.ErrNotExist) {
 		if err := os.Remove(dst); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -197,7 +198,7 @@ func copyFile(cp *app.Copier, src, dst string) error {
 	if err != nil {
 		return fmt.Errorf("staging: %w", err)
 	}
-	_, err = cp.Copy(out, in)
+	_, err = prints.Copy(cp, out, in, rel)
 	if err = errors.Join(err, out.Close()); err != nil {
 		return fmt.Errorf("capture %s: %w", src, err)
 	}
@@ -355,7 +356,7 @@ func (c *capture) copyConfigDir(dir, home string) error {
 		if err != nil || !fi.Mode().IsRegular() || fi.Size() > maxConfigFile {
 			return nil // a dangling link, or no configuration
 		}
-		return copyFile(&cp, path, filepath.Join(home, rel))
+		return copyFile(&cp, path, filepath.Join(home, rel), nil, "")
 	})
 }
 
@@ -372,7 +373,7 @@ func (c *capture) copyLog(data string) error {
 		if err := checkSegment(filepath.Join(from, name), n*seg); err != nil {
 			return err
 		}
-		if err := copyFile(&cp, filepath.Join(from, name), filepath.Join(to, name)); err != nil {
+		if err := copyFile(&cp, filepath.Join(from, name), filepath.Join(to, name), nil, ""); err != nil {
 			return err
 		}
 	}
@@ -383,7 +384,7 @@ func (c *capture) copyLog(data string) error {
 	for _, e := range list {
 		if strings.HasSuffix(e.Name(), ".history") {
 			keep[e.Name()] = true
-			if err := copyFile(&cp, filepath.Join(from, e.Name()), filepath.Join(to, e.Name())); err != nil {
+			if err := copyFile(&cp, filepath.Join(from, e.Name()), filepath.Join(to, e.Name()), nil, ""); err != nil {
 				return err
 			}
 		}

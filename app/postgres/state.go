@@ -32,6 +32,8 @@ type stageState struct {
 	StopLSN   LSN       `json:"stopLsn"`
 	SegSize   int64     `json:"segSize"`
 	Superuser string    `json:"superuser"`
+	// Seal names this state to the fingerprints that were kept of it.
+	Seal string `json:"seal,omitempty"`
 }
 
 func statePath(staging string) string { return filepath.Join(staging, ".tidemark", "postgres.json") }
