@@ -162,8 +162,10 @@ func (x *Session) store(name Name, k kind, content []byte, prev Name) (had bool,
 	if _, ok, err := s.usable(name); ok || err != nil {
 		return ok, err
 	}
-	if prev, err = s.patchable(name, prev); err != nil {
-		return false, err
+	if !prev.IsZero() {
+		if prev, err = s.patchable(name, prev); err != nil {
+			return false, err
+		}
 	}
 	b := buffers.Get().(*buffer)
 	defer buffers.Put(b)

@@ -120,8 +120,8 @@ func (c *conn) serveRead(r *request) {
 	}
 }
 
-// serveWrite takes the payload, also of a write that is refused, and writes it.
-// With FUA the flush is left to a worker, which replies.
+// serveWrite takes the payload, also of a write that is refused, and writes it. Long
+// writes, and the flush of FUA, are left to a worker, which replies.
 func (c *conn) serveWrite(r *request, errno uint32, msg string) error {
 	n := int(r.length)
 	if errno != 0 {
@@ -138,11 +138,13 @@ func (c *conn) serveWrite(r *request, errno uint32, msg string) error {
 	if err != nil {
 		return fmt.Errorf("read payload: %w", err)
 	}
+	if large != nil {
+		r.payload = large
+		c.handOver(r)
+		return nil
+	}
 	if n > 0 {
 		_, err = c.wdev.WriteAt(p, int64(r.off))
-	}
-	if large != nil {
-		largeBuffers.Put(large)
 	}
 	switch {
 	case err != nil:
@@ -164,6 +166,11 @@ func (c *conn) perform(s *sink, r *request) {
 	case cmdRead:
 		c.read(s, r)
 		return
+	case cmdWrite:
+		if r.payload != nil {
+			_, err = c.wdev.WriteAt((*r.payload)[:n], off)
+			c.giveBack(r.payload)
+		}
 	case cmdBlockStatus:
 		c.blockStatus(s, r)
 		return
@@ -180,7 +187,7 @@ func (c *conn) perform(s *sink, r *request) {
 	case cmdCache:
 		c.prefetch.Prefetch(off, n)
 	}
-	// The bytes of a write arrived in serveWrite: what is left of it is FUA.
+	// A short write was done in serveWrite: what is left of it is FUA.
 	if err == nil && c.wdev != nil && (r.typ == cmdFlush || r.flags&flagFUA != 0 && r.typ != cmdCache) {
 		err = c.wdev.Flush()
 	}

@@ -22,6 +22,10 @@ const (
 // buffer of 32 MiB: those of clients that want a reply in one piece.
 const maxLargeReads = 2
 
+// maxLongWrites is how many writes with a buffer of their own a connection may have
+// in progress: enough that one is encoded while another is synced and a third arrives.
+const maxLongWrites = 4
+
 // conn is one client's connection, from the greeting to its end. Its loop runs
 // in the goroutine that accepted it.
 type conn struct {
@@ -53,6 +57,7 @@ type conn struct {
 	workers int          // running; of the loop alone
 	wg      sync.WaitGroup
 	large   chan struct{} // a token for each large read
+	long    chan struct{} // a token for each long write
 	ending  atomic.Bool   // shutting down: serve what has arrived, no more
 }
 
@@ -81,6 +86,7 @@ func (c *conn) transmit(buffered []byte) error {
 	c.out = newSink(c)
 	c.jobs = make(chan request)
 	c.large = make(chan struct{}, maxLargeReads)
+	c.long = make(chan struct{}, maxLongWrites)
 	err := c.loop()
 	c.out.send()
 	close(c.jobs)
@@ -144,13 +150,30 @@ func (c *conn) receive(p []byte) (int, error) {
 	return c.st.Read(p)
 }
 
+// await takes a token, with nothing held back while it waits for one.
+func (c *conn) await(tokens chan struct{}) {
+	select {
+	case tokens <- struct{}{}:
+	default:
+		c.out.send()
+		tokens <- struct{}{}
+	}
+}
+
+// giveBack ends the use of a long write's buffer.
+func (c *conn) giveBack(large *[]byte) {
+	largeBuffers.Put(large)
+	<-c.long
+}
+
 // payload returns the n bytes that follow a write, in the input buffer or, if
-// they are many, in a buffer that free gives back.
+// they are many, in a large buffer for giveBack.
 func (c *conn) payload(n int) (p []byte, large *[]byte, err error) {
 	if n <= inlinePayload || n <= c.in.w-c.in.r {
 		p, err = c.need(n)
 		return p, nil, err
 	}
+	c.await(c.long)
 	large = largeBuffers.Get().(*[]byte)
 	p = (*large)[:n]
 	k := copy(p, c.in.b[c.in.r:c.in.w])
@@ -158,7 +181,7 @@ func (c *conn) payload(n int) (p []byte, large *[]byte, err error) {
 	for k < n {
 		m, err := c.receive(p[k:])
 		if err != nil {
-			largeBuffers.Put(large)
+			c.giveBack(large)
 			return nil, nil, err
 		}
 		k += m
