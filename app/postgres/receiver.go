@@ -57,7 +57,7 @@ type ReceiverStatus struct {
 	// Covered: every transaction committed up to this time is durable here,
 	// save for those in Gaps. Zero if not known yet.
 	Covered  time.Time `json:"covered"`
-	Retained int64     `json:"retained"`            // bytes of log the server keeps for us
+	Retained int64     `json:"retained"`            // bytes of log the server keeps for us alone
 	Limited  bool      `json:"limited"`             // the server itself bounds Retained
 	Error    string    `json:"error,omitempty"`     // why it is not running
 	Restarts int       `json:"restarts"`            // of pg_receivewal, since Run
@@ -274,19 +274,21 @@ func (r *Receiver) watch(ctx context.Context, conn *pgx.Conn, ended <-chan struc
 // look reads the slot once and updates the status.
 func (r *Receiver) look(ctx context.Context, conn *pgx.Conn) error {
 	now := time.Now()
-	var cur string
+	var cur, own string
 	var restart, state *string
 	var active bool
-	err := conn.QueryRow(ctx, fmt.Sprintf(`SELECT pg_current_wal_flush_lsn()::text, restart_lsn::text, active, %s FROM pg_replication_slots WHERE slot_name = $1`,
-		walStatusColumn(conn)), r.slot).Scan(&cur, &restart, &active, &state)
+	err := conn.QueryRow(ctx, fmt.Sprintf(`SELECT pg_current_wal_flush_lsn()::text, (SELECT redo_lsn FROM pg_control_checkpoint())::text,
+		restart_lsn::text, active, %s FROM pg_replication_slots WHERE slot_name = $1`,
+		walStatusColumn(conn)), r.slot).Scan(&cur, &own, &restart, &active, &state)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return tidemark.Errorf(tidemark.Unavailable, "somebody dropped replication slot %s", r.slot)
 	}
 	if err != nil {
 		return fmt.Errorf("look at slot %s: %w", r.slot, err)
 	}
-	current, err := ParseLSN(cur)
-	if err != nil {
+	current, err1 := ParseLSN(cur)
+	redo, err2 := ParseLSN(own)
+	if err := errors.Join(err1, err2); err != nil {
 		return err
 	}
 	if restart == nil || state != nil && *state == "lost" {
@@ -296,10 +298,12 @@ func (r *Receiver) look(ctx context.Context, conn *pgx.Conn) error {
 	if err != nil {
 		return err
 	}
-	retained := int64(current) - int64(flushed)
+	// What lies behind the last checkpoint the server keeps for itself. A new slot begins there, so
+	// if that counted, a slot that was given up for its limit would be beyond it again at once.
+	retained := max(int64(redo)-int64(flushed), 0)
 	r.mu.Lock()
 	s := &r.status
-	s.Running, s.Current, s.Flushed, s.Retained = active, current, flushed, max(retained, 0)
+	s.Running, s.Current, s.Flushed, s.Retained = active, current, flushed, retained
 	if s.WALState = ""; state != nil {
 		s.WALState = *state
 	}
