@@ -35,8 +35,8 @@ const maxIndex = 64 << 20
 // maxRecords is the most records of a segment: it bounds the index.
 const maxRecords = 1 << 18
 
-// footer encodes the index and trailer of a segment whose records end at offset end.
-func footer(entries []entry, after int64, end int64) []byte {
+// encodeIndex encodes the places of a segment's records.
+func encodeIndex(entries []entry, after int64) []byte {
 	raw := make([]byte, 0, 16*len(entries))
 	last := entry{time: after}
 	for _, e := range entries {
@@ -48,7 +48,12 @@ func footer(entries []entry, after int64, end int64) []byte {
 		raw = binary.AppendUvarint(raw, uint64(e.size))
 		last = e
 	}
-	b := encoder.EncodeAll(raw, nil)
+	return encoder.EncodeAll(raw, nil)
+}
+
+// footer encodes the index and trailer of a segment whose records end at offset end.
+func footer(entries []entry, after int64, end int64) []byte {
+	b := encodeIndex(entries, after)
 	le := binary.LittleEndian
 	sum := crc32.Checksum(b, castagnoli)
 	n := len(b)

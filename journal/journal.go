@@ -34,8 +34,12 @@ type Journal struct {
 
 	// io is held by the one that writes buffers to files; it is taken before mu.
 	io sync.Mutex
-	// trim is held by the one that removes old segments.
+	// rewriting is held by the one that packs segments; it is taken before io and trim.
+	rewriting sync.Mutex
+	// trim is held by the one that removes or replaces old segments.
 	trim sync.Mutex
+	// blocks are those of packed segments that were read last.
+	blocks blockCache
 
 	mu       sync.Mutex
 	segments []*Segment // oldest first; the last one takes appends
@@ -382,7 +386,7 @@ func (j *Journal) newSegment(number, prevLast, prevEnd uint64) (*Segment, error)
 	if err != nil {
 		return nil, noSpace(errors.Join(err, f.Close(), j.fs.Remove(s.path)))
 	}
-	s.file.Store(&f)
+	s.swap(&opened{file: f})
 	s.refs.Store(1)
 	s.written.Store(segmentHeaderSize)
 	s.space = segmentHeaderSize

@@ -94,6 +94,11 @@ func (j *Journal) list() ([]uint64, error) {
 	}
 	var numbers []uint64
 	for _, name := range names {
+		if name == rewriteName { // a packing that was cut
+			if err := j.fs.Remove(j.fs.PathJoin(j.dir, name)); err != nil {
+				return nil, fmt.Errorf("clean the journal up: %w", err)
+			}
+		}
 		if hex, ok := strings.CutPrefix(name, "seg-"); ok {
 			n, err := strconv.ParseUint(hex, 16, 64)
 			if err != nil {
@@ -115,7 +120,7 @@ func (j *Journal) openSegment(number uint64, last bool) error {
 	}
 	s := &Segment{j: j, path: path}
 	s.refs.Store(1)
-	s.file.Store(&f)
+	s.swap(&opened{file: f})
 	var b [segmentHeaderSize]byte
 	if _, err = f.ReadAt(b[:], 0); err != nil && !errors.Is(err, io.EOF) {
 		s.Release()
@@ -181,12 +186,15 @@ func (j *Journal) continues(s *Segment) error {
 
 // readSegment learns where the segment's records end: from its trailer, or by reading them.
 func (j *Journal) readSegment(s *Segment, f vfs.File, last bool) error {
+	if s.head.packed {
+		return s.readPacked(f)
+	}
 	t, ok, err := readTrailer(f)
 	if err != nil {
 		return err
 	}
 	if ok {
-		entries, err := readIndex(f, t, s.head.after)
+		entries, err := readIndex(f, t.end, t, s.head.after)
 		if err != nil {
 			return fmt.Errorf("segment %s, positions from %d: %w", s.path, s.head.firstPos, err)
 		}
@@ -203,6 +211,28 @@ func (j *Journal) readSegment(s *Segment, f vfs.File, last bool) error {
 	if lost && last {
 		return fmt.Errorf("%w: the record at position %d in segment %s at %d is unreadable, and durable records follow it", ErrCorrupt, s.lastPos+1, s.path, end)
 	}
+	return nil
+}
+
+// readPacked learns from a packed segment's file what is in it. Such a file was whole before it
+// had its name: whatever is wrong with it is damage.
+func (s *Segment) readPacked(f vfs.File) error {
+	p, err := openPacked(f)
+	if err != nil {
+		return fmt.Errorf("segment %s, positions from %d: %w", s.path, s.head.firstPos, err)
+	}
+	entries, err := readIndex(f, p.index, p.footer, s.head.after)
+	if err != nil {
+		return fmt.Errorf("segment %s, positions from %d: %w", s.path, s.head.firstPos, err)
+	}
+	st, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	s.swap(&opened{file: f, packed: p})
+	s.sealed.Store(true)
+	s.settle(entries, p.end)
+	s.packed = st.Size()
 	return nil
 }
 

@@ -139,12 +139,16 @@ type segmentHeader struct {
 	after    int64  // time of the newest record before it
 	prevLast uint64 // position of the last record of the segment before it
 	prevEnd  uint64 // where the records of the segment before it end, in bytes
+	packed   bool   // the file is a packed one
 }
 
 func (h *segmentHeader) encode() []byte {
 	b := make([]byte, segmentHeaderSize)
 	le := binary.LittleEndian
 	copy(b, segmentMagic)
+	if h.packed {
+		copy(b, packedMagic)
+	}
 	le.PutUint32(b[8:], formatVersion)
 	copy(b[16:], h.id[:])
 	le.PutUint64(b[32:], h.number)
@@ -158,7 +162,14 @@ func (h *segmentHeader) encode() []byte {
 
 func parseSegmentHeader(b []byte) (h segmentHeader, err error) {
 	le := binary.LittleEndian
-	if len(b) < segmentHeaderSize || string(b[:8]) != segmentMagic || le.Uint32(b[124:]) != crc32.Checksum(b[:124], castagnoli) {
+	if len(b) < segmentHeaderSize || le.Uint32(b[124:]) != crc32.Checksum(b[:124], castagnoli) {
+		return h, fmt.Errorf("%w: no segment header", ErrCorrupt)
+	}
+	switch string(b[:8]) {
+	case segmentMagic:
+	case packedMagic:
+		h.packed = true
+	default:
 		return h, fmt.Errorf("%w: no segment header", ErrCorrupt)
 	}
 	if v := le.Uint32(b[8:]); v != formatVersion {

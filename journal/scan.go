@@ -146,27 +146,46 @@ func (j *Journal) Segments() []SegmentInfo {
 	list := make([]SegmentInfo, 0, len(j.segments))
 	for _, s := range j.segments {
 		list = append(list, SegmentInfo{Number: s.head.number, FirstPos: s.head.firstPos, LastPos: s.lastPos,
-			After: s.head.after, Last: s.last, Bytes: s.end, Sealed: s.sealed.Load()})
+			After: s.head.after, Last: s.last, Bytes: s.size(), Sealed: s.sealed.Load()})
 	}
 	return list
 }
 
-// trimRoll is how large the last segment must be for Trim to end it early.
+// size is what the segment's records take on disk. The caller holds the journal's mu.
+func (s *Segment) size() int64 {
+	if s.packed > 0 {
+		return s.packed
+	}
+	return s.end
+}
+
+// trimRoll is how large the last segment must be for Trim or Rewrite to end it early.
 const trimRoll = 1 << 20
 
 // Trim forgets whole segments whose records are all at or before upTo. Held
 // segments stay readable for their holders.
 func (j *Journal) Trim(upTo uint64) error {
-	j.mu.Lock()
-	last := j.segments[len(j.segments)-1]
-	early := last.lastPos <= upTo && last.end > trimRoll && j.err == nil
-	j.mu.Unlock()
-	if early {
-		if err := j.endSegment(); err != nil {
-			return err
-		}
+	if err := j.endEarly(upTo); err != nil {
+		return err
 	}
 	return j.removeUpTo(upTo)
+}
+
+// endEarly ends the last segment where that is worth it.
+func (j *Journal) endEarly(upTo uint64) error {
+	j.mu.Lock()
+	early := j.endsEarly(upTo)
+	j.mu.Unlock()
+	if !early {
+		return nil
+	}
+	return j.endSegment()
+}
+
+// endsEarly reports whether the last segment's records are all at or before upTo, and many. The caller holds mu.
+func (j *Journal) endsEarly(upTo uint64) bool {
+	last := j.segments[len(j.segments)-1]
+	return last.lastPos <= upTo && last.end > trimRoll && j.err == nil
 }
 
 // endSegment rolls to a new segment and makes that durable: the old one's end is told by the new one's header.
@@ -189,9 +208,6 @@ func (j *Journal) removeUpTo(upTo uint64) error {
 		s := j.oldestUpTo(upTo)
 		if s == nil {
 			return nil
-		}
-		if _, err := s.handle(); err != nil { // open for those who hold it
-			j.o.Logger.Warn("a trimmed segment cannot be opened for its readers", "segment", s.path, "error", err)
 		}
 		if err := j.fs.Remove(s.path); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return fmt.Errorf("trim the journal: %w", err)

@@ -22,8 +22,8 @@ type Segment struct {
 	// written is how far the file holds what was appended; beyond it the bytes are in the journal's buffers.
 	written atomic.Int64
 
-	mu   sync.Mutex // guards opening and closing of file
-	file atomic.Pointer[vfs.File]
+	mu   sync.RWMutex // held for reading while file is read, and else by who replaces it
+	file *opened      // nil: closed
 
 	// Guarded by the journal's mu:
 	entries []entry // in memory while the segment is not sealed
@@ -32,6 +32,14 @@ type Segment struct {
 	last    int64 // time of the last record
 	space   int64 // up to where space is allocated
 	footed  bool  // the footer is written: no more records
+	packed  int64 // bytes of its file, if that is a packed one
+	dense   bool  // packing does not make it smaller
+}
+
+// opened is a segment's file.
+type opened struct {
+	file   vfs.File
+	packed *packed // nil: the records lie in the file as they are
 }
 
 // Place is where a record's payload begins.
@@ -45,7 +53,7 @@ type SegmentInfo struct {
 	Number            uint64
 	FirstPos, LastPos uint64 // LastPos < FirstPos: no records
 	After, Last       int64  // times: newest before it, its last
-	Bytes             int64  // of records
+	Bytes             int64  // that its records take on disk
 	Sealed            bool
 }
 
@@ -60,31 +68,32 @@ func (s *Segment) Release() {
 	if s.refs.Add(-1) > 0 {
 		return
 	}
+	s.swap(nil)
+}
+
+// swap lets readers have another file from now on, and closes the one before.
+func (s *Segment) swap(next *opened) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if f := s.file.Swap(nil); f != nil {
-		if err := (*f).Close(); err != nil {
+	if o := s.file; o != nil && (next == nil || o.file != next.file) {
+		if err := o.file.Close(); err != nil {
 			s.j.o.Logger.Warn("closing a journal segment", "segment", s.path, "error", err)
 		}
 	}
+	s.file = next
 }
 
-// handle returns the open file.
+// errReleased: somebody uses a segment that he does not hold.
+var errReleased = errors.New("the segment was released")
+
+// handle returns the file of a segment that is written to: nobody replaces that.
 func (s *Segment) handle() (vfs.File, error) {
-	if f := s.file.Load(); f != nil {
-		return *f, nil
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if s.file == nil {
+		return nil, errReleased
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if f := s.file.Load(); f != nil {
-		return *f, nil
-	}
-	f, err := s.j.fs.Open(s.path)
-	if err != nil {
-		return nil, err
-	}
-	s.file.Store(&f)
-	return f, nil
+	return s.file.file, nil
 }
 
 // ReadAt fills p from offset off, which must lie within one record's payload.
@@ -96,14 +105,24 @@ func (s *Segment) ReadAt(p []byte, off uint32) error {
 	if int64(off)+int64(len(p)) > s.written.Load() && s.j.readBuffered(s, p, int64(off)) {
 		return nil
 	}
-	f, err := s.handle()
-	if err == nil {
-		_, err = f.ReadAt(p, int64(off))
-	}
-	if err != nil {
+	if err := s.readFile(p, int64(off)); err != nil {
 		return fmt.Errorf("read %d bytes at %d of journal segment %s: %w", len(p), off, s.path, err)
 	}
 	return nil
+}
+
+func (s *Segment) readFile(p []byte, off int64) error {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	switch o := s.file; {
+	case o == nil:
+		return errReleased
+	case o.packed != nil:
+		return o.packed.readAt(o.file, &s.j.blocks, p, off)
+	default:
+		_, err := o.file.ReadAt(p, off)
+		return err
+	}
 }
 
 // index returns the entries of the segment's records.
@@ -114,22 +133,32 @@ func (s *Segment) index() ([]entry, error) {
 	if entries != nil || !s.sealed.Load() {
 		return entries, nil
 	}
-	f, err := s.handle()
-	if err != nil {
-		return nil, err
-	}
-	t, ok, err := readTrailer(f)
-	if err != nil {
-		return nil, err
-	}
-	if !ok {
-		return nil, fmt.Errorf("%w: segment %s has lost its trailer; positions %d to %d are affected", ErrCorrupt, s.path, s.head.firstPos, s.lastPos)
-	}
-	entries, err = readIndex(f, t, s.head.after)
+	entries, err := s.readEntries()
 	if err != nil {
 		return nil, fmt.Errorf("segment %s, positions %d to %d: %w", s.path, s.head.firstPos, s.lastPos, err)
 	}
 	return entries, nil
+}
+
+// readEntries reads the index of a sealed segment's file.
+func (s *Segment) readEntries() ([]entry, error) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	o := s.file
+	if o == nil {
+		return nil, errReleased
+	}
+	if p := o.packed; p != nil {
+		return readIndex(o.file, p.index, p.footer, s.head.after)
+	}
+	t, ok, err := readTrailer(o.file)
+	if err == nil && !ok {
+		err = fmt.Errorf("%w: it has lost its trailer", ErrCorrupt)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return readIndex(o.file, t.end, t, s.head.after)
 }
 
 func readTrailer(f vfs.File) (t trailer, ok bool, err error) {
@@ -148,12 +177,13 @@ func readTrailer(f vfs.File) (t trailer, ok bool, err error) {
 	return t, ok, nil
 }
 
-func readIndex(f vfs.File, t trailer, after int64) ([]entry, error) {
+// readIndex reads the index that lies at offset at of a file.
+func readIndex(f vfs.File, at int64, t trailer, after int64) ([]entry, error) {
 	if t.length > maxIndex {
 		return nil, fmt.Errorf("%w: an index of %d bytes", ErrCorrupt, t.length)
 	}
 	b := make([]byte, t.length)
-	if _, err := f.ReadAt(b, t.end); err != nil {
+	if _, err := f.ReadAt(b, at); err != nil {
 		return nil, err
 	}
 	return parseIndex(b, t, after)
@@ -173,10 +203,14 @@ func (s *Segment) verify(entries []entry, from, to int) error {
 		if cap(buf) < n {
 			buf = make([]byte, n)
 		}
-		if err := s.ReadAt(buf[:n], e.at); err != nil {
+		err := s.ReadAt(buf[:n], e.at)
+		if err != nil && !errors.Is(err, ErrCorrupt) {
 			return err
 		}
-		h, err := parseRecord(buf[:n], s.head.salt())
+		var h header
+		if err == nil {
+			h, err = parseRecord(buf[:n], s.head.salt())
+		}
 		if err != nil || h.Pos != s.head.firstPos+uint64(i) {
 			return fmt.Errorf("%w: the record at position %d (disk %d, offset %d, %d bytes) in segment %s at %d does not match its checksum",
 				ErrCorrupt, s.head.firstPos+uint64(i), e.disk, e.off, e.len, s.path, e.at)
