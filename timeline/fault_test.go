@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 
@@ -129,6 +130,7 @@ func (w *written) work(t *testing.T, fs vfs.FS) string {
 	if err != nil {
 		return ""
 	}
+	line.SetWindow(Window{For: time.Hour})
 	d := line.Disks()[0]
 	for i := range 6 {
 		for range 12 {
@@ -143,6 +145,7 @@ func (w *written) work(t *testing.T, fs vfs.FS) string {
 		if line.Fold(ctx) == nil && i == 3 {
 			at.store.Reclaim(ctx, at.set.Keep)
 		}
+		line.Pack(ctx)
 		if b, err := line.Branch(ctx, fmt.Sprint("b", i), line.newestPoint(), nil, nil); err == nil && i%2 == 0 {
 			b.Remove(ctx)
 		}

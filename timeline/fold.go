@@ -16,6 +16,16 @@ import (
 // images, oldest first, until nothing frozen is left. When it returns, every bookmark
 // made before has its image.
 func (t *Timeline) Fold(ctx context.Context) error {
+	if err := t.fold(ctx); err != nil {
+		return err
+	}
+	if t.journal.Raw(t.folded()) && t.asked.CompareAndSwap(false, true) {
+		t.set.askFold(t) // which packs, when nobody waits
+	}
+	return nil
+}
+
+func (t *Timeline) fold(ctx context.Context) error {
 	t.foldMu.Lock()
 	defer t.foldMu.Unlock()
 	for {
@@ -35,6 +45,22 @@ func (t *Timeline) Fold(ctx context.Context) error {
 		}
 	}
 	return t.trim(ctx)
+}
+
+// Pack compresses what only history needs of the journal: records that are in an image, and are
+// kept for the window or for branches. It goes on in the background by itself.
+func (t *Timeline) Pack(ctx context.Context) error {
+	if _, err := t.journal.Rewrite(ctx, t.folded()); err != nil {
+		return fmt.Errorf("pack the journal of %s: %w", t.Name(), err)
+	}
+	return nil
+}
+
+// folded is the position up to which everything is in an image.
+func (t *Timeline) folded() uint64 {
+	t.facts.Lock()
+	defer t.facts.Unlock()
+	return uint64(t.state.Base)
 }
 
 func (t *Timeline) oldestCut() *cut {

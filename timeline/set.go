@@ -448,7 +448,10 @@ func (t *Timeline) foldBacklog(ctx context.Context) error {
 			return err
 		}
 	}
-	return t.Fold(ctx)
+	if err := t.fold(ctx); err != nil {
+		return err
+	}
+	return t.Pack(ctx)
 }
 
 // Keep tells a reclaim of the store what all timelines need. It fails if that

@@ -294,7 +294,7 @@ func (m *model) create() {
 func (m *model) step() {
 	l := m.lines[m.rng.IntN(len(m.lines))]
 	t := m.w.set.Get(l.id)
-	switch m.rng.IntN(24) {
+	switch m.rng.IntN(25) {
 	case 0:
 		m.bookmark(l, t)
 	case 1:
@@ -323,6 +323,10 @@ func (m *model) step() {
 			if _, err := m.w.store.Reclaim(context.Background(), m.w.set.Keep); err != nil {
 				m.fatalf("reclaim: %v", err)
 			}
+		}
+	case 9:
+		if err := t.Pack(context.Background()); err != nil {
+			m.fatalf("pack: %v", err)
 		}
 	default:
 		m.write(l, t)
