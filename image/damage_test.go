@@ -158,6 +158,7 @@ func TestLostPack(t *testing.T) {
 	must(t, s.Close())
 	must(t, fs.Remove(pick(t, rng, fs)))
 	s = mustOpen(t, o)
+	s.endPack()
 	before, _ := countPacks(t, o.Bucket)
 	if len(damagedRoots(t, s, roots, contents)) == 0 {
 		t.Skip("nothing live was in it")

@@ -50,6 +50,7 @@ func (s *Store) Reclaim(ctx context.Context, mark func(keep *Keeper) error) (Rec
 	s.keepEnded(true)
 	defer s.keepEnded(false)
 	defer s.index.ballast.refill()
+	s.endPack()
 	candidates := s.sealedPacks()
 	s.o.hook("mark")
 	live, err := s.markAll(ctx, mark)
@@ -95,6 +96,18 @@ func (s *Store) keepEnded(on bool) {
 	t.keep = nil
 	if on {
 		t.keep = map[Root]bool{}
+	}
+}
+
+// endPack ends the pack that grows, so that what is dead in it can be given back too. Where it
+// cannot be sealed it stays as it is, and is left out.
+func (s *Store) endPack() {
+	s.appendMu.Lock()
+	p := s.cur
+	s.cur = nil
+	s.appendMu.Unlock()
+	if p != nil {
+		s.sealLater(p)
 	}
 }
 

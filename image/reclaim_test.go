@@ -284,6 +284,7 @@ func TestReclaimEveryMarkRead(t *testing.T) {
 	must(t, err)
 	x.End()
 	s.sealing.Wait()
+	s.endPack()
 	before, _ := countPacks(t, bucket)
 	for n := int64(1); ; n++ {
 		marking := true
