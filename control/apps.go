@@ -181,6 +181,10 @@ func (c *Control) Bookmark(ctx context.Context, spec tidemark.BookmarkSpec) (tid
 	if err != nil {
 		return tidemark.RecoveryPoint{}, err
 	}
+	if a.Role == "" && a.Type != tidemark.TypeVolume {
+		return tidemark.RecoveryPoint{}, tidemark.Errorf(tidemark.Conflict, "what is kept of %s is its last capture: a bookmark would give that the time of now", a.name).
+			WithHint("capture it: `tidemark capture " + a.name + " --bookmark " + spec.Name + "`")
+	}
 	pos, err := c.markFrozen(ctx, a, timeline.Mark{Name: spec.Name, Consistency: tidemark.CrashConsistent})
 	if err != nil {
 		return tidemark.RecoveryPoint{}, err

@@ -45,11 +45,11 @@ func (c *Control) poolStatus(p *tidemark.PoolStatus) error {
 	st := c.store.Stats()
 	p.Path, p.PhysicalBytes, p.Packs, p.Chunks, p.Health = c.path("pool"), st.PhysicalBytes, int64(st.Packs), st.Records, "ok"
 	for _, t := range c.set.List() {
-		for _, r := range t.Points() {
-			for _, i := range r.Images {
-				p.LogicalBytes += i.Size
-			}
+		n, err := t.LogicalBytes()
+		if err != nil {
+			c.log.Error("points could not be measured", "timeline", t.Name(), "error", err)
 		}
+		p.LogicalBytes += n
 		if t.Trouble() != nil {
 			p.Health = "degraded"
 		}

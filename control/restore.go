@@ -20,6 +20,8 @@ type restored struct {
 	To      string  `json:"to"`
 	Bytes   int64   `json:"bytes"`
 	Seconds float64 `json:"seconds"`
+	// Notes are about files that could not be restored as they were.
+	Notes []string `json:"notes,omitempty"`
 }
 
 // Restore writes a point to a file or device, or the files of it to a directory.
@@ -31,7 +33,7 @@ func (c *Control) Restore(ctx context.Context, spec tidemark.RestoreSpec) (tidem
 	if !filepath.IsAbs(spec.To) {
 		return tidemark.Job{}, tidemark.Errorf(tidemark.Invalid, "%q is not an absolute path", spec.To).WithHint("write it from / on")
 	}
-	toDir, err := checkTarget(spec)
+	toDir, err := checkTarget(a, spec)
 	if err != nil {
 		return tidemark.Job{}, err
 	}
@@ -40,7 +42,7 @@ func (c *Control) Restore(ctx context.Context, spec tidemark.RestoreSpec) (tidem
 		r := restored{Ref: spec.Ref, To: spec.To}
 		var err error
 		if toDir {
-			r.Bytes, err = c.restoreFiles(ctx, a, pos, spec)
+			r.Bytes, r.Notes, err = c.restoreFiles(ctx, t, a, pos, spec)
 		} else {
 			r.Bytes, err = restoreDisk(ctx, t, a, pos, spec)
 		}
@@ -50,15 +52,17 @@ func (c *Control) Restore(ctx context.Context, spec tidemark.RestoreSpec) (tidem
 }
 
 // checkTarget reports whether a restore goes to a directory, and refuses what it
-// cannot go to. Nothing is opened: the opening alone of a pipe waits for ever.
-func checkTarget(spec tidemark.RestoreSpec) (dir bool, err error) {
+// cannot go to. A new name becomes a file if a disk is restored, and a directory if
+// files are: those of a volume are a disk, unless a directory is there. Nothing is
+// opened: the opening alone of a pipe waits for ever.
+func checkTarget(a app, spec tidemark.RestoreSpec) (dir bool, err error) {
 	st, err := os.Stat(spec.To)
 	switch {
 	case errors.Is(err, os.ErrNotExist):
 		if up, err := os.Stat(filepath.Dir(spec.To)); err != nil || !up.IsDir() {
 			return false, tidemark.Errorf(tidemark.NotFound, "there is no directory %s", filepath.Dir(spec.To)).WithHint("make it first")
 		}
-		return false, nil
+		return a.Type != tidemark.TypeVolume && spec.Disk == "", nil
 	case err != nil:
 		return false, tidemark.Errorf(tidemark.Invalid, "%s cannot be restored to: %w", spec.To, err)
 	case st.IsDir():
@@ -76,27 +80,27 @@ func checkTarget(spec tidemark.RestoreSpec) (dir bool, err error) {
 }
 
 // restoreFiles mounts the point and copies its tree.
-func (c *Control) restoreFiles(ctx context.Context, a app, pos tidemark.Position, spec tidemark.RestoreSpec) (n int64, err error) {
+func (c *Control) restoreFiles(ctx context.Context, t *task, a app, pos tidemark.Position, spec tidemark.RestoreSpec) (n int64, notes []string, err error) {
 	disk := spec.Disk
 	if disk == "" && a.Type != tidemark.TypeVolume {
 		disk = dataDisk
 	}
 	dir, err := os.MkdirTemp(c.path("run"), "restore-")
 	if err != nil {
-		return 0, err
+		return 0, nil, err
 	}
 	defer func() { err = errors.Join(err, os.Remove(dir)) }()
 	m, err := c.Mount(ctx, tidemark.MountSpec{Ref: a.name + "@" + pos.String(), Disk: disk, Path: dir, Name: c.freeName(a.name + "-restore")})
 	if err != nil {
-		return 0, err
+		return 0, nil, err
 	}
 	defer func() { err = errors.Join(err, c.Unmount(context.WithoutCancel(ctx), m.Name)) }()
 	from := dir
 	if a.Type != tidemark.TypeVolume {
 		from = filepath.Join(dir, treeDir)
 	}
-	stats, err := c.agent.RestoreFiles(ctx, from, spec.To, nil)
-	return stats.ReadBytes, err
+	stats, err := c.agent.RestoreFiles(ctx, from, spec.To, t.report)
+	return stats.ReadBytes, stats.Warnings, err
 }
 
 // restoreDisk writes a disk's bytes to a file or device; holes stay holes in a new file.

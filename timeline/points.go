@@ -36,6 +36,48 @@ func (m manifest) recoveryPoint() tidemark.RecoveryPoint {
 	return p
 }
 
+// LogicalBytes returns what full copies of all retained points would take, in bytes, holes not
+// counted. Images never change: each is measured once.
+func (t *Timeline) LogicalBytes() (n int64, err error) {
+	t.facts.Lock()
+	points := slices.Clone(t.points)
+	t.facts.Unlock()
+	for _, m := range points {
+		if m.Mark == nil {
+			continue
+		}
+		for _, d := range m.Disks {
+			root, err := d.root()
+			if err != nil {
+				return n, err
+			}
+			held, err := t.set.heldBytes(root)
+			if err != nil {
+				return n, fmt.Errorf("measure %s@%v: %w", t.Name(), m.Position, err)
+			}
+			n += held
+		}
+	}
+	return n, nil
+}
+
+// heldBytes measures an image, holes not counted.
+func (s *Set) heldBytes(r image.Root) (n int64, err error) {
+	if n, ok := s.held.Load(r); ok {
+		return n.(int64), nil
+	}
+	err = s.store.View(r).Extents(0, r.Size, func(e block.Extent) bool {
+		if !e.Hole {
+			n += e.Len
+		}
+		return true
+	})
+	if err == nil {
+		s.held.Store(r, n)
+	}
+	return n, err
+}
+
 // Resolve returns the position that p names. A time names the newest record
 // that is not later, where the journal still holds it; before that, the newest
 // retained point that is not later.
@@ -68,6 +110,10 @@ func (t *Timeline) Resolve(p tidemark.Point) (tidemark.Position, error) {
 }
 
 func (t *Timeline) resolveTime(when time.Time) (tidemark.Position, error) {
+	// The journal's own time may be ahead of a clock that was set back.
+	if _, newest := t.journal.Head(); when.After(time.Now()) && when.After(time.Unix(0, newest)) {
+		return 0, tidemark.Errorf(tidemark.Invalid, "%s has not come yet", when.Format(time.RFC3339)).WithHint("leave the time out for the newest state")
+	}
 	if pos := t.journal.At(when.UnixNano()); pos > uint64(t.oldestInJournal()) {
 		return tidemark.Position(pos), nil
 	}

@@ -52,6 +52,8 @@ type Set struct {
 	// damaged says which timelines could not be opened, and why.
 	damaged map[string]error
 
+	held sync.Map // image.Root → int64: see heldBytes
+
 	work chan *Timeline
 	stop context.CancelFunc
 	done sync.WaitGroup

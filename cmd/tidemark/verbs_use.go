@@ -232,12 +232,16 @@ func restoreCommand() *cobra.Command {
 				return err
 			}
 			return work(cmd, "restore", spec, func(r struct {
-				Ref     string  `json:"ref"`
-				To      string  `json:"to"`
-				Bytes   int64   `json:"bytes"`
-				Seconds float64 `json:"seconds"`
+				Ref     string   `json:"ref"`
+				To      string   `json:"to"`
+				Bytes   int64    `json:"bytes"`
+				Seconds float64  `json:"seconds"`
+				Notes   []string `json:"notes,omitempty"`
 			}) {
 				fmt.Printf("%s is restored to %s: %s in %s\n", r.Ref, r.To, size(r.Bytes), seconds(r.Seconds))
+				for _, n := range r.Notes {
+					fmt.Println("note:", n)
+				}
 			})
 		}}
 	diskFlag(c, &spec.Disk)
