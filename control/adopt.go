@@ -69,6 +69,15 @@ func (c *Control) removeUnanswered(ctx context.Context) error {
 	return nil
 }
 
+// Forget deletes what is left of a timeline that cannot be opened, and takes its disks off this host.
+func (c *Control) Forget(ctx context.Context, id string) error {
+	if err := c.set.Forget(ctx, id); err != nil {
+		return err
+	}
+	c.event("warning", "", "what was left of the damaged timeline %s was deleted", id)
+	return c.removeStrays(ctx)
+}
+
 // removeStrays takes off this host the disks whose timelines are gone, which an attacher that began
 // late can leave. Where a timeline cannot be opened, its disks may be meant, and nothing is touched.
 func (c *Control) removeStrays(ctx context.Context) error {

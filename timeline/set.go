@@ -49,7 +49,7 @@ type Set struct {
 
 	mu    sync.Mutex
 	lines map[string]*Timeline
-	// damaged says which timelines could not be opened, and why.
+	// damaged says which timelines could not be opened, and why; guarded by mu.
 	damaged map[string]error
 
 	held sync.Map // image.Root → int64: see heldBytes
@@ -127,7 +127,27 @@ func (s *Set) leaveOut(id string, err error) {
 }
 
 // Damaged returns the timelines that could not be opened, and why.
-func (s *Set) Damaged() map[string]error { return s.damaged }
+func (s *Set) Damaged() map[string]error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return maps.Clone(s.damaged)
+}
+
+// Forget deletes a timeline that could not be opened, by its id, and what is left of it: for one that
+// cannot be brought back, and keeps a reclaim from running.
+func (s *Set) Forget(ctx context.Context, id string) error {
+	if s.Damaged()[id] == nil {
+		return tidemark.Errorf(tidemark.NotFound, "there is no damaged timeline %q", id).WithHint("`tidemark verify` lists what is damaged")
+	}
+	if err := s.erase(ctx, id); err != nil {
+		return fmt.Errorf("forget the timeline %s: %w", id, err)
+	}
+	s.mu.Lock()
+	delete(s.damaged, id)
+	s.mu.Unlock()
+	s.unpin(id)
+	return nil
+}
 
 func (s *Set) dirOf(id string) string { return s.o.FS.PathJoin(s.o.Dir, id) }
 
@@ -463,7 +483,8 @@ func (s *Set) Keep(k *image.Keeper) error {
 		return err
 	}
 	if d := s.Damage(); len(d) > 0 {
-		return fmt.Errorf("nothing is reclaimed while it is not known what is needed: %w", d[0])
+		return tidemark.Errorf(tidemark.Corrupt, "it is not known what is needed, for %d timelines or points are damaged", len(d)).
+			WithHint("`tidemark verify` names them, with what to do")
 	}
 	return nil
 }
@@ -481,8 +502,9 @@ func (s *Set) KeepReadable(k *image.Keeper) (err error) {
 
 // Damage returns what is known to be unreadable of timelines and points.
 func (s *Set) Damage() (list []error) {
-	for _, id := range slices.Sorted(maps.Keys(s.damaged)) {
-		list = append(list, s.damaged[id])
+	damaged := s.Damaged()
+	for _, id := range slices.Sorted(maps.Keys(damaged)) {
+		list = append(list, fmt.Errorf("a timeline cannot be opened; `tidemark forget %s` deletes what is left of it: %w", id, damaged[id]))
 	}
 	for _, t := range s.List() {
 		t.facts.Lock()

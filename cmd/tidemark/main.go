@@ -66,7 +66,7 @@ as #8123, a time such as 2026-11-23T02:41:07Z, or -5m for five minutes ago.`,
 		"server":  {serverCommand(), demoCommand(), statusCommand(), jobsCommand(), jobCommand(), poolCommand()},
 		"protect": {discoverCommand(), protectCommand(), unprotectCommand(), captureCommand(), bookmarkCommand(), volumeCommand()},
 		"use":     {pointsCommand(), exportCommand(), exportsCommand(), unexportCommand(), mountCommand(), mountsCommand(), unmountCommand(), cloneCommand(), clonesCommand(), refreshCommand(), restoreCommand(), diffCommand()},
-		"keep":    {expireCommand(), reclaimCommand(), verifyCommand()},
+		"keep":    {expireCommand(), reclaimCommand(), forgetCommand(), verifyCommand()},
 	} {
 		for _, sub := range commands {
 			sub.GroupID = group

@@ -59,6 +59,18 @@ func expireCommand() *cobra.Command {
 		}}
 }
 
+func forgetCommand() *cobra.Command {
+	return &cobra.Command{Use: "forget ID", Short: "Delete what is left of a timeline that cannot be opened", Args: takes(0, aName),
+		Long:    "Delete what is left of a timeline that is too damaged to be opened.\n`tidemark verify` names such timelines by their IDs. Until they are brought back\nor forgotten, nothing is reclaimed, for it is not known what they need.",
+		Example: "  tidemark forget 3d0df8648c83e76bc8c7021c9f163021",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := server().Named(cmd.Context(), "forget", args[0], nil); err != nil {
+				return err
+			}
+			return show(map[string]string{"id": args[0]}, func() { fmt.Println(args[0], "is forgotten") })
+		}}
+}
+
 func reclaimCommand() *cobra.Command {
 	return &cobra.Command{Use: "reclaim", Short: "Give back the bytes that no point needs", Args: takes(0), Example: "  tidemark reclaim", RunE: func(cmd *cobra.Command, _ []string) error {
 		return work(cmd, "reclaim", nil, func(r tidemark.ReclaimResult) {
