@@ -93,7 +93,7 @@ func (c *Control) removeStrays(ctx context.Context) error {
 		if at.Alive() {
 			err = at.Detach(ctx, true)
 		} else {
-			err = at.Cleanup(true)
+			err = cleanUp(at)
 		}
 		c.event("warning", name, "the disk %s belonged to nothing any more, and was detached: %v", at.Device(), err)
 	}

@@ -84,6 +84,16 @@ func (c *Control) attached(a app, disk string) (*mount.Attachment, bool, error) 
 	return nil, false, nil
 }
 
+// cleanUp removes what a dead attacher left. One whose record cannot be read may live, and the
+// disk attached a second time would have two writers, each sure of its own: it is left to the user.
+func cleanUp(at *mount.Attachment) error {
+	if err := at.Err(); err != nil {
+		return tidemark.Errorf(tidemark.Corrupt, "what is attached as %s is not known: %w", at.Name(), err).
+			WithHint("end its process (`pgrep -af \"tidemark attach\"`), or restart the host, and remove the directory")
+	}
+	return at.Cleanup(true)
+}
+
 // detach takes a disk off this host, if it is attached.
 func (c *Control) detach(ctx context.Context, a app, disk string) error {
 	at, ok, err := c.attached(a, disk)
@@ -93,7 +103,7 @@ func (c *Control) detach(ctx context.Context, a app, disk string) error {
 	if at.Alive() {
 		err = at.Detach(ctx, false)
 	} else {
-		err = at.Cleanup(true)
+		err = cleanUp(at)
 	}
 	if err != nil {
 		return fmt.Errorf("detach disk %s of %s: %w", disk, a.name, err)

@@ -286,7 +286,7 @@ func (c *Control) comeBackMount(ctx context.Context, a app) error {
 		return err
 	}
 	if ok {
-		if err := at.Cleanup(true); err != nil {
+		if err := cleanUp(at); err != nil {
 			return err
 		}
 	}

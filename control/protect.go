@@ -365,7 +365,7 @@ func (c *Control) reattach(ctx context.Context, a app, disk string) (*mount.Atta
 		return at, nil
 	}
 	if ok {
-		if err := at.Cleanup(true); err != nil {
+		if err := cleanUp(at); err != nil {
 			return nil, err
 		}
 	}
