@@ -60,7 +60,10 @@ func TestBusyFileSystem(t *testing.T) {
 		check := beBusy(t, dir, seed, stop)
 		rng := rand.New(rand.NewPCG(seed, 0))
 		kills := rounds(6, 60)
-		for range kills {
+		for i := range kills {
+			if i%2 == 0 { // else it may be in the middle of coming back
+				reconnected(t, a)
+			}
 			time.Sleep(time.Duration(50+rng.IntN(250)) * time.Millisecond)
 			s.kill()
 			time.Sleep(time.Duration(rng.IntN(50)) * time.Millisecond)
@@ -85,6 +88,18 @@ func TestBusyFileSystem(t *testing.T) {
 		}
 		check()
 	})
+}
+
+// reconnected waits until the attacher has its server.
+func reconnected(t *testing.T, a *Attachment) {
+	t.Helper()
+	for range 1000 {
+		if st, err := a.Status(t.Context()); err == nil && st.Server.Connected {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Fatal("the attacher does not come back")
 }
 
 // beBusy writes and reads files until stop is closed. The function it returns waits for
