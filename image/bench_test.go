@@ -145,3 +145,44 @@ func TestIncrementOfFiles(t *testing.T) {
 	t.Logf("changed %d bytes at a grain of 4096", changed)
 	must(t, same(s, root, c))
 }
+
+// BenchmarkTryReadCold4K reads as the NBD server does, through a cache much smaller than the disk.
+func BenchmarkTryReadCold4K(b *testing.B) {
+	s, d, root := benchStore(b, 4<<20)
+	v, p := s.View(root), make([]byte, 4096)
+	for _, pk := range s.allPacks() {
+		must(b, s.sealPack(b.Context(), pk))
+	}
+	s.cur = nil
+	must(b, same(s, root, d.data))
+	_, err := v.ReadAt(make([]byte, root.Size), 0)
+	must(b, err)
+	rng := rand.New(rand.NewPCG(2, 2))
+	b.SetBytes(4096)
+	b.ReportAllocs()
+	missed := 0
+	for b.Loop() {
+		if ok, err := v.TryReadAt(p, rng.Int64N(root.Size/4096)*4096, true); err != nil {
+			b.Fatal(err)
+		} else if !ok {
+			missed++
+		}
+	}
+	b.ReportMetric(float64(missed)/float64(b.N), "missed/op")
+}
+
+func BenchmarkTryReadWarm4K(b *testing.B) {
+	s, d, root := benchStore(b, 64<<20)
+	must(b, same(s, root, d.data))
+	v, p := s.View(root), make([]byte, 4096)
+	_, err := v.ReadAt(make([]byte, root.Size), 0)
+	must(b, err)
+	rng := rand.New(rand.NewPCG(2, 2))
+	b.SetBytes(4096)
+	b.ReportAllocs()
+	for b.Loop() {
+		if ok, err := v.TryReadAt(p, rng.Int64N(root.Size/4096)*4096, true); err != nil || !ok {
+			b.Fatal(ok, err)
+		}
+	}
+}

@@ -71,7 +71,7 @@ func (s *Store) checkOne(n Name, kd kind, level, chunk int, at place, p *pack, b
 		return &Damage{Name: n, Node: kd == kindNode, What: "there is no record of it"}, nil
 	}
 	content := buf[:1<<at.log]
-	err := s.load(n, kd, content)
+	err := s.load(n, kd, content, nil)
 	if err != nil && !isDamage(err) {
 		return nil, err
 	}
@@ -111,7 +111,17 @@ func (s *Store) markBad(n Name) error {
 		return err
 	}
 	at.bad = true
-	return s.index.change(n, at)
+	return s.changeBad(n, at)
+}
+
+// changeBad notes damage in the index, and makes reads forget what they remember of the pack.
+func (s *Store) changeBad(n Name, at place) error {
+	err := s.index.change(n, at)
+	s.marked.Add(1) // in this order: see remember
+	if p := s.pack(at.pack); p != nil {
+		s.numbers.forget(p)
+	}
+	return err
 }
 
 // affected fills in which roots need what is damaged.
@@ -283,7 +293,7 @@ func (s *Store) reindex(n Name, at place, r *PacksReport) error {
 		return nil
 	case same:
 		old.bad = true
-		return s.index.change(n, old)
+		return s.changeBad(n, old)
 	}
 	r.Reindexed++
 	return s.index.change(n, at)

@@ -199,7 +199,7 @@ func readParts(t *testing.T, rng *rand.Rand, v *View, want []byte) {
 			t.Fatalf("read of %d at %d differs", len(p), off)
 		}
 		clear(p)
-		if ok, err := v.TryReadAt(p, int64(off)); err != nil || ok && !bytes.Equal(p, want[off:off+len(p)]) {
+		if ok, err := v.TryReadAt(p, int64(off), rng.IntN(2) == 0); err != nil || ok && !bytes.Equal(p, want[off:off+len(p)]) {
 			t.Fatalf("try at %d: %v %v", off, ok, err)
 		}
 		at := int64(off)

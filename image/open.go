@@ -58,8 +58,10 @@ func newStore(o Options) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %s: %w", ErrLocked, o.Dir, err)
 	}
+	now, _ := o.Bucket.(object.NowReader)
 	return &Store{
-		o: o, fs: o.FS, log: o.Logger, lock: lock, packs: map[uint64]*pack{}, prefetch: make(chan struct{}, prefetchers),
+		now: now,
+		o:   o, fs: o.FS, log: o.Logger, lock: lock, packs: map[uint64]*pack{}, prefetch: make(chan struct{}, prefetchers),
 		cache: newCache(o.CacheBytes), nodes: newNodeCache(o.NodeBytes),
 	}, nil
 }

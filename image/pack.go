@@ -24,6 +24,7 @@ type pack struct {
 	sealed    atomic.Bool  // it is in the bucket; set once, under fileMu
 	stored    atomic.Int64 // its length in bytes
 	records   atomic.Int64
+	number    atomic.Uint64 // in spots; zero if it has none
 
 	// ioMu serialises write, sync and seal of the file. It is taken before mu and fileMu.
 	ioMu   sync.Mutex

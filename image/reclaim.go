@@ -304,6 +304,7 @@ func (s *Store) drop(ctx context.Context, v victim) error {
 	s.packsMu.Lock()
 	delete(s.packs, v.p.id)
 	s.packsMu.Unlock()
+	s.numbers.forget(v.p)
 	if err := s.o.Bucket.Delete(ctx, v.p.key); err != nil && !errors.Is(err, object.ErrNotFound) {
 		s.packsMu.Lock() // still there, and now without any use: the next Reclaim tries again
 		s.packs[v.p.id] = v.p

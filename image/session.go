@@ -230,11 +230,11 @@ func (s *Store) baseOf(prev Name, k kind, size int, b *buffer) (Name, bool, erro
 	}
 	content := grow(&b.base, size)
 	b.base = content
-	if k == kindChunk && s.cache.get(&name, size, content, 0) {
+	if k == kindChunk && s.cache.get(&name, size, content, 0) != 0 {
 		return name, true, nil
 	}
 	var damage *CorruptError
-	err = s.load(name, k, content)
+	err = s.load(name, k, content, nil)
 	if errors.As(err, &damage) || errors.Is(err, ErrMissing) {
 		return Name{}, false, nil // store the new content whole; the scrub will tell of the old
 	}

@@ -56,6 +56,10 @@ type Store struct {
 	cache *cache
 	nodes *nodeCache
 
+	now     object.NowReader // the bucket, if it has that power
+	numbers packNumbers
+	marked  atomic.Uint64 // how often a record was marked as damaged
+
 	packsMu sync.RWMutex
 	packs   map[uint64]*pack // all of them; guarded by packsMu
 

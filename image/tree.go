@@ -57,16 +57,23 @@ func (s *Store) node(n Name) (*node, error) {
 	if n.IsZero() {
 		return &zeroNode, nil
 	}
-	if v := s.nodes.get(&n); v != nil {
-		return v, nil
+	e, err := s.cachedNode(n)
+	if err != nil {
+		return nil, err
+	}
+	return e.node, nil
+}
+
+// cachedNode returns the node of a name that is not zero.
+func (s *Store) cachedNode(n Name) (*cachedNode, error) {
+	if e := s.nodes.get(&n); e != nil {
+		return e, nil
 	}
 	var content [nodeSize]byte
-	if err := s.load(n, kindNode, content[:]); err != nil {
+	if err := s.load(n, kindNode, content[:], nil); err != nil {
 		return nil, fmt.Errorf("tree node: %w", err)
 	}
-	v := parseNode(content[:])
-	s.nodes.put(&n, v)
-	return v, nil
+	return s.nodes.put(&n, parseNode(content[:])), nil
 }
 
 // span is the number of chunks below a name in a node of that level.

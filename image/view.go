@@ -11,9 +11,9 @@ import (
 // prefetchers is how many chunks are decoded ahead at the same time, in the whole store.
 const prefetchers = 4
 
-// leafSlots is the number of leaves a view remembers: of 16 KiB chunks a leaf
-// covers 4 MiB, so 256 MiB of disk are looked up without a step through the tree.
-const leafSlots = 64
+// leafSlots is the largest number of leaves a view remembers: of 16 KiB chunks a leaf
+// covers 4 MiB, so 4 GiB of disk are looked up without a step through the tree.
+const leafSlots = 1024
 
 // View reads an image. It is a [block.Reader] that knows its holes and can read
 // ahead. All methods may be called concurrently. It keeps nothing from being reclaimed:
@@ -23,13 +23,17 @@ type View struct {
 	root   Root
 	height int
 	shift  uint
-	leaves [leafSlots]atomic.Pointer[leaf]
+	leaves []atomic.Pointer[leaf] // as many as are of use: a power of two
 }
 
 type leaf struct {
 	index int64
 	node  *node
+	hints *hints // nil of zeroLeaf
 }
+
+// zeroLeaf is the leaf of any chunks of zeros.
+var zeroLeaf = leaf{node: &zeroNode}
 
 var (
 	_ block.Reader     = (*View)(nil)
@@ -44,6 +48,11 @@ func (s *Store) View(root Root) *View {
 	for root.Chunk>>v.shift > 1 {
 		v.shift++
 	}
+	n := 1
+	for v.height > 0 && n < leafSlots && int64(n)*fanout < root.Chunks() {
+		n *= 2
+	}
+	v.leaves = make([]atomic.Pointer[leaf], n)
 	return v
 }
 
@@ -61,35 +70,36 @@ func (v *View) Root() Root { return v.root }
 func (v *View) Size() int64 { return v.root.Size }
 
 // leaf returns the leaf with chunk i; if memory is set, nil when that takes I/O.
-func (v *View) leaf(i int64, memory bool) (*node, error) {
+func (v *View) leaf(i int64, memory bool) (*leaf, error) {
 	at := i >> fanBits
-	slot := &v.leaves[at%leafSlots]
-	if l := slot.Load(); l != nil && l.index == at {
-		return l.node, nil
-	}
 	if v.height == 0 {
 		return nil, v.root.Check()
+	}
+	slot := &v.leaves[at&int64(len(v.leaves)-1)]
+	if l := slot.Load(); l != nil && l.index == at {
+		return l, nil
 	}
 	name := v.root.Name
 	for level := v.height - 1; ; level-- {
 		if name.IsZero() {
-			return &zeroNode, nil
+			return &zeroLeaf, nil
 		}
-		n := v.s.nodes.get(&name)
-		if n == nil {
+		e := v.s.nodes.get(&name)
+		if e == nil {
 			if memory {
 				return nil, nil
 			}
 			var err error
-			if n, err = v.s.node(name); err != nil {
+			if e, err = v.s.cachedNode(name); err != nil {
 				return nil, err
 			}
 		}
 		if level == 0 {
-			slot.Store(&leaf{index: at, node: n})
-			return n, nil
+			l := &leaf{index: at, node: e.node, hints: e.hints()}
+			slot.Store(l)
+			return l, nil
 		}
-		name = n[i>>(fanBits*level)&(fanout-1)]
+		name = e.node[i>>(fanBits*level)&(fanout-1)]
 	}
 }
 
@@ -102,7 +112,7 @@ func (v *View) ChunkName(i int64) (Name, error) {
 	if err != nil {
 		return Name{}, fmt.Errorf("image %v: %w", v.root, err)
 	}
-	return l[i&(fanout-1)], nil
+	return l.node[i&(fanout-1)], nil
 }
 
 // ReadAt implements [block.Reader]. Of what is cached a read takes well under a
@@ -117,7 +127,11 @@ func (v *View) ReadAt(p []byte, off int64) (int, error) {
 		part := p[:min(len(p), v.root.Chunk-at)]
 		l, err := v.leaf(i, false)
 		if err == nil {
-			err = v.s.ReadChunk(l[i&(fanout-1)], v.root.Chunk, part, at)
+			if n := &l.node[i&(fanout-1)]; n.IsZero() {
+				clear(part)
+			} else {
+				err = v.s.readChunk(*n, v.root.Chunk, part, at, &l.hints[i&(fanout-1)])
+			}
 		}
 		if err != nil {
 			return 0, fmt.Errorf("image %v, chunk %d: %w", v.root, i, err)
@@ -127,9 +141,10 @@ func (v *View) ReadAt(p []byte, off int64) (int, error) {
 	return n, nil
 }
 
-// TryReadAt fills p if all of it is in memory; ok is false if that is not so, and
-// p then unspecified. It never blocks on I/O.
-func (v *View) TryReadAt(p []byte, off int64) (ok bool, err error) {
+// TryReadAt fills p if that takes no waiting. With decode, what is not decoded yet is decoded, some 30
+// microseconds, if its record was read before and its pack is in memory still. ok is
+// false if that is not so, and p then unspecified. It never blocks on I/O.
+func (v *View) TryReadAt(p []byte, off int64, decode bool) (ok bool, err error) {
 	if off < 0 || int64(len(p)) > v.root.Size-off {
 		return false, block.Check(v, off, int64(len(p)))
 	}
@@ -140,9 +155,9 @@ func (v *View) TryReadAt(p []byte, off int64) (ok bool, err error) {
 		if l == nil || err != nil {
 			return false, err
 		}
-		if n := &l[i&(fanout-1)]; n.IsZero() {
+		if n := &l.node[i&(fanout-1)]; n.IsZero() {
 			clear(part)
-		} else if !v.s.cache.get(n, v.root.Chunk, part, at) {
+		} else if h := &l.hints[i&(fanout-1)]; !v.s.cached(n, v.root.Chunk, part, at, h) && !(decode && v.s.readNow(n, v.root.Chunk, part, at, h)) {
 			return false, nil
 		}
 		p, off = p[len(part):], off+int64(len(part))
@@ -163,8 +178,8 @@ func (v *View) Extents(off, n int64, fn func(block.Extent) bool) error {
 			return fmt.Errorf("image %v: %w", v.root, err)
 		}
 		next := min((i+1)<<v.shift, end)
-		hole := l[i&(fanout-1)].IsZero()
-		if l == &zeroNode {
+		hole := l.node[i&(fanout-1)].IsZero()
+		if l == &zeroLeaf {
 			next = min(((i|(fanout-1))+1)<<v.shift, end)
 		}
 		if hole != cur.Hole && cur.Len > 0 {
@@ -192,8 +207,9 @@ func (v *View) Prefetch(off, n int64) {
 		}
 		go func() {
 			defer func() { <-v.s.prefetch }()
-			if name, err := v.ChunkName(i); err == nil {
-				_ = v.s.warm(context.Background(), name, v.root.Chunk) // a hint: the read itself will meet the error
+			// A wish, not an order: the read itself will meet the error.
+			if l, err := v.leaf(i, false); err == nil && l != &zeroLeaf {
+				_ = v.s.warm(context.Background(), l.node[i&(fanout-1)], v.root.Chunk, &l.hints[i&(fanout-1)])
 			}
 		}()
 	}

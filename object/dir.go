@@ -33,7 +33,7 @@ type Adopter interface {
 }
 
 // Dir is a [Bucket] in a directory: one file an object, its path the key. It
-// also has the power of an [Adopter].
+// also has the powers of an [Adopter] and a [NowReader].
 //
 // An object comes in under a temporary name, is synced, linked to its own name,
 // and then its directory is synced. A link, unlike a rename, fails when the name
@@ -52,7 +52,8 @@ type Dir struct {
 type handle struct {
 	key  string
 	f    vfs.File
-	refs int // users, plus one while it is in the table; guarded by Dir.mu
+	refs int     // users, plus one while it is in the table; guarded by Dir.mu
+	now  nowMode // atomic; see ReadAtNow
 }
 
 var _ Adopter = (*Dir)(nil)

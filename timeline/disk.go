@@ -51,8 +51,10 @@ func (d *Disk) Describe() tidemark.Disk {
 // ReadAt implements [block.Reader].
 func (d *Disk) ReadAt(p []byte, off int64) (int, error) { return d.head.Load().ReadAt(p, off) }
 
-// TryReadAt reads if that needs no decoding; it reports whether it did.
-func (d *Disk) TryReadAt(p []byte, off int64) (bool, error) { return d.head.Load().TryReadAt(p, off) }
+// TryReadAt reads if that takes no waiting, and without decode no decoding; it reports whether it did.
+func (d *Disk) TryReadAt(p []byte, off int64, decode bool) (bool, error) {
+	return d.head.Load().TryReadAt(p, off, decode)
+}
 
 // Extents implements [block.Extenter].
 func (d *Disk) Extents(off, n int64, fn func(block.Extent) bool) error {

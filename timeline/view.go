@@ -101,7 +101,7 @@ func (v *view) step(p []byte, off int64, l location, y *layer) error {
 
 // TryReadAt fills p if that needs no decoding and no wait for another disk
 // than the journal's; it reports whether it did.
-func (v *view) TryReadAt(p []byte, off int64) (bool, error) {
+func (v *view) TryReadAt(p []byte, off int64, decode bool) (bool, error) {
 	if err := block.Check(v, off, int64(len(p))); err != nil {
 		return false, err
 	}
@@ -110,7 +110,7 @@ func (v *view) TryReadAt(p []byte, off int64) (bool, error) {
 		l, y, n := v.run(at, int64(len(p)-done))
 		part := p[done : done+int(n)]
 		if y == nil {
-			if ok, err := v.base.TryReadAt(part, at); !ok || err != nil {
+			if ok, err := v.base.TryReadAt(part, at, decode); !ok || err != nil {
 				return false, err
 			}
 		} else if l.kind() == byReference {

@@ -99,7 +99,7 @@ func (d *disk) Extents(off, n int64, fn func(block.Extent) bool) error {
 // tryDisk is a disk that has only some of its bytes in memory.
 type tryDisk struct{ *disk }
 
-func (d tryDisk) TryReadAt(p []byte, off int64) (bool, error) {
+func (d tryDisk) TryReadAt(p []byte, off int64, decode bool) (bool, error) {
 	if d.missing != nil && d.missing(off) {
 		return false, nil
 	}

@@ -34,8 +34,9 @@ type Export struct {
 // and requests behind them go on.
 type TryReader interface {
 	// TryReadAt fills p from offset off and returns true if that takes no
-	// waiting; false, with unspecified p, if it might. An error is final.
-	TryReadAt(p []byte, off int64) (ok bool, err error)
+	// waiting; false, with unspecified p, if it might. Without decode it must not
+	// take long either: other requests wait behind it. An error is final.
+	TryReadAt(p []byte, off int64, decode bool) (ok bool, err error)
 }
 
 // writable returns the device to write to, nil if the export is read-only.

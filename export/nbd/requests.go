@@ -107,7 +107,9 @@ func (c *conn) serveRead(r *request) {
 	}
 	n, head := int(r.length), c.headerOfRead()
 	p := c.out.room(head + n)
-	ok, err := c.try.TryReadAt(p[head:], int64(r.off))
+	// Where more requests wait, decoding is for a worker: they are served meanwhile.
+	alone := c.in.w-c.in.r < requestSize
+	ok, err := c.try.TryReadAt(p[head:], int64(r.off), alone)
 	switch {
 	case err != nil:
 		c.out.undo(len(p))
