@@ -16,6 +16,10 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	// The program under test is built by the test. Without these, results of an older
+	// one would be taken from the cache.
+	_ "tidemark/api"
+	_ "tidemark/client"
 	"tidemark/mount"
 )
 
