@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -51,7 +52,11 @@ func New(cfg Config) *Agent {
 	return &Agent{cfg: cfg}
 }
 
-// Close ends the agent, and what it is doing. Its disks must still be served.
+// patience is how long a Close waits for the agent's last system call.
+const patience = 30 * time.Second
+
+// Close ends the agent, and what it is doing. Its disks must still be served. Of an agent that
+// does not end it says so, and leaves it: the next one waits for it.
 func (a *Agent) Close() error {
 	a.mu.Lock()
 	l := a.link
@@ -61,7 +66,11 @@ func (a *Agent) Close() error {
 		return nil
 	}
 	err := l.conn.Close()
-	<-l.gone
+	select {
+	case <-l.gone:
+	case <-time.After(patience):
+		err = errors.Join(err, errors.New("the agent does not end: it waits for a disk"))
+	}
 	return err
 }
 
