@@ -263,6 +263,30 @@ func do[R any](ctx context.Context, a *Agent, verb string, args any, note func(j
 	return r, nil
 }
 
+// soon is do for a question that is answered at once, unless a disk hangs: then it is an error, so that
+// whoever only wants to look does not hang as well.
+func soon[R any](ctx context.Context, a *Agent, verb string, args any) (R, error) {
+	type answer struct {
+		r   R
+		err error
+	}
+	got := make(chan answer, 1)
+	go func() {
+		r, err := do[R](ctx, a, verb, args, nil)
+		got <- answer{r, err}
+	}()
+	select {
+	case x := <-got:
+		return x.r, x.err
+	case <-time.After(lookTime):
+		var none R
+		return none, tidemark.Errorf(tidemark.Unavailable, "its disk does not answer")
+	}
+}
+
+// lookTime is how long a look at a mounted disk may take.
+const lookTime = 5 * time.Second
+
 func mustJSON(v any) json.RawMessage {
 	b, err := json.Marshal(v)
 	if err != nil {

@@ -86,7 +86,7 @@ func (r *receivers) get(ctx context.Context, id string) (*postgres.Receiver, err
 
 // LogStatus returns how a log that is being received stands: see [postgres.Receiver.Status].
 func (a *Agent) LogStatus(ctx context.Context, id string) (postgres.ReceiverStatus, error) {
-	return do[postgres.ReceiverStatus](ctx, a, "received", id, nil)
+	return soon[postgres.ReceiverStatus](ctx, a, "received", id)
 }
 
 func doReceived(ctx context.Context, s *session, id string, _ func(any)) (postgres.ReceiverStatus, error) {

@@ -240,9 +240,10 @@ type Database struct {
 	Status postgres.Status `json:"status"`
 }
 
-// FindPostgres returns the database that runs on a data directory, or an error of kind NotFound.
+// FindPostgres returns the database that runs on a data directory, or an error of kind NotFound;
+// where the disk does not answer, of kind Unavailable.
 func (a *Agent) FindPostgres(ctx context.Context, dataDir string) (Database, error) {
-	return do[Database](ctx, a, "find", dataDir, nil)
+	return soon[Database](ctx, a, "find", dataDir)
 }
 
 func doFind(_ context.Context, _ *session, dataDir string, _ func(any)) (Database, error) {

@@ -346,7 +346,10 @@ func (c *Control) cloneState(ctx context.Context, a app, last string) string {
 		return "mounted"
 	}
 	in, err := c.database(ctx, a)
-	if err != nil {
+	switch {
+	case tidemark.KindOf(err) == tidemark.Unavailable:
+		return "hangs"
+	case err != nil:
 		return "stopped"
 	}
 	return string(in.Status)
