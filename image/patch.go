@@ -27,7 +27,7 @@ func patchBase(body []byte) Name { return Name(body[:patchHead]) }
 func mapLen(size int) int { return (size/patchBlock + 7) / 8 }
 
 // encodeChunkPatch appends to dst the body of the patch that turns base's content into content's. scratch
-// is working memory. It returns nil if content and base share no block.
+// is working memory. It returns nil if content and base have nothing in common.
 func encodeChunkPatch(dst, content, base []byte, baseName Name, scratch *[]byte) []byte {
 	blocks, m := len(content)/patchBlock, mapLen(len(content))
 	dst = append(append(dst, baseName[:]...), make([]byte, 2*m)...)
@@ -48,7 +48,19 @@ func encodeChunkPatch(dst, content, base []byte, baseName Name, scratch *[]byte)
 		plain = append(plain, a...)
 	}
 	*scratch = plain
+	if len(plain) == len(content) && !anyBit(xored) {
+		return nil
+	}
 	return zstdEncode(dst, plain)
+}
+
+func anyBit(m []byte) bool {
+	for _, b := range m {
+		if b != 0 {
+			return true
+		}
+	}
+	return false
 }
 
 // xorPays guesses whether the XOR of a block compresses better than the block:

@@ -202,10 +202,10 @@ func (s *Store) encode(k kind, content []byte, prev, name Name, b *buffer) (code
 		case ok:
 			patch = encodeChunkPatch(b.body[:0], content, b.base, base, &b.plain)
 		}
-		if ok {
+		if patch != nil {
 			b.body = patch
 		}
-		if ok && len(patch) <= len(content)/quickShare {
+		if patch != nil && len(patch) <= len(content)/quickShare {
 			return codecPatch, patch, nil
 		}
 	}

@@ -3,9 +3,12 @@ package timeline
 import (
 	"context"
 	"fmt"
+	"runtime"
 	"slices"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"tidemark"
 	"tidemark/block"
@@ -16,7 +19,7 @@ import (
 // images, oldest first, until nothing frozen is left. When it returns, every bookmark
 // made before has its image.
 func (t *Timeline) Fold(ctx context.Context) error {
-	if err := t.fold(ctx); err != nil {
+	if err := t.fold(ctx, false); err != nil {
 		return err
 	}
 	if t.journal.Raw(t.folded()) && t.asked.CompareAndSwap(false, true) {
@@ -25,7 +28,8 @@ func (t *Timeline) Fold(ctx context.Context) error {
 	return nil
 }
 
-func (t *Timeline) fold(ctx context.Context) error {
+// fold is Fold; polite gives way to whoever reads and writes meanwhile.
+func (t *Timeline) fold(ctx context.Context, polite bool) error {
 	t.foldMu.Lock()
 	defer t.foldMu.Unlock()
 	for {
@@ -36,7 +40,7 @@ func (t *Timeline) fold(ctx context.Context) error {
 		if c == nil {
 			break
 		}
-		err := t.foldCut(ctx, c)
+		err := t.foldCut(ctx, c, polite)
 		t.facts.Lock()
 		t.failed = err
 		t.facts.Unlock()
@@ -75,7 +79,7 @@ func (t *Timeline) oldestCut() *cut {
 // foldCut makes the images of one cut and lets the head stand on them. The
 // order is what makes it safe: chunks durable, then the manifest that names
 // them, then the state that builds on them, then the journal may forget.
-func (t *Timeline) foldCut(ctx context.Context, c *cut) error {
+func (t *Timeline) foldCut(ctx context.Context, c *cut, polite bool) error {
 	if err := t.settled(c); err != nil {
 		return err
 	}
@@ -97,7 +101,7 @@ func (t *Timeline) foldCut(ctx context.Context, c *cut) error {
 		if y == nil {
 			continue
 		}
-		if roots[i], err = commitLayer(ctx, t.set.store, x, roots[i], y); err != nil {
+		if roots[i], err = commitLayer(ctx, t.set.store, x, roots[i], y, polite); err != nil {
 			return fmt.Errorf("disk %s: %w", t.disks[i].name, err)
 		}
 	}
@@ -243,12 +247,15 @@ func (d *Disk) dropLayer(y *layer, root image.Root) {
 }
 
 // commitLayer returns the image that has the layer's writes over base.
-func commitLayer(ctx context.Context, store *image.Store, x *image.Session, base image.Root, y *layer) (image.Root, error) {
+func commitLayer(ctx context.Context, store *image.Store, x *image.Session, base image.Root, y *layer, polite bool) (image.Root, error) {
 	f := folder{ctx: ctx, x: x, v: newView(store, base, y), y: y}
 	leaves := make(chan int64, 16)
 	var wg sync.WaitGroup
 	for range foldWorkers {
 		wg.Go(func() {
+			if polite {
+				giveWay()
+			}
 			buf := make([]byte, f.v.chunk)
 			for first := range leaves {
 				f.fold(first, buf)
@@ -269,6 +276,23 @@ func commitLayer(ctx context.Context, store *image.Store, x *image.Session, base
 
 // foldWorkers hash and compress side by side.
 const foldWorkers = 2
+
+// foldNice is the niceness of folding in the background: it has a tenth of a processor that
+// others want, and all that they leave.
+const foldNice = 10
+
+// giveWay makes the calling goroutine one that gives way to others until it ends, and with it its thread.
+func giveWay() {
+	runtime.LockOSThread() // never unlocked: niceness cannot be taken back
+	// Where it is refused, folding competes like everybody else.
+	_ = unix.Setpriority(unix.PRIO_PROCESS, 0, foldNice)
+}
+
+// Processors is what GOMAXPROCS should be in a process that serves timelines: more than there are, by
+// those that fold. The Go scheduler lets a goroutine compute for 10 ms while others wait, and two that
+// fold would hold both processors of a small machine for as long; threads of the kernel, of which
+// some are nice, share them better.
+func Processors() int { return runtime.NumCPU() + foldWorkers }
 
 // folder makes chunks of a layer's blocks.
 type folder struct {

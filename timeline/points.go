@@ -322,7 +322,7 @@ func (t *Timeline) Root(ctx context.Context, x *image.Session, disk string, pos 
 	}
 	root := n.root
 	for _, y := range slices.Backward(v.layers) {
-		if root, err = commitLayer(ctx, t.set.store, x, root, y); err != nil {
+		if root, err = commitLayer(ctx, t.set.store, x, root, y, false); err != nil {
 			return root, err
 		}
 	}

@@ -27,7 +27,7 @@ type Options struct {
 	Logger *slog.Logger
 
 	// FoldAfter is the backlog of payload bytes in a journal at which it is
-	// folded without being asked; 0 means 256 MiB. It bounds what a restart
+	// folded without being asked, in a pause of the writing or at three times as much; 0 means 256 MiB. It bounds what a restart
 	// replays and how many segments a point is made of.
 	FoldAfter int64
 	// ReferenceAfter is the backlog at which large writes go to the pool at
@@ -464,16 +464,38 @@ func (t *Timeline) foldBacklog(ctx context.Context) error {
 	if s := t.set; s.Get(t.id) != t {
 		return nil
 	}
+	if t.postpones() {
+		return nil
+	}
 	defer t.asked.Store(false)
 	if t.sinceCut.Load() > t.set.o.FoldAfter {
 		if _, err := t.cut(nil); err != nil {
 			return err
 		}
 	}
-	if err := t.fold(ctx); err != nil {
+	if err := t.fold(ctx, true); err != nil {
 		return err
 	}
 	return t.Pack(ctx)
+}
+
+// A burst of writes is not folded while it lasts, but for one of more than foldLimit
+// times FoldAfter: what it overwrites again need not be folded, and its writer needs the processors.
+const (
+	foldPause = time.Second
+	foldLimit = 3
+)
+
+// postpones reports whether a fold because of the backlog is put off for a moment. It is called by the folder alone.
+func (t *Timeline) postpones() bool {
+	since, after := t.sinceCut.Load(), t.set.o.FoldAfter
+	seen := t.seenBacklog
+	t.seenBacklog = since
+	if since <= after || since > foldLimit*after || since == seen {
+		return false
+	}
+	time.AfterFunc(foldPause, func() { t.set.askFold(t) })
+	return true
 }
 
 // Keep tells a reclaim of the store what all timelines need. It fails if that

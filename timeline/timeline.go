@@ -53,7 +53,9 @@ type Timeline struct {
 	sinceCut atomic.Int64 // of these, bytes since the last cut
 	bulk     atomic.Bool  // large writes go to the pool at once
 	stored   atomic.Int64 // bytes added to the pool and not yet in state
-	asked    atomic.Bool  // a fold was asked for because of the backlog
+	// seenBacklog is sinceCut as the folder saw it last; of the folder alone.
+	seenBacklog int64
+	asked       atomic.Bool // a fold was asked for because of the backlog
 }
 
 // state is what the head is built on; it lies beside the journal.

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -18,6 +19,7 @@ import (
 	"tidemark/api"
 	"tidemark/control"
 	"tidemark/export/nbd"
+	"tidemark/timeline"
 )
 
 // socketName is the server's socket in its data directory.
@@ -54,6 +56,9 @@ func serverCommand() *cobra.Command {
 }
 
 func serve(ctx context.Context, o control.Options) (err error) {
+	if os.Getenv("GOMAXPROCS") == "" {
+		runtime.GOMAXPROCS(timeline.Processors())
+	}
 	c, err := control.Open(ctx, o)
 	if err != nil {
 		return err
