@@ -79,6 +79,27 @@ func driveNBD(ctx context.Context, s *server, export string, p pattern, size int
 	if err != nil {
 		return nil, err
 	}
-	v["cpu_us"] = float64((s.cpu() - before).Microseconds()) / max(1, v["ios"])
+	used := s.cpu() - before
+	v["cpu_us"] = float64(used.Microseconds()) / max(1, v["ios"])
+	if strings.Contains(p.rw, "write") {
+		s.settle()
+		v["later_us"] = float64((s.cpu() - before - used).Microseconds()) / max(1, v["ios"])
+	}
 	return v, nil
+}
+
+// settle waits until a server has done nothing for two seconds: what one sample leaves to
+// be done later must not slow the next. A minute is enough for everybody.
+func (s *server) settle() {
+	quiet := 0
+	for range 300 {
+		before := s.cpu()
+		time.Sleep(200 * time.Millisecond)
+		if quiet++; s.cpu()-before > 10*time.Millisecond {
+			quiet = 0
+		}
+		if quiet == 10 {
+			return
+		}
+	}
 }

@@ -57,6 +57,7 @@ func benchNBD(ctx context.Context, e *env, r *Result) error {
 		return err
 	}
 	rowsNBD(r)
+	r.note("What is written is hashed, compressed and packed afterwards, when nobody writes: %s µs of CPU for each MiB. Samples wait until that is over.", number(r.median(tide, write, "later_us")))
 	r.note("Our server's peak memory was %s MiB, with room for %s MiB of decoded chunks.",
 		number(float64(peakRSS(t.cmd.Process.Pid))/(1<<20)), number(float64(size*5/4)/(1<<20)))
 	return nil

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"runtime"
 	"strings"
 	"syscall"
 
@@ -33,6 +34,7 @@ func openWorld(dir string, cache int64) (*world, error) {
 // openWorldAs opens the storage with options of the image store that differ
 // from the product's.
 func openWorldAs(dir string, o image.Options) (*world, error) {
+	runtime.GOMAXPROCS(timeline.Processors())
 	w := new(world)
 	var err error
 	quiet := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
