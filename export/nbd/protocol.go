@@ -159,7 +159,7 @@ type request struct {
 	cookie     uint64
 	off        uint64
 	length     uint32
-	payload    *[]byte // of a long write, in one of largeBuffers
+	payload    *[]byte // of a long write, of getLarge
 }
 
 // parseRequest reads a request out of requestSize bytes; false if the magic is wrong.

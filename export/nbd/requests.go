@@ -287,9 +287,9 @@ func (c *conn) readWhole(s *sink, r *request) {
 func (c *conn) readLarge(s *sink, r *request) {
 	c.large <- struct{}{}
 	defer func() { <-c.large }()
-	b := largeBuffers.Get().(*[]byte)
-	defer largeBuffers.Put(b)
 	head := c.headerOfRead()
+	b := getLarge(head + int(r.length))
+	defer putLarge(b)
 	p := (*b)[:head+int(r.length)]
 	if _, err := c.dev.ReadAt(p[head:], int64(r.off)); err != nil {
 		c.deviceError(s, r, err)

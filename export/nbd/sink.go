@@ -1,6 +1,7 @@
 package nbd
 
 import (
+	"math/bits"
 	"sync"
 
 	"tidemark/block"
@@ -143,9 +144,19 @@ func (s *sink) findExtents(off, n int64, limit int) error {
 	return block.Extents(s.c.dev, off, n, s.collect)
 }
 
-// largeBuffers holds buffers for payloads that fit no connection's own buffer.
-// They are of the one largest size: whoever sends such requests sends many.
-var largeBuffers = sync.Pool{New: func() any {
-	b := make([]byte, maxPayload+simpleHeader+dataHeader)
+// largeBuffers holds buffers for payloads that fit no connection's own buffer, by the
+// logarithm of their length. A pool forgets its buffers when the heap is collected, and to
+// allocate one costs the zeroing of all of it: so none is much longer than it need be.
+var largeBuffers [bits.UintSize]sync.Pool
+
+// getLarge returns a buffer of at least n bytes.
+func getLarge(n int) *[]byte {
+	class := bits.Len(uint(n - 1))
+	if b, ok := largeBuffers[class].Get().(*[]byte); ok {
+		return b
+	}
+	b := make([]byte, 1<<class)
 	return &b
-}}
+}
+
+func putLarge(b *[]byte) { largeBuffers[bits.Len(uint(len(*b)-1))].Put(b) }

@@ -162,7 +162,7 @@ func (c *conn) await(tokens chan struct{}) {
 
 // giveBack ends the use of a long write's buffer.
 func (c *conn) giveBack(large *[]byte) {
-	largeBuffers.Put(large)
+	putLarge(large)
 	<-c.long
 }
 
@@ -174,7 +174,7 @@ func (c *conn) payload(n int) (p []byte, large *[]byte, err error) {
 		return p, nil, err
 	}
 	c.await(c.long)
-	large = largeBuffers.Get().(*[]byte)
+	large = getLarge(n)
 	p = (*large)[:n]
 	k := copy(p, c.in.b[c.in.r:c.in.w])
 	c.in.r, c.in.w = 0, 0
