@@ -15,6 +15,15 @@ type hints [fanout]hint
 // record, and that of its base if the record is a patch (spots). It is 24 bytes.
 type hint struct{ cached, record, base atomic.Uint64 }
 
+// known reports whether h, which may be nil, leads to a record.
+func (h *hint) known() bool { return h != nil && h.record.Load() != 0 }
+
+// forget makes the next read look in the index.
+func (h *hint) forget() {
+	h.record.Store(0)
+	h.base.Store(0)
+}
+
 // hintsSize is what the hints of a node take, in bytes.
 const hintsSize = fanout * 24
 

@@ -32,9 +32,18 @@ func (s *Store) load(n Name, k kind, dst []byte, h *hint) error {
 	b := buffers.Get().(*buffer)
 	defer buffers.Put(b)
 	for try := 0; ; try++ {
+		known := h.known()
 		err := s.loadOnce(n, k, dst, h, b, false)
-		// A record that reclaim has moved is found at its new place.
-		if errors.Is(err, errGone) && try < 3 {
+		switch {
+		case err == nil:
+			return nil
+		case try == 3:
+		case known:
+			// The hint led to a record as it should be, but its base is gone or
+			// damaged. The index may know of one that was stored since.
+			h.forget()
+			continue
+		case errors.Is(err, errGone): // a record that reclaim has moved is found at its new place
 			continue
 		}
 		return err

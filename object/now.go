@@ -50,7 +50,7 @@ func (d *Dir) ReadAtNow(key string, p []byte, off int64) bool {
 
 func readNow(h *handle, p []byte, off int64) bool {
 	fd := int(h.f.Fd())
-	if fd < 0 { // not a file of the kernel's
+	if fd < 0 || off < 0 { // not a file of the kernel's, or what it would take for the place of the last read
 		return false
 	}
 	mode := atomic.LoadInt32(&h.now)

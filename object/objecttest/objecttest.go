@@ -21,7 +21,7 @@ import (
 func Run(t *testing.T, open func(t *testing.T) object.Bucket) {
 	for name, fn := range map[string]func(*testing.T, object.Bucket){
 		"PutReadStat": putReadStat, "Exists": exists, "WrongLength": wrongLength, "BadKeys": badKeys,
-		"List": list, "Delete": remove, "Race": race, "Cancelled": cancelled,
+		"List": list, "Delete": remove, "Race": race, "Cancelled": cancelled, "ReadNow": readNow,
 	} {
 		t.Run(name, func(t *testing.T) { fn(t, open(t)) })
 	}
@@ -85,6 +85,30 @@ func wrongLength(t *testing.T, b object.Bucket) {
 		}
 		_, err := b.Stat(ctx, "k")
 		wantIs(t, err, object.ErrNotFound)
+	}
+}
+
+// readNow: what a bucket has at hand is what ReadAt returns; it need not have anything.
+func readNow(t *testing.T, b object.Bucket) {
+	n, ok := b.(object.NowReader)
+	if !ok {
+		return
+	}
+	data := bytes.Repeat([]byte("tidemark"), 30_000)
+	must(t, object.PutBytes(t.Context(), b, "a/b", data))
+	p, q := make([]byte, 1000), make([]byte, 1000)
+	for _, off := range []int64{0, 4097, int64(len(data)) - 1000} {
+		must(t, b.ReadAt(t.Context(), "a/b", p, off))
+		if n.ReadAtNow("a/b", q, off) && !bytes.Equal(p, q) {
+			t.Fatalf("other bytes at %d", off)
+		}
+	}
+	if n.ReadAtNow("a/b", p, int64(len(data))-999) || n.ReadAtNow("a/b", p, int64(len(data))+9) || n.ReadAtNow("a/b", p, -1) {
+		t.Fatal("read past an end")
+	}
+	must(t, b.Delete(t.Context(), "a/b"))
+	if n.ReadAtNow("a/b", p, 0) || n.ReadAtNow("../x", p, 0) {
+		t.Fatal("read of what is not there")
 	}
 }
 
