@@ -66,7 +66,8 @@ cd /tmp
 I
 	printf '/program'
 	for a; do printf " '%s'" "$a"; done
-	printf '\necho "guest: exit code $?"\necho o >/proc/sysrq-trigger\nexec sleep 60\n'
+	# The kernel falls silent first: its last words would run into ours.
+	printf '\ncode=$?\necho 0 >/proc/sys/kernel/printk\necho "guest: exit code $code"\nbusybox sleep 1\necho o >/proc/sysrq-trigger\nexec sleep 60\n'
 } >"$root/init"
 chmod +x "$root/init"
 (cd "$root" && find . | busybox cpio -o -H newc 2>/dev/null) >"$work/initrd"
