@@ -42,7 +42,7 @@ func crashRound(t *testing.T, seed uint64) {
 		t.Fatal(err)
 	}
 	var m model
-	o := Options{SegmentSize: 64 << 10, FirstPos: 1}
+	o := Options{SegmentSize: 64 << 10, FirstPos: 1, Logger: quiet}
 	for range 5 {
 		j, err := Open(fs, "/j", o)
 		if err != nil {
@@ -191,7 +191,7 @@ func flipBytes(t *testing.T, packed bool) {
 	if err := vfs.MkdirAll(fs, "/j"); err != nil {
 		t.Fatal(err)
 	}
-	o := Options{SegmentSize: 8 << 10}
+	o := Options{SegmentSize: 8 << 10, Logger: quiet}
 	j, err := Open(fs, "/j", o)
 	if err != nil {
 		t.Fatal(err)
@@ -274,7 +274,7 @@ func TestClockSetBack(t *testing.T) { // K1
 
 func TestTrimKeepsWhatIsHeld(t *testing.T) {
 	dir := t.TempDir()
-	j, err := Open(vfs.OS, dir, Options{SegmentSize: 64 << 10})
+	j, err := Open(vfs.OS, dir, Options{SegmentSize: 64 << 10, Logger: quiet})
 	if err != nil {
 		t.Fatal(err)
 	}

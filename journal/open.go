@@ -195,14 +195,20 @@ func (j *Journal) readSegment(s *Segment, f vfs.File, last bool) error {
 	}
 	if ok {
 		entries, err := readIndex(f, t.end, t, s.head.after)
-		if err != nil {
-			return fmt.Errorf("segment %s, positions from %d: %w", s.path, s.head.firstPos, err)
+		if errors.Is(err, ErrCorrupt) {
+			return s.rebuildIndex(f, t, err)
+		} else if err != nil {
+			return fmt.Errorf("read the index of segment %s: %w", s.path, err)
 		}
 		s.sealed.Store(true)
 		s.settle(entries, t.end)
 		return nil
 	}
-	entries, end, lost, err := scanFile(f, s.head)
+	st, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	entries, end, lost, err := scanRecords(f, st.Size(), s.head)
 	if err != nil {
 		return fmt.Errorf("read segment %s: %w", s.path, err)
 	}
@@ -221,18 +227,36 @@ func (s *Segment) readPacked(f vfs.File) error {
 	if err != nil {
 		return fmt.Errorf("segment %s, positions from %d: %w", s.path, s.head.firstPos, err)
 	}
-	entries, err := readIndex(f, p.index, p.footer, s.head.after)
-	if err != nil {
-		return fmt.Errorf("segment %s, positions from %d: %w", s.path, s.head.firstPos, err)
-	}
 	st, err := f.Stat()
 	if err != nil {
 		return err
 	}
 	s.swap(&opened{file: f, packed: p})
+	s.packed = st.Size()
+	entries, err := readIndex(f, p.index, p.footer, s.head.after)
+	if errors.Is(err, ErrCorrupt) {
+		return s.rebuildIndex(&packedReader{p: p, f: f, c: &s.j.blocks}, p.footer, err)
+	} else if err != nil {
+		return fmt.Errorf("read the index of segment %s: %w", s.path, err)
+	}
 	s.sealed.Store(true)
 	s.settle(entries, p.end)
-	s.packed = st.Size()
+	return nil
+}
+
+// rebuildIndex replaces an index that is damaged by what the records say of themselves. It
+// is kept in memory: the file stays as it is.
+func (s *Segment) rebuildIndex(records io.ReaderAt, t trailer, damage error) error {
+	entries, end, _, err := scanRecords(records, t.end, s.head)
+	if err == nil && (end != t.end || len(entries) != t.records) {
+		err = fmt.Errorf("and the record at position %d cannot be read", s.head.firstPos+uint64(len(entries)))
+	}
+	if err != nil {
+		return fmt.Errorf("segment %s, positions from %d: %w", s.path, s.head.firstPos, errors.Join(damage, err))
+	}
+	s.j.o.Logger.Warn("the index of a journal segment is damaged: it was rebuilt from the records", "segment", s.path, "error", damage)
+	s.entries = entries
+	s.settle(entries, end)
 	return nil
 }
 

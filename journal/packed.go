@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"hash/crc32"
+	"io"
 	"sync"
 
 	"github.com/klauspost/compress/zstd"
@@ -140,7 +141,7 @@ func parseTable(b []byte, t packedTrailer) (*packed, error) {
 		v := le.Uint32(b[8*i:])
 		length := int64(v &^ storedRaw)
 		p.raw[i], p.sums[i] = v&storedRaw != 0, le.Uint32(b[8*i+4:])
-		if length > packedBlock || p.raw[i] && length != p.length(i) {
+		if length == 0 || length > packedBlock || p.raw[i] && length != p.length(i) {
 			return nil, fmt.Errorf("%w: the table of a packed segment makes no sense", ErrCorrupt)
 		}
 		p.at[i+1] = p.at[i] + length
@@ -248,4 +249,22 @@ func (p *packed) readAt(f vfs.File, c *blockCache, b []byte, off int64) error {
 		b, off = b[n:], off+int64(n)
 	}
 	return nil
+}
+
+// packedReader reads the bytes of a packed segment as those of the segment that it was made of.
+type packedReader struct {
+	p *packed
+	f vfs.File
+	c *blockCache
+}
+
+func (r *packedReader) ReadAt(b []byte, off int64) (int, error) {
+	n := max(0, min(int64(len(b)), r.p.end-off))
+	if err := r.p.readAt(r.f, r.c, b[:n], off); err != nil {
+		return 0, err
+	}
+	if n < int64(len(b)) {
+		return int(n), io.EOF
+	}
+	return int(n), nil
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"io"
 	"os"
 	"slices"
 
@@ -70,7 +71,7 @@ func (j *Journal) nextRaw(upTo uint64) *Segment {
 		return nil
 	}
 	for _, s := range j.segments[:len(j.segments)-1] {
-		if s.sealed.Load() && s.packed == 0 && !s.dense && s.lastPos <= upTo && s.lastPos >= s.head.firstPos {
+		if s.packed == 0 && !s.dense && s.lastPos <= upTo && s.lastPos >= s.head.firstPos {
 			s.Acquire()
 			return s
 		}
@@ -120,7 +121,7 @@ func (j *Journal) pack(ctx context.Context, s *Segment, path string) (size int64
 	at := int64(segmentHeaderSize)
 	for off := int64(segmentHeaderSize); off < s.end; off += packedBlock {
 		b := plain[:min(packedBlock, s.end-off)]
-		if err := errors.Join(ctx.Err(), s.ReadAt(b, uint32(off))); err != nil {
+		if err := errors.Join(ctx.Err(), s.stretch(b, off)); err != nil {
 			return 0, err
 		}
 		sum = crc32.Update(sum, castagnoli, b)
@@ -145,6 +146,17 @@ func (j *Journal) pack(ctx context.Context, s *Segment, path string) (size int64
 		return 0, err
 	}
 	return at + int64(len(end)), j.readBack(ctx, path, sum)
+}
+
+// stretch fills b from offset off. The file of a segment that was not sealed may end
+// before the padding of its last record.
+func (s *Segment) stretch(b []byte, off int64) error {
+	err := s.ReadAt(b, uint32(off))
+	for n := len(b) - 1; errors.Is(err, io.EOF) && off+int64(len(b)) == s.end && n > len(b)-recordAlign; n-- {
+		clear(b[n:])
+		err = s.ReadAt(b[:n], uint32(off))
+	}
+	return err
 }
 
 // readBack makes sure that a packed copy reads as what it was made of: it is about to be all there is.
@@ -172,13 +184,13 @@ func (j *Journal) readBack(ctx context.Context, path string, want uint32) (err e
 	return nil
 }
 
-// replace lets a packed copy take the place of s, unless s was trimmed meanwhile. Whatever a crash
+// replace lets a packed copy take the place of s, unless s was trimmed or the journal closed meanwhile. Whatever a crash
 // leaves under the name is whole: the old file or the new one.
 func (j *Journal) replace(s *Segment, tmp string, size int64) (taken bool, err error) {
 	j.trim.Lock()
 	defer j.trim.Unlock()
 	j.mu.Lock()
-	gone := !slices.Contains(j.segments, s)
+	gone := j.err != nil || !slices.Contains(j.segments, s)
 	j.mu.Unlock()
 	if gone {
 		return false, nil
@@ -197,6 +209,8 @@ func (j *Journal) replace(s *Segment, tmp string, size int64) (taken bool, err e
 	s.swap(&opened{file: f, packed: p})
 	j.mu.Lock()
 	s.packed = size
+	s.sealed.Store(true)
+	s.entries = nil // of a segment that a crash left without its index
 	j.mu.Unlock()
 	return true, nil
 }

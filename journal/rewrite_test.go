@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"os"
 	"sync"
@@ -35,9 +36,12 @@ func pages(t *testing.T, j *Journal, from, n int) (places []Place) {
 
 func page(i int) []byte { return bytes.Repeat(fmt.Appendf(nil, "%016d", i), 256) }
 
-func opened64K(t *testing.T, fs vfs.FS, dir string) *Journal {
+// quiet is for journals that are damaged on purpose.
+var quiet = slog.New(slog.DiscardHandler)
+
+func openSmall(t *testing.T, fs vfs.FS, dir string) *Journal {
 	t.Helper()
-	j, err := Open(fs, dir, Options{SegmentSize: 256 << 10})
+	j, err := Open(fs, dir, Options{SegmentSize: 256 << 10, Logger: quiet})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -54,7 +58,7 @@ func bytesOf(j *Journal) (n int64) {
 // Segments shrink in place; who holds them reads on, and they are the same after the next start.
 func TestRewrite(t *testing.T) {
 	dir := t.TempDir()
-	j := opened64K(t, vfs.OS, dir)
+	j := openSmall(t, vfs.OS, dir)
 	places := pages(t, j, 0, 500)
 	for _, p := range places {
 		p.Segment.Acquire()
@@ -89,7 +93,7 @@ func TestRewrite(t *testing.T) {
 	if err := j.Close(); err != nil {
 		t.Fatal(err)
 	}
-	j = opened64K(t, vfs.OS, dir)
+	j = openSmall(t, vfs.OS, dir)
 	defer j.Close()
 	first := j.Segments()[0].FirstPos - 1
 	if first == 0 {
@@ -114,7 +118,7 @@ func TestRewrite(t *testing.T) {
 // What does not get smaller stays as it is, and is not tried again.
 func TestRewriteLeavesWhatIsDense(t *testing.T) {
 	dir := t.TempDir()
-	j := opened64K(t, vfs.OS, dir)
+	j := openSmall(t, vfs.OS, dir)
 	defer j.Close()
 	rng := rand.New(rand.NewPCG(1, 1))
 	p := make([]byte, 4096)
@@ -139,7 +143,7 @@ func TestRewriteLeavesWhatIsDense(t *testing.T) {
 
 // Packing beside appends, reads and trims: -race watches.
 func TestRewriteBesideEverything(t *testing.T) {
-	j := opened64K(t, vfs.OS, t.TempDir())
+	j := openSmall(t, vfs.OS, t.TempDir())
 	defer j.Close()
 	var wg sync.WaitGroup
 	var stop atomic.Bool
@@ -202,13 +206,13 @@ func TestRewriteFaults(t *testing.T) {
 			if err := vfs.MkdirAll(mem, "/j"); err != nil {
 				t.Fatal(err)
 			}
-			j := opened64K(t, mem, "/j")
+			j := openSmall(t, mem, "/j")
 			pages(t, j, 0, 200)
 			if err := j.Close(); err != nil {
 				t.Fatal(err)
 			}
 			f := &failOnce{err: fault, n: 1 << 40}
-			j = opened64K(t, errorfs.Wrap(mem, f), "/j")
+			j = openSmall(t, errorfs.Wrap(mem, f), "/j")
 			f.seen.Store(0)
 			f.n = n
 			_, err := j.Rewrite(context.Background(), 200)
@@ -219,7 +223,7 @@ func TestRewriteFaults(t *testing.T) {
 			if err := j.Verify(0, 200); err != nil {
 				t.Fatalf("%v at operation %d: %v", fault, n, err)
 			}
-			after := opened64K(t, vfs.Crash(mem, int(n%3)*50, rand.New(rand.NewPCG(uint64(n), 1))), "/j")
+			after := openSmall(t, vfs.Crash(mem, int(n%3)*50, rand.New(rand.NewPCG(uint64(n), 1))), "/j")
 			if head, _ := after.Head(); head != 200 {
 				t.Fatalf("%v at operation %d: %d records after a crash", fault, n, head)
 			}

@@ -3,7 +3,6 @@ package journal
 import (
 	"errors"
 	"fmt"
-	"io"
 	"sync"
 	"sync/atomic"
 
@@ -217,41 +216,4 @@ func (s *Segment) verify(entries []entry, from, to int) error {
 		}
 	}
 	return nil
-}
-
-// scanFile reads a segment that was not sealed, record by record. It stops at
-// the first place that holds no whole record, and says whether a record behind
-// it proves that something durable is missing there.
-func scanFile(f vfs.File, h segmentHeader) (entries []entry, end int64, lost bool, err error) {
-	st, err := f.Stat()
-	if err != nil {
-		return nil, 0, false, err
-	}
-	data := make([]byte, st.Size())
-	if _, err := f.ReadAt(data, 0); err != nil && !errors.Is(err, io.EOF) {
-		return nil, 0, false, err
-	}
-	salt, pos, at, newest := h.salt(), h.firstPos, int64(segmentHeaderSize), h.after
-	for at < int64(len(data)) && len(entries) < maxRecords {
-		r, err := parseRecord(data[at:], salt)
-		if err != nil || r.Pos != pos || r.Time <= newest {
-			break
-		}
-		entries = append(entries, entry{time: r.Time, off: r.Off, len: r.Len, at: uint32(at), size: r.size, kind: r.Kind, disk: r.Disk})
-		at += footprint(int(r.size))
-		newest = r.Time
-		pos++
-	}
-	return entries, at, provesLoss(data, at, salt, pos), nil
-}
-
-// provesLoss looks for a whole record behind the end of the good ones that was
-// appended when position pos was durable already.
-func provesLoss(data []byte, at int64, salt uint32, pos uint64) bool {
-	for ; at+headerSize <= int64(len(data)); at += recordAlign {
-		if h, err := parseHeader(data[at:], salt); err == nil && h.durable >= pos {
-			return true
-		}
-	}
-	return false
 }
