@@ -331,18 +331,24 @@ func (a *Attachment) removeDevice(force bool) error {
 	if err != nil || got != tag {
 		return err // "": gone, or somebody else's by now
 	}
-	if force {
-		dirs, err := mountsOf(a.rec.Device)
-		if err != nil {
-			return err
-		}
-		for _, d := range dirs {
-			if err := unix.Unmount(d, unix.MNT_DETACH); err != nil {
-				return fmt.Errorf("unmount %s: %w", d, err)
-			}
+	if !force {
+		return detachDevice(a.rec.Device, tag, false)
+	}
+	dirs, err := mountsOf(a.rec.Device)
+	if err != nil {
+		return err
+	}
+	// The device goes first: that fails what the kernel's nbd driver was asked for when the
+	// attacher died, and an unmount waits for it.
+	if err := detachDevice(a.rec.Device, tag, true); err != nil {
+		return err
+	}
+	for _, d := range dirs {
+		if err := unix.Unmount(d, unix.MNT_DETACH); err != nil {
+			return fmt.Errorf("unmount %s: %w", d, err)
 		}
 	}
-	return detachDevice(a.rec.Device, tag, force)
+	return nil
 }
 
 // newRecord describes the running process.

@@ -164,12 +164,17 @@ func testStaleIsFoundAndCleaned(t *testing.T, via Via) {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
-	if err := MountFS(a.Device(), dir, "ext4", nil); err != nil {
+	if err := MountFS(a.Device(), dir, "ext4", []string{"commit=1"}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := Attach(t.Context(), a.Config()); !errors.Is(err, ErrExists) {
 		t.Fatalf("attached twice: %v", err)
 	}
+	if err := writeFile(filepath.Join(dir, "x"), []byte("x"), false); err != nil {
+		t.Fatal(err)
+	}
+	s.kill()
+	time.Sleep(1500 * time.Millisecond) // the file system's journal is in flight, and nobody holds its mount
 	unix.Kill(a.rec.PID, unix.SIGKILL)
 	for i := 0; a.Alive(); i++ {
 		if i == 500 {
