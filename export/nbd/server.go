@@ -173,7 +173,7 @@ func (c *conn) run() error {
 		err = c.transmit(buffered)
 	}
 	// Nothing is lost by a failure to close: all replies were sent, or were not.
-	st.close()
+	st.Close()
 	return err
 }
 
@@ -250,7 +250,7 @@ func (s *Server) Disconnect(name string) int {
 func (c *conn) end() {
 	c.ending.Store(true)
 	if c.st != nil {
-		c.st.stopReading()
+		c.st.CloseRead()
 		return
 	}
 	c.raw.Close()
@@ -260,7 +260,7 @@ func (c *conn) end() {
 func (c *conn) abort() {
 	c.ending.Store(true)
 	if c.st != nil {
-		c.st.abort()
+		c.st.Abort()
 		return
 	}
 	c.raw.Close()

@@ -211,7 +211,7 @@ func (c *conn) write(p []byte) {
 		return
 	}
 	if _, c.werr = c.st.Write(p); c.werr != nil {
-		c.st.abort()
+		c.st.Abort()
 	}
 }
 

@@ -19,7 +19,7 @@ const root = "../.."
 // lower layer, and itself's parents and children of the same layer never.
 // It is the table of ARCHITECTURE.md.
 var layers = [][]string{
-	{"", "block", "internal/vfs"},
+	{"", "block", "internal/vfs", "internal/socket"},
 	{"journal", "object", "capture", "export", "app", "wire", "policy", "access", "catalog"},
 	{"image"},
 	{"timeline"},

@@ -69,12 +69,13 @@ var native = binary.NativeEndian
 
 // Front shows a relay as a file.
 type Front struct {
-	r        *Relay
-	devs     []*os.File // of /dev/fuse
-	channels []*channel // the same, for answers
-	readers  sync.WaitGroup
-	done     chan struct{} // the kernel let go of the file system
-	doneOnce sync.Once
+	r         *Relay
+	channels  []*channel // each a /dev/fuse
+	stop      int        // an eventfd: readable when the readers shall end
+	readers   sync.WaitGroup
+	done      chan struct{} // the kernel let go of the file system
+	doneOnce  sync.Once
+	closeOnce sync.Once
 }
 
 // Show mounts a file system whose only file is the relayed disk, in no directory,
@@ -85,21 +86,25 @@ type Front struct {
 // and close it: a process that dies with a file of its own FUSE file system open
 // can wait for itself.
 func (r *Relay) Show(readers int) (*Front, *os.File, error) {
-	f := &Front{r: r, done: make(chan struct{})}
+	stop, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
+	if err != nil {
+		return nil, nil, fmt.Errorf("eventfd: %w", err)
+	}
+	f := &Front{r: r, stop: stop, done: make(chan struct{})}
 	if err := f.openDev(-1); err != nil {
-		return nil, nil, err
+		return nil, nil, errors.Join(err, f.Close())
 	}
 	mnt, err := f.mount()
 	if err != nil {
 		return nil, nil, errors.Join(err, f.Close())
 	}
 	defer unix.Close(mnt)
-	for len(f.devs) < readers {
+	for len(f.channels) < readers {
 		if err := f.openDev(f.channels[0].fd); err != nil {
 			return nil, nil, errors.Join(err, f.Close())
 		}
 	}
-	for i := range f.devs[1:] {
+	for i := range f.channels[1:] {
 		f.serve(i + 1)
 	}
 	mode := os.O_RDWR
@@ -138,10 +143,15 @@ func (f *Front) Done() <-chan struct{} { return f.done }
 // Close aborts the file system: whoever still uses it gets errors.
 func (f *Front) Close() error {
 	var err error
-	for _, d := range f.devs {
-		err = errors.Join(err, d.Close())
-	}
-	f.readers.Wait()
+	f.closeOnce.Do(func() {
+		one := [8]byte{1}
+		_, err = unix.Write(f.stop, one[:])
+		f.readers.Wait()
+		for _, c := range f.channels {
+			err = errors.Join(err, unix.Close(c.fd))
+		}
+		err = errors.Join(err, unix.Close(f.stop))
+	})
 	return err
 }
 
@@ -157,17 +167,7 @@ func (f *Front) openDev(fd int) error {
 		}
 	}
 	f.channels = append(f.channels, &channel{n})
-	if fd >= 0 {
-		f.register()
-	}
 	return nil
-}
-
-// register hands the newest channel to the runtime's poller. That must be after it
-// belongs to a file system: before, the kernel does not let it be waited for, and
-// the poller, which asks only once, would never hear of a request.
-func (f *Front) register() {
-	f.devs = append(f.devs, os.NewFile(uintptr(f.channels[len(f.channels)-1].fd), "/dev/fuse"))
 }
 
 // mount makes the file system and starts its first reader, which the kernel
@@ -175,7 +175,6 @@ func (f *Front) register() {
 func (f *Front) mount() (int, error) {
 	fs, err := unix.Fsopen("fuse", unix.FSOPEN_CLOEXEC)
 	if err != nil {
-		f.register()
 		return -1, fmt.Errorf("fsopen fuse: %w", err)
 	}
 	defer unix.Close(fs)
@@ -184,13 +183,10 @@ func (f *Front) mount() (int, error) {
 		{"rootmode", "40000"}, {"user_id", "0"}, {"group_id", "0"},
 	} {
 		if err := unix.FsconfigSetString(fs, kv[0], kv[1]); err != nil {
-			f.register()
 			return -1, fmt.Errorf("fuse option %s: %w", kv[0], err)
 		}
 	}
-	err = unix.FsconfigCreate(fs)
-	f.register()
-	if err != nil {
+	if err := unix.FsconfigCreate(fs); err != nil {
 		return -1, fmt.Errorf("create the fuse file system: %w", err)
 	}
 	f.serve(0)
@@ -206,11 +202,7 @@ func (f *Front) serve(i int) {
 	rd := &reader{f: f, to: f.channels[i], lane: f.r.lanes[i%len(f.r.lanes)], buf: make([]byte, maxTransfer+4096)}
 	f.readers.Go(func() {
 		defer f.doneOnce.Do(func() { close(f.done) })
-		raw, err := f.devs[i].SyscallConn()
-		if err != nil {
-			return
-		}
-		raw.Read(rd.drain) // its only error is that the file was closed
+		rd.run()
 	})
 }
 
@@ -224,9 +216,23 @@ type reader struct {
 	buf  []byte
 }
 
+// run waits for requests and handles them until there will be no more. It waits
+// in poll(2): Go's poller would cost a thread's waking more for each burst.
+func (rd *reader) run() {
+	fds := []unix.PollFd{{Fd: int32(rd.to.fd), Events: unix.POLLIN}, {Fd: int32(rd.f.stop), Events: unix.POLLIN}}
+	for {
+		if _, err := unix.Poll(fds, -1); err != nil && err != unix.EINTR {
+			return
+		}
+		if fds[1].Revents != 0 || rd.drain() {
+			return
+		}
+	}
+}
+
 // drain handles all requests there are, and sends what they ask of the server
 // in one go. It reports true when there will be no more.
-func (rd *reader) drain(uintptr) bool {
+func (rd *reader) drain() (gone bool) {
 	defer rd.letGo()
 	for {
 		n, err := unix.Read(rd.to.fd, rd.buf)

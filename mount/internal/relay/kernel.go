@@ -4,11 +4,12 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"tidemark/internal/socket"
 )
 
 // What the kernel's nbd driver sends and is told, beyond nbd.go.
@@ -38,7 +39,7 @@ func (r *Relay) ShowKernel() (*KernelFront, []*os.File, error) {
 	f := &KernelFront{r: r, done: make(chan struct{})}
 	var theirs []*os.File
 	for _, l := range r.lanes {
-		c, file, err := kernelPair()
+		c, file, err := socket.Pair()
 		if err != nil {
 			for _, t := range theirs {
 				err = errors.Join(err, t.Close())
@@ -56,19 +57,6 @@ func (r *Relay) ShowKernel() (*KernelFront, []*os.File, error) {
 		f.doneOnce.Do(func() { close(f.done) })
 	}()
 	return f, theirs, nil
-}
-
-func kernelPair() (ours net.Conn, theirs *os.File, err error) {
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, nil, fmt.Errorf("socket pair for the kernel: %w", err)
-	}
-	mine, theirs := os.NewFile(uintptr(fds[0]), "nbd"), os.NewFile(uintptr(fds[1]), "nbd-kernel")
-	ours, err = net.FileConn(mine) // a duplicate, known to the poller
-	if err = errors.Join(err, mine.Close()); err != nil {
-		return nil, nil, errors.Join(err, theirs.Close())
-	}
-	return ours, theirs, nil
 }
 
 // Flags are the NBD transmission flags to tell the kernel: what this front does,
@@ -107,7 +95,7 @@ func (f *KernelFront) Close() error {
 type kernelConn struct {
 	f    *KernelFront
 	lane *lane
-	conn net.Conn
+	conn *socket.Conn
 
 	mu  sync.Mutex // guards out, and keeps answers whole
 	out []byte

@@ -4,10 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"tidemark/internal/socket"
 )
 
 const (
@@ -78,9 +79,9 @@ func (l *lane) answer(s slot, e unix.Errno, data []byte) {
 type lane struct {
 	r *Relay
 
-	sendMu sync.Mutex // guards conn and out
-	conn   net.Conn   // nil while there is no session: requests wait in their slots
-	out    []byte     // messages to be sent together
+	sendMu sync.Mutex   // guards conn and out
+	conn   *socket.Conn // nil while there is no session: requests wait in their slots
+	out    []byte       // messages to be sent together
 
 	slotMu sync.Mutex // guards slots and unused
 	slots  [laneSlots]slot
@@ -310,7 +311,7 @@ func (l *lane) readAgain(reads []uint64) {
 }
 
 // receive takes the replies of one connection until it breaks.
-func (l *lane) receive(c net.Conn) {
+func (l *lane) receive(c *socket.Conn) {
 	buf := make([]byte, receiveBuffer)
 	r, w := 0, 0
 	for {

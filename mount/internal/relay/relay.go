@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"tidemark/internal/socket"
 )
 
 const (
@@ -134,7 +136,7 @@ func (r *Relay) Close() error {
 }
 
 // dial opens one connection and brings it into the transmission phase.
-func (r *Relay) dial(ctx context.Context) (net.Conn, Info, error) {
+func (r *Relay) dial(ctx context.Context) (*socket.Conn, Info, error) {
 	d := net.Dialer{Timeout: handshakeTimeout, KeepAlive: 5 * time.Second}
 	c, err := d.DialContext(ctx, r.opt.Network, r.opt.Address)
 	if err != nil {
@@ -154,7 +156,8 @@ func (r *Relay) dial(ctx context.Context) (net.Conn, Info, error) {
 		c.Close() // the handshake's error is the one that counts
 		return nil, Info{}, fmt.Errorf("%s, export %q: %w", r.opt.Address, r.opt.Export, err)
 	}
-	return c, info, nil
+	s, err := socket.Take(c)
+	return s, info, err
 }
 
 func setUserTimeout(t *net.TCPConn) error {
@@ -170,12 +173,12 @@ func setUserTimeout(t *net.TCPConn) error {
 }
 
 // dialAll opens as many connections as the export and the options allow.
-func (r *Relay) dialAll(ctx context.Context) ([]net.Conn, Info, error) {
+func (r *Relay) dialAll(ctx context.Context) ([]*socket.Conn, Info, error) {
 	c, info, err := r.dial(ctx)
 	if err != nil {
 		return nil, Info{}, err
 	}
-	conns := []net.Conn{c}
+	conns := []*socket.Conn{c}
 	if !info.MultiConn() {
 		return conns, info, nil
 	}
@@ -194,9 +197,15 @@ func (r *Relay) dialAll(ctx context.Context) ([]net.Conn, Info, error) {
 	return conns, info, nil
 }
 
-func closeAll(conns []net.Conn) {
+func closeAll(conns []*socket.Conn) {
 	for _, c := range conns {
 		c.Close() // a connection that is given up has no error worth hearing
+	}
+}
+
+func abortAll(conns []*socket.Conn) {
+	for _, c := range conns {
+		c.Abort()
 	}
 }
 
@@ -221,7 +230,7 @@ func (r *Relay) fail(err error) {
 }
 
 // install starts a session on new connections. All sendMu are held.
-func (r *Relay) install(conns []net.Conn) {
+func (r *Relay) install(conns []*socket.Conn) {
 	select {
 	case <-r.failed: // of the session before
 	default:
@@ -236,7 +245,7 @@ func (r *Relay) install(conns []net.Conn) {
 }
 
 // supervise waits for sessions to break and makes new ones, until the end.
-func (r *Relay) supervise(conns []net.Conn) {
+func (r *Relay) supervise(conns []*socket.Conn) {
 	for conns != nil {
 		var err error
 		select {
@@ -244,13 +253,14 @@ func (r *Relay) supervise(conns []net.Conn) {
 		case <-r.closing:
 			r.sayGoodbye(conns)
 		}
-		closeAll(conns)
+		abortAll(conns)
 		r.repliers.Wait()
 		r.lockAll()
 		for _, l := range r.lanes {
 			l.conn = nil
 		}
 		r.unlockAll()
+		closeAll(conns)
 		r.note(err)
 		conns = r.reconnect()
 	}
@@ -259,10 +269,8 @@ func (r *Relay) supervise(conns []net.Conn) {
 }
 
 // sayGoodbye tells the server that we leave on purpose.
-func (r *Relay) sayGoodbye(conns []net.Conn) {
-	for _, c := range conns {
-		c.SetWriteDeadline(time.Now().Add(time.Second)) // for a sender that is stuck, too
-	}
+func (r *Relay) sayGoodbye(conns []*socket.Conn) {
+	defer time.AfterFunc(time.Second, func() { abortAll(conns) }).Stop() // for a sender that is stuck, too
 	r.lockAll()
 	defer r.unlockAll()
 	var b [requestSize]byte
@@ -287,7 +295,7 @@ func (r *Relay) note(err error) {
 
 // reconnect makes a new session, however long it takes. It returns nil when the
 // relay is closed or gives up.
-func (r *Relay) reconnect() []net.Conn {
+func (r *Relay) reconnect() []*socket.Conn {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	if r.opt.GiveUp > 0 {
@@ -316,7 +324,7 @@ func (r *Relay) reconnect() []net.Conn {
 }
 
 // session tries once to connect, to replay and to go on.
-func (r *Relay) session(ctx context.Context) ([]net.Conn, error) {
+func (r *Relay) session(ctx context.Context) ([]*socket.Conn, error) {
 	conns, info, err := r.dialAll(ctx)
 	if err != nil {
 		return nil, err
@@ -327,7 +335,7 @@ func (r *Relay) session(ctx context.Context) ([]net.Conn, error) {
 	}
 	r.lockAll()
 	defer r.unlockAll()
-	stop := context.AfterFunc(ctx, func() { conns[0].SetDeadline(time.Unix(1, 0)) })
+	stop := context.AfterFunc(ctx, conns[0].Abort)
 	n, err := r.replay(conns[0])
 	if !stop() {
 		err = errors.Join(err, ctx.Err())
