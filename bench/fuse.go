@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -155,8 +156,8 @@ func benchFUSE(ctx context.Context, e *env, r *Result) error {
 	if err != nil {
 		return err
 	}
-	defer q.detach()
-	if err := e.roundsFUSE(ctx, r, size, a, q); err != nil {
+	err = e.roundsFUSE(ctx, r, t, size, a, q)
+	if err = errors.Join(err, q.detach()); err != nil { // it holds the disk that new clones are based on
 		return err
 	}
 	rowsFUSE(r)
@@ -198,7 +199,7 @@ func (e *env) timeAttach(ctx context.Context, r *Result, t *server, qcow string)
 	return nil
 }
 
-func (e *env) roundsFUSE(ctx context.Context, r *Result, size int64, sides ...*attached) error {
+func (e *env) roundsFUSE(ctx context.Context, r *Result, t *server, size int64, sides ...*attached) error {
 	patterns := append(e.patternsNBD(size)[:4],
 		pattern{rw: "write", bs: "1M", depth: 4, bytes: size / 2},
 		pattern{rw: "randwrite", bs: "4k", depth: 16, bytes: size / 16, seed: 5})
@@ -215,6 +216,9 @@ func (e *env) roundsFUSE(ctx context.Context, r *Result, size int64, sides ...*a
 					return err
 				}
 				r.add(Sample{s.side, p.String(), round, v})
+				if s.side == tide && strings.Contains(p.rw, "write") {
+					t.settle()
+				}
 			}
 		}
 		slices.Reverse(sides)
