@@ -73,10 +73,13 @@ func Pair() (ours *Conn, theirs *os.File, err error) {
 // ErrNoSocket is returned for a connection that is no socket of the system.
 var ErrNoSocket = errors.New("no socket of the system")
 
-// enlarge asks for larger buffers; that it gets none is no error.
+// enlarge asks for larger buffers, beyond the system's limit where we may; that it gets none is no error.
 func enlarge(fd int) error {
-	_ = syscall.SetsockoptInt(fd, syscall.SOL_SOCKET, syscall.SO_SNDBUF, bufferSize)
-	_ = syscall.SetsockoptInt(fd, syscall.SOL_SOCKET, syscall.SO_RCVBUF, bufferSize)
+	for _, o := range [][2]int{{syscall.SO_SNDBUFFORCE, syscall.SO_SNDBUF}, {syscall.SO_RCVBUFFORCE, syscall.SO_RCVBUF}} {
+		if syscall.SetsockoptInt(fd, syscall.SOL_SOCKET, o[0], bufferSize) != nil {
+			_ = syscall.SetsockoptInt(fd, syscall.SOL_SOCKET, o[1], bufferSize)
+		}
+	}
 	return nil
 }
 
