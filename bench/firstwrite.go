@@ -126,7 +126,6 @@ func (r *Result) noteFolded(ctx context.Context, e *env, s *server, data string,
 	if err := s.stop(); err != nil {
 		return err
 	}
-	s.done <- nil // it may be stopped again
 	w, err := openWorld(data, 0)
 	if err != nil {
 		return err

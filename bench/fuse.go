@@ -83,13 +83,13 @@ func attachQSD(ctx context.Context, file, format, at string) (*attached, error) 
 	cmd := exec.Command("qemu-storage-daemon", argv...)
 	var said strings.Builder
 	cmd.Stderr = &said
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Start(); err != nil {
+	ended, err := startTied(cmd)
+	if err != nil {
 		return nil, err
 	}
 	end := func() error {
 		cmd.Process.Signal(syscall.SIGTERM)
-		cmd.Wait()
+		<-ended
 		exec.Command("umount", "-l", at).Run() // it may be unmounted already
 		return nil
 	}

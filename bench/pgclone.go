@@ -247,7 +247,6 @@ func (e *env) journalCost(ctx context.Context, r *Result, t *server, sockets str
 		return err
 	}
 	stopAll(t)
-	t.done <- nil // it may be stopped again
 	w, err := openWorld(e.disk+"/data", 0)
 	if err != nil {
 		return err

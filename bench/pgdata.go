@@ -28,7 +28,7 @@ func asPostgres(cmd *exec.Cmd) error {
 	}
 	uid, _ := strconv.Atoi(u.Uid)
 	gid, _ := strconv.Atoi(u.Gid)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}, Pdeathsig: syscall.SIGKILL}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}}
 	cmd.Dir = "/"
 	return nil
 }
@@ -49,13 +49,13 @@ func runAsPostgres(ctx context.Context, argv ...string) (string, error) {
 type cluster struct {
 	dir, sockets string
 	cmd          *exec.Cmd
-	exited       chan struct{}
+	exited       chan error
 }
 
 // startPG starts the server itself, not through pg_ctl, which looks only ten
 // times a second.
 func startPG(dir, sockets string) (*cluster, error) {
-	c := &cluster{dir: dir, sockets: sockets, exited: make(chan struct{})}
+	c := &cluster{dir: dir, sockets: sockets}
 	log, err := os.OpenFile(sockets+"/log", os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
 		return nil, err
@@ -66,11 +66,8 @@ func startPG(dir, sockets string) (*cluster, error) {
 	if err := asPostgres(c.cmd); err != nil {
 		return nil, err
 	}
-	if err := c.cmd.Start(); err != nil {
-		return nil, err
-	}
-	go func() { c.cmd.Wait(); close(c.exited) }()
-	return c, nil
+	c.exited, err = startTied(c.cmd)
+	return c, err
 }
 
 func (c *cluster) conn() string {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -27,7 +28,7 @@ type server struct {
 
 // start runs a server and returns when its socket takes connections.
 func start(ctx context.Context, side, socket, export string, argv ...string) (*server, error) {
-	s := &server{side: side, socket: socket, export: export, done: make(chan error, 1)}
+	s := &server{side: side, socket: socket, export: export}
 	s.cmd = exec.Command(argv[0], argv[1:]...)
 	log, err := os.Create(socket + ".log")
 	if err != nil {
@@ -35,11 +36,9 @@ func start(ctx context.Context, side, socket, export string, argv ...string) (*s
 	}
 	defer log.Close()
 	s.cmd.Stdout, s.cmd.Stderr = log, log
-	s.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := s.cmd.Start(); err != nil {
+	if s.done, err = startTied(s.cmd); err != nil {
 		return nil, err
 	}
-	go func() { s.done <- s.cmd.Wait() }()
 	for end := time.Now().Add(2 * time.Minute); ; time.Sleep(5 * time.Millisecond) {
 		if c, err := net.Dial("unix", socket); err == nil {
 			c.Close()
@@ -56,6 +55,27 @@ func start(ctx context.Context, side, socket, export string, argv ...string) (*s
 			return nil, fmt.Errorf("%s did not open %s", side, socket)
 		}
 	}
+}
+
+// startTied starts a process that is killed when we end, and returns where its own end
+// is told. The kernel ties it to the thread that starts it, and threads end before
+// us: those of goroutines that were locked to them do, such as those that attach disks. So this one stays locked.
+func startTied(cmd *exec.Cmd) (done chan error, err error) {
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{}
+	}
+	cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
+	started, done := make(chan error), make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		defer close(done)
+		err := cmd.Start()
+		started <- err
+		if err == nil {
+			done <- cmd.Wait()
+		}
+	}()
+	return done, <-started
 }
 
 // stop ends the server and waits for it.
