@@ -31,7 +31,7 @@ func serverCommand() *cobra.Command {
 	var verbose bool
 	c := &cobra.Command{
 		Use: "server", Short: "Run the server", Args: takes(0),
-		Long:    "Run the server on a data directory. Everything it keeps lies below it. It prints\n\"ready\" and its socket when it serves, and runs until it is interrupted.",
+		Long:    "Run the server on a data directory. Everything it keeps lies below it, and so\ndoes its socket unless --socket names another place. It prints \"ready\" and its\nsocket when it serves, and runs until it is interrupted.",
 		Example: "  tidemark server --data /var/lib/tidemark",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if cache != "" {
@@ -46,7 +46,7 @@ func serverCommand() *cobra.Command {
 				level = slog.LevelInfo
 			}
 			o.Logger = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
-			return serve(cmd.Context(), o)
+			return serve(cmd.Context(), o, flags.socket)
 		},
 	}
 	c.Flags().StringVar(&o.Dir, "data", defaultData, "the data directory")
@@ -55,7 +55,8 @@ func serverCommand() *cobra.Command {
 	return c
 }
 
-func serve(ctx context.Context, o control.Options) (err error) {
+// serve runs the server. socket is where it listens; "" stands for its place in the data directory.
+func serve(ctx context.Context, o control.Options, socket string) (err error) {
 	if os.Getenv("GOMAXPROCS") == "" {
 		runtime.GOMAXPROCS(timeline.Processors())
 	}
@@ -64,11 +65,12 @@ func serve(ctx context.Context, o control.Options) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, c.Close()) }()
-	dir, err := filepath.Abs(o.Dir)
-	if err != nil {
+	if socket == "" {
+		socket = filepath.Join(o.Dir, socketName)
+	}
+	if socket, err = filepath.Abs(socket); err != nil {
 		return err
 	}
-	socket := filepath.Join(dir, socketName)
 	l, err := nbd.Listen("unix:" + socket) // a socket that only we may open
 	if err != nil {
 		return err
