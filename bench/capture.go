@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime/pprof"
 	"syscall"
 	"time"
 
@@ -39,7 +40,19 @@ func capture(args []string) error {
 	f := flag.NewFlagSet("capture", flag.ExitOnError)
 	dir := f.String("data", "", "data `directory`")
 	conn := f.String("conn", "", "of the `cluster`")
+	profile := f.String("profile", "", "write a CPU profile of the capture to `file`")
 	f.Parse(args)
+	if *profile != "" {
+		file, err := os.Create(*profile)
+		if err != nil {
+			return err
+		}
+		defer file.Close()
+		if err := pprof.StartCPUProfile(file); err != nil {
+			return err
+		}
+		defer pprof.StopCPUProfile()
+	}
 	ctx := context.Background()
 	w, err := openWorld(*dir, 0)
 	if err != nil {
@@ -118,11 +131,7 @@ func stage(ctx context.Context, t *timeline.Timeline, dir string) (at string, re
 	}
 	server := nbd.NewServer(table, nbd.Options{})
 	go server.Serve(l)
-	self, err := os.Executable()
-	if err != nil {
-		return "", nil, err
-	}
-	a, err := mount.Attach(ctx, mount.Config{Name: "staging", StateDir: filepath.Join(dir, "attached"), Socket: socket, Export: t.Name(), Command: []string{self, "attach"}})
+	a, err := mount.Attach(ctx, mount.Config{Name: "staging", StateDir: filepath.Join(dir, "attached"), Socket: socket, Export: t.Name()})
 	if err != nil {
 		return "", nil, err
 	}

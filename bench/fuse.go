@@ -8,7 +8,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -19,14 +18,8 @@ import (
 
 const qsd = "qemu-storage-daemon FUSE + loop"
 
-// attach is what our attacher's process does; see mount.Attach.
-func attach() error {
-	cfg, err := mount.ReadAttachConfig(os.Stdin)
-	if err != nil {
-		return err
-	}
-	return mount.RunAttacher(context.Background(), cfg)
-}
+// attach is what our attacher's process does; see mount.RunAttacher.
+func attach() error { return mount.RunAttacher(context.Background()) }
 
 // attached is a block device of this host and how to be rid of it.
 type attached struct {
@@ -37,35 +30,14 @@ type attached struct {
 }
 
 // attachOurs attaches an export of our server.
-func attachOurs(ctx context.Context, s *server, export, state string) (*attached, error) {
-	self, err := os.Executable()
+func (e *env) attachOurs(ctx context.Context, s *server, export, state string) (*attached, error) {
+	a, err := e.launcher.Attach(ctx, mount.Config{Name: export, StateDir: state, Socket: s.socket, Export: export})
 	if err != nil {
 		return nil, err
 	}
-	a, err := mount.Attach(ctx, mount.Config{Name: export, StateDir: state, Socket: s.socket, Export: export, Command: []string{self, "attach"}})
-	if err != nil {
-		return nil, err
-	}
-	pid := attacherOf(self)
 	return &attached{side: tide, device: a.Device(),
-		cpu:    func() time.Duration { return s.cpu() + cpuOf(pid) },
+		cpu:    func() time.Duration { return s.cpu() + cpuOf(a.PID()) },
 		detach: func() error { return a.Detach(context.Background(), true) }}, nil
-}
-
-// attacherOf returns the id of the youngest attacher process, 0 if there is none.
-func attacherOf(self string) int {
-	youngest := 0
-	dirs, _ := filepath.Glob("/proc/[0-9]*/cmdline")
-	for _, file := range dirs {
-		b, err := os.ReadFile(file)
-		if err != nil || !strings.HasPrefix(string(b), self+"\x00attach") {
-			continue
-		}
-		if pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(file))); pid > youngest {
-			youngest = pid
-		}
-	}
-	return youngest
 }
 
 // attachQSD shows a disk file through qemu-storage-daemon's FUSE export and a
@@ -147,7 +119,7 @@ func benchFUSE(ctx context.Context, e *env, r *Result) error {
 		return err
 	}
 	defer stopAll(t)
-	a, err := attachOurs(ctx, t, "clone", filepath.Join(e.fast, "attached"))
+	a, err := e.attachOurs(ctx, t, "clone", filepath.Join(e.fast, "attached"))
 	if err != nil {
 		return err
 	}
@@ -169,7 +141,7 @@ func benchFUSE(ctx context.Context, e *env, r *Result) error {
 func (e *env) timeAttach(ctx context.Context, r *Result, t *server, qcow string) error {
 	sides := map[string]func(round int) (*attached, error){
 		tide: func(round int) (*attached, error) {
-			return attachOurs(ctx, t, fmt.Sprintf("golden@new%d", round), filepath.Join(e.fast, "attached"))
+			return e.attachOurs(ctx, t, fmt.Sprintf("golden@new%d", round), filepath.Join(e.fast, "attached"))
 		},
 		qsd: func(round int) (*attached, error) {
 			file := fmt.Sprintf("%s/new%d.qcow2", e.fast, round)
@@ -200,28 +172,40 @@ func (e *env) timeAttach(ctx context.Context, r *Result, t *server, qcow string)
 }
 
 func (e *env) roundsFUSE(ctx context.Context, r *Result, t *server, size int64, sides ...*attached) error {
-	patterns := append(e.patternsNBD(size)[:4],
-		pattern{rw: "write", bs: "1M", depth: 4, bytes: size / 2},
-		pattern{rw: "randwrite", bs: "4k", depth: 16, bytes: size / 16, seed: 5})
 	for _, s := range sides { // warm
 		if _, err := driveDevice(ctx, s, pattern{rw: "read", bs: "1M", depth: 4, bytes: size}, size); err != nil {
 			return err
 		}
 	}
-	for round := range e.rounds {
-		for _, p := range patterns {
-			for _, s := range sides {
-				v, err := driveDevice(ctx, s, p, size)
-				if err != nil {
-					return err
-				}
-				r.add(Sample{s.side, p.String(), round, v})
-				if s.side == tide && strings.Contains(p.rw, "write") {
-					t.settle()
-				}
+	// All reads come first: what was written is in other chunks than before, which no cache has.
+	reads := e.patternsNBD(size)[:4]
+	writes := []pattern{
+		{rw: "write", bs: "1M", depth: 4, bytes: size / 2},
+		{rw: "randwrite", bs: "4k", depth: 16, bytes: size / 16, seed: 5}}
+	for _, patterns := range [][]pattern{reads, writes} {
+		for round := range e.rounds {
+			if err := e.roundFUSE(ctx, r, t, size, round, patterns, sides); err != nil {
+				return err
+			}
+			slices.Reverse(sides)
+		}
+	}
+	return nil
+}
+
+// roundFUSE measures each pattern on each side once.
+func (e *env) roundFUSE(ctx context.Context, r *Result, t *server, size int64, round int, patterns []pattern, sides []*attached) error {
+	for _, p := range patterns {
+		for _, s := range sides {
+			v, err := driveDevice(ctx, s, p, size)
+			if err != nil {
+				return err
+			}
+			r.add(Sample{s.side, p.String(), round, v})
+			if s.side == tide && strings.Contains(p.rw, "write") {
+				t.settle()
 			}
 		}
-		slices.Reverse(sides)
 	}
 	return nil
 }

@@ -27,6 +27,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"tidemark/mount"
 )
 
 // benchmark is one entry of the table.
@@ -57,6 +59,8 @@ type env struct {
 	rounds  int
 	quick   bool
 	profile bool
+
+	launcher *mount.Launcher
 }
 
 // size picks the size in bytes for a full or a quick run.
@@ -178,6 +182,8 @@ func (e *env) measure(chosen []benchmark) error {
 	if err := e.touchMemory(); err != nil {
 		return err
 	}
+	e.launcher = mount.NewLauncher()
+	defer e.launcher.Close()
 	var failed []string
 	for _, b := range chosen {
 		if err := e.one(ctx, b); err != nil {

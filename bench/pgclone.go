@@ -158,7 +158,7 @@ func (e *env) upQSD() pgSide {
 func (e *env) upOurs(t *server, side, of string) pgSide {
 	return pgSide{side, func(ctx context.Context, round int) (string, func() error, error) {
 		clone := fmt.Sprintf("%s@%s-%d", of, of, round)
-		a, err := attachOurs(ctx, t, clone, filepath.Join(e.disk, "attached"))
+		a, err := e.attachOurs(ctx, t, clone, filepath.Join(e.disk, "attached"))
 		if err != nil {
 			return "", nil, err
 		}
@@ -234,7 +234,7 @@ func rowsPG(r *Result) {
 // journalCost says what keeping all that a database wrote takes, in the journal
 // as it is written and in the image that it is folded into.
 func (e *env) journalCost(ctx context.Context, r *Result, t *server, sockets string) error {
-	a, err := attachOurs(ctx, t, "golden@writes", filepath.Join(e.disk, "attached"))
+	a, err := e.attachOurs(ctx, t, "golden@writes", filepath.Join(e.disk, "attached"))
 	if err != nil {
 		return err
 	}

@@ -39,6 +39,7 @@ import (
 	"tidemark/export/nbd"
 	"tidemark/image"
 	"tidemark/internal/vfs"
+	"tidemark/mount"
 	"tidemark/object"
 	"tidemark/timeline"
 )
@@ -48,8 +49,6 @@ type Options struct {
 	Dir        string // data directory
 	CacheBytes int64  // memory for decoded chunks; 0: a quarter of the machine's
 	Logger     *slog.Logger
-	// Attacher is the command that attaches a disk; empty: this program with "attach".
-	Attacher []string
 	// Agent is the command that works on mounted disks; empty: this program with "agent".
 	Agent []string
 }
@@ -70,7 +69,8 @@ type Control struct {
 	nbd     *nbd.Server
 	sockets map[string]*socket // of exports that asked for their own, by address; guarded by mu
 
-	agent     *agent.Agent // touches what is mounted; we never do
+	launcher  *mount.Launcher // attaches disks
+	agent     *agent.Agent    // touches what is mounted; we never do
 	jobs      runner
 	receivers receivers
 	again     []tidemark.CloneSpec // clones to be made once more at the end of Open
@@ -98,6 +98,7 @@ func Open(ctx context.Context, o Options) (_ *Control, err error) {
 	if err := c.takeDir(); err != nil {
 		return nil, err
 	}
+	c.launcher = mount.NewLauncher()
 	c.agent = agent.New(agent.Config{Command: o.Agent, Lock: c.path("run", "agent.lock"), Logger: c.log})
 	if err := c.openStores(ctx); err != nil {
 		return nil, errors.Join(err, c.Close())
@@ -202,6 +203,9 @@ func (c *Control) Close() error {
 	c.receivers.stopAll()
 	if c.agent != nil {
 		errs = append(errs, c.agent.Close()) // while its disks are served
+	}
+	if c.launcher != nil {
+		c.launcher.Close()
 	}
 	if c.nbd != nil {
 		errs = append(errs, c.closeSockets())

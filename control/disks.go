@@ -53,8 +53,8 @@ func (c *Control) attach(ctx context.Context, a app, disk string) (*mount.Attach
 	if err := c.serveDisk(a, d); err != nil {
 		return nil, err
 	}
-	at, err := mount.Attach(ctx, mount.Config{Name: attachmentName(a.name, disk), StateDir: c.attachDir(),
-		Socket: c.DiskSocket(), Export: exportName(a.name, disk), Sector: sectorOf(a, d), Command: c.o.Attacher})
+	at, err := c.launcher.Attach(ctx, mount.Config{Name: attachmentName(a.name, disk), StateDir: c.attachDir(),
+		Socket: c.DiskSocket(), Export: exportName(a.name, disk), Sector: sectorOf(a, d)})
 	if err != nil {
 		return nil, fmt.Errorf("attach disk %s of %s: %w", disk, a.name, err)
 	}

@@ -48,7 +48,7 @@ type ready struct {
 
 // record is the content of attach.json.
 type record struct {
-	AttachConfig
+	attachConfig
 	PID     int
 	Started string // the process's start time, as in /proc/PID/stat
 	Boot    string // the boot it belongs to
@@ -67,7 +67,7 @@ type front interface {
 
 // attacher is the state of the process.
 type attacher struct {
-	cfg    AttachConfig
+	cfg    attachConfig
 	dir    string
 	relay  *relay.Relay
 	front  front
@@ -81,18 +81,23 @@ type attacher struct {
 }
 
 // RunAttacher serves one attachment until it is detached, and returns nil then. It
-// is all that the attacher's process does: it reads nothing but cfg, logs to
-// standard error, and tells the process that started it through file descriptor 3
-// that the device is there, or why not. It takes the process over: signals,
-// memory locks, descriptors.
+// is all that the attacher's process does: it reads its configuration from standard input, where
+// that may take its time, and nothing else; it logs to a file of the attachment's, and tells the
+// process that started it through file descriptor 3 that the device is there, or why not.
+// It takes the process over: signals, memory locks, descriptors.
 //
 // SIGTERM and SIGINT, or the end of ctx, detach cleanly, unless the device is in
-// use: then they are refused.
-func RunAttacher(ctx context.Context, cfg AttachConfig) error {
+// use: then they are refused. What was no configuration is ErrConfig.
+func RunAttacher(ctx context.Context) error {
 	runtime.GOMAXPROCS(max(runtime.GOMAXPROCS(0), blockedThreads))
+	held := hold()
+	cfg, err := readAttachConfig(os.Stdin)
+	if err != nil {
+		return err
+	}
 	pipe := readyPipe()
-	a := &attacher{cfg: cfg, forced: make(chan struct{}, 1), log: slog.New(slog.NewTextHandler(os.Stderr, nil))}
-	stop, err := a.start(ctx, pipe)
+	a := &attacher{cfg: cfg, dir: cfg.dir(), forced: make(chan struct{}, 1), log: slog.New(slog.NewTextHandler(os.Stderr, nil))}
+	stop, err := a.start(ctx, pipe, held)
 	if err := tell(pipe, a.device, err); err != nil {
 		a.log.Warn("nobody was told of the device", "err", err)
 	}
@@ -107,6 +112,16 @@ func RunAttacher(ctx context.Context, cfg AttachConfig) error {
 	defer a.answering.Unlock()
 	a.log.Info("detached", "device", a.device)
 	return err
+}
+
+// ownLog has what the process says go to the attachment's log from now on.
+func (a *attacher) ownLog() error {
+	f, err := os.OpenFile(filepath.Join(a.dir, logName), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return errors.Join(unix.Dup3(int(f.Fd()), 1, 0), unix.Dup3(int(f.Fd()), 2, 0))
 }
 
 func readyPipe() *os.File {
@@ -128,12 +143,13 @@ func tell(pipe *os.File, device string, err error) error {
 }
 
 // start brings the device up. On error nothing of it is left.
-func (a *attacher) start(ctx context.Context, pipe *os.File) (stop func(), err error) {
-	if err := a.cfg.check(); err != nil {
+func (a *attacher) start(ctx context.Context, pipe *os.File, held error) (stop func(), err error) {
+	if err := a.ownLog(); err != nil {
 		return nil, err
 	}
-	a.dir = filepath.Join(a.cfg.StateDir, a.cfg.Name)
-	a.hold()
+	if held != nil {
+		a.log.Warn("the process may have to wait for memory that it is needed to free", "err", held)
+	}
 	network, address := a.cfg.endpoint()
 	a.relay, err = relay.Open(ctx, relay.Options{
 		Network: network, Address: address, Export: a.cfg.Export, ReadOnly: a.cfg.ReadOnly,
@@ -162,16 +178,18 @@ func (a *attacher) start(ctx context.Context, pipe *os.File) (stop func(), err e
 }
 
 // hold keeps the process out of the way of the memory it may be needed to free.
-// Where it may not, it runs without: the deadlock needs memory pressure.
-func (a *attacher) hold() {
+// Where it may not, as its error says, it runs without: the deadlock needs memory pressure.
+func hold() error {
+	var err error
 	if _, _, errno := syscall.AllThreadsSyscall6(unix.SYS_PRCTL, unix.PR_SET_IO_FLUSHER, 1, 0, 0, 0, 0); errno != 0 && errno != unix.ENOTSUP {
-		a.log.Warn("cannot mark the process as one that writes back", "err", errno)
+		err = fmt.Errorf("cannot mark it as one that writes back: %w", errno)
 	}
-	if err := unix.Mlockall(unix.MCL_CURRENT | unix.MCL_FUTURE | unix.MCL_ONFAULT); err != nil {
-		a.log.Warn("cannot lock memory", "err", err)
+	if lerr := unix.Mlockall(unix.MCL_CURRENT | unix.MCL_FUTURE | unix.MCL_ONFAULT); lerr != nil {
+		err = errors.Join(err, fmt.Errorf("cannot lock its memory: %w", lerr))
 	}
 	// Not permitted in some containers, and then nothing is lost but a precaution.
 	_ = os.WriteFile("/proc/self/oom_score_adj", []byte("-900"), 0)
+	return err
 }
 
 // present makes the block device.

@@ -3,14 +3,11 @@ package mount
 import (
 	"bytes"
 	"context"
-	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"time"
 
@@ -31,103 +28,6 @@ type Attachment struct {
 	rec     record
 	dir     string
 	damaged error // its record cannot be read, and its attacher does not answer
-}
-
-// Attach starts an attacher process for cfg and returns when its block device is
-// there. The process goes on when the caller ends. On error nothing is left: bad
-// configuration is ErrConfig, a name that is taken ErrExists, and whatever the
-// attacher could not do (reach the server, most of all) is in the error's text.
-//
-// If ctx ends first, the attacher is killed and what it made is cleaned up.
-func Attach(ctx context.Context, cfg Config) (*Attachment, error) {
-	if err := cfg.check(); err != nil {
-		return nil, err
-	}
-	dir := filepath.Join(cfg.StateDir, cfg.Name)
-	if len(filepath.Join(dir, socketName)) > 107 {
-		return nil, fmt.Errorf("%w: %s is too long a path for a unix socket", ErrConfig, dir)
-	}
-	if err := vfs.MkdirAll(vfs.OS, cfg.StateDir); err != nil {
-		return nil, fmt.Errorf("state directory: %w", err)
-	}
-	if err := os.Mkdir(dir, 0o700); errors.Is(err, os.ErrExist) {
-		return nil, fmt.Errorf("%s: %w", cfg.Name, ErrExists)
-	} else if err != nil {
-		return nil, err
-	}
-	ac := AttachConfig{Config: cfg, Token: rand.Text()}
-	if err := launch(ctx, dir, ac); err != nil {
-		return nil, errors.Join(fmt.Errorf("attach %s: %w", cfg.Name, err), os.RemoveAll(dir))
-	}
-	return load(cfg.StateDir, cfg.Name)
-}
-
-// launch starts the process and waits for its word.
-func launch(ctx context.Context, dir string, ac AttachConfig) error {
-	in, err := json.Marshal(ac)
-	if err != nil {
-		return err
-	}
-	log, err := os.OpenFile(filepath.Join(dir, logName), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
-	if err != nil {
-		return err
-	}
-	defer log.Close()
-	r, w, err := os.Pipe()
-	if err != nil {
-		return err
-	}
-	defer r.Close()
-	cmd := exec.Command(ac.Command[0], ac.Command[1:]...)
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(in), log, log
-	cmd.ExtraFiles = []*os.File{w} // readyFD
-	cmd.Dir = "/"
-	cmd.SysProcAttr = &unix.SysProcAttr{Setsid: true}
-	err = startAsFlusher(cmd)
-	w.Close()
-	if err != nil {
-		return err
-	}
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
-	defer context.AfterFunc(ctx, func() { r.SetReadDeadline(time.Unix(1, 0)) })()
-	var word ready
-	err = json.NewDecoder(r).Decode(&word)
-	switch {
-	case err == nil && word.Error == "":
-		return nil
-	case err == nil:
-		<-ended
-		return errors.New(word.Error)
-	}
-	cmd.Process.Kill() // if it still runs; what it made is undone here
-	<-ended
-	err = errors.Join(fmt.Errorf("the attacher ended without a word: %s", lastLine(log.Name())), ctx.Err())
-	return errors.Join(err, sweepDevices(tagOf(ac.Token)))
-}
-
-// startAsFlusher starts a process whose threads may not wait for write-back from
-// the first instruction on. The mark is inherited by fork from the thread that
-// has it, and costs nothing here because the thread is thrown away.
-func startAsFlusher(cmd *exec.Cmd) error {
-	started := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the marked thread ends with us
-		// An error means that we may not: see attacher.hold.
-		_ = unix.Prctl(unix.PR_SET_IO_FLUSHER, 1, 0, 0, 0)
-		started <- cmd.Start()
-	}()
-	return <-started
-}
-
-// lastLine is what a process said last.
-func lastLine(path string) string {
-	b, err := os.ReadFile(path)
-	if err != nil {
-		return err.Error()
-	}
-	lines := strings.Split(strings.TrimSpace(string(b)), "\n")
-	return lines[len(lines)-1]
 }
 
 // List returns the attachments below a state directory: alive, stale, and those whose
@@ -214,6 +114,9 @@ func (a *Attachment) Via() Via { return a.rec.Made }
 
 // Config returns what it was attached with.
 func (a *Attachment) Config() Config { return a.rec.Config }
+
+// PID returns the process id of its attacher, which may have ended; 0 if the device never came up.
+func (a *Attachment) PID() int { return a.rec.PID }
 
 // Since returns when it was attached.
 func (a *Attachment) Since() time.Time {
@@ -352,14 +255,14 @@ func (a *Attachment) removeDevice(force bool) error {
 }
 
 // newRecord describes the running process.
-func newRecord(cfg AttachConfig, device string, via Via) (record, error) {
+func newRecord(cfg attachConfig, device string, via Via) (record, error) {
 	boot, err := bootID()
 	if err != nil {
 		return record{}, err
 	}
 	started, err := processStart(os.Getpid())
 	return record{
-		AttachConfig: cfg, PID: os.Getpid(), Started: started, Boot: boot,
+		attachConfig: cfg, PID: os.Getpid(), Started: started, Boot: boot,
 		Device: device, Made: via, Since: time.Now().UTC().Format(time.RFC3339Nano),
 	}, err
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net/url"
-	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -72,26 +71,26 @@ type Config struct {
 	// Via says what makes the block device; see [Via]. Default: ViaKernel where the
 	// kernel has it, otherwise ViaFUSE.
 	Via Via `json:",omitempty"`
-	// Command starts the attacher: a program and its first arguments. Default: this
-	// executable with the argument "attach".
-	Command []string `json:",omitempty"`
 }
 
-// AttachConfig is what an attacher process is told: see [RunAttacher].
-type AttachConfig struct {
+// attachConfig is what an attacher process is told.
+type attachConfig struct {
 	Config
 	// Token marks the block device as belonging to this attachment.
 	Token string
 }
 
-// ReadAttachConfig reads what [Attach] wrote to the standard input of the
+// dir is the directory of the attachment's state.
+func (c *attachConfig) dir() string { return filepath.Join(c.StateDir, c.Name) }
+
+// readAttachConfig reads what [Attach] wrote to the standard input of the
 // attacher it started.
-func ReadAttachConfig(r io.Reader) (AttachConfig, error) {
-	var c AttachConfig
+func readAttachConfig(r io.Reader) (attachConfig, error) {
+	var c attachConfig
 	if err := json.NewDecoder(io.LimitReader(r, 1<<20)).Decode(&c); err != nil {
 		return c, fmt.Errorf("%w: %v (this command is started by the server, not by hand)", ErrConfig, err)
 	}
-	return c, nil
+	return c, c.check()
 }
 
 // check fills in the defaults and refuses what makes no sense.
@@ -132,13 +131,6 @@ func (c *Config) check() error {
 	}
 	if c.ReplayBytes == 0 {
 		c.ReplayBytes = 64 << 20
-	}
-	if len(c.Command) == 0 {
-		exe, err := os.Executable()
-		if err != nil {
-			return err
-		}
-		c.Command = []string{exe, "attach"}
 	}
 	return nil
 }

@@ -11,7 +11,8 @@
 //
 // # Where to start
 //
-// [Attach] starts an attacher and returns when the block device is there;
+// [Attach] starts an attacher and returns when the block device is there; a [Launcher] has one
+// started before it is needed;
 // [List] finds attachments again after a restart of the caller; [Attachment]
 // asks for status, detaches, and cleans up after an attacher that was killed.
 // [RunAttacher] is what the attacher's process runs. [MountFS], [Unmount],

@@ -282,7 +282,7 @@ func TestURI(t *testing.T) {
 		"nbd://host/vol":                        "tcp host:10809 vol",
 		"nbd://[::1]:99/":                       "tcp [::1]:99 ",
 	} {
-		c := Config{Name: "a", StateDir: "/x", URI: uri, Command: []string{"x"}}
+		c := Config{Name: "a", StateDir: "/x", URI: uri}
 		if err := c.check(); err != nil {
 			t.Errorf("%s: %v", uri, err)
 		}

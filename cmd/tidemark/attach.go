@@ -1,7 +1,7 @@
 package main
 
 import (
-	"os"
+	"errors"
 
 	"github.com/spf13/cobra"
 
@@ -11,10 +11,10 @@ import (
 // attachCommand is the process that keeps one disk attached; the server starts it.
 func attachCommand() *cobra.Command {
 	return &cobra.Command{Use: "attach", Hidden: true, Args: takes(0), RunE: func(cmd *cobra.Command, _ []string) error {
-		cfg, err := mount.ReadAttachConfig(os.Stdin)
-		if err != nil {
+		err := mount.RunAttacher(cmd.Context())
+		if errors.Is(err, mount.ErrConfig) {
 			return usage(err)
 		}
-		return mount.RunAttacher(cmd.Context(), cfg)
+		return err
 	}}
 }
