@@ -26,6 +26,9 @@ import (
 // nothing beside the copying, small enough for the L2 cache to hold both sides.
 const copyBuf = 512 << 10
 
+// writeBackAfter is how much is written before the kernel begins to write it back.
+const writeBackAfter = 8 << 20
+
 var zeros [block.BlockSize]byte
 
 // Copier makes files equal to others in place. It holds the buffers; one
@@ -35,6 +38,8 @@ type Copier struct {
 	// ReadBytes counts what was read from sources, ChangedBytes what was written
 	// to copies, in bytes, over the life of the Copier.
 	ReadBytes, ChangedBytes int64
+
+	behind int // bytes written since the kernel was last told to write back
 }
 
 // Copy makes dst's content equal to what src reads as now, up to its end, and returns the
@@ -133,12 +138,18 @@ func (c *Copier) writeRuns(dst *os.File, p, old []byte, off int64) error {
 	return flush(len(p))
 }
 
-// write writes a run of blocks that differ.
+// write writes a run of blocks that differ. From time to time it has the kernel begin to write
+// back, which otherwise waits for a tenth of the memory, or for the sync at the end.
 func (c *Copier) write(dst *os.File, p []byte, off int64) error {
 	n, err := dst.WriteAt(p, off)
 	c.ChangedBytes += int64(n)
 	if err != nil {
 		return fmt.Errorf("write staged copy: %w", err)
+	}
+	if c.behind += n; c.behind >= writeBackAfter {
+		c.behind = 0
+		// It is a hint: an error of the disk is met again by the sync that ends a capture.
+		_ = unix.SyncFileRange(int(dst.Fd()), 0, 0, unix.SYNC_FILE_RANGE_WRITE)
 	}
 	return nil
 }
