@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -9,7 +10,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 )
 
@@ -106,7 +106,11 @@ func (e *env) captureOurs(ctx context.Context, r *Result, pass string, round int
 	if err != nil {
 		return err
 	}
-	cmd := exec.CommandContext(ctx, self, "capture", "-data", e.disk+"/data", "-conn", c.conn())
+	argv := []string{"capture", "-data", e.disk + "/data", "-conn", c.conn()}
+	if e.profile {
+		argv = append(argv, "-profile", filepath.Join(e.out, fmt.Sprintf("increment-%s-%d.pprof", pass, round)))
+	}
+	cmd := exec.CommandContext(ctx, self, argv...)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.Output()
 	if err != nil {
@@ -186,17 +190,24 @@ func (s *backupSide) take(ctx context.Context, r *Result, pass string, round int
 		}
 	}
 	cmd.Env = append(os.Environ(), s.env...)
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
 	begin := time.Now()
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("%s: %w: %s", strings.Join(argv, " "), err, out)
+	if err := cmd.Start(); err != nil {
+		return err
 	}
+	peak := watchPeak(cmd.Process.Pid)
+	err = cmd.Wait()
 	took := time.Since(begin).Seconds()
+	rss := peak()
+	if err != nil {
+		return fmt.Errorf("%s: %w: %s", strings.Join(argv, " "), err, out.Bytes())
+	}
 	after, err := apparent(s.repo)
 	if err != nil {
 		return err
 	}
-	use := cmd.ProcessState.SysUsage().(*syscall.Rusage)
-	r.add(Sample{s.side, pass, round, map[string]float64{"s": took, "stored": float64(after - before), "rss": float64(use.Maxrss << 10),
+	r.add(Sample{s.side, pass, round, map[string]float64{"s": took, "stored": float64(after - before), "rss": float64(rss),
 		"cpu_s": (cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()).Seconds()}})
 	return nil
 }

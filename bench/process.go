@@ -123,6 +123,26 @@ func peakRSS(pid int) int64 {
 	return kib << 10
 }
 
+// watchPeak begins to watch how much memory a process has used at most; what it
+// returns is called when the process has ended. What the kernel says then is no good: it counts
+// the memory of the process that forked, too.
+func watchPeak(pid int) (peak func() int64) {
+	stop, most := make(chan struct{}), make(chan int64)
+	go func() {
+		var bytes int64
+		for {
+			bytes = max(bytes, peakRSS(pid))
+			select {
+			case <-stop:
+				most <- bytes
+				return
+			case <-time.After(10 * time.Millisecond):
+			}
+		}
+	}()
+	return func() int64 { close(stop); return <-most }
+}
+
 // allocated returns the bytes that the files below a path take on their medium,
 // those with several names counted once.
 func allocated(path string) (int64, error) {
