@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -84,7 +85,8 @@ type attacher struct {
 // is all that the attacher's process does: it reads its configuration from standard input, where
 // that may take its time, and nothing else; it logs to a file of the attachment's, and tells the
 // process that started it through file descriptor 3 that the device is there, or why not.
-// It takes the process over: signals, memory locks, descriptors.
+// It takes the process over: signals, memory locks, descriptors. Without a configuration, because no disk
+// needed it, it returns nil.
 //
 // SIGTERM and SIGINT, or the end of ctx, detach cleanly, unless the device is in
 // use: then they are refused. What was no configuration is ErrConfig.
@@ -92,6 +94,9 @@ func RunAttacher(ctx context.Context) error {
 	runtime.GOMAXPROCS(max(runtime.GOMAXPROCS(0), blockedThreads))
 	held := hold()
 	cfg, err := readAttachConfig(os.Stdin)
+	if errors.Is(err, io.EOF) {
+		return nil // no disk ever needed it
+	}
 	if err != nil {
 		return err
 	}

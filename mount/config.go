@@ -88,7 +88,7 @@ func (c *attachConfig) dir() string { return filepath.Join(c.StateDir, c.Name) }
 func readAttachConfig(r io.Reader) (attachConfig, error) {
 	var c attachConfig
 	if err := json.NewDecoder(io.LimitReader(r, 1<<20)).Decode(&c); err != nil {
-		return c, fmt.Errorf("%w: %v (this command is started by the server, not by hand)", ErrConfig, err)
+		return c, fmt.Errorf("%w: %w (this command is started by the server, not by hand)", ErrConfig, err)
 	}
 	return c, c.check()
 }

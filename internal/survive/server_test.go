@@ -283,7 +283,11 @@ func (s *stage) attachers() (n int) {
 	files, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	for _, f := range files {
 		text, err := os.ReadFile(f)
-		if err == nil && bytes.HasPrefix(text, []byte(binary+"\x00attach\x00")) {
+		if err != nil || !bytes.HasPrefix(text, []byte(binary+"\x00attach\x00")) {
+			continue
+		}
+		// One that has no disk, and ends with its server, has no log either.
+		if log, err := os.Readlink(filepath.Join(filepath.Dir(f), "fd", "2")); err == nil && strings.Contains(log, "/attacher.log") {
 			n++
 		}
 	}
