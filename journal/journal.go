@@ -80,6 +80,9 @@ const (
 // Append adds a record; it sets r.Pos and r.Time, and returns where the payload
 // lies. It keeps no reference to the payload. The record is durable after a Sync
 // that begins later. On an error nothing was appended.
+//
+// The record's time is now, or, if r.Time is not zero and in the past, that; but always
+// later than that of the record before.
 func (j *Journal) Append(r *Record) (Place, error) {
 	if !r.possible() {
 		return Place{}, fmt.Errorf("%w: kind %d, offset %d, length %d, %d bytes", ErrRecord, r.Kind, r.Off, r.Len, len(r.Payload))
@@ -106,7 +109,11 @@ func (j *Journal) Append(r *Record) (Place, error) {
 
 // next gives h the position and time that come next.
 func (j *Journal) next(h *header) {
-	h.Pos, h.Time, h.durable = j.pos+1, max(j.time+1, j.o.Now().UnixNano()), j.durable
+	now := j.o.Now().UnixNano()
+	if h.Time != 0 {
+		now = min(now, h.Time)
+	}
+	h.Pos, h.Time, h.durable = j.pos+1, max(j.time+1, now), j.durable
 }
 
 // accept notes that the record is in its place at the end of s. The caller holds mu.

@@ -21,7 +21,7 @@ const (
 // Record is one entry of a journal.
 type Record struct {
 	Pos     uint64 // its position: one more than the record before; set by Append
-	Time    int64  // Unix nanoseconds, strictly increasing; set by Append
+	Time    int64  // Unix nanoseconds, strictly increasing; set by Append, which see
 	Kind    Kind
 	Disk    uint16
 	Off     int64 // bytes of the disk

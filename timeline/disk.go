@@ -75,7 +75,7 @@ func (d *Disk) Flush() error {
 
 // WriteAt implements [block.Device].
 func (d *Disk) WriteAt(p []byte, off int64) (int, error) {
-	if err := block.Check(d, off, int64(len(p))); err != nil {
+	if err := d.writable(off, int64(len(p))); err != nil {
 		return 0, err
 	}
 	for done := 0; done < len(p); {
@@ -90,11 +90,19 @@ func (d *Disk) WriteAt(p []byte, off int64) (int, error) {
 	return len(p), nil
 }
 
+// writable reports why [off, off+n) cannot be written.
+func (d *Disk) writable(off, n int64) error {
+	if d.t.fed.Load() {
+		return fmt.Errorf("disk %s of %s: %w", d.name, d.t.Name(), ErrFed)
+	}
+	return block.Check(d, off, n)
+}
+
 // write stores one piece that lies in one record's span.
 func (d *Disk) write(p []byte, off int64) error {
 	if head := off % block.BlockSize; head != 0 || int64(len(p)) < block.BlockSize {
 		n := min(block.BlockSize-head, int64(len(p)))
-		if err := d.merge(p[:n], off); err != nil {
+		if err := d.merge(p[:n], off, 0); err != nil {
 			return err
 		}
 		p, off = p[n:], off+n
@@ -106,7 +114,7 @@ func (d *Disk) write(p []byte, off int64) error {
 		}
 	}
 	if int64(len(p)) > whole {
-		return d.merge(p[whole:], off+whole)
+		return d.merge(p[whole:], off+whole, 0)
 	}
 	return nil
 }
@@ -119,45 +127,49 @@ func (d *Disk) writeBlocks(p []byte, off int64) error {
 	first := (off + d.chunk - 1) / d.chunk * d.chunk
 	last := (off + int64(len(p))) / d.chunk * d.chunk
 	if last-first < minReference || !d.t.byReference() {
-		return d.append(journal.Write, p, off, int64(len(p)))
+		return d.appendWrite(p, off)
 	}
 	if first > off {
-		if err := d.append(journal.Write, p[:first-off], off, first-off); err != nil {
+		if err := d.appendWrite(p[:first-off], off); err != nil {
 			return err
 		}
 	}
-	if err := d.refer(p[first-off:last-off], first); err != nil {
+	if err := d.refer(p[first-off:last-off], first, 0); err != nil {
 		return err
 	}
 	if rest := p[last-off:]; len(rest) > 0 {
-		return d.append(journal.Write, rest, last, int64(len(rest)))
+		return d.appendWrite(rest, last)
 	}
 	return nil
+}
+
+func (d *Disk) appendWrite(p []byte, off int64) error {
+	return d.append(&journal.Record{Kind: journal.Write, Disk: d.index, Off: off, Len: int64(len(p)), Payload: p})
 }
 
 // append writes one record and publishes it.
-func (d *Disk) append(kind journal.Kind, payload []byte, off, n int64) error {
+func (d *Disk) append(r *journal.Record) error {
 	d.t.mu.RLock()
 	defer d.t.mu.RUnlock()
-	return d.publish(kind, payload, off, n)
+	return d.publish(r)
 }
 
 // publish is append for a caller that holds t.mu.
-func (d *Disk) publish(kind journal.Kind, payload []byte, off, n int64) error {
-	r := journal.Record{Kind: kind, Disk: d.index, Off: off, Len: n, Payload: payload}
-	place, err := d.t.journal.Append(&r)
+func (d *Disk) publish(r *journal.Record) error {
+	place, err := d.t.journal.Append(r)
 	if err != nil {
 		return err
 	}
-	d.head.Load().layers[0].put(&r, place, d.chunk)
-	d.t.backlog.Add(int64(len(payload)))
-	d.t.sinceCut.Add(int64(len(payload)))
+	d.head.Load().layers[0].put(r, place, d.chunk)
+	d.t.backlog.Add(int64(len(r.Payload)))
+	d.t.sinceCut.Add(int64(len(r.Payload)))
+	d.t.fedSeq.Add(1)
 	return nil
 }
 
-// merge stores a piece of one block. Nobody else writes meanwhile: another
+// merge stores a piece of one block, as of a time, 0 for now. Nobody else writes meanwhile: another
 // writer's piece of the same block must not be undone by our copy of it.
-func (d *Disk) merge(p []byte, off int64) error {
+func (d *Disk) merge(p []byte, off, at int64) error {
 	d.t.mu.Lock()
 	defer d.t.mu.Unlock()
 	var buf [block.BlockSize]byte
@@ -167,16 +179,17 @@ func (d *Disk) merge(p []byte, off int64) error {
 		return err
 	}
 	copy(buf[off-start:], p)
-	if zeros(buf[:]) {
-		return d.publish(journal.Zero, nil, start, block.BlockSize)
+	r := journal.Record{Kind: journal.Zero, Disk: d.index, Off: start, Len: block.BlockSize, Time: at}
+	if !zeros(buf[:]) {
+		r.Kind, r.Payload = journal.Write, buf[:]
 	}
-	return d.publish(journal.Write, buf[:], start, block.BlockSize)
+	return d.publish(&r)
 }
 
-// refer stores whole chunks in the pool and their names in the journal. The
+// refer stores whole chunks in the pool and their names in the journal, as of a time, 0 for now. The
 // chunks are durable before the names can be: a name in the journal is never
 // without its chunk, wherever the power fails.
-func (d *Disk) refer(p []byte, off int64) error {
+func (d *Disk) refer(p []byte, off, at int64) error {
 	x := d.t.set.store.Begin()
 	defer x.End()
 	base := d.head.Load().base
@@ -196,19 +209,19 @@ func (d *Disk) refer(p []byte, off int64) error {
 		return err
 	}
 	d.t.addStored(x.Stats().StoredBytes)
-	return d.append(journal.Reference, names, off, int64(len(p)))
+	return d.append(&journal.Record{Kind: journal.Reference, Disk: d.index, Off: off, Len: int64(len(p)), Payload: names, Time: at})
 }
 
 // Discard implements [block.Device].
 func (d *Disk) Discard(off, n int64) error {
-	if err := block.Check(d, off, n); err != nil {
+	if err := d.writable(off, n); err != nil {
 		return err
 	}
 	end := off + n
 	for off < end {
 		if off%block.BlockSize != 0 || end-off < block.BlockSize {
 			part := min(block.BlockSize-off%block.BlockSize, end-off)
-			if err := d.merge(make([]byte, part), off); err != nil {
+			if err := d.merge(make([]byte, part), off, 0); err != nil {
 				return d.t.writeError("discard", err)
 			}
 			off += part
@@ -216,7 +229,7 @@ func (d *Disk) Discard(off, n int64) error {
 		}
 		whole := (end - off) &^ (block.BlockSize - 1)
 		if !d.hole(off, whole) {
-			if err := d.append(journal.Zero, nil, off, whole); err != nil {
+			if err := d.append(&journal.Record{Kind: journal.Zero, Disk: d.index, Off: off, Len: whole}); err != nil {
 				return d.t.writeError("discard", err)
 			}
 		}

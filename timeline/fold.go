@@ -218,6 +218,9 @@ func (t *Timeline) standOn(c *cut, roots []image.Root) error {
 		}
 	}
 	t.state.Base = c.pos
+	if c.pos > old.Feed.Pos && old.Feed.ID != "" { // else it was made before the feed began
+		t.state.Feed = feedState{ID: old.Feed.ID, Seq: c.fedSeq, Pos: c.pos}
+	}
 	if err := t.saveState(); err != nil {
 		t.state = old
 		return err

@@ -83,7 +83,7 @@ func (s *Set) heldBytes(r image.Root) (n int64, err error) {
 // retained point that is not later.
 func (t *Timeline) Resolve(p tidemark.Point) (tidemark.Position, error) {
 	head, _ := t.Head()
-	switch when, timed := p.When(time.Now()); {
+	switch when, timed := p.When(t.set.o.Now()); {
 	case p.Latest():
 		return head, nil
 	case p.IsPosition():
@@ -111,16 +111,23 @@ func (t *Timeline) Resolve(p tidemark.Point) (tidemark.Position, error) {
 
 func (t *Timeline) resolveTime(when time.Time) (tidemark.Position, error) {
 	// The journal's own time may be ahead of a clock that was set back.
-	if _, newest := t.journal.Head(); when.After(time.Now()) && when.After(time.Unix(0, newest)) {
+	if _, newest := t.journal.Head(); when.After(t.set.o.Now()) && when.After(time.Unix(0, newest)) {
 		return 0, tidemark.Errorf(tidemark.Invalid, "%s has not come yet", when.Format(time.RFC3339)).WithHint("leave the time out for the newest state")
 	}
-	if pos := t.journal.At(when.UnixNano()); pos > uint64(t.oldestInJournal()) {
-		return tidemark.Position(pos), nil
-	}
+	pos := tidemark.Position(t.journal.At(when.UnixNano()))
+	inJournal := pos > t.oldestInJournal()
 	t.facts.Lock()
 	defer t.facts.Unlock()
+	for i := range t.state.Gaps {
+		if g := &t.state.Gaps[i]; g.during(when) {
+			return 0, t.gapError(g)
+		}
+	}
+	if inJournal {
+		return pos, nil
+	}
 	for _, m := range slices.Backward(t.points) {
-		if !m.Time.After(when) {
+		if !m.Time.After(when) && t.inGap(m.Position) == nil {
 			return m.Position, nil
 		}
 	}
@@ -190,13 +197,15 @@ func (t *Timeline) At(disk string, pos tidemark.Position) (*Snapshot, error) {
 // settle makes sure that nothing more will be written at or before pos: the
 // latest point becomes one of the past, at a new record. It is durable then.
 func (t *Timeline) settle(pos tidemark.Position) (tidemark.Position, error) {
-	if head, _ := t.Head(); pos < head {
-		return pos, nil
+	err := t.hasPoint(pos)
+	if head, _ := t.Head(); err != nil || pos < head {
+		return pos, err
 	}
 	t.facts.Lock()
 	quiet := len(t.cuts) == 0 && pos == t.state.Base
+	g := t.state.openGap()
 	t.facts.Unlock()
-	if quiet {
+	if quiet || g != nil && g.From == pos { // a gap begins at a durable record
 		return pos, nil
 	}
 	c, err := t.cut(nil)
@@ -209,6 +218,9 @@ func (t *Timeline) settle(pos tidemark.Position) (tidemark.Position, error) {
 
 // viewAt makes the view of disk i at pos, a settled position, and says from which image it is made.
 func (t *Timeline) viewAt(i int, pos tidemark.Position) (*view, nearest, error) {
+	if err := t.hasPoint(pos); err != nil {
+		return nil, nearest{}, err
+	}
 	if v, n, ok := t.frozenAt(i, pos); ok {
 		return v, n, nil
 	}
@@ -365,7 +377,10 @@ func (t *Timeline) trim(ctx context.Context) error {
 	if err := t.journal.Trim(uint64(upTo)); err != nil {
 		return fmt.Errorf("trim the journal of %s: %w", t.Name(), err)
 	}
-	return t.expireCheckpoints(ctx)
+	if err := t.expireCheckpoints(ctx); err != nil {
+		return err
+	}
+	return t.dropGaps(t.oldestInJournal())
 }
 
 // windowStart returns the position that the window begins at. Time is counted

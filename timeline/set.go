@@ -72,6 +72,9 @@ func Open(ctx context.Context, store *image.Store, o Options) (*Set, error) {
 	if o.Logger == nil {
 		o.Logger = slog.Default()
 	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
 	s := &Set{o: o, store: store, lines: map[string]*Timeline{}, damaged: map[string]error{}, work: make(chan *Timeline, 256)}
 	if err := vfs.MkdirAll(o.FS, o.Dir); err != nil {
 		return nil, err
@@ -276,6 +279,8 @@ func (t *Timeline) buildHeads() error {
 	if begin != nil {
 		t.cuts = []*cut{begin}
 	}
+	t.fed.Store(t.state.Feed.ID != "")
+	t.fedSeq.Store(t.state.Feed.Seq)
 	head, _ := t.journal.Head()
 	if head <= uint64(t.state.Base) {
 		return nil
@@ -292,6 +297,9 @@ func (t *Timeline) replayRecord(r *journal.Record, p journal.Place) error {
 		d := t.disks[r.Disk]
 		d.head.Load().layers[0].put(r, p, d.chunk)
 		t.backlog.Add(int64(len(r.Payload)))
+		if r.Pos > uint64(t.state.Feed.Pos) {
+			t.fedSeq.Add(1)
+		}
 		return nil
 	}
 	if len(r.Payload) == 0 {
@@ -301,7 +309,7 @@ func (t *Timeline) replayRecord(r *journal.Record, p journal.Place) error {
 	if err := json.Unmarshal(r.Payload, m); err != nil {
 		return tidemark.Errorf(tidemark.Corrupt, "the journal of %s has a bookmark at %d that cannot be read: %w", t.desc.Name, r.Pos, err)
 	}
-	c := &cut{pos: tidemark.Position(r.Pos), time: r.Time, mark: m, layers: make([]*layer, len(t.disks))}
+	c := &cut{pos: tidemark.Position(r.Pos), time: r.Time, mark: m, layers: make([]*layer, len(t.disks)), fedSeq: t.fedSeq.Load()}
 	for i, d := range t.disks {
 		c.layers[i] = d.freezeTop(p.Segment.Number())
 	}

@@ -38,6 +38,12 @@ type Timeline struct {
 	// until it is pinned, and alone by the one that trims.
 	trimMu sync.RWMutex
 
+	// feedMu is held by who opens or ends a feed.
+	feedMu sync.Mutex
+	feed   *Feed         // the one that takes changes; guarded by feedMu
+	fed    atomic.Bool   // the disks are written by a feed alone
+	fedSeq atomic.Uint64 // changes of the feed that were applied; changed with mu held
+
 	// facts guards the fields below.
 	facts  sync.Mutex
 	state  state
@@ -67,6 +73,10 @@ type state struct {
 	Window Window            `json:"window"`
 	// Journal is the journal's identity: one that was lost and made anew is not mistaken for it.
 	Journal string `json:"journal,omitempty"`
+	// Feed is the stream of changes that writes the disks, if one does.
+	Feed feedState `json:"feed,omitzero"`
+	// Gaps are stretches of which no point can be had, oldest first.
+	Gaps []Gap `json:"gaps,omitempty"`
 	// Removing: the timeline is being deleted; what is left of it goes at the next start.
 	Removing bool `json:"removing,omitempty"`
 }
@@ -100,6 +110,7 @@ type cut struct {
 	mark   *Mark    // of a bookmark; nil for a cut made by policy or by a branch
 	layers []*layer // one for each disk; nil where nothing was written
 	bytes  int64    // payload bytes since the cut before
+	fedSeq uint64   // changes of the feed before it
 	// origin: these layers are of the parent's journal; folding them completes a branch.
 	origin bool
 }
@@ -206,6 +217,9 @@ func (t *Timeline) Bookmark(m Mark) (tidemark.Position, error) {
 	if t.hasBookmark(m.Name) {
 		return 0, tidemark.Errorf(tidemark.Conflict, "%s has a bookmark %q already", t.Name(), m.Name).WithHint("choose another name")
 	}
+	if g := t.openGapOf(); g != nil {
+		return 0, t.gapError(g)
+	}
 	c, err := t.cut(&m)
 	if err != nil {
 		return 0, err
@@ -276,7 +290,7 @@ func (t *Timeline) freeze(m *Mark, payload []byte) (*cut, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &cut{pos: tidemark.Position(r.Pos), time: r.Time, mark: m, layers: make([]*layer, len(t.disks))}
+	c := &cut{pos: tidemark.Position(r.Pos), time: r.Time, mark: m, layers: make([]*layer, len(t.disks)), fedSeq: t.fedSeq.Load()}
 	t.facts.Lock()
 	defer t.facts.Unlock()
 	for i, d := range t.disks {

@@ -1,0 +1,358 @@
+package timeline
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"tidemark"
+	"tidemark/block"
+	"tidemark/capture"
+	"tidemark/journal"
+)
+
+// feedState says how far a stream of changes had come at a position. Behind it, each record that
+// is not a bookmark is one change more: that is why nobody else may write, and why a
+// restart knows to the change what it has.
+type feedState struct {
+	ID  string            `json:"id"`
+	Seq uint64            `json:"seq"`
+	Pos tidemark.Position `json:"position"`
+}
+
+// Feed is a stream of changes into a timeline, from whoever has its disks: a tap. It is the
+// timeline's only writer. Its methods may be called concurrently; the order of the changes is that of the calls.
+type Feed struct {
+	t  *Timeline
+	mu sync.Mutex
+	// err is why the feed takes no more; guarded by mu.
+	err error
+}
+
+// ErrFed: the disks are written by a feed alone.
+var ErrFed = errors.New("the disk is written by its tap alone")
+
+// errReplaced is what a feed says when the same or another source has opened a newer one.
+var errReplaced = tidemark.Errorf(tidemark.Conflict, "another connection of the tap has taken over")
+
+// Feed opens the stream with the name id, which is resumed if it was open before: Applied says
+// where. before names the stream that the source sent last, empty if there was none. If the timeline
+// did not get that one last, it reports known as false: what the source believes to have sent is not what is
+// here, and all of it has to come again.
+//
+// An older feed takes nothing any more.
+func (t *Timeline) Feed(id, before string) (f *Feed, known bool, err error) {
+	if id == "" {
+		return nil, false, tidemark.Errorf(tidemark.Invalid, "a stream of changes needs a name")
+	}
+	t.feedMu.Lock()
+	defer t.feedMu.Unlock()
+	if t.feed != nil {
+		t.feed.end(errReplaced)
+		t.feed = nil
+	}
+	t.facts.Lock()
+	last := t.state.Feed.ID
+	t.facts.Unlock()
+	if last != id {
+		if err := t.register(id); err != nil {
+			return nil, false, err
+		}
+	}
+	t.feed = &Feed{t: t}
+	return t.feed, last == id || last == before, nil
+}
+
+// register notes that the records behind the head are changes of a new stream.
+func (t *Timeline) register(id string) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if err := t.journal.Sync(); err != nil { // a position that is not durable may come again
+		return t.writeError("begin a feed", err)
+	}
+	head, _ := t.Head()
+	t.facts.Lock()
+	defer t.facts.Unlock()
+	old := t.state.Feed
+	t.state.Feed = feedState{ID: id, Pos: head}
+	if err := t.saveState(); err != nil {
+		t.state.Feed = old
+		return err
+	}
+	t.fedSeq.Store(0)
+	t.fed.Store(true)
+	return nil
+}
+
+// EndFeed lets the disks be written by others again. The stream that was open last is forgotten.
+func (t *Timeline) EndFeed() error {
+	t.feedMu.Lock()
+	defer t.feedMu.Unlock()
+	if t.feed != nil {
+		t.feed.end(errReplaced)
+		t.feed = nil
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.facts.Lock()
+	defer t.facts.Unlock()
+	old := t.state.Feed
+	t.state.Feed = feedState{}
+	if err := t.saveState(); err != nil {
+		t.state.Feed = old
+		return err
+	}
+	t.fed.Store(false)
+	return nil
+}
+
+func (f *Feed) end(err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.err == nil {
+		f.err = err
+	}
+}
+
+// Close ends the feed. The stream can be resumed.
+func (f *Feed) Close() error {
+	f.end(errReplaced)
+	return nil
+}
+
+// Applied returns how many changes of the stream the timeline has, durable or not.
+func (f *Feed) Applied() uint64 { return f.t.fedSeq.Load() }
+
+// Apply takes the next changes of the stream. After an error the feed takes no more; the
+// next one resumes behind what was applied.
+func (f *Feed) Apply(list []capture.Change) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for i := range list {
+		if f.err == nil {
+			f.err = f.t.apply(&list[i])
+		}
+		if f.err != nil {
+			return f.err
+		}
+	}
+	f.t.wroteSome()
+	return nil
+}
+
+// Sync makes durable what was applied, and returns how many changes of the stream that is.
+func (f *Feed) Sync() (durable uint64, err error) {
+	durable = f.Applied()
+	if err := f.t.journal.Sync(); err != nil {
+		return 0, f.t.writeError("flush", err)
+	}
+	return durable, nil
+}
+
+// Lose notes that the disks no longer follow their source, which has dropped changes from the
+// given time on, in Unix nanoseconds, or, if that is 0, at an unknown time after the last change applied. What is
+// applied from now on mends that, piece by piece, in no order of time. It is durable when Lose returns.
+func (f *Feed) Lose(since int64, why string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.err != nil {
+		return f.err
+	}
+	return f.t.openGap(since, why)
+}
+
+// Whole notes that the disks are again what their source has. It is durable when Whole returns.
+func (f *Feed) Whole() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.err != nil {
+		return f.err
+	}
+	return f.t.closeGap()
+}
+
+// Lost reports whether the disks do not follow their source now.
+func (f *Feed) Lost() bool { return f.t.openGapOf() != nil }
+
+// Bookmark marks the present as [Timeline.Bookmark] does, between the changes applied before and after.
+func (f *Feed) Bookmark(m Mark) (tidemark.Position, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.err != nil {
+		return 0, f.err
+	}
+	return f.t.Bookmark(m)
+}
+
+// apply appends one change as exactly one record.
+func (t *Timeline) apply(c *capture.Change) error {
+	if int(c.Disk) >= len(t.disks) {
+		return fmt.Errorf("%w: of disk %d of %s, which has %d", capture.ErrChange, c.Disk, t.Name(), len(t.disks))
+	}
+	d := t.disks[c.Disk]
+	if err := c.Check(d.size); err != nil {
+		return err
+	}
+	if err := d.apply(c); err != nil {
+		return t.writeError(fmt.Sprintf("apply %d bytes at %d of disk %s", c.Len, c.Off, d.name), err)
+	}
+	return nil
+}
+
+func (d *Disk) apply(c *capture.Change) error {
+	n := (c.Len + block.BlockSize - 1) &^ (block.BlockSize - 1) // the end of a disk ends its last block
+	r := journal.Record{Kind: journal.Zero, Disk: d.index, Off: c.Off, Len: n, Time: c.Time}
+	whole := c.Off%block.BlockSize == 0 && (c.Len == n || c.Off+c.Len == d.size)
+	switch {
+	case !whole && c.Data == nil:
+		return d.merge(make([]byte, c.Len), c.Off, c.Time)
+	case !whole:
+		return d.merge(c.Data, c.Off, c.Time)
+	case zeros(c.Data):
+		return d.append(&r)
+	case c.Off%d.chunk == 0 && c.Len%d.chunk == 0 && c.Len >= minReference && d.t.byReference():
+		return d.refer(c.Data, c.Off, c.Time)
+	}
+	r.Kind, r.Payload = journal.Write, c.Data
+	if c.Len < n {
+		r.Payload = append(make([]byte, 0, n), c.Data...)[:n]
+	}
+	return d.append(&r)
+}
+
+// Gap is a stretch of a timeline of which no point can be had: its disks did not follow their source.
+type Gap struct {
+	// From is the last position before it, To the first behind it; 0 while it lasts.
+	From tidemark.Position `json:"from"`
+	To   tidemark.Position `json:"to,omitempty"`
+	// Start and End are its times; a point of Start itself can be had.
+	Start time.Time `json:"start"`
+	End   time.Time `json:"end,omitzero"`
+	Why   string    `json:"why"`
+}
+
+// within reports whether a position lies inside the gap.
+func (g *Gap) within(pos tidemark.Position) bool {
+	return pos > g.From && (g.To == 0 || pos < g.To)
+}
+
+// during reports whether a time lies inside the gap.
+func (g *Gap) during(when time.Time) bool {
+	return when.After(g.Start) && (g.To == 0 || when.Before(g.End))
+}
+
+// Gaps returns the stretches of which no point can be had, oldest first; the last may still be open.
+func (t *Timeline) Gaps() []Gap {
+	t.facts.Lock()
+	defer t.facts.Unlock()
+	return append([]Gap{}, t.state.Gaps...)
+}
+
+// openGapOf returns the gap that lasts now, or nil.
+func (t *Timeline) openGapOf() *Gap {
+	t.facts.Lock()
+	defer t.facts.Unlock()
+	return t.state.openGap()
+}
+
+// openGap returns the gap that lasts, or nil.
+func (s *state) openGap() *Gap {
+	if n := len(s.Gaps); n > 0 && s.Gaps[n-1].To == 0 {
+		g := s.Gaps[n-1]
+		return &g
+	}
+	return nil
+}
+
+func (t *Timeline) openGap(since int64, why string) error {
+	head, last := t.Head()
+	if err := t.journal.Sync(); err != nil { // the position may not come again
+		return t.writeError("note a gap", err)
+	}
+	start := last
+	if now := t.set.o.Now().UnixNano(); since > last.UnixNano() {
+		start = time.Unix(0, min(since, now))
+	}
+	t.facts.Lock()
+	defer t.facts.Unlock()
+	if t.state.openGap() != nil {
+		return nil
+	}
+	t.state.Gaps = append(t.state.Gaps, Gap{From: head, Start: start.UTC(), Why: why})
+	if err := t.saveState(); err != nil {
+		t.state.Gaps = t.state.Gaps[:len(t.state.Gaps)-1]
+		return err
+	}
+	return nil
+}
+
+func (t *Timeline) closeGap() error {
+	if t.openGapOf() == nil {
+		return nil
+	}
+	c, err := t.cut(nil)
+	if err != nil {
+		return err
+	}
+	t.facts.Lock()
+	defer t.facts.Unlock()
+	g := &t.state.Gaps[len(t.state.Gaps)-1]
+	g.To, g.End = c.pos, time.Unix(0, c.time).UTC()
+	if err := t.saveState(); err != nil {
+		g.To, g.End = 0, time.Time{}
+		return err
+	}
+	t.set.askFold(t)
+	return nil
+}
+
+// inGap returns an error if no point can be had at pos. The caller holds facts.
+func (t *Timeline) inGap(pos tidemark.Position) error {
+	for i := range t.state.Gaps {
+		if g := &t.state.Gaps[i]; g.within(pos) {
+			return t.gapError(g)
+		}
+	}
+	return nil
+}
+
+// hasPoint returns an error if no point can be had at pos because of a gap.
+func (t *Timeline) hasPoint(pos tidemark.Position) error {
+	t.facts.Lock()
+	defer t.facts.Unlock()
+	return t.inGap(pos)
+}
+
+// gapError says that what was asked for lies in a gap.
+func (t *Timeline) gapError(g *Gap) error {
+	const form = "2006-01-02T15:04:05.000Z07:00"
+	start, end, hint := g.Start.Local().Format(form), "now", ""
+	if g.To != 0 {
+		end = g.End.Local().Format(form)
+		hint = fmt.Sprintf(", or %s, the first behind", g.To)
+	}
+	return tidemark.Errorf(tidemark.Unavailable, "%s has no points between %s and %s: %s", t.desc.Name, start, end, g.Why).
+		WithHint(fmt.Sprintf("ask for %s, the last before%s", g.From, hint))
+}
+
+// dropGaps forgets gaps that nobody can ask for any more: those before oldest.
+func (t *Timeline) dropGaps(oldest tidemark.Position) error {
+	t.facts.Lock()
+	defer t.facts.Unlock()
+	keep := t.state.Gaps[:0:0]
+	for _, g := range t.state.Gaps {
+		held := g.To == 0 || g.To > oldest
+		for _, p := range t.points {
+			held = held || g.within(p.Position)
+		}
+		if held {
+			keep = append(keep, g)
+		}
+	}
+	if len(keep) == len(t.state.Gaps) {
+		return nil
+	}
+	t.state.Gaps = keep
+	return t.saveState()
+}

@@ -1,0 +1,341 @@
+package timeline
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
+
+	"tidemark"
+	"tidemark/capture"
+	"tidemark/internal/vfs"
+)
+
+// source is the other end of a feed: it has sent changes, in order, and knows what the disks
+// hold after each.
+type source struct {
+	t       *testing.T
+	rng     *rand.Rand
+	changes []capture.Change
+	durable int                       // of these, acknowledged as durable
+	at      map[tidemark.Position]int // how many changes a position is behind
+	lost    bool                      // a gap is open, as was acknowledged
+	unsure  bool                      // the picture was taken while that changed
+}
+
+// next makes a change that differs from all before it.
+func (s *source) next() capture.Change {
+	c := capture.Change{Disk: uint16(s.rng.IntN(2)), Time: int64(len(s.changes) + 1)}
+	var n int64
+	switch s.rng.IntN(5) {
+	case 0: // a piece of a block
+		c.Off = s.rng.Int64N(diskSize/512) * 512
+		n = min(512*(1+s.rng.Int64N(7)), 4096-c.Off%4096)
+	case 1: // whole chunks, many
+		c.Off = s.rng.Int64N(diskSize/testChunk) * testChunk
+		n = 64 << 10
+	default:
+		c.Off = s.rng.Int64N(diskSize/4096) * 4096
+		n = 4096 * (1 + s.rng.Int64N(4))
+	}
+	c.Len = min(n, diskSize-c.Off)
+	if s.rng.IntN(6) > 0 {
+		c.Data = make([]byte, c.Len)
+		if s.rng.IntN(10) > 0 {
+			copy(c.Data, fmt.Sprintf("change %d ", len(s.changes)))
+			for i := 64; i < len(c.Data); i += 64 {
+				c.Data[i] = byte(s.rng.Uint32())
+			}
+		}
+	}
+	s.changes = append(s.changes, c)
+	return c
+}
+
+// content is what the disks hold after the first n changes.
+func (s *source) content(n int) (data [2][]byte) {
+	for i := range data {
+		data[i] = make([]byte, diskSize)
+	}
+	for _, c := range s.changes[:n] {
+		p := data[c.Disk][c.Off : c.Off+c.Len]
+		clear(p)
+		copy(p, c.Data)
+	}
+	return data
+}
+
+// TestFeedResumes sends a stream of changes and cuts the power at random operations on
+// the file system. What was acknowledged is there after the restart, nothing is half
+// there, and the timeline knows to the change where to go on.
+func TestFeedResumes(t *testing.T) {
+	rounds := 60
+	if os.Getenv("TIDEMARK_LONG") != "" {
+		rounds = 5000
+	}
+	base := rand.Uint64()
+	for n := range rounds {
+		if t.Failed() {
+			return
+		}
+		feedRound(t, base+uint64(n))
+	}
+}
+
+func feedRound(t *testing.T, seed uint64) {
+	rng := rand.New(rand.NewPCG(seed, 7))
+	s := &source{t: t, rng: rng, at: map[tidemark.Position]int{}}
+	fail := func(format string, args ...any) {
+		t.Helper()
+		t.Fatalf("seed %d: %s", seed, fmt.Sprintf(format, args...))
+	}
+	mem := vfs.NewMem()
+	w := open(t, mem, "/d")
+	line, err := w.set.Create(t.Context(), "fed", []DiskSpec{{Name: "a", Size: diskSize, Chunk: testChunk}, {Name: "b", Size: diskSize, Chunk: testChunk}}, nil)
+	if err != nil {
+		fail("%v", err)
+	}
+	id := line.ID()
+	if rng.IntN(2) == 0 {
+		if err := line.SetWindow(Window{For: time.Hour}); err != nil {
+			fail("%v", err)
+		}
+	}
+	if _, known, err := line.Feed("stream", ""); err != nil || !known {
+		fail("first feed: known %v, %v", known, err)
+	}
+	w.close(t)
+	for range 4 {
+		cam := &camera{fs: mem, rng: rng, left: 20 + rng.IntN(400)}
+		w := open(t, errorfs.Wrap(mem, cam), "/d")
+		line := w.set.Get(id)
+		feed, known, err := line.Feed("stream", "")
+		if err != nil || !known {
+			fail("feed: known %v, %v", known, err)
+		}
+		s.resume(feed, fail)
+		s.check(line, fail)
+		for cam.picture() == nil && len(s.changes) < 400 {
+			s.step(line, feed, func() bool { return cam.picture() == nil }, fail)
+		}
+		w.close(t)
+		if shot := cam.picture(); shot != nil {
+			mem = shot
+		}
+	}
+}
+
+// resume compares how far the timeline says it has come with what was acknowledged, and
+// forgets what came after it.
+func (s *source) resume(f *Feed, fail func(string, ...any)) {
+	has := int(f.Applied())
+	if has < s.durable || has > len(s.changes) {
+		fail("%d changes were sent and %d durable, and it says that it has %d", len(s.changes), s.durable, has)
+	}
+	s.changes, s.durable = s.changes[:has], has
+	for pos, n := range s.at {
+		if n > has {
+			delete(s.at, pos)
+		}
+	}
+	if f.Lost() != s.lost && !s.unsure {
+		fail("a gap is open: %v, and it says %v", s.lost, f.Lost())
+	}
+	s.lost, s.unsure = f.Lost(), false
+}
+
+// step does something; whole says whether the picture was not taken meanwhile.
+func (s *source) step(line *Timeline, f *Feed, whole func() bool, fail func(string, ...any)) {
+	switch s.rng.IntN(12) {
+	case 0:
+		n, err := f.Sync()
+		if err != nil || int(n) != len(s.changes) {
+			fail("sync of %d: %d, %v", len(s.changes), n, err)
+		}
+		if whole() {
+			s.durable = int(n)
+		}
+	case 1:
+		if err := line.Fold(context.Background()); err != nil {
+			fail("fold: %v", err)
+		}
+	case 2:
+		_, err := f.Bookmark(Mark{Name: fmt.Sprintf("mark-%d-%d", len(s.changes), s.rng.Uint32()), Consistency: tidemark.CrashConsistent})
+		if (err != nil) != f.Lost() {
+			fail("bookmark: %v", err)
+		}
+		if err == nil && whole() {
+			s.durable = len(s.changes)
+		}
+	case 3:
+		err := error(nil)
+		if f.Lost() {
+			err = f.Whole()
+		} else {
+			err = f.Lose(0, "a test")
+		}
+		if err != nil || f.Lost() == s.lost {
+			fail("gap: %v", err)
+		}
+		s.lost, s.unsure = f.Lost(), !whole()
+	default:
+		var list []capture.Change
+		for range 1 + s.rng.IntN(4) {
+			list = append(list, s.next())
+		}
+		if err := f.Apply(list); err != nil {
+			fail("apply: %v", err)
+		}
+		pos, _ := line.Head()
+		s.at[pos] = len(s.changes)
+	}
+}
+
+// check compares the head, and some points, with what they must be.
+func (s *source) check(line *Timeline, fail func(string, ...any)) {
+	now := s.content(len(s.changes))
+	for i, d := range line.Disks() {
+		got := make([]byte, diskSize)
+		if _, err := d.ReadAt(got, 0); err != nil || !bytes.Equal(got, now[i]) {
+			fail("disk %d differs after %d changes: %v", i, len(s.changes), err)
+		}
+	}
+	left := 6
+	for pos, n := range s.at {
+		if left--; left < 0 {
+			return
+		}
+		snap, err := line.At("a", pos)
+		inGap := false
+		for _, g := range line.Gaps() {
+			inGap = inGap || g.within(pos)
+		}
+		switch {
+		case inGap:
+			if tidemark.KindOf(err) != tidemark.Unavailable {
+				fail("%v lies in a gap, and: %v", pos, err)
+			}
+			continue
+		case tidemark.KindOf(err) == tidemark.NotFound:
+			continue // folded, and there is no window
+		case err != nil:
+			fail("at %v: %v", pos, err)
+		}
+		got := make([]byte, diskSize)
+		if _, err := snap.ReadAt(got, 0); err != nil || !bytes.Equal(got, s.content(n)[0]) {
+			fail("%v differs from the disk after %d changes: %v", pos, n, err)
+		}
+		if err := snap.Close(); err != nil {
+			fail("%v", err)
+		}
+	}
+}
+
+func TestFeedIsTheOnlyWriter(t *testing.T) {
+	w := open(t, vfs.NewMem(), "/d")
+	defer w.close(t)
+	line, err := w.set.Create(t.Context(), "fed", []DiskSpec{{Name: "a", Size: diskSize}}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := line.Disks()[0]
+	if _, err := d.WriteAt(make([]byte, 4096), 0); err != nil {
+		t.Fatal(err)
+	}
+	first, known, err := line.Feed("one", "")
+	if err != nil || !known {
+		t.Fatal(known, err)
+	}
+	if _, err := d.WriteAt(make([]byte, 4096), 0); !errors.Is(err, ErrFed) {
+		t.Errorf("write beside the feed: %v", err)
+	}
+	if err := d.Discard(0, 4096); !errors.Is(err, ErrFed) {
+		t.Errorf("discard beside the feed: %v", err)
+	}
+	if err := first.Apply([]capture.Change{{Off: 0, Len: 4096, Data: bytes.Repeat([]byte{1}, 4096)}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := first.Apply([]capture.Change{{Disk: 1, Off: 0, Len: 4096}}); !errors.Is(err, capture.ErrChange) {
+		t.Errorf("a change of a disk that is not there: %v", err)
+	}
+	second, known, err := line.Feed("two", "one")
+	if err != nil || !known || second.Applied() != 0 {
+		t.Fatal(known, err, second.Applied())
+	}
+	if err := first.Apply([]capture.Change{{Off: 0, Len: 4096}}); err == nil {
+		t.Error("a feed that was replaced takes changes")
+	}
+	if _, known, err = line.Feed("four", "three"); err != nil || known {
+		t.Errorf("a source that missed a stream is taken for known: %v", err)
+	}
+	if err := line.EndFeed(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.WriteAt(make([]byte, 4096), 0); err != nil {
+		t.Errorf("after the feed: %v", err)
+	}
+}
+
+// A time within a gap names no point, one outside does; the time of a change is its source's.
+func TestGapsHaveTimes(t *testing.T) {
+	now := time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC)
+	mem := vfs.NewMem()
+	w := open(t, mem, "/d")
+	defer w.close(t)
+	w.set.o.Now = func() time.Time { return now }
+	line, err := w.set.Create(t.Context(), "fed", []DiskSpec{{Name: "a", Size: diskSize}}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, _, err := line.Feed("one", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	write := func(ago time.Duration) tidemark.Position {
+		t.Helper()
+		if err := f.Apply([]capture.Change{{Off: 0, Len: 4096, Data: bytes.Repeat([]byte{7}, 4096), Time: now.Add(-ago).UnixNano()}}); err != nil {
+			t.Fatal(err)
+		}
+		pos, at := line.Head()
+		if !at.Equal(now.Add(-ago)) {
+			t.Errorf("a change of %v is noted as of %v", now.Add(-ago), at)
+		}
+		return pos
+	}
+	before := write(10 * time.Second)
+	if err := f.Lose(now.Add(-8*time.Second).UnixNano(), "the queue was full"); err != nil {
+		t.Fatal(err)
+	}
+	write(5 * time.Second)
+	if _, err := f.Bookmark(Mark{Name: "m", Consistency: tidemark.CrashConsistent}); tidemark.KindOf(err) != tidemark.Unavailable {
+		t.Errorf("bookmark in a gap: %v", err)
+	}
+	if _, err := line.At("a", before+1); tidemark.KindOf(err) != tidemark.Unavailable {
+		t.Errorf("a point in a gap that lasts: %v", err)
+	}
+	if err := f.Whole(); err != nil {
+		t.Fatal(err)
+	}
+	end := line.Gaps()[0]
+	now = now.Add(time.Minute)
+	after := write(time.Second)
+	for _, c := range []struct {
+		when time.Time
+		pos  tidemark.Position // 0: none
+	}{
+		{end.Start.Add(-time.Second), before}, {end.Start, before},
+		{end.Start.Add(time.Millisecond), 0}, {end.Start.Add(4 * time.Second), 0},
+		{end.End, end.To}, {end.End.Add(time.Second), end.To}, {now, after},
+	} {
+		pos, err := line.Resolve(tidemark.Point{Time: c.when})
+		if c.pos == 0 && tidemark.KindOf(err) != tidemark.Unavailable || c.pos != 0 && (err != nil || pos != c.pos) {
+			t.Errorf("%v names %v, not %v: %v", c.when, pos, c.pos, err)
+		}
+	}
+}
