@@ -1,0 +1,313 @@
+package tap
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"tidemark/capture"
+)
+
+// mirror keeps a stream to the sink open and sends the queue.
+func (t *Tap) mirror(ctx context.Context) {
+	for ctx.Err() == nil {
+		err := t.connect(ctx)
+		t.mu.Lock()
+		if t.online || t.trouble == nil && ctx.Err() == nil {
+			t.log.Warn("the timeline does not follow", "error", err)
+		}
+		t.online, t.trouble = false, err
+		t.wake()
+		t.mu.Unlock()
+		select {
+		case <-ctx.Done():
+		case <-time.After(backOff):
+		}
+	}
+}
+
+// connection is one open stream.
+type connection struct {
+	t      *Tap
+	stream capture.Stream
+	failed error // guarded by t.mu
+}
+
+// connect opens a stream and sends until it fails.
+func (t *Tap) connect(ctx context.Context) error {
+	t.mu.Lock()
+	id, before := t.stream, t.known
+	t.mu.Unlock()
+	s, err := t.o.Sink.Open(ctx, id, before)
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	if before != id {
+		if err := t.learn(id); err != nil {
+			return err
+		}
+	}
+	if !s.Known() {
+		t.loseAll("the server does not know what it had of the disk")
+		return errors.New("the stream begins anew")
+	}
+	t.mu.Lock()
+	skip, ok := t.queue.resume(s.Applied())
+	ok = ok && t.stream == id
+	if ok {
+		t.online, t.trouble = true, nil
+		t.applied = t.queue.gone + uint64(t.queue.next)
+		t.wake()
+	}
+	t.mu.Unlock()
+	if !ok {
+		t.loseQueue("the server has lost a part of what it had")
+		return errors.New("the stream begins anew")
+	}
+	c := &connection{t: t, stream: s}
+	defer context.AfterFunc(ctx, func() { c.fail(ctx.Err()) })()
+	var both sync.WaitGroup
+	both.Go(func() { c.fail(c.send(skip)) })
+	both.Go(func() { c.fail(c.acknowledge(ctx)) })
+	both.Wait()
+	return c.failed
+}
+
+// fail ends the connection.
+func (c *connection) fail(err error) {
+	c.t.mu.Lock()
+	if c.failed == nil {
+		c.failed = err
+	}
+	c.t.wake()
+	c.t.mu.Unlock()
+	c.stream.Close()
+}
+
+// send sends segments as they come, without the first changes of the first.
+func (c *connection) send(skip int) error {
+	for {
+		s, data, err := c.take()
+		if err != nil {
+			return err
+		}
+		if s.slot != noSlot && data == nil {
+			if data, err = c.t.queue.spill.read(s); err != nil {
+				c.t.loseQueue(err.Error())
+				return err
+			}
+		}
+		if err := c.give(s, data, skip); err != nil {
+			return err
+		}
+		skip = 0
+	}
+}
+
+// take waits for the next segment.
+func (c *connection) take() (s *segment, data []byte, err error) {
+	t := c.t
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for c.failed == nil {
+		if s := t.queue.take(); s != nil {
+			return s, s.data, nil
+		}
+		t.filled.Wait()
+	}
+	return nil, nil, c.failed
+}
+
+func (c *connection) give(s *segment, data []byte, skip int) error {
+	if err := c.stream.Apply(s.changes(data, skip)); err != nil {
+		return err
+	}
+	var err error
+	switch {
+	case s.mark == nil:
+	case s.mark.whole:
+		err = c.stream.Whole()
+	default:
+		err = c.stream.Lose(s.mark.since, s.mark.why)
+	}
+	if err != nil {
+		return err
+	}
+	c.t.mu.Lock()
+	defer c.t.mu.Unlock()
+	c.t.applied++
+	c.t.changed.Broadcast()
+	return nil
+}
+
+// acknowledge has what was sent made durable, and lets go of it.
+func (c *connection) acknowledge(ctx context.Context) error {
+	t := c.t
+	for {
+		t.mu.Lock()
+		for c.failed == nil && t.applied == t.queue.gone {
+			t.changed.Wait()
+		}
+		failed, upTo := c.failed, t.applied
+		t.mu.Unlock()
+		if failed != nil {
+			return failed
+		}
+		durable, err := c.stream.Sync()
+		if err != nil {
+			return err
+		}
+		t.mu.Lock()
+		if c.failed == nil {
+			t.queue.release(upTo, durable, t.drop)
+			t.changed.Broadcast()
+		}
+		t.mu.Unlock()
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(t.o.pace):
+		}
+	}
+}
+
+// resync sends again what the timeline lacks, piece by piece, while there is room for more
+// than what is written now.
+func (t *Tap) resync() {
+	for {
+		t.mu.Lock()
+		for !t.closing && !t.canResync() {
+			t.changed.Wait()
+		}
+		closing := t.closing
+		t.mu.Unlock()
+		if closing {
+			return
+		}
+		err := t.resyncSome()
+		if errors.Is(err, ErrClosed) {
+			return
+		}
+		t.mu.Lock()
+		if err != nil && t.readErr == nil {
+			t.log.Error("a part of the disk cannot be sent again", "error", err)
+		}
+		t.readErr = err
+		t.mu.Unlock()
+		if err != nil {
+			time.Sleep(backOff)
+		}
+	}
+}
+
+// canResync reports whether there is something to do for resync. The caller holds mu.
+func (t *Tap) canResync() bool {
+	if t.lost == 0 {
+		return t.gap
+	}
+	return t.online && t.queue.memory+resyncSize <= t.queue.limit/2
+}
+
+// resyncSome sends one run of lost regions, or says that there are none.
+func (t *Tap) resyncSome() error {
+	t.mu.Lock()
+	if t.lost == 0 {
+		if t.gap {
+			t.gap = false
+			t.queue.putMark(&mark{whole: true})
+			t.log.Info("the timeline lacks nothing any more")
+			t.filled.Signal()
+		}
+		t.mu.Unlock()
+		return nil
+	}
+	d, first, last := t.lostRun()
+	t.mu.Unlock()
+	s := span{disk: d.n, off: first * regionSize, end: min(last*regionSize, d.size)}
+	if !t.ranges.enter(s) {
+		return ErrClosed
+	}
+	defer t.ranges.leave(s)
+	data := make([]byte, s.end-s.off)
+	if _, err := d.primary.ReadAt(data, s.off); err != nil {
+		return fmt.Errorf("read %d bytes at %d of the primary: %w", len(data), s.off, err)
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for r := first; r < last; r++ {
+		t.found(d, r, data[(r-first)*regionSize:min((r-first+1)*regionSize, int64(len(data)))])
+	}
+	t.filled.Signal()
+	return nil
+}
+
+// lostRun returns some regions next to each other that are lost. The caller holds mu, and there are some.
+func (t *Tap) lostRun() (d *Disk, first, last int64) {
+	for _, d = range t.disks {
+		if first = d.lost.next(0); first < d.lost.n {
+			break
+		}
+	}
+	const most = resyncSize / regionSize
+	end := min(d.lost.n, first-first%most+most)
+	for last = first + 1; last < end && d.lost.get(last); last++ {
+	}
+	return d, first, last
+}
+
+// found puts the content of a lost region into the stream. The caller holds mu.
+func (t *Tap) found(d *Disk, r int64, data []byte) {
+	if !d.lost.get(r) || !t.queue.hasRoom(len(data)) {
+		return
+	}
+	d.lost.clear(r)
+	t.lost--
+	c := capture.Change{Disk: d.n, Off: r * regionSize, Len: int64(len(data)), Data: data, Time: t.o.now().UnixNano()}
+	if zeros(data) {
+		c.Data = nil
+	}
+	p := place{d.n, r}
+	h := t.holds[p]
+	h.n++ // until it is in the queue
+	t.holds[p] = h
+	t.enqueue(d, &c)
+	t.letGo(p)
+}
+
+func zeros(p []byte) bool {
+	for _, b := range p {
+		if b != 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// spillOver writes the queue's newer half to disk when it is long.
+func (t *Tap) spillOver() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for !t.closing {
+		s := t.queue.spillable()
+		if s == nil {
+			t.changed.Wait()
+			continue
+		}
+		slot, data := t.queue.spill.takeSlot(), s.data
+		t.mu.Unlock()
+		sum, err := t.queue.spill.write(slot, data)
+		t.mu.Lock()
+		switch {
+		case err != nil:
+			t.log.Error("the queue stays in memory", "error", err)
+			t.queue.spill.failed = true
+		case s.memory == 0: // it was acknowledged meanwhile
+			t.queue.spill.free = append(t.queue.spill.free, slot)
+		default:
+			t.queue.spilled(s, slot, sum)
+		}
+	}
+}

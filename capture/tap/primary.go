@@ -1,0 +1,138 @@
+package tap
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+
+	"tidemark/block"
+)
+
+// ErrBusy: somebody else has the disk: it is mounted, or tapped already.
+var ErrBusy = errors.New("the disk is in use")
+
+// host is a Primary that is a block device or a file of this host.
+type host struct {
+	f      *os.File
+	size   int64
+	failed atomic.Pointer[error] // of a Flush: what the kernel has dropped then, nobody knows
+}
+
+var _ Primary = (*host)(nil)
+
+// OpenPrimary opens a block device or a regular file as a disk to be tapped, for itself alone:
+// a device that is mounted, or a file that is locked, is ErrBusy.
+func OpenPrimary(path string) (Primary, error) {
+	// Whether O_EXCL is heeded depends on what is opened: of a device it means that nobody else, a mount
+	// included, has it so; of a file without O_CREAT nothing.
+	f, err := os.OpenFile(path, os.O_RDWR|unix.O_EXCL, 0)
+	if errors.Is(err, unix.EBUSY) {
+		return nil, fmt.Errorf("%s: %w", path, ErrBusy)
+	}
+	if err != nil {
+		return nil, err
+	}
+	h := &host{f: f}
+	if err := h.look(path); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return h, nil
+}
+
+func (h *host) look(path string) error {
+	st, err := h.f.Stat()
+	if err != nil {
+		return err
+	}
+	switch mode := st.Mode(); {
+	case mode.IsRegular():
+		h.size = st.Size()
+	case mode&fs.ModeDevice != 0 && mode&fs.ModeCharDevice == 0:
+		if h.size, err = h.f.Seek(0, 2); err != nil {
+			return fmt.Errorf("size of %s: %w", path, err)
+		}
+	default:
+		return fmt.Errorf("%s is neither a block device nor a file", path)
+	}
+	if h.size == 0 || h.size%512 != 0 {
+		return fmt.Errorf("%s has %d bytes: a disk has a multiple of 512", path, h.size)
+	}
+	if err := unix.Flock(int(h.f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return fmt.Errorf("%s: %w", path, ErrBusy)
+	}
+	return nil
+}
+
+func (h *host) Size() int64 { return h.size }
+
+func (h *host) ReadAt(p []byte, off int64) (int, error) {
+	if err := block.Check(h, off, int64(len(p))); err != nil {
+		return 0, err
+	}
+	return h.f.ReadAt(p, off)
+}
+
+func (h *host) WriteAt(p []byte, off int64) (int, error) {
+	if err := h.usable(off, int64(len(p))); err != nil {
+		return 0, err
+	}
+	return h.f.WriteAt(p, off)
+}
+
+// usable reports why [off, off+n) cannot be written.
+func (h *host) usable(off, n int64) error {
+	if err := h.failed.Load(); err != nil {
+		return *err
+	}
+	return block.Check(h, off, n)
+}
+
+func (h *host) Flush() error {
+	if err := h.failed.Load(); err != nil {
+		return *err
+	}
+	if err := unix.Fdatasync(int(h.f.Fd())); err != nil {
+		err = fmt.Errorf("flush %s: %w", h.f.Name(), err)
+		h.failed.CompareAndSwap(nil, &err)
+		return err
+	}
+	return nil
+}
+
+func (h *host) Discard(off, n int64) error { return h.Zero(off, n) }
+
+// Zero frees the space where that can be done: for files a hole, for devices what BLKZEROOUT makes of it, which
+// the kernel turns into a discard if the device promises zeros after one.
+func (h *host) Zero(off, n int64) error {
+	if err := h.usable(off, n); err != nil || n == 0 {
+		return err
+	}
+	mode := uint32(unix.FALLOC_FL_PUNCH_HOLE | unix.FALLOC_FL_KEEP_SIZE)
+	for {
+		switch err := unix.Fallocate(int(h.f.Fd()), mode, off, n); {
+		case errors.Is(err, unix.EINTR):
+		case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EINVAL):
+			return h.writeZeros(off, n)
+		default:
+			return err
+		}
+	}
+}
+
+func (h *host) writeZeros(off, n int64) error {
+	var zero [64 << 10]byte
+	for n > 0 {
+		k, err := h.f.WriteAt(zero[:min(n, int64(len(zero)))], off)
+		if err != nil {
+			return err
+		}
+		off, n = off+int64(k), n-int64(k)
+	}
+	return nil
+}
+
+func (h *host) Close() error { return h.f.Close() }

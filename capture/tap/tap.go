@@ -1,0 +1,368 @@
+package tap
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"tidemark/block"
+	"tidemark/capture"
+	"tidemark/internal/vfs"
+)
+
+// Primary is the disk that is tapped. A block of it that was never written reads as zeros.
+type Primary interface {
+	block.Device
+	// Zero makes [off, off+n) read as zeros.
+	Zero(off, n int64) error
+	Close() error
+}
+
+// Options of a tap.
+type Options struct {
+	// Dir is for the tap's notes and its spilled queue. It must not lie on a tapped disk.
+	Dir string
+	// Primaries are the disks, in the order of the timeline's. The tap closes them.
+	Primaries []Primary
+	Sink      capture.Sink
+	// Memory bounds the queue in memory, in bytes; 0: 64 MiB. Spill bounds what it may take on disk; 0: none.
+	Memory int
+	Spill  int64
+	Logger *slog.Logger
+
+	fs      vfs.FS                             // nil: the host's
+	now     func() time.Time                   // nil: time.Now
+	boot    string                             // what tells this boot of the host from others; empty: the kernel's
+	mapBits func(string, int64) (marks, error) // nil: mapFile
+	pace    time.Duration                      // between two acknowledgements asked for; 0: syncPace
+}
+
+const (
+	// regionSize is the grain, in bytes, at which the tap knows what the timeline lacks.
+	regionSize = 64 << 10
+	// syncPace is how often the timeline is asked to make durable what it got. A change that
+	// waits for that waits in memory, and its region is dirty.
+	syncPace = 20 * time.Millisecond
+	// resyncSize is the most that is read from a primary at once to be sent again; writes to that part wait.
+	resyncSize = 1 << 20
+	// backOff is how long the sink is left alone after it failed.
+	backOff = 200 * time.Millisecond
+	// settleAfter is how often the tap looks for extents that are not written any more.
+	settleAfter = 30 * time.Second
+)
+
+// place is a region of a disk.
+type place struct {
+	disk   uint16
+	region int64
+}
+
+// hold says that a region has changes, or is being written to.
+type hold struct {
+	n    int      // writers in it, and segments that have changes of it
+	last *segment // the newest of these
+}
+
+// Tap taps the disks of one timeline.
+type Tap struct {
+	o      Options
+	log    *slog.Logger
+	disks  []*Disk
+	ranges *ranges
+	cancel context.CancelFunc
+	ended  sync.WaitGroup
+
+	mu      sync.Mutex
+	filled  *sync.Cond // the queue has something to send, or something below ends the wait for it
+	changed *sync.Cond // anything else below has changed
+	queue   queue
+	holds   map[place]hold
+	lost    int64  // regions that the timeline lacks and that are not in the queue
+	gap     bool   // the stream was told, or will be, that something is missing
+	stream  string // name of the present stream
+	known   string // the stream that the sink has had last
+	online  bool
+	closing bool
+	trouble error  // why it is not online
+	readErr error  // why the primary could not be read to be sent again
+	applied uint64 // segments that were sent, as the queue counts them
+	bytes   int64  // of changes that the timeline has durably
+
+	distrusted sync.Once
+}
+
+// Disk is one tapped disk. It is a [block.Device] that does what its primary does.
+type Disk struct {
+	t       *Tap
+	n       uint16
+	primary Primary
+	size    int64
+	marks   marks
+	lost    bitmap // regions that the timeline lacks and that are not in the queue; guarded by t.mu
+	active  *active
+	touched bitmap // extents that were written since settle looked; guarded by t.mu
+}
+
+var _ block.Device = (*Disk)(nil)
+
+// Open starts a tap. It finds what the one before it has left to be done.
+func Open(o Options) (*Tap, error) {
+	o.setDefaults()
+	t := &Tap{o: o, log: o.Logger, ranges: newRanges(), holds: map[place]hold{}, stream: rand.Text()}
+	t.filled, t.changed = sync.NewCond(&t.mu), sync.NewCond(&t.mu)
+	t.queue.limit = o.Memory
+	if err := t.recover(); err != nil {
+		return nil, errors.Join(err, t.release())
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	t.cancel = cancel
+	t.ended.Go(func() { t.mirror(ctx) })
+	t.ended.Go(t.resync)
+	t.ended.Go(t.spillOver)
+	t.ended.Go(func() { t.settleAll(ctx) })
+	return t, nil
+}
+
+func (o *Options) setDefaults() {
+	if o.Memory == 0 {
+		o.Memory = 64 << 20
+	}
+	o.Memory = max(o.Memory, 4*segmentSize)
+	if o.Logger == nil {
+		o.Logger = slog.Default()
+	}
+	if o.fs == nil {
+		o.fs = vfs.OS
+	}
+	if o.now == nil {
+		o.now = time.Now
+	}
+	if o.mapBits == nil {
+		o.mapBits = mapFile
+	}
+	if o.pace == 0 {
+		o.pace = syncPace
+	}
+}
+
+// ErrClosed: the tap was closed.
+var ErrClosed = errors.New("the tap is closed")
+
+// Disks returns the tapped disks.
+func (t *Tap) Disks() []*Disk { return t.disks }
+
+// Size implements [block.Reader].
+func (d *Disk) Size() int64 { return d.size }
+
+// ReadAt implements [block.Reader]. It is the primary's affair alone.
+func (d *Disk) ReadAt(p []byte, off int64) (int, error) { return d.primary.ReadAt(p, off) }
+
+// Flush implements [block.Device]. It is the primary's affair alone.
+func (d *Disk) Flush() error { return d.primary.Flush() }
+
+// WriteAt implements [block.Device].
+func (d *Disk) WriteAt(p []byte, off int64) (n int, err error) {
+	if err := block.Check(d, off, int64(len(p))); err != nil || len(p) == 0 {
+		return 0, err
+	}
+	err = d.change(off, int64(len(p)), p, func() error {
+		n, err = d.primary.WriteAt(p, off)
+		return err
+	})
+	return n, err
+}
+
+// Discard implements [block.Device]: what is discarded reads as zeros.
+func (d *Disk) Discard(off, n int64) error {
+	if err := block.Check(d, off, n); err != nil {
+		return err
+	}
+	for end := off + n; off < end; {
+		part := min(end-off, extentSize-off%extentSize)
+		if err := d.change(off, part, nil, func() error { return d.primary.Zero(off, part) }); err != nil {
+			return err
+		}
+		off += part
+	}
+	return nil
+}
+
+// change does one write to the primary and gives it to the stream, all in the one order of its
+// place. data is nil for zeros.
+func (d *Disk) change(off, n int64, data []byte, do func() error) error {
+	s := span{disk: d.n, off: off, end: off + n}
+	if !d.t.ranges.enter(s) {
+		return ErrClosed
+	}
+	defer d.t.ranges.leave(s)
+	d.begin(off, n)
+	err := do()
+	d.finish(off, n, data, err)
+	return err
+}
+
+// begin marks what is about to be written.
+func (d *Disk) begin(off, n int64) {
+	t := d.t
+	t.mu.Lock()
+	for r := off / regionSize; r <= (off+n-1)/regionSize; r++ {
+		p := place{d.n, r}
+		h := t.holds[p]
+		h.n++
+		t.holds[p] = h
+		d.marks.bits.set(r)
+	}
+	for e := off / extentSize; e <= (off+n-1)/extentSize; e++ {
+		d.touched.set(e)
+	}
+	t.mu.Unlock()
+	for e := off / extentSize; e <= (off+n-1)/extentSize; e++ {
+		if err := d.active.begin(e); err != nil {
+			t.unsafe(err)
+		}
+	}
+}
+
+// finish gives the stream what was written, or notes that it does not have it.
+func (d *Disk) finish(off, n int64, data []byte, failed error) {
+	t := d.t
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	now := t.o.now().UnixNano()
+	if failed != nil {
+		// What the primary has now is known to nobody.
+		t.lose(d, off, n, now, fmt.Sprintf("the primary failed: %v", failed))
+	} else {
+		capture.Split(off, n, func(o, l int64) error {
+			c := capture.Change{Disk: d.n, Off: o, Len: l, Time: now}
+			if data != nil {
+				c.Data = data[o-off : o-off+l]
+			}
+			t.enqueue(d, &c)
+			return nil
+		})
+	}
+	for r := off / regionSize; r <= (off+n-1)/regionSize; r++ {
+		t.letGo(place{d.n, r})
+	}
+	t.filled.Signal()
+	if t.lost > 0 || t.queue.memory > t.queue.limit/2 {
+		t.changed.Broadcast()
+	}
+}
+
+// enqueue puts a change into the stream, unless there is no room, or its place is lost
+// already and will be read again anyway. The caller holds mu.
+func (t *Tap) enqueue(d *Disk, c *capture.Change) {
+	first, last := c.Off/regionSize, (c.Off+c.Len-1)/regionSize+1
+	if !t.queue.hasRoom(len(c.Data)) || d.lost.any(first, last) {
+		t.lose(d, c.Off, c.Len, c.Time, t.whyLost())
+		return
+	}
+	s := t.queue.put(c)
+	for r := first; r < last; r++ {
+		p := place{d.n, r}
+		if h := t.holds[p]; h.last != s {
+			h.n, h.last = h.n+1, s
+			t.holds[p] = h
+			s.holds = append(s.holds, p)
+		}
+	}
+}
+
+func (t *Tap) whyLost() string {
+	if t.online {
+		return "writes came faster than they could be taken"
+	}
+	return "the server could not be reached"
+}
+
+// lose notes that the timeline lacks a range. The caller holds mu.
+func (t *Tap) lose(d *Disk, off, n, since int64, why string) {
+	first, last := off/regionSize, (off+n-1)/regionSize+1
+	d.marks.bits.setRange(first, last)
+	t.lost += d.lost.setRange(first, last)
+	if !t.gap {
+		t.gap = true
+		t.queue.putMark(&mark{since: since, why: why})
+		t.log.Warn("the timeline lacks writes from now on", "why", why)
+	}
+}
+
+// letGo takes one hold from a region, which is clean without any. The caller holds mu.
+func (t *Tap) letGo(p place) {
+	h := t.holds[p]
+	if h.n--; h.n > 0 {
+		t.holds[p] = h
+		return
+	}
+	delete(t.holds, p)
+	if d := t.disks[p.disk]; !d.lost.get(p.region) {
+		d.marks.bits.clear(p.region)
+	}
+}
+
+// wake ends all waits. The caller holds mu.
+func (t *Tap) wake() {
+	t.filled.Broadcast()
+	t.changed.Broadcast()
+}
+
+// drop lets go of what a segment held. The caller holds mu.
+func (t *Tap) drop(s *segment) {
+	for _, p := range s.holds {
+		if h := t.holds[p]; h.last == s {
+			h.last = nil
+			t.holds[p] = h
+		}
+		t.letGo(p)
+	}
+	s.holds = nil
+}
+
+// loseAll begins a new stream that has everything sent again: what the timeline has is not known.
+func (t *Tap) loseAll(why string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, d := range t.disks {
+		d.marks.bits.setRange(0, d.lost.n)
+		t.lost += d.lost.setRange(0, d.lost.n)
+	}
+	t.restart(why)
+}
+
+// loseQueue begins a new stream without what is in the queue, which is read from the primary again.
+func (t *Tap) loseQueue(why string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for p, h := range t.holds {
+		if d := t.disks[p.disk]; h.last != nil && d.lost.set(p.region) {
+			t.lost++
+		}
+	}
+	t.restart(why)
+}
+
+// restart begins a new stream, which says first that something is missing. The caller holds mu.
+func (t *Tap) restart(why string) {
+	t.queue.clear(t.drop)
+	t.stream = rand.Text()
+	t.gap = true
+	t.queue.putMark(&mark{why: why})
+	t.log.Warn("the timeline begins anew", "why", why)
+	t.wake()
+}
+
+// unsafe notes that the notes for a power cut cannot be kept: after one, all is sent again.
+func (t *Tap) unsafe(err error) {
+	t.distrusted.Do(func() {
+		t.log.Error("after a power cut the whole disk will be sent again", "error", err)
+		if err := t.distrust(); err != nil {
+			t.log.Error("and that could not be noted either", "error", err)
+		}
+	})
+}
