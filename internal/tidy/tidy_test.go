@@ -35,6 +35,7 @@ var sideways = map[string][]string{
 	"client":       {"api"},
 	"agent":        {"mount"},
 	"app/postgres": {"app/internal"},
+	"wire":         {"capture"},
 }
 
 func layerOf(pkg string) int {

@@ -1,0 +1,145 @@
+package wire
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+
+	"tidemark/capture"
+)
+
+// Client is a timeline of a server, as a place that takes changes. Its fields do not change once it is used.
+type Client struct {
+	// Dial makes a connection to the server.
+	Dial func(ctx context.Context) (net.Conn, error)
+	// Timeline names the timeline to the server.
+	Timeline string
+}
+
+var _ capture.Sink = (*Client)(nil)
+
+// RefusedError is what a server says when it takes no more.
+type RefusedError struct{ Text string }
+
+// Error implements error.
+func (e *RefusedError) Error() string { return e.Text }
+
+// Open implements [capture.Sink].
+func (c *Client) Open(ctx context.Context, id, before string) (capture.Stream, error) {
+	conn, err := c.Dial(ctx)
+	if err != nil {
+		return nil, err
+	}
+	s := &stream{conn: conn}
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	err = s.greet(c.Timeline, id, before)
+	if !stop() && err == nil {
+		err = ctx.Err()
+	}
+	if err != nil {
+		return nil, errors.Join(err, conn.Close())
+	}
+	return s, nil
+}
+
+// stream is one connection.
+type stream struct {
+	conn    net.Conn
+	known   bool
+	applied uint64
+	buf     []byte
+
+	sending sync.Mutex // a frame goes out whole
+}
+
+func (s *stream) send(kind byte, parts ...[]byte) error {
+	s.sending.Lock()
+	defer s.sending.Unlock()
+	return writeFrame(s.conn, kind, parts...)
+}
+
+func (s *stream) greet(timeline, id, before string) error {
+	hello := appendText(appendText(appendText([]byte(magic), timeline), id), before)
+	if err := s.send(frameHello, hello); err != nil {
+		return err
+	}
+	body, err := s.answer(frameWelcome, 9)
+	if err != nil {
+		return err
+	}
+	s.known, s.applied = body[0] == 1, binary.LittleEndian.Uint64(body[1:])
+	return nil
+}
+
+// answer reads the server's next frame, which has to be of a kind and a length.
+func (s *stream) answer(kind byte, length int) ([]byte, error) {
+	got, body, err := readFrame(s.conn, s.buf)
+	if err != nil {
+		return nil, err
+	}
+	s.buf = body
+	if got == frameRefused {
+		return nil, &RefusedError{Text: string(body)}
+	}
+	if got != kind || len(body) != length {
+		return nil, fmt.Errorf("%w: a frame of kind %d and %d bytes", ErrProtocol, got, len(body))
+	}
+	return body, nil
+}
+
+// Applied implements [capture.Stream].
+func (s *stream) Applied() uint64 { return s.applied }
+
+// Known implements [capture.Stream].
+func (s *stream) Known() bool { return s.known }
+
+// Apply implements [capture.Stream].
+func (s *stream) Apply(list []capture.Change) error {
+	for len(list) > 0 {
+		n, size := 0, 0
+		for n < len(list) && (n == 0 || size+changeSize+len(list[n].Data) <= maxBatch) {
+			size += changeSize + len(list[n].Data)
+			n++
+		}
+		if err := s.send(frameChanges, encodeChanges(list[:n])...); err != nil {
+			return err
+		}
+		list = list[n:]
+	}
+	return nil
+}
+
+// Lose implements [capture.Stream].
+func (s *stream) Lose(since int64, why string) error {
+	return s.send(frameLose, appendText(binary.LittleEndian.AppendUint64(nil, uint64(since)), why))
+}
+
+// Whole implements [capture.Stream].
+func (s *stream) Whole() error { return s.send(frameWhole) }
+
+// Sync implements [capture.Stream].
+func (s *stream) Sync() (durable uint64, err error) {
+	if err := s.send(frameSync); err != nil {
+		return 0, s.reason(err)
+	}
+	body, err := s.answer(frameSynced, 8)
+	if err != nil {
+		return 0, err
+	}
+	return binary.LittleEndian.Uint64(body), nil
+}
+
+// reason returns what the server said before it closed the connection, if it did, instead of err.
+func (s *stream) reason(err error) error {
+	var refused *RefusedError
+	if _, aerr := s.answer(frameSynced, 8); errors.As(aerr, &refused) {
+		return refused
+	}
+	return err
+}
+
+// Close implements [capture.Stream].
+func (s *stream) Close() error { return s.conn.Close() }

@@ -1,0 +1,6 @@
+// Package wire carries the changes of tapped disks from their host to the server that has their timeline.
+//
+// [Client] is a [capture.Sink] at the one end of a connection, [Serve] the other end. The protocol has frames
+// with checksums, is sent without waiting, and is in docs/format/wire.md. Who may connect is decided by who makes the
+// connection and who accepts it.
+package wire

@@ -1,0 +1,163 @@
+package wire
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"net"
+
+	"tidemark/capture"
+)
+
+// Kinds of frames. Those up to frameSync are the client's.
+const (
+	frameHello   = 1
+	frameChanges = 2
+	frameLose    = 3
+	frameWhole   = 4
+	frameSync    = 5
+	frameWelcome = 65
+	frameSynced  = 66
+	frameRefused = 67
+)
+
+const (
+	magic      = "TMWIRE01"
+	headSize   = 12
+	changeSize = 28
+	// maxBody is the longest body of a frame, in bytes; a sender keeps to maxBatch, or to one change.
+	maxBody  = 4 << 20
+	maxBatch = 2 << 20
+	// maxText is the longest name or reason, in bytes.
+	maxText = 4096
+)
+
+// ErrProtocol: the peer sent what it may not, or the connection damaged it.
+var ErrProtocol = errors.New("the connection carries nonsense")
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// writeFrame sends a frame, whose body is the parts one after the other, with one call.
+func writeFrame(w io.Writer, kind byte, parts ...[]byte) error {
+	head := make([]byte, headSize)
+	head[0] = kind
+	n := 0
+	for _, p := range parts {
+		n += len(p)
+	}
+	binary.LittleEndian.PutUint32(head[4:], uint32(n))
+	sum := crc32.Checksum(head[:8], castagnoli)
+	for _, p := range parts {
+		sum = crc32.Update(sum, castagnoli, p)
+	}
+	binary.LittleEndian.PutUint32(head[8:], sum)
+	all := append(net.Buffers{head}, parts...)
+	_, err := all.WriteTo(w)
+	return err
+}
+
+// readFrame reads a frame; the body is in buf if that is long enough.
+func readFrame(r io.Reader, buf []byte) (kind byte, body []byte, err error) {
+	var head [headSize]byte
+	if _, err := io.ReadFull(r, head[:]); err != nil {
+		return 0, nil, err
+	}
+	n := binary.LittleEndian.Uint32(head[4:])
+	if n > maxBody || head[1]|head[2]|head[3] != 0 {
+		return 0, nil, fmt.Errorf("%w: a frame of kind %d and %d bytes", ErrProtocol, head[0], n)
+	}
+	if body = buf; uint32(cap(body)) < n {
+		body = make([]byte, n)
+	}
+	body = body[:n]
+	if _, err := io.ReadFull(r, body); err != nil {
+		return 0, nil, noEOF(err)
+	}
+	sum := crc32.Update(crc32.Checksum(head[:8], castagnoli), castagnoli, body)
+	if sum != binary.LittleEndian.Uint32(head[8:]) {
+		return 0, nil, fmt.Errorf("%w: a frame of kind %d and %d bytes does not match its checksum", ErrProtocol, head[0], n)
+	}
+	return head[0], body, nil
+}
+
+// noEOF makes an end inside of something an error that is not mistaken for an end.
+func noEOF(err error) error {
+	if errors.Is(err, io.EOF) {
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}
+
+// encodeChanges returns the body of a frame of changes: a table, and the data of each.
+func encodeChanges(list []capture.Change) [][]byte {
+	table := make([]byte, 4, 4+len(list)*changeSize)
+	binary.LittleEndian.PutUint32(table, uint32(len(list)))
+	parts := make([][]byte, 1, 1+len(list))
+	for i := range list {
+		c := &list[i]
+		flags := uint16(0)
+		if c.Data == nil {
+			flags = 1
+		} else {
+			parts = append(parts, c.Data)
+		}
+		table = binary.LittleEndian.AppendUint16(table, c.Disk)
+		table = binary.LittleEndian.AppendUint16(table, flags)
+		table = binary.LittleEndian.AppendUint64(table, uint64(c.Time))
+		table = binary.LittleEndian.AppendUint64(table, uint64(c.Off))
+		table = binary.LittleEndian.AppendUint64(table, uint64(c.Len))
+	}
+	parts[0] = table
+	return parts
+}
+
+// parseChanges is the reverse of encodeChanges; the data stay where they are. Whether a disk can
+// have the changes is not looked at.
+func parseChanges(b []byte) ([]capture.Change, error) {
+	if len(b) < 4 {
+		return nil, fmt.Errorf("%w: changes without a number", ErrProtocol)
+	}
+	n := int64(binary.LittleEndian.Uint32(b))
+	b = b[4:]
+	if n*changeSize > int64(len(b)) {
+		return nil, fmt.Errorf("%w: %d changes in %d bytes", ErrProtocol, n, len(b))
+	}
+	table, data := b[:n*changeSize], b[n*changeSize:]
+	list := make([]capture.Change, n)
+	for i := range list {
+		le, p, c := binary.LittleEndian, table[i*changeSize:], &list[i]
+		c.Disk, c.Time = le.Uint16(p), int64(le.Uint64(p[4:]))
+		c.Off, c.Len = int64(le.Uint64(p[12:])), int64(le.Uint64(p[20:]))
+		switch flags := le.Uint16(p[2:]); {
+		case flags == 1:
+		case flags != 0 || c.Len < 0 || c.Len > int64(len(data)):
+			return nil, fmt.Errorf("%w: a change of %d bytes where %d are left", ErrProtocol, c.Len, len(data))
+		default:
+			c.Data, data = data[:c.Len:c.Len], data[c.Len:]
+		}
+	}
+	if len(data) > 0 {
+		return nil, fmt.Errorf("%w: %d bytes of no change", ErrProtocol, len(data))
+	}
+	return list, nil
+}
+
+// appendText appends a text with its length.
+func appendText(b []byte, s string) []byte {
+	s = s[:min(len(s), maxText)]
+	return append(binary.LittleEndian.AppendUint16(b, uint16(len(s))), s...)
+}
+
+// cutText takes a text from the front of b.
+func cutText(b []byte) (s string, rest []byte, err error) {
+	if len(b) < 2 {
+		return "", nil, fmt.Errorf("%w: a text without a length", ErrProtocol)
+	}
+	n := int(binary.LittleEndian.Uint16(b))
+	if n > maxText || n > len(b)-2 {
+		return "", nil, fmt.Errorf("%w: a text of %d bytes where %d are left", ErrProtocol, n, len(b)-2)
+	}
+	return string(b[2 : 2+n]), b[2+n:], nil
+}
