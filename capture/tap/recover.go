@@ -59,6 +59,8 @@ func (t *Tap) recover() error {
 	if t.lost > 0 {
 		t.gap = true
 		t.queue.putMark(&mark{why: whyAnew(&old, boot)})
+	} else {
+		t.queue.putMark(&mark{whole: true}) // the tap before may not have come to say it
 	}
 	if err := t.writeNotes(notes{Known: old.Known, Boot: boot, Sizes: sizes}); err != nil {
 		return err

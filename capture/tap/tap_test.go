@@ -604,6 +604,19 @@ func TestWriteBesideSettle(t *testing.T) {
 	}
 }
 
+// A tap that is killed when the timeline has everything, and has not been told so, tells it at its next start.
+func TestGapEndsAfterKill(t *testing.T) {
+	h := newMachine(t, 5)
+	h.open()
+	h.write()
+	h.settled()
+	h.kill()
+	h.line.lost, h.line.durable.lost = true, true // the last word did not come through
+	h.open()
+	h.settled()
+	h.kill()
+}
+
 // What is read from the tap is what was written to it, whatever becomes of the timeline.
 func TestTapIsADisk(t *testing.T) {
 	h := newMachine(t, 1)
