@@ -19,13 +19,11 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"tidemark/internal/process"
 	"tidemark/internal/vfs"
 	"tidemark/mount/internal/nbdctl"
 	"tidemark/mount/internal/relay"
 )
-
-// readyFD is the file descriptor on which an attacher tells [Attach] how it went.
-const readyFD = 3
 
 // fuseReaders is how many goroutines take requests from the kernel; see
 // DESIGN.md, "Measured".
@@ -41,21 +39,13 @@ const blockedThreads = 6
 // merely looks at it (udev does) before its detaching counts as failed.
 const lingerRelease = 5 * time.Second
 
-// ready is the one line that goes through the ready pipe.
-type ready struct {
-	Device string `json:",omitempty"`
-	Error  string `json:",omitempty"`
-}
-
 // record is the content of attach.json.
 type record struct {
 	attachConfig
-	PID     int
-	Started string // the process's start time, as in /proc/PID/stat
-	Boot    string // the boot it belongs to
-	Device  string
-	Made    Via    // what made the device
-	Since   string // RFC 3339
+	process.ID
+	Device string
+	Made   Via    // what made the device
+	Since  string // RFC 3339
 }
 
 // front is the side of the attacher that faces the kernel.
@@ -100,10 +90,10 @@ func RunAttacher(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	pipe := readyPipe()
+	starter := process.FromStarter()
 	a := &attacher{cfg: cfg, dir: cfg.dir(), forced: make(chan struct{}, 1), log: slog.New(slog.NewTextHandler(os.Stderr, nil))}
-	stop, err := a.start(ctx, pipe, held)
-	if err := tell(pipe, a.device, err); err != nil {
+	stop, err := a.start(ctx, starter, held)
+	if err := starter.Tell(err); err != nil {
 		a.log.Warn("nobody was told of the device", "err", err)
 	}
 	if err != nil {
@@ -119,37 +109,12 @@ func RunAttacher(ctx context.Context) error {
 	return err
 }
 
-// ownLog has what the process says go to the attachment's log from now on.
-func (a *attacher) ownLog() error {
-	f, err := os.OpenFile(filepath.Join(a.dir, logName), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	return errors.Join(unix.Dup3(int(f.Fd()), 1, 0), unix.Dup3(int(f.Fd()), 2, 0))
-}
-
-func readyPipe() *os.File {
-	if _, err := unix.FcntlInt(readyFD, unix.F_SETFD, unix.FD_CLOEXEC); err != nil {
-		return nil // started by hand
-	}
-	return os.NewFile(readyFD, "ready")
-}
-
-func tell(pipe *os.File, device string, err error) error {
-	if pipe == nil {
-		return nil
-	}
-	r := ready{Device: device}
-	if err != nil {
-		r = ready{Error: err.Error()}
-	}
-	return errors.Join(json.NewEncoder(pipe).Encode(r), pipe.Close())
-}
+// errOrphan is why an attacher ends whose starter is gone.
+var errOrphan = errors.New("the process that asked for the disk is gone")
 
 // start brings the device up. On error nothing of it is left.
-func (a *attacher) start(ctx context.Context, pipe *os.File, held error) (stop func(), err error) {
-	if err := a.ownLog(); err != nil {
+func (a *attacher) start(ctx context.Context, starter *process.Starter, held error) (stop func(), err error) {
+	if err := process.OwnLog(a.dir, logName); err != nil {
 		return nil, err
 	}
 	if held != nil {
@@ -163,12 +128,16 @@ func (a *attacher) start(ctx context.Context, pipe *os.File, held error) (stop f
 	if err != nil {
 		return nil, err
 	}
-	defer watchStarter(pipe, a.relay)()
+	// The starter is most often the server itself, so when it is killed, requests wait that the kernel
+	// makes while it sets the device up; and the loop driver holds locks meanwhile that every other user of a
+	// loop device on the host needs. The next server undoes what was being attached and never serves it again:
+	// unless we end, all of them would wait for ever.
+	defer starter.Watch(func() { a.relay.Close() })()
 	if err := a.present(); err != nil {
 		return nil, errors.Join(err, a.relay.Close())
 	}
 	l, err := a.listen()
-	if err == nil && starterGone(pipe) {
+	if err == nil && starter.Gone() {
 		err = errOrphan
 	}
 	if err == nil {

@@ -1,18 +1,17 @@
 package mount
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"tidemark/internal/process"
 	"tidemark/internal/vfs"
 )
 
@@ -126,17 +125,7 @@ func (a *Attachment) Since() time.Time {
 
 // Alive reports whether its attacher runs. An attachment that is not alive is
 // stale: its device, if still there, gives errors, and Cleanup removes it.
-func (a *Attachment) Alive() bool {
-	if a.rec.PID == 0 {
-		return false
-	}
-	boot, err := bootID()
-	if err != nil || boot != a.rec.Boot {
-		return false
-	}
-	started, err := processStart(a.rec.PID)
-	return err == nil && started == a.rec.Started
-}
+func (a *Attachment) Alive() bool { return a.rec.ID.Alive() }
 
 // Status asks the attacher how it is. ErrStale if there is none.
 func (a *Attachment) Status(ctx context.Context) (Status, error) {
@@ -174,10 +163,7 @@ func (a *Attachment) ask(ctx context.Context, req request) (reply, error) {
 // With force it goes on regardless: a file system mounted from the device gets
 // I/O errors from then on, and loses what it had not written back.
 func (a *Attachment) Detach(ctx context.Context, force bool) error {
-	if !a.Alive() {
-		return fmt.Errorf("%s: %w", a.Name(), ErrStale)
-	}
-	fd, err := unix.PidfdOpen(a.rec.PID, 0)
+	fd, err := a.rec.ID.Open()
 	if err != nil {
 		return fmt.Errorf("%s: %w", a.Name(), ErrStale)
 	}
@@ -185,27 +171,13 @@ func (a *Attachment) Detach(ctx context.Context, force bool) error {
 	if _, err := a.ask(ctx, request{Verb: verbDetach, Force: force}); err != nil && !force {
 		return err
 	}
-	if err := awaitExit(ctx, fd); err != nil {
+	if err := process.Await(ctx, fd); err != nil {
 		return fmt.Errorf("detach %s: %w", a.Name(), err)
 	}
 	if _, err := os.Stat(a.dir); err == nil {
 		return a.Cleanup(force)
 	}
 	return nil
-}
-
-// awaitExit waits for the end of a process.
-func awaitExit(ctx context.Context, pidfd int) error {
-	for ctx.Err() == nil {
-		n, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, 100)
-		if err != nil && !errors.Is(err, unix.EINTR) {
-			return err
-		}
-		if n > 0 {
-			return nil
-		}
-	}
-	return ctx.Err()
 }
 
 // Cleanup removes what a stale attachment left: mounts of its device, the device,
@@ -256,33 +228,9 @@ func (a *Attachment) removeDevice(force bool) error {
 
 // newRecord describes the running process.
 func newRecord(cfg attachConfig, device string, via Via) (record, error) {
-	boot, err := bootID()
-	if err != nil {
-		return record{}, err
-	}
-	started, err := processStart(os.Getpid())
+	self, err := process.Self()
 	return record{
-		attachConfig: cfg, PID: os.Getpid(), Started: started, Boot: boot,
+		attachConfig: cfg, ID: self,
 		Device: device, Made: via, Since: time.Now().UTC().Format(time.RFC3339Nano),
 	}, err
-}
-
-func bootID() (string, error) {
-	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	return strings.TrimSpace(string(b)), err
-}
-
-// processStart returns the start time of a process that is not a zombie, which
-// tells it from a later one of the same number.
-func processStart(pid int) (string, error) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return "", err
-	}
-	// Fields are counted from behind the name, which may hold anything.
-	f := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
-	if len(f) < 20 || f[0] == "Z" || f[0] == "X" {
-		return "", fmt.Errorf("process %d has ended", pid)
-	}
-	return f[19], nil
 }

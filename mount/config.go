@@ -1,7 +1,6 @@
 package mount
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -9,6 +8,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"tidemark/internal/process"
 )
 
 // Errors that callers tell apart with errors.Is.
@@ -87,8 +88,8 @@ func (c *attachConfig) dir() string { return filepath.Join(c.StateDir, c.Name) }
 // attacher it started.
 func readAttachConfig(r io.Reader) (attachConfig, error) {
 	var c attachConfig
-	if err := json.NewDecoder(io.LimitReader(r, 1<<20)).Decode(&c); err != nil {
-		return c, fmt.Errorf("%w: %w (this command is started by the server, not by hand)", ErrConfig, err)
+	if err := process.ReadConfig(r, &c); err != nil {
+		return c, fmt.Errorf("%w: %w", ErrConfig, err)
 	}
 	return c, c.check()
 }

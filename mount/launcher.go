@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"tidemark/internal/process"
 	"tidemark/internal/vfs"
 )
 
@@ -17,7 +18,7 @@ import (
 // a large program takes nearly as long as all else that attaching takes. The one in reserve knows of no
 // disk, waits, and ends with the process that started it. Methods may be called concurrently.
 type Launcher struct {
-	reserve chan *process // holds one, or none
+	reserve chan *process.Process // holds one, or none
 	ending  chan struct{}
 	filling sync.WaitGroup
 }
@@ -32,7 +33,7 @@ const (
 
 // NewLauncher returns a launcher that begins to fill its reserve. Close it.
 func NewLauncher() *Launcher {
-	l := &Launcher{reserve: make(chan *process, 1), ending: make(chan struct{})}
+	l := &Launcher{reserve: make(chan *process.Process, 1), ending: make(chan struct{})}
 	l.refill(0)
 	return l
 }
@@ -44,7 +45,7 @@ func (l *Launcher) Close() {
 	l.filling.Wait()
 	select {
 	case p := <-l.reserve:
-		p.kill()
+		p.Dismiss()
 	default:
 	}
 }
@@ -55,16 +56,16 @@ func (l *Launcher) Attach(ctx context.Context, cfg Config) (*Attachment, error) 
 }
 
 // take returns the process in reserve, or else a new one.
-func (l *Launcher) take() (*process, error) {
+func (l *Launcher) take() (*process.Process, error) {
 	select {
 	case p := <-l.reserve:
 		l.refill(refillAfter)
-		if p.lives() {
+		if p.Lives() {
 			return p, nil
 		}
 	default:
 	}
-	return startProcess()
+	return startAttacher()
 }
 
 // refill starts a process for the reserve after a while.
@@ -76,7 +77,7 @@ func (l *Launcher) refill(after time.Duration) {
 				return
 			case <-time.After(after):
 			}
-			if p, err := startProcess(); err == nil {
+			if p, err := startAttacher(); err == nil {
 				l.reserve <- p
 				return
 			}
@@ -92,10 +93,10 @@ func (l *Launcher) refill(after time.Duration) {
 //
 // If ctx ends first, the attacher is killed and what it made is cleaned up.
 func Attach(ctx context.Context, cfg Config) (*Attachment, error) {
-	return attachWith(ctx, cfg, startProcess)
+	return attachWith(ctx, cfg, startAttacher)
 }
 
-func attachWith(ctx context.Context, cfg Config, start func() (*process, error)) (*Attachment, error) {
+func attachWith(ctx context.Context, cfg Config, start func() (*process.Process, error)) (*Attachment, error) {
 	if err := cfg.check(); err != nil {
 		return nil, err
 	}
@@ -105,12 +106,24 @@ func attachWith(ctx context.Context, cfg Config, start func() (*process, error))
 	}
 	p, err := start()
 	if err == nil {
-		err = p.attach(ctx, ac)
+		err = tellAttacher(ctx, p, ac)
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("attach %s: %w", cfg.Name, err), os.RemoveAll(ac.dir()))
 	}
 	return load(cfg.StateDir, cfg.Name)
+}
+
+// startAttacher starts an attacher that waits for its configuration.
+func startAttacher() (*process.Process, error) { return process.Start("attach") }
+
+// tellAttacher has a process attach a disk. Of one that ends without a word, what it made is undone here.
+func tellAttacher(ctx context.Context, p *process.Process, cfg attachConfig) error {
+	err := p.Tell(ctx, cfg)
+	if errors.Is(err, process.ErrSilent) {
+		err = errors.Join(fmt.Errorf("%w: %s", err, process.LastLine(filepath.Join(cfg.dir(), logName))), sweepDevices(tagOf(cfg.Token)))
+	}
+	return err
 }
 
 // makeDir makes the directory of an attachment's state, and takes its name with it.

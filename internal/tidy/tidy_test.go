@@ -19,7 +19,7 @@ const root = "../.."
 // lower layer, and itself's parents and children of the same layer never.
 // It is the table of ARCHITECTURE.md.
 var layers = [][]string{
-	{"", "block", "internal/vfs", "internal/socket"},
+	{"", "block", "internal/vfs", "internal/socket", "internal/process"},
 	{"journal", "object", "capture", "export", "app", "wire", "policy", "access", "catalog"},
 	{"image"},
 	{"timeline"},
