@@ -175,14 +175,36 @@ func (f *Feed) Whole() error {
 // Lost reports whether the disks do not follow their source now.
 func (f *Feed) Lost() bool { return f.t.openGapOf() != nil }
 
-// Bookmark marks the present as [Timeline.Bookmark] does, between the changes applied before and after.
+// Bookmark marks the present as [Timeline.Bookmark] does, between the changes applied before and after. A mark
+// with the ID of one that is there is that one. A mark that cannot be made, because its name is taken or
+// the disks do not follow their source, does not end the feed.
 func (f *Feed) Bookmark(m Mark) (tidemark.Position, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.err != nil {
 		return 0, f.err
 	}
+	if pos, ok := f.t.markWith(m.ID); ok {
+		return pos, nil
+	}
 	return f.t.Bookmark(m)
+}
+
+// markWith returns where the bookmark with an ID is.
+func (t *Timeline) markWith(id string) (tidemark.Position, bool) {
+	t.facts.Lock()
+	defer t.facts.Unlock()
+	for _, p := range t.points {
+		if p.Mark != nil && id != "" && p.Mark.ID == id {
+			return p.Position, true
+		}
+	}
+	for _, c := range t.cuts {
+		if c.mark != nil && id != "" && c.mark.ID == id {
+			return c.pos, true
+		}
+	}
+	return 0, false
 }
 
 // apply appends one change as exactly one record.

@@ -166,9 +166,14 @@ func (s *source) step(line *Timeline, f *Feed, whole func() bool, fail func(stri
 			fail("fold: %v", err)
 		}
 	case 2:
-		_, err := f.Bookmark(Mark{Name: fmt.Sprintf("mark-%d-%d", len(s.changes), s.rng.Uint32()), Consistency: tidemark.CrashConsistent})
+		m := Mark{Name: fmt.Sprintf("mark-%d-%d", len(s.changes), s.rng.Uint32()), Consistency: tidemark.CrashConsistent}
+		m.ID = m.Name
+		pos, err := f.Bookmark(m)
 		if (err != nil) != f.Lost() {
 			fail("bookmark: %v", err)
+		}
+		if again, twice := f.Bookmark(m); err == nil && (twice != nil || again != pos) {
+			fail("the same mark again: %v and not %v, %v", again, pos, twice)
 		}
 		if err == nil && whole() {
 			s.durable = len(s.changes)
@@ -337,5 +342,34 @@ func TestGapsHaveTimes(t *testing.T) {
 		if c.pos == 0 && tidemark.KindOf(err) != tidemark.Unavailable || c.pos != 0 && (err != nil || pos != c.pos) {
 			t.Errorf("%v names %v, not %v: %v", c.when, pos, c.pos, err)
 		}
+	}
+}
+
+// A mark has the time at which the disks were so, not that at which it came.
+func TestFeedMarkOfThePast(t *testing.T) {
+	w := open(t, vfs.NewMem(), "/d")
+	defer w.close(t)
+	line, err := w.set.Create(t.Context(), "fed", []DiskSpec{{Name: "a", Size: diskSize}}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, _, err := line.Feed("s", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	then := time.Now().Add(-time.Second)
+	if err := f.Apply([]capture.Change{{Len: 4096, Data: make([]byte, 4096), Time: then.UnixNano()}}); err != nil {
+		t.Fatal(err)
+	}
+	pos, err := f.Bookmark(Mark{Name: "m", ID: "1", Consistency: tidemark.CrashConsistent, Time: then.UnixNano() + 5})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := line.Fold(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	points := line.Points()
+	if len(points) != 1 || points[0].Position != pos || points[0].Time.UnixNano() != then.UnixNano()+5 {
+		t.Errorf("%+v, and the mark was at %v", points, then.UnixNano()+5)
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"tidemark"
+	"tidemark/capture"
 	"tidemark/image"
 	"tidemark/object"
 )
@@ -71,11 +72,7 @@ func (r rootJSON) root() (image.Root, error) {
 }
 
 // Mark is what a bookmark says of its point.
-type Mark struct {
-	Name        string               `json:"name"`
-	Consistency tidemark.Consistency `json:"consistency"`
-	Labels      map[string]string    `json:"labels,omitempty"`
-}
+type Mark = capture.Mark
 
 const sealPrefix = "tidemark 1 sha256="
 

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"tidemark"
+	"tidemark/capture"
 	"tidemark/capture/tap"
 	"tidemark/internal/vfs"
 	"tidemark/wire"
@@ -61,7 +62,8 @@ func (s *server) start(id string) {
 					if name != line.ID() {
 						return nil, false, errors.New("no such timeline")
 					}
-					return line.Feed(id, before)
+					f, known, err := line.Feed(id, before)
+					return marking{f}, known, err
 				})
 			})
 		}
@@ -235,4 +237,12 @@ func showsPast(t *testing.T, line *Timeline, p seen) int {
 		t.Errorf("at %v, position %v, the disk is shown otherwise than it was: %v", p.when, pos, err)
 	}
 	return 1
+}
+
+// marking is a feed as the wire wants it.
+type marking struct{ *Feed }
+
+func (m marking) Bookmark(mark capture.Mark) error {
+	_, err := m.Feed.Bookmark(mark)
+	return err
 }

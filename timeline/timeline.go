@@ -286,6 +286,9 @@ func (t *Timeline) freeze(m *Mark, payload []byte) (*cut, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	r := journal.Record{Kind: journal.Bookmark, Payload: payload}
+	if m != nil {
+		r.Time = m.Time
+	}
 	place, err := t.journal.Append(&r)
 	if err != nil {
 		return nil, err

@@ -3,6 +3,7 @@ package wire
 import (
 	"context"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -115,6 +116,15 @@ func (s *stream) Apply(list []capture.Change) error {
 // Lose implements [capture.Stream].
 func (s *stream) Lose(since int64, why string) error {
 	return s.send(frameLose, appendText(binary.LittleEndian.AppendUint64(nil, uint64(since)), why))
+}
+
+// Bookmark implements [capture.Stream].
+func (s *stream) Bookmark(m capture.Mark) error {
+	body, err := json.Marshal(m)
+	if err != nil {
+		return err
+	}
+	return s.send(frameMark, body)
 }
 
 // Whole implements [capture.Stream].

@@ -11,13 +11,14 @@ import (
 	"tidemark/capture"
 )
 
-// Kinds of frames. Those up to frameSync are the client's.
+// Kinds of frames. Those up to frameMark are the client's.
 const (
 	frameHello   = 1
 	frameChanges = 2
 	frameLose    = 3
 	frameWhole   = 4
 	frameSync    = 5
+	frameMark    = 6
 	frameWelcome = 65
 	frameSynced  = 66
 	frameRefused = 67

@@ -3,6 +3,7 @@ package wire
 import (
 	"context"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -12,13 +13,15 @@ import (
 	"tidemark/capture"
 )
 
-// Feed takes the changes of one stream into a timeline; a timeline.Feed is one. One goroutine calls
-// Sync while another calls the rest.
+// Feed takes the changes of one stream into a timeline, as a timeline.Feed does. One goroutine calls
+// Sync while another calls the rest. An error means that it cannot go on; that a mark cannot be made is no such
+// thing, and told to whoever asked for it.
 type Feed interface {
 	Applied() uint64
 	Apply(list []capture.Change) error
 	Lose(since int64, why string) error
 	Whole() error
+	Bookmark(m capture.Mark) error
 	Sync() (durable uint64, err error)
 	Close() error
 }
@@ -143,6 +146,12 @@ func (s *session) handle(kind byte, body []byte) error {
 		return s.feed.Lose(int64(binary.LittleEndian.Uint64(body)), why)
 	case frameWhole:
 		return s.feed.Whole()
+	case frameMark:
+		var m capture.Mark
+		if err := json.Unmarshal(body, &m); err != nil {
+			return fmt.Errorf("%w: a mark that cannot be read: %w", ErrProtocol, err)
+		}
+		return s.feed.Bookmark(m)
 	case frameSync:
 		s.sync()
 		return nil

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"tidemark"
 	"tidemark/capture"
 )
 
@@ -57,6 +58,10 @@ func crc(p []byte) (n uint64) {
 
 func (b *book) Lose(since int64, why string) error {
 	b.said = append(b.said, fmt.Sprint("lose ", since, why))
+	return nil
+}
+func (b *book) Bookmark(m capture.Mark) error {
+	b.said = append(b.said, fmt.Sprint("mark ", m))
 	return nil
 }
 func (b *book) Whole() error          { b.said = append(b.said, "whole"); return nil }
@@ -126,6 +131,9 @@ func TestWhatIsSentArrives(t *testing.T) {
 			err, want = s.Lose(12345, "why not"), append(want, "lose 12345why not")
 		case 6:
 			err, want = s.Whole(), append(want, "whole")
+		case 8:
+			m := capture.Mark{Name: "m", Consistency: tidemark.CrashConsistent, Labels: map[string]string{"lsn": "0/1"}, ID: "x", Time: rng.Int64()}
+			err, want = s.Bookmark(m), append(want, fmt.Sprint("mark ", m))
 		}
 		if err != nil {
 			t.Fatal(err)

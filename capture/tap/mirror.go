@@ -128,6 +128,8 @@ func (c *connection) give(s *segment, data []byte, skip int) error {
 	var err error
 	switch {
 	case s.mark == nil:
+	case s.mark.bookmark != nil:
+		err = c.stream.Bookmark(*s.mark.bookmark)
 	case s.mark.whole:
 		err = c.stream.Whole()
 	default:

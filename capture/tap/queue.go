@@ -31,6 +31,7 @@ const (
 type segment struct {
 	entries []entry
 	data    []byte // nil if spilled
+	bytes   int    // of data, spilled or not
 	memory  int
 	holds   []place // regions that are dirty until it is acknowledged
 	mark    *mark   // comes behind its changes
@@ -57,6 +58,8 @@ type mark struct {
 	whole bool  // the disks are whole again; otherwise they are not from here on
 	since int64 // Unix nanoseconds, 0 if not known
 	why   string
+
+	bookmark *capture.Mark // the disks are as this says; nothing of the above
 }
 
 func (s *segment) end() uint64 { return s.first + uint64(len(s.entries)) }
@@ -97,6 +100,7 @@ func (q *queue) put(c *capture.Change) *segment {
 	before := cap(s.data)
 	s.entries = append(s.entries, entry{disk: c.Disk, zero: c.Data == nil, at: uint32(len(s.data)), off: c.Off, len: c.Len, time: c.Time})
 	s.data = append(s.data, c.Data...)
+	s.bytes += len(c.Data)
 	grown := cap(s.data) - before + changeMemory
 	s.memory += grown
 	q.memory += grown
@@ -107,6 +111,24 @@ func (q *queue) put(c *capture.Change) *segment {
 func (q *queue) putMark(m *mark) {
 	s := q.open(0)
 	s.mark, s.closed = m, true
+}
+
+// bytes returns how much data is in the queue, in memory or not.
+func (q *queue) bytes() (n int64) {
+	for _, s := range q.list {
+		n += int64(s.bytes)
+	}
+	return n
+}
+
+// oldest returns the time of the first change in the queue, or 0.
+func (q *queue) oldest() int64 {
+	for _, s := range q.list {
+		if len(s.entries) > 0 {
+			return s.entries[0].time
+		}
+	}
+	return 0
 }
 
 // take returns the next segment to send, or nil.

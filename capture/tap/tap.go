@@ -152,6 +152,52 @@ func (o *Options) setDefaults() {
 // ErrClosed: the tap was closed.
 var ErrClosed = errors.New("the tap is closed")
 
+// ErrGap: the timeline does not follow the disks, and so has no point for what they are now.
+var ErrGap = errors.New("the timeline does not follow the disk now")
+
+// Bookmark puts a mark between what was written before, and its writer told, and what is written from
+// now on. It returns when the mark is in the queue; it arrives unless the queue is lost, of which only
+// the timeline's side can tell. The mark's time is now.
+func (t *Tap) Bookmark(m capture.Mark) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.gap || t.lost > 0 {
+		return ErrGap
+	}
+	m.Time = t.o.now().UnixNano()
+	t.queue.putMark(&mark{bookmark: &m})
+	t.filled.Signal()
+	return nil
+}
+
+// Status is how a tap is.
+type Status struct {
+	Online  bool          `json:"online"`            // the timeline follows
+	Trouble string        `json:"trouble,omitempty"` // why it does not
+	Gap     bool          `json:"gap"`               // the timeline was told, or will be, that it lacks something
+	Lost    int64         `json:"lost_bytes"`        // that it lacks and that have to be read from the disk again
+	Queued  int64         `json:"queued_bytes"`      // that are on their way, or wait to go
+	Lag     time.Duration `json:"lag"`               // age of the oldest change that the timeline has not durably
+	Unread  string        `json:"unread,omitempty"`  // why the disk could not be read again
+}
+
+// Status returns how the tap is.
+func (t *Tap) Status() Status {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	s := Status{Online: t.online, Gap: t.gap || t.lost > 0, Lost: t.lost * regionSize, Queued: t.queue.bytes()}
+	if t.trouble != nil {
+		s.Trouble = t.trouble.Error()
+	}
+	if t.readErr != nil {
+		s.Unread = t.readErr.Error()
+	}
+	if since := t.queue.oldest(); since != 0 {
+		s.Lag = max(0, time.Duration(t.o.now().UnixNano()-since))
+	}
+	return s
+}
+
 // Disks returns the tapped disks.
 func (t *Tap) Disks() []*Disk { return t.disks }
 

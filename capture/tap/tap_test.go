@@ -180,7 +180,8 @@ type timeline struct {
 	open  *stream
 	wrong []string
 	gaps  int
-	took  atomic.Int64 // bytes of data
+	marks map[string]int // how often each came
+	took  atomic.Int64   // bytes of data
 }
 
 func (l *timeline) Open(_ context.Context, id, before string) (capture.Stream, error) {
@@ -291,6 +292,26 @@ func (s *stream) Lose(since int64, why string) error {
 	return nil
 }
 
+func (s *stream) Bookmark(m capture.Mark) error {
+	if err := s.ready(); err != nil {
+		return err
+	}
+	s.l.mu.Lock()
+	defer s.l.mu.Unlock()
+	if s.l.open != s {
+		return errGone
+	}
+	if s.l.lost {
+		s.l.complain("a mark came in a gap")
+	}
+	if s.l.marks[m.ID] == 0 && m.Time != s.l.last { // times are numbers of writes
+		s.l.complain("mark %s of time %d came behind write %d", m.ID, m.Time, s.l.last)
+	}
+	s.l.marks[m.ID]++
+	s.l.keep()
+	return nil
+}
+
 func (s *stream) Whole() error {
 	if err := s.ready(); err != nil {
 		return err
@@ -335,7 +356,7 @@ type machine struct {
 
 func newMachine(t *testing.T, seed uint64) *machine {
 	h := &machine{t: t, seed: seed, rng: rand.New(rand.NewPCG(seed, 3)), fs: vfs.NewMem(), words: map[string][]uint64{},
-		disk: &disk{now: sparse{}, durable: sparse{}, died: make(chan struct{})}, line: &timeline{now: sparse{}}}
+		disk: &disk{now: sparse{}, durable: sparse{}, died: make(chan struct{})}, line: &timeline{now: sparse{}, marks: map[string]int{}}}
 	h.line.keep()
 	if h.rng.IntN(2) == 0 {
 		h.spill = 20 << 20
@@ -494,6 +515,20 @@ func (h *machine) settled() {
 	}
 }
 
+// marked checks that a mark which is put when all is well arrives.
+func (h *machine) marked() {
+	h.t.Helper()
+	if err := h.tap.Bookmark(capture.Mark{ID: "rest"}); err != nil {
+		h.fail("bookmark at rest: %v", err)
+	}
+	h.settled()
+	h.line.mu.Lock()
+	defer h.line.mu.Unlock()
+	if h.line.marks["rest"] == 0 {
+		h.fail("a mark did not arrive")
+	}
+}
+
 // TestTapTellsAll writes through a tap at random while the timeline goes away, hangs, and
 // crashes, and the tap is killed, its host loses power, and all are started again.
 func TestTapTellsAll(t *testing.T) {
@@ -520,6 +555,11 @@ func (h *machine) round() {
 			if h.rng.IntN(10) == 0 {
 				h.tap.Disks()[0].Flush()
 			}
+			if h.rng.IntN(10) == 0 {
+				if err := h.tap.Bookmark(capture.Mark{ID: fmt.Sprint(h.rng.Uint64())}); err != nil && !errors.Is(err, ErrGap) {
+					h.fail("bookmark: %v", err)
+				}
+			}
 			if h.rng.IntN(40) == 0 {
 				if err := h.tap.Disks()[0].settle(); err != nil {
 					h.fail("settle: %v", err)
@@ -529,6 +569,7 @@ func (h *machine) round() {
 		h.happen()
 	}
 	h.settled()
+	h.marked()
 	h.close()
 	h.open()
 	h.settled()
