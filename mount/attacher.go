@@ -14,7 +14,6 @@ import (
 	"runtime"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -82,7 +81,7 @@ type attacher struct {
 // use: then they are refused. What was no configuration is ErrConfig.
 func RunAttacher(ctx context.Context) error {
 	runtime.GOMAXPROCS(max(runtime.GOMAXPROCS(0), blockedThreads))
-	held := hold()
+	held := process.Hold()
 	cfg, err := readAttachConfig(os.Stdin)
 	if errors.Is(err, io.EOF) {
 		return nil // no disk ever needed it
@@ -147,23 +146,8 @@ func (a *attacher) start(ctx context.Context, starter *process.Starter, held err
 		err = errors.Join(err, detachDevice(a.device, a.tag(), true), a.relay.Close(), a.front.Close())
 		return nil, err
 	}
-	go a.serveControl(l)
+	go process.Answer(l, a.answer)
 	return func() { l.Close() }, nil
-}
-
-// hold keeps the process out of the way of the memory it may be needed to free.
-// Where it may not, as its error says, it runs without: the deadlock needs memory pressure.
-func hold() error {
-	var err error
-	if _, _, errno := syscall.AllThreadsSyscall6(unix.SYS_PRCTL, unix.PR_SET_IO_FLUSHER, 1, 0, 0, 0, 0); errno != 0 && errno != unix.ENOTSUP {
-		err = fmt.Errorf("cannot mark it as one that writes back: %w", errno)
-	}
-	if lerr := unix.Mlockall(unix.MCL_CURRENT | unix.MCL_FUTURE | unix.MCL_ONFAULT); lerr != nil {
-		err = errors.Join(err, fmt.Errorf("cannot lock its memory: %w", lerr))
-	}
-	// Not permitted in some containers, and then nothing is lost but a precaution.
-	_ = os.WriteFile("/proc/self/oom_score_adj", []byte("-900"), 0)
-	return err
 }
 
 // present makes the block device.

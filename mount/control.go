@@ -2,12 +2,10 @@ package mount
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
-	"time"
 
+	"tidemark/internal/process"
 	"tidemark/mount/internal/relay"
 )
 
@@ -41,22 +39,13 @@ type Status struct {
 }
 
 // ask sends one request to the attacher at a socket.
-func ask(ctx context.Context, socket string, req request) (reply, error) {
-	var d net.Dialer
-	c, err := d.DialContext(ctx, "unix", socket)
-	if err != nil {
-		return reply{}, fmt.Errorf("%w: %v", ErrStale, err)
-	}
-	defer c.Close()
-	defer context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })()
-	var r reply
-	if err := json.NewEncoder(c).Encode(req); err != nil {
-		return r, err
-	}
-	if err := json.NewDecoder(c).Decode(&r); err != nil {
-		return r, errors.Join(fmt.Errorf("the attacher gave no answer to %s: %w", req.Verb, err), ctx.Err())
-	}
+func ask(ctx context.Context, socket string, req request) (r reply, err error) {
+	err = process.Ask(ctx, socket, req, &r)
 	switch {
+	case errors.Is(err, process.ErrEnded):
+		return r, fmt.Errorf("%w: %w", ErrStale, err)
+	case err != nil:
+		return r, fmt.Errorf("%s: %w", req.Verb, err)
 	case r.Busy:
 		return r, ErrBusy
 	case r.Error != "":
@@ -65,24 +54,8 @@ func ask(ctx context.Context, socket string, req request) (reply, error) {
 	return r, nil
 }
 
-// serveControl answers requests until the listener is closed.
-func (a *attacher) serveControl(l net.Listener) {
-	for {
-		c, err := l.Accept()
-		if err != nil {
-			return // closed: the attacher ends
-		}
-		go a.answer(c)
-	}
-}
-
-func (a *attacher) answer(c net.Conn) {
-	defer c.Close()
-	c.SetReadDeadline(time.Now().Add(10 * time.Second))
-	var req request
-	if err := json.NewDecoder(c).Decode(&req); err != nil {
-		return // nobody who knows how to ask
-	}
+// answer does what a request asks for.
+func (a *attacher) answer(req request, send func(any)) {
 	var r reply
 	var err error
 	switch req.Verb {
@@ -102,5 +75,5 @@ func (a *attacher) answer(c net.Conn) {
 	if err != nil {
 		r.Error, r.Busy = err.Error(), errors.Is(err, ErrBusy)
 	}
-	json.NewEncoder(c).Encode(r) // the asker may have gone
+	send(r)
 }

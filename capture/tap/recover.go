@@ -16,10 +16,11 @@ import (
 // notes is what a tap knows of itself across restarts.
 type notes struct {
 	Version int     `json:"version"`
-	Known   string  `json:"known"` // the stream that the sink has had last
-	Boot    string  `json:"boot"`  // of the host, when the tap was opened
-	Clean   bool    `json:"clean"` // the tap was closed, and the marks are as it left them
-	Sizes   []int64 `json:"sizes"` // of the disks, in bytes
+	Known   string  `json:"known"`            // the stream that the sink has had last
+	Boot    string  `json:"boot"`             // of the host, when the tap was opened
+	Clean   bool    `json:"clean"`            // the tap was closed, and the marks are as it left them
+	Sizes   []int64 `json:"sizes"`            // of the disks, in bytes
+	Stamps  []Stamp `json:"stamps,omitempty"` // of the disks, when the tap was closed
 }
 
 const notesVersion = 1
@@ -50,6 +51,12 @@ func (t *Tap) recover() error {
 	if !slices.Equal(old.Sizes, sizes) {
 		old = notes{Known: old.Known}
 	}
+	reason := whyAnew(&old, boot)
+	if i, err := changedMeanwhile(t.o.Primaries, &old, boot); err != nil {
+		return err
+	} else if i >= 0 {
+		old, reason = notes{Known: old.Known}, "the disk was written while it was not tapped"
+	}
 	for i, p := range t.o.Primaries {
 		if err := t.recoverDisk(uint16(i), p, &old, boot); err != nil {
 			return err
@@ -58,7 +65,7 @@ func (t *Tap) recover() error {
 	t.known = old.Known
 	if t.lost > 0 {
 		t.gap = true
-		t.queue.putMark(&mark{why: whyAnew(&old, boot)})
+		t.queue.putMark(&mark{why: reason})
 	} else {
 		t.queue.putMark(&mark{whole: true}) // the tap before may not have come to say it
 	}
@@ -280,6 +287,13 @@ func (t *Tap) leaveClean() error {
 		return err
 	}
 	n.Clean = true
+	for _, p := range t.o.Primaries {
+		s, err := stampOf(p)
+		if err != nil {
+			return err
+		}
+		n.Stamps = append(n.Stamps, s)
+	}
 	return t.writeNotes(n)
 }
 

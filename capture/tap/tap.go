@@ -170,6 +170,9 @@ func (t *Tap) Bookmark(m capture.Mark) error {
 	return nil
 }
 
+// Resync has everything sent again: for whoever knows, or fears, that a disk was written while it was not tapped.
+func (t *Tap) Resync() { t.loseAll("it was asked for that everything be sent again") }
+
 // Status is how a tap is.
 type Status struct {
 	Online  bool          `json:"online"`            // the timeline follows

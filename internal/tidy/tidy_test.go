@@ -34,6 +34,7 @@ var sideways = map[string][]string{
 	"internal/vfs": nil,
 	"client":       {"api"},
 	"agent":        {"mount"},
+	"agent/taps":   nil,
 	"app/postgres": {"app/internal"},
 	"wire":         {"capture"},
 }
