@@ -42,6 +42,43 @@ type Application struct {
 	Detail   string            `json:"detail,omitempty"`  // one line about State
 	Latest   *RecoveryPoint    `json:"latest,omitempty"`
 	Covered  *Interval         `json:"covered,omitempty"` // the any-point window, where there is one (log stream)
+	Window   *Window           `json:"window,omitempty"`  // of the journal, where there is one
+	Tap      *Tap              `json:"tap,omitempty"`     // of disks whose every write is journaled
+}
+
+// Window is how much of the past any point can be had of: at most so long, and at most so many bytes of journal.
+type Window struct {
+	Seconds int64 `json:"seconds"`
+	Bytes   int64 `json:"bytes,omitempty"` // 0: no bound
+}
+
+// TapState is how far a tap is.
+type TapState string
+
+// The states of a tap. In all of them the tapped disk works.
+const (
+	TapSyncing   TapState = "syncing"   // what the timeline lacks is being sent; no points meanwhile
+	TapFollowing TapState = "following" // every write arrives
+	TapAway      TapState = "away"      // the tap cannot reach the server, and queues or notes what is written
+	TapStopped   TapState = "stopped"   // its process does not run
+)
+
+// Tap is what stands in front of the disks of an application, and journals their writes.
+type Tap struct {
+	State  TapState     `json:"state"`
+	Detail string       `json:"detail,omitempty"` // one line about State
+	Disks  []TappedDisk `json:"disks"`
+	// LostBytes have to be read from the disks again; QueuedBytes are on their way.
+	LostBytes   int64   `json:"lost_bytes"`
+	QueuedBytes int64   `json:"queued_bytes"`
+	Lag         float64 `json:"lag_seconds"` // age of the oldest write that has not arrived
+}
+
+// TappedDisk is one disk with a tap in front of it.
+type TappedDisk struct {
+	Disk    string `json:"disk"`
+	Primary string `json:"primary"`          // the disk itself
+	Device  string `json:"device,omitempty"` // what to use instead of it; a path that stays
 }
 
 // Image is a disk's content at one point.
@@ -59,12 +96,14 @@ type RecoveryPoint struct {
 	Consistency Consistency       `json:"consistency"`
 	Images      []Image           `json:"images"`
 	Labels      map[string]string `json:"labels,omitempty"` // what the application recorded: LSNs, versions
+	// Hold is for how long the application's writes were held, in milliseconds, where they were.
+	Hold float64 `json:"hold_ms,omitempty"`
 }
 
 // Interval is a stretch of time of a timeline.
 type Interval struct {
 	From   time.Time `json:"from"`
-	To     time.Time `json:"to"`
+	To     time.Time `json:"to,omitzero"`      // zero: it lasts
 	Reason string    `json:"reason,omitempty"` // why it is not recoverable, where it is not
 }
 

@@ -19,7 +19,10 @@ type ImportSpec struct {
 // ProtectSpec asks that something be protected as an application.
 type ProtectSpec struct {
 	Name    string            `json:"name"`
-	Source  string            `json:"source"`            // postgres://…, an absolute directory, a device or image file
+	Source  string            `json:"source"`            // postgres://…, an absolute directory, a device or image file; with CDP also a volume or clone
+	Also    []string          `json:"also,omitempty"`    // with CDP: more devices or image files, whose writes share one order
+	CDP     bool              `json:"cdp,omitempty"`     // journal every write
+	Window  *Window           `json:"window,omitempty"`  // with CDP: how much of the past any point can be had of
 	Options map[string]string `json:"options,omitempty"` // see docs of the application's type
 }
 

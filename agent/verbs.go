@@ -48,6 +48,7 @@ var verbs = map[string]verb{
 	"received": on(doReceived),
 	"force":    on(doForce),
 	"prune":    on(doPrune),
+	"shoot":    on(doShot),
 }
 
 // none is the answer of what has nothing to say.
@@ -121,11 +122,16 @@ func doFreeze(_ context.Context, s *session, dirs []string, _ func(any)) (none, 
 		if err := mount.Freeze(dir); err != nil {
 			return none{}, errors.Join(err, s.thaw(dirs[:i]))
 		}
-		s.mu.Lock()
-		s.frozen[dir] = true
-		s.mu.Unlock()
+		s.noteFrozen(dir)
 	}
 	return none{}, nil
+}
+
+// noteFrozen notes that a file system has to be thawed when the server is gone.
+func (s *session) noteFrozen(dir string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.frozen[dir] = true
 }
 
 // Thaw lets file systems go on; one that is not frozen is fine.

@@ -63,6 +63,7 @@ func (h *handler) routes(c *control.Control) {
 	verb(h, "applications", func(ctx context.Context, _ none) (any, error) { return c.Applications(ctx) })
 	verb(h, "protect", func(ctx context.Context, r tidemark.ProtectSpec) (any, error) { return c.Protect(ctx, r) })
 	verb(h, "unprotect", func(ctx context.Context, r name) (any, error) { return none{}, c.Unprotect(ctx, r.Name) })
+	verb(h, "resync", func(ctx context.Context, r name) (any, error) { return none{}, c.Resync(ctx, r.Name) })
 	verb(h, "forget", func(ctx context.Context, r name) (any, error) { return none{}, c.Forget(ctx, r.Name) })
 	verb(h, "capture", func(ctx context.Context, r tidemark.CaptureSpec) (any, error) { return c.Capture(ctx, r) })
 	verb(h, "bookmark", func(ctx context.Context, r tidemark.BookmarkSpec) (any, error) { return c.Bookmark(ctx, r) })

@@ -147,6 +147,7 @@ const (
 	Mounts       Kept = "mount"
 	Clones       Kept = "clone"
 	Exports      Kept = "export"
+	Shots        Kept = "shot" // of AppShots, what their bookmarks do not say
 )
 
 // Put stores v under its sort and name, in place of what was there.

@@ -21,6 +21,8 @@ type about struct {
 	Options map[string]string `json:"options,omitempty"`
 	// Of is APP@POINT of which a clone or mount was made.
 	Of string `json:"of,omitempty"`
+	// Taps are the paths of the primary disks of a tapped application, in the order of its disks.
+	Taps []string `json:"taps,omitempty"`
 	// Role tells clones and mounts from applications of their own.
 	Role role `json:"role,omitempty"`
 }
@@ -37,6 +39,12 @@ type app struct {
 	about
 	name string
 	t    *timeline.Timeline
+}
+
+// journaled reports whether every write of an application comes when it is made, so that a time names a
+// state in which its disks were. The disks of others are what captures made of them.
+func (a app) journaled() bool {
+	return a.tapped() || a.Role != "" || a.Type == tidemark.TypeVolume && a.Source == ""
 }
 
 func appOf(t *timeline.Timeline) (app, error) {
@@ -149,6 +157,7 @@ func (c *Control) describe(ctx context.Context, a app) tidemark.Application {
 		d.State, d.Detail = "degraded", err.Error()
 	}
 	c.describeLog(ctx, a, &d)
+	c.describeTap(ctx, a, &d)
 	return d
 }
 
@@ -170,6 +179,7 @@ func (c *Control) Points(ctx context.Context, name string) (tidemark.Points, err
 		return tidemark.Points{}, err
 	}
 	p := tidemark.Points{Application: name, Points: a.t.Points()}
+	c.addHolds(ctx, name, p.Points)
 	c.describeCoverage(ctx, a, &p)
 	return p, nil
 }
@@ -184,6 +194,9 @@ func (c *Control) Bookmark(ctx context.Context, spec tidemark.BookmarkSpec) (tid
 	if a.Role == "" && a.Type != tidemark.TypeVolume {
 		return tidemark.RecoveryPoint{}, tidemark.Errorf(tidemark.Conflict, "what is kept of %s is its last capture: a bookmark would give that the time of now", a.name).
 			WithHint("capture it: `tidemark capture " + a.name + " --bookmark " + spec.Name + "`")
+	}
+	if a.tapped() {
+		return c.shoot(ctx, a, spec.Name)
 	}
 	pos, err := c.markFrozen(ctx, a, timeline.Mark{Name: spec.Name, Consistency: tidemark.CrashConsistent})
 	if err != nil {
@@ -216,6 +229,9 @@ func (c *Control) Expire(ctx context.Context, ref string) (tidemark.RecoveryPoin
 		return p, err
 	}
 	if err := a.t.Expire(ctx, pos); err != nil {
+		return p, err
+	}
+	if err := c.catalog.Delete(ctx, catalog.Shots, shotNote{Application: a.name, Bookmark: p.Bookmark}.key()); err != nil {
 		return p, err
 	}
 	c.keepPoint(ctx, a)

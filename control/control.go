@@ -15,6 +15,8 @@
 //	staging/    where staging disks are mounted
 //	fingerprints/  of what is staged; a cache
 //	clones/     where clones are mounted
+//	taps/       notes and queues of taps, which outlive the server
+//	devices/    links to tapped disks
 //
 // Begin with [Open]. All methods may be called concurrently.
 package control
@@ -73,6 +75,7 @@ type Control struct {
 	agent     *agent.Agent    // touches what is mounted; we never do
 	jobs      runner
 	receivers receivers
+	taps      tappings
 	again     []tidemark.CloneSpec // clones to be made once more at the end of Open
 
 	gate  sync.RWMutex // held by requests, and alone by what replaces the stores
@@ -103,7 +106,7 @@ func Open(ctx context.Context, o Options) (_ *Control, err error) {
 	if err := c.openStores(ctx); err != nil {
 		return nil, errors.Join(err, c.Close())
 	}
-	if err := c.serveDisks(); err != nil {
+	if err := errors.Join(c.serveDisks(), c.serveTaps()); err != nil {
 		return nil, errors.Join(err, c.Close())
 	}
 	if err := c.comeBack(ctx); err != nil {
@@ -199,6 +202,7 @@ func (c *Control) serve(s *nbd.Server, l net.Listener) {
 // Attached disks wait for the next server; databases on them stand still meanwhile.
 func (c *Control) Close() error {
 	var errs []error
+	c.taps.stopAll()
 	c.jobs.stop()
 	c.receivers.stopAll()
 	if c.agent != nil {

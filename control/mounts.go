@@ -176,6 +176,11 @@ func (c *Control) demolish(ctx context.Context, name string) error {
 	if err := c.stopDatabase(ctx, a); err != nil {
 		return err
 	}
+	if a.tapped() {
+		if err := c.untap(ctx, a); err != nil {
+			return err
+		}
+	}
 	if err := c.takeDown(ctx, a); err != nil {
 		return err
 	}

@@ -228,7 +228,14 @@ func (c *Control) comeBack(ctx context.Context) error {
 		}
 	}
 	for _, a := range c.apps() { // an agent that was killed in the middle of a bookmark
-		if err := c.agent.Thaw(ctx, c.mountedDirs(a)); err != nil {
+		dirs := c.mountedDirs(a)
+		if a.tapped() {
+			var err error
+			if dirs, err = c.tappedMounts(a); err != nil {
+				return err
+			}
+		}
+		if err := c.agent.Thaw(ctx, dirs); err != nil {
 			c.event("error", a.name, "a file system of %s may be frozen: %v", a.name, err)
 		}
 	}
@@ -254,6 +261,10 @@ func (c *Control) comeBackApp(ctx context.Context, a app) error {
 	if a.Type == tidemark.TypeVolume && a.Role == roleClone {
 		_, err := c.cloneOf(ctx, a)
 		return err
+	}
+	if a.tapped() {
+		c.keepTapped(a)
+		return nil
 	}
 	if a.Type == tidemark.TypeVolume && a.Role == "" {
 		return nil

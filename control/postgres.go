@@ -188,8 +188,16 @@ func (c *Control) describeLog(ctx context.Context, a app, d *tidemark.Applicatio
 	}
 }
 
-// describeCoverage adds to the points of a database the times that its log covers, and the gaps.
+// describeCoverage adds to points the times of which any point can be had, and the gaps: what the journal has or,
+// of a database that is captured, its log.
 func (c *Control) describeCoverage(ctx context.Context, a app, p *tidemark.Points) {
+	if a.journaled() {
+		p.Covered = a.t.Covered()
+		for _, g := range a.t.Gaps() {
+			p.Gaps = append(p.Gaps, tidemark.Interval{From: g.Start, To: g.End, Reason: g.Why})
+		}
+		return
+	}
 	if !c.receivers.has(a.name) || len(p.Points) == 0 {
 		return
 	}

@@ -27,10 +27,13 @@ const (
 // Protect makes something an application: its timeline is created, and its
 // staging disks are formatted and attached. Its first capture is not part of it.
 func (c *Control) Protect(ctx context.Context, spec tidemark.ProtectSpec) (tidemark.Job, error) {
+	if spec.CDP && tidemark.CheckName(spec.Source) == nil {
+		return c.protectOurs(ctx, spec)
+	}
 	if err := tidemark.CheckName(spec.Name); err != nil {
 		return tidemark.Job{}, err
 	}
-	if err := checkOptions(spec.Options); err != nil {
+	if err := checkOptions(spec); err != nil {
 		return tidemark.Job{}, err
 	}
 	how, err := c.howToProtect(spec)
@@ -62,6 +65,9 @@ func (c *Control) Protect(ctx context.Context, spec tidemark.ProtectSpec) (tidem
 
 // howToProtect looks at what the source is, and refuses what cannot be protected.
 func (c *Control) howToProtect(spec tidemark.ProtectSpec) (func(context.Context, *task) (app, error), error) {
+	if spec.CDP {
+		return c.howToTap(spec)
+	}
 	if strings.Contains(spec.Source, "://") || strings.Contains(spec.Source, "=") && !filepath.IsAbs(spec.Source) {
 		src, err := postgres.ParseSource(spec.Source)
 		if err != nil {
@@ -98,8 +104,14 @@ func within(path, dir string) bool {
 }
 
 // checkOptions refuses options that mean nothing, and values that cannot be read.
-func checkOptions(options map[string]string) error {
-	for key, value := range options {
+func checkOptions(spec tidemark.ProtectSpec) error {
+	if spec.CDP {
+		return checkTapOptions(spec.Options)
+	}
+	if spec.Window != nil || len(spec.Also) > 0 {
+		return tidemark.Errorf(tidemark.Invalid, "only what is protected with --cdp has a window, or several disks").WithHint("add --cdp")
+	}
+	for key, value := range spec.Options {
 		if key != "disk_size" && key != "wal_limit" {
 			return tidemark.Errorf(tidemark.Invalid, "there is no option %q", key).WithHint("there are disk_size=SIZE and wal_limit=SIZE")
 		}
@@ -277,6 +289,8 @@ type captureFunc func(ctx context.Context, t *task, a app, bookmark string) (tid
 // captureOf returns how an application is captured, or nil.
 func (c *Control) captureOf(a app) captureFunc {
 	switch {
+	case a.tapped():
+		return c.captureTapped
 	case a.Role != "":
 		return c.captureClone
 	case a.Type == tidemark.TypePostgres:

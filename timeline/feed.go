@@ -271,6 +271,35 @@ func (t *Timeline) Gaps() []Gap {
 	return append([]Gap{}, t.state.Gaps...)
 }
 
+// Covered returns the stretches of time of which any point can be had, oldest first: those of which the journal has
+// every write. The last ends with the newest write.
+func (t *Timeline) Covered() (list []tidemark.Interval) {
+	segments := t.journal.Segments()
+	if len(segments) == 0 {
+		return nil
+	}
+	from := t.desc.Created
+	if after := segments[0].After; after > from.UnixNano() {
+		from = time.Unix(0, after).UTC()
+	}
+	_, to := t.Head()
+	for _, g := range t.Gaps() {
+		if g.Start.After(from) {
+			list = append(list, tidemark.Interval{From: from, To: g.Start})
+		}
+		if g.To == 0 {
+			return list
+		}
+		if g.End.After(from) {
+			from = g.End
+		}
+	}
+	if to.After(from) {
+		list = append(list, tidemark.Interval{From: from, To: to})
+	}
+	return list
+}
+
 // openGapOf returns the gap that lasts now, or nil.
 func (t *Timeline) openGapOf() *Gap {
 	t.facts.Lock()
@@ -293,6 +322,9 @@ func (t *Timeline) openGap(since int64, why string) error {
 		return t.writeError("note a gap", err)
 	}
 	start := last
+	if head == 0 {
+		start = t.desc.Created
+	}
 	if now := t.set.o.Now().UnixNano(); since > last.UnixNano() {
 		start = time.Unix(0, min(since, now))
 	}

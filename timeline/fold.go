@@ -109,7 +109,7 @@ func (t *Timeline) foldCut(ctx context.Context, c *cut, polite bool) error {
 		return err
 	}
 	m := t.manifest(c, roots)
-	if c.mark != nil || t.window().For > 0 && !c.origin {
+	if c.mark != nil || t.Window().For > 0 && !c.origin {
 		if err := putSealed(ctx, t.set.o.Bucket, imageKey(t.id, c.pos), m); err != nil {
 			return err
 		}
@@ -178,12 +178,6 @@ func (t *Timeline) keepBase(ctx context.Context, roots []image.Root) error {
 	}
 	t.addPoint(m)
 	return nil
-}
-
-func (t *Timeline) window() Window {
-	t.facts.Lock()
-	defer t.facts.Unlock()
-	return t.state.Window
 }
 
 func (t *Timeline) manifest(c *cut, roots []image.Root) manifest {

@@ -214,7 +214,7 @@ func (t *Timeline) Bookmark(m Mark) (tidemark.Position, error) {
 	if err := tidemark.CheckName(m.Name); err != nil {
 		return 0, err
 	}
-	if t.hasBookmark(m.Name) {
+	if t.HasBookmark(m.Name) {
 		return 0, tidemark.Errorf(tidemark.Conflict, "%s has a bookmark %q already", t.Name(), m.Name).WithHint("choose another name")
 	}
 	if g := t.openGapOf(); g != nil {
@@ -232,7 +232,8 @@ func (t *Timeline) Bookmark(m Mark) (tidemark.Position, error) {
 // would add another folds first.
 const maxCuts = 12
 
-func (t *Timeline) hasBookmark(name string) bool {
+// HasBookmark reports whether there is a bookmark of a name, with an image or without one yet.
+func (t *Timeline) HasBookmark(name string) bool {
 	t.facts.Lock()
 	defer t.facts.Unlock()
 	for _, p := range t.points {
@@ -328,6 +329,13 @@ func (t *Timeline) saveState() error {
 		return fmt.Errorf("save the state of %s: %w", t.desc.Name, err)
 	}
 	return nil
+}
+
+// Window returns for how long any point can be recovered.
+func (t *Timeline) Window() Window {
+	t.facts.Lock()
+	defer t.facts.Unlock()
+	return t.state.Window
 }
 
 // SetWindow changes for how long any point can be recovered.

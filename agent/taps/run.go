@@ -48,13 +48,14 @@ const lastSend = 5 * time.Second
 
 // host is the process.
 type host struct {
-	cfg   Config
-	log   *slog.Logger
-	lock  *os.File
-	tap   *tap.Tap
-	table *nbd.Table
-	nbd   *nbd.Server
-	stops chan struct{} // somebody asked for the end, and may
+	cfg     Config
+	log     *slog.Logger
+	lock    *os.File
+	tap     *tap.Tap
+	sectors []int
+	table   *nbd.Table
+	nbd     *nbd.Server
+	stops   chan struct{} // somebody asked for the end, and may
 }
 
 // Run is all that the process of a tap does: it reads its [Config] from standard input, serves the tapped disks
@@ -74,7 +75,7 @@ func Run(ctx context.Context) error {
 	}
 	starter := process.FromStarter()
 	h := &host{cfg: cfg, log: slog.New(slog.NewTextHandler(os.Stderr, nil)), stops: make(chan struct{}, 1)}
-	err = h.start(held)
+	err = h.start(starter, held)
 	if terr := starter.Tell(err); terr != nil {
 		h.log.Warn("nobody was told that the tap is there", "error", terr)
 	}
@@ -87,7 +88,7 @@ func Run(ctx context.Context) error {
 }
 
 // start opens the disks and serves them. On error nothing is left open.
-func (h *host) start(held error) (err error) {
+func (h *host) start(starter *process.Starter, held error) (err error) {
 	if err := process.OwnLog(h.cfg.Dir, logName); err != nil {
 		return err
 	}
@@ -100,7 +101,11 @@ func (h *host) start(held error) (err error) {
 	if err := h.openTap(); err != nil {
 		return errors.Join(err, h.lock.Close())
 	}
-	if err := h.serve(); err != nil {
+	err = h.serve()
+	if err == nil && starter.Gone() {
+		err = errors.New("the process that asked for the tap is gone")
+	}
+	if err != nil {
 		return errors.Join(err, h.end())
 	}
 	return nil
@@ -133,6 +138,11 @@ func (h *host) openTap() error {
 			return closeAll(err)
 		}
 		primaries = append(primaries, p)
+		n, err := tap.Sector(p)
+		if err != nil {
+			return closeAll(err)
+		}
+		h.sectors = append(h.sectors, n)
 	}
 	var err error
 	h.tap, err = tap.Open(tap.Options{Dir: h.cfg.Dir, Primaries: primaries, Memory: h.cfg.Memory, Spill: h.cfg.Spill, Logger: h.log,
@@ -184,7 +194,7 @@ func (h *host) answer(req request, send func(any)) {
 	var err error
 	switch {
 	case req.Verb == verbStatus:
-		s := Status{Status: h.tap.Status(), Attached: h.attached()}
+		s := Status{Status: h.tap.Status(), Attached: h.attached(), Sectors: h.sectors}
 		for _, d := range h.tap.Disks() {
 			s.Sizes = append(s.Sizes, d.Size())
 		}

@@ -67,8 +67,9 @@ type Status struct {
 	tap.Status
 	// Attached is how many connections to its disks there are.
 	Attached int `json:"attached"`
-	// Sizes are the sizes of its disks, in bytes.
-	Sizes []int64 `json:"sizes"`
+	// Sizes and Sectors are the sizes of its disks, and of their sectors, in bytes.
+	Sizes   []int64 `json:"sizes"`
+	Sectors []int   `json:"sectors"`
 }
 
 // Start starts the process of a tap, which is this executable with the argument "tap", and returns when
@@ -118,6 +119,9 @@ func (t *Tap) Config() Config { return t.rec.Config }
 
 // PID returns the id of its process.
 func (t *Tap) PID() int { return t.rec.PID }
+
+// LastWords is the last line of its log.
+func (t *Tap) LastWords() string { return process.LastLine(filepath.Join(t.rec.Dir, logName)) }
 
 // Alive reports whether its process runs.
 func (t *Tap) Alive() bool { return t.rec.Alive() }

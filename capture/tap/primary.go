@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
+	"strings"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
@@ -43,6 +45,51 @@ func OpenPrimary(path string) (Primary, error) {
 	return h, nil
 }
 
+// Inspect returns the size of a disk in bytes, if it could be tapped now.
+func Inspect(path string) (size int64, err error) {
+	p, err := OpenPrimary(path)
+	if err != nil {
+		return 0, err
+	}
+	return p.Size(), p.Close()
+}
+
+// Sector returns the length in bytes of the sectors that a disk of this host should be shown with.
+func Sector(p Primary) (int, error) {
+	h, ok := p.(*host)
+	if !ok {
+		return 512, nil
+	}
+	st, err := h.f.Stat()
+	if err != nil || st.Mode()&fs.ModeDevice == 0 {
+		return 512, err
+	}
+	n, err := unix.IoctlGetInt(int(h.f.Fd()), unix.BLKSSZGET)
+	if err != nil {
+		return 0, fmt.Errorf("sectors of %s: %w", h.f.Name(), err)
+	}
+	return n, nil
+}
+
+// shownBy returns the loop device that shows a file, if one does: who writes there and who writes to the
+// file do not know of each other.
+func shownBy(path string) (device string, err error) {
+	real, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return "", err
+	}
+	names, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	if err != nil {
+		return "", err
+	}
+	for _, name := range names {
+		if b, err := os.ReadFile(name); err == nil && strings.TrimSuffix(string(b), "\n") == real {
+			return "/dev/" + filepath.Base(filepath.Dir(filepath.Dir(name))), nil
+		}
+	}
+	return "", nil
+}
+
 func (h *host) look(path string) error {
 	st, err := h.f.Stat()
 	if err != nil {
@@ -51,6 +98,11 @@ func (h *host) look(path string) error {
 	switch mode := st.Mode(); {
 	case mode.IsRegular():
 		h.size = st.Size()
+		if device, err := shownBy(path); err != nil {
+			return err
+		} else if device != "" {
+			return fmt.Errorf("%s is shown as %s: %w", path, device, ErrBusy)
+		}
 	case mode&fs.ModeDevice != 0 && mode&fs.ModeCharDevice == 0:
 		if h.size, err = h.f.Seek(0, 2); err != nil {
 			return fmt.Errorf("size of %s: %w", path, err)

@@ -17,6 +17,7 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"tidemark/agent/taps"
 	"tidemark/mount"
 )
 
@@ -115,6 +116,9 @@ func (s *stage) strike() {
 	for dir := range s.servers {
 		s.endServer(dir, syscall.SIGKILL)
 	}
+	for _, x := range s.taps() {
+		syscall.Kill(x.PID(), syscall.SIGKILL)
+	}
 }
 
 // postmasters are the processes of databases that run on files of the scenario.
@@ -153,6 +157,17 @@ func (s *stage) attachments() (list []*mount.Attachment) {
 	return list
 }
 
+// taps are the taps that run.
+func (s *stage) taps() (list []*taps.Tap) {
+	dirs, _ := filepath.Glob(filepath.Join(s.dir, "*", "taps", "*"))
+	for _, d := range dirs {
+		if x, err := taps.Find(d); err == nil && x.Alive() {
+			list = append(list, x)
+		}
+	}
+	return list
+}
+
 // loops are the loop devices backed by files below the scenario's directory.
 func (s *stage) loops() (list []string) {
 	files, _ := filepath.Glob("/sys/block/loop*/loop/backing_file")
@@ -175,10 +190,13 @@ func (s *stage) leftovers() (list []string) {
 	for _, l := range s.loops() {
 		list = append(list, "loop device "+l)
 	}
+	for _, x := range s.taps() {
+		list = append(list, "tap of "+x.Config().Primaries[0])
+	}
 	for _, p := range s.postmasters() {
 		list = append(list, "database process "+strconv.Itoa(p))
 	}
-	for _, pattern := range []string{"clones/*", "staging/*"} {
+	for _, pattern := range []string{"clones/*", "staging/*", "devices/*", "taps/*"} {
 		dirs, _ := filepath.Glob(filepath.Join(s.dir, "*", pattern))
 		for _, d := range dirs {
 			list = append(list, "directory "+d)

@@ -30,6 +30,7 @@ func printStatus(s tidemark.Status) {
 		rows = append(rows, []string{a.Name, string(a.Type), latest, covered, a.State, a.Detail})
 	}
 	table("APPLICATION TYPE LATEST ANY-TIME-UNTIL STATE DETAIL", rows)
+	printTaps(s.Applications)
 	fmt.Printf("\n%d clones, %d mounts\n", len(s.Clones), len(s.Mounts))
 	p := s.Pool
 	fmt.Printf("pool %s: %s in %d packs, journals %s, free %s, health %s\n", p.Path, size(p.PhysicalBytes), p.Packs, size(p.JournalBytes), size(p.FreeBytes), p.Health)
@@ -46,6 +47,23 @@ func printStatus(s tidemark.Status) {
 		if e.Level != "info" {
 			fmt.Printf("%s %s %s %s\n", when(e.Time), e.Level, dash(e.Application), e.Message)
 		}
+	}
+}
+
+// printTaps says how the taps are.
+func printTaps(list []tidemark.Application) {
+	var rows [][]string
+	for _, a := range list {
+		if a.Tap == nil {
+			continue
+		}
+		for _, d := range a.Tap.Disks {
+			rows = append(rows, []string{a.Name, d.Primary, string(a.Tap.State), size(a.Tap.LostBytes), size(a.Tap.QueuedBytes), seconds(a.Tap.Lag), d.Device})
+		}
+	}
+	if len(rows) > 0 {
+		fmt.Println()
+		table("TAP PRIMARY STATE TO-SEND QUEUED LAG DEVICE", rows)
 	}
 }
 

@@ -2,8 +2,10 @@ package main
 
 import (
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -24,45 +26,129 @@ func discoverCommand() *cobra.Command {
 }
 
 func protectCommand() *cobra.Command {
-	var spec tidemark.ProtectSpec
-	var options []string
-	c := &cobra.Command{Use: "protect postgres://…|DIR|DEVICE --name APP", Short: "Make something an application: nothing is captured yet", Args: takes(0, aAny),
-		Long: `Make a PostgreSQL cluster, a directory or a block device an application.
+	var f protectFlags
+	c := &cobra.Command{Use: "protect postgres://…|DIR|DEVICE... --name APP", Short: "Make something an application", Args: cobra.MinimumNArgs(1),
+		Long: `Make a PostgreSQL cluster, a directory or a block device an application. Nothing
+is captured yet.
 
 A cluster is named by a connection URL without password: passwords come from
 the server's PGPASSWORD or password file. Its log is streamed from now on.
-
 Options: disk_size=SIZE of the staging disk (thin), wal_limit=SIZE that the
-cluster may keep for us before the log stream is given up.`,
-		Example: "  tidemark protect 'postgres:///?host=/var/run/postgresql' --name orders\n  tidemark protect /srv/files --name files",
+cluster may keep for us before the log stream is given up.
+
+With --cdp a tap is put in front of a block device or the image of a disk: a
+device is shown that is to be used instead of it, and every write is journaled,
+so that any moment of the window can be had. Several devices share one order of
+writes. The disk itself stays complete at any moment, with Tidemark or without.
+Options: postgres=URL of a cluster on the disk, or scripts=DIR with the programs
+pre and post, by which a bookmark makes it still; appshot=INTERVAL makes such
+bookmarks by itself, and appshot_keep=TIME says for how long they are kept.
+
+Of a volume or clone, whose writes are journaled as they are, --cdp sets the
+window.`,
+		Example: "  tidemark protect 'postgres:///?host=/var/run/postgresql' --name orders\n  tidemark protect /srv/files --name files\n  tidemark protect /dev/vg0/orders --cdp --name orders -o appshot=1m\n  tidemark protect scratch --cdp --window 48h",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			spec.Source = args[0]
-			if err := usage(tidemark.CheckName(spec.Name)); err != nil {
+			spec, err := f.spec(args)
+			if err != nil {
+				return usage(err)
+			}
+			return work(cmd, "protect", spec, printProtected)
+		}}
+	c.Flags().StringVar(&f.name, "name", "", "the application's name")
+	c.Flags().StringArrayVarP(&f.options, "option", "o", nil, "KEY=VALUE of the application's type")
+	c.Flags().BoolVar(&f.cdp, "cdp", false, "journal every write: any moment of the window can be had")
+	c.Flags().DurationVar(&f.window, "window", 0, "with --cdp: the window, such as 48h (default 24h)")
+	c.Flags().StringVar(&f.windowSize, "window-size", "", "with --cdp: the most that its journal may take, such as 50GiB")
+	return c
+}
+
+// protectFlags are what protect is called with.
+type protectFlags struct {
+	name, windowSize string
+	options          []string
+	cdp              bool
+	window           time.Duration
+}
+
+// spec makes a request of the flags and arguments.
+func (f *protectFlags) spec(args []string) (spec tidemark.ProtectSpec, err error) {
+	spec = tidemark.ProtectSpec{Name: f.name, CDP: f.cdp, Options: map[string]string{}}
+	ours := f.cdp && f.name == "" && len(args) == 1 && tidemark.CheckName(args[0]) == nil // a volume or clone, which has a name
+	if _, err := os.Stat(args[0]); ours && err == nil {
+		return spec, tidemark.Errorf(tidemark.Invalid, "%s is a file here, and what protects it needs a name", args[0]).WithHint("give --name")
+	}
+	if !ours {
+		if err := tidemark.CheckName(f.name); err != nil {
+			return spec, err
+		}
+	}
+	for i, source := range args {
+		if !ours && !strings.Contains(source, ":/") && !strings.Contains(source, "=") {
+			if source, err = filepath.Abs(source); err != nil {
+				return spec, err
+			}
+		}
+		if i == 0 {
+			spec.Source = source
+		} else {
+			spec.Also = append(spec.Also, source)
+		}
+	}
+	for _, o := range f.options {
+		k, v, ok := strings.Cut(o, "=")
+		if !ok {
+			return spec, tidemark.Errorf(tidemark.Invalid, "%q is not KEY=VALUE", o)
+		}
+		spec.Options[k] = v
+	}
+	spec.Window, err = f.windowSpec()
+	return spec, err
+}
+
+// windowSpec is the window that was asked for, or nil.
+func (f *protectFlags) windowSpec() (*tidemark.Window, error) {
+	if f.window == 0 && f.windowSize == "" {
+		return nil, nil
+	}
+	w := &tidemark.Window{Seconds: int64(f.window / time.Second)}
+	if f.window != 0 && w.Seconds <= 0 {
+		return nil, tidemark.Errorf(tidemark.Invalid, "a window of %v keeps nothing", f.window).WithHint("write 48h")
+	}
+	if f.windowSize != "" {
+		n, err := tidemark.ParseSize(f.windowSize)
+		if err != nil {
+			return nil, err
+		}
+		w.Bytes = n
+	}
+	return w, nil
+}
+
+func printProtected(a tidemark.Application) {
+	switch {
+	case a.Tap != nil:
+		fmt.Printf("every write to %s is journaled. Use this from now on, not the disk itself:\n", a.Name)
+		for _, d := range a.Tap.Disks {
+			fmt.Printf("  %s  instead of %s\n", d.Device, d.Primary)
+		}
+		fmt.Println("`tidemark status` shows when all of it has arrived.")
+	case a.Window != nil && a.Source == "":
+		fmt.Printf("any moment of the last %v of %s can be had\n", time.Duration(a.Window.Seconds)*time.Second, a.Name)
+	default:
+		fmt.Printf("%s is protected as %s. Capture it: tidemark capture %s\n", a.Source, a.Name, a.Name)
+	}
+}
+
+func resyncCommand() *cobra.Command {
+	return &cobra.Command{Use: "resync APP", Short: "Send all of a tapped disk again", Args: takes(0, aName), ValidArgsFunction: named("applications"),
+		Long:    "Send all of a tapped application's disks again: for the case that somebody wrote\nto a disk itself while no tap stood in front of it, and it was not noticed.\nThere are no points until it is done.",
+		Example: "  tidemark resync orders",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := server().Named(cmd.Context(), "resync", args[0], nil); err != nil {
 				return err
 			}
-			if !strings.Contains(spec.Source, "://") && !strings.Contains(spec.Source, "=") {
-				abs, err := filepath.Abs(spec.Source)
-				if err != nil {
-					return err
-				}
-				spec.Source = abs
-			}
-			spec.Options = map[string]string{}
-			for _, o := range options {
-				k, v, ok := strings.Cut(o, "=")
-				if !ok {
-					return usage(tidemark.Errorf(tidemark.Invalid, "%q is not KEY=VALUE", o))
-				}
-				spec.Options[k] = v
-			}
-			return work(cmd, "protect", spec, func(a tidemark.Application) {
-				fmt.Printf("%s is protected as %s. Capture it: tidemark capture %s\n", a.Source, a.Name, a.Name)
-			})
+			return show(map[string]string{"name": args[0]}, func() { fmt.Println("all of", args[0], "is sent again; `tidemark status` shows how far it is") })
 		}}
-	c.Flags().StringVar(&spec.Name, "name", "", "the application's name")
-	c.Flags().StringArrayVarP(&options, "option", "o", nil, "KEY=VALUE of the application's type")
-	_ = c.MarkFlagRequired("name")
-	return c
 }
 
 func unprotectCommand() *cobra.Command {
@@ -103,9 +189,20 @@ func bookmarkCommand() *cobra.Command {
 		Example: "  tidemark bookmark scratch before-upgrade",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return ask(cmd, "bookmark", tidemark.BookmarkSpec{Application: args[0], Name: args[1]}, func(p tidemark.RecoveryPoint) {
-				fmt.Printf("%s@%s  %v  %s-consistent\n", args[0], p.Bookmark, p.Position, p.Consistency)
+				fmt.Printf("%s@%s  %v  %s-consistent%s\n", args[0], p.Bookmark, p.Position, p.Consistency, held(p))
+				if why := p.Labels["problems"]; why != "" {
+					fmt.Println("note:", why)
+				}
 			})
 		}}
+}
+
+// held says for how long a bookmark held writes, if it did.
+func held(p tidemark.RecoveryPoint) string {
+	if p.Hold == 0 {
+		return ""
+	}
+	return fmt.Sprintf(", writes held for %.1f ms", p.Hold)
 }
 
 func volumeCommand() *cobra.Command {

@@ -14,8 +14,9 @@ import (
 
 // pointsCommand prints, with --json, the list of points alone: scripts rely on that.
 func pointsCommand() *cobra.Command {
-	return &cobra.Command{Use: "points APP", Short: "List recoverable points and intervals", Args: takes(0, aName), ValidArgsFunction: anyName,
-		Example: "  tidemark points orders",
+	var intervals bool
+	c := &cobra.Command{Use: "points APP", Short: "List recoverable points and intervals", Args: takes(0, aName), ValidArgsFunction: anyName,
+		Example: "  tidemark points orders\n  tidemark points orders --intervals --json | jq .gaps",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var p tidemark.Points
 			if err := server().Named(cmd.Context(), "points", args[0], &p); err != nil {
@@ -24,21 +25,38 @@ func pointsCommand() *cobra.Command {
 			if p.Points == nil {
 				p.Points = []tidemark.RecoveryPoint{}
 			}
-			return show(p.Points, func() { printPoints(p) })
+			var facts any = p.Points
+			if intervals {
+				facts = p
+			}
+			return show(facts, func() { printPoints(p) })
 		}}
+	c.Flags().BoolVar(&intervals, "intervals", false, "with --json: also the times of which any point can be had, and the gaps")
+	return c
 }
 
 func printPoints(p tidemark.Points) {
 	var rows [][]string
 	for _, r := range p.Points {
-		rows = append(rows, []string{r.Bookmark, r.Position.String(), when(r.Time), string(r.Consistency), dash(r.Labels["stop_lsn"])})
+		lsn, hold := r.Labels["stop_lsn"], ""
+		if lsn == "" {
+			lsn = r.Labels["lsn"]
+		}
+		if r.Hold > 0 {
+			hold = fmt.Sprintf("%.1fms", r.Hold)
+		}
+		rows = append(rows, []string{r.Bookmark, r.Position.String(), when(r.Time), string(r.Consistency), dash(hold), dash(lsn), r.Labels["problems"]})
 	}
-	table("BOOKMARK POSITION TIME CONSISTENCY LSN", rows)
+	table("BOOKMARK POSITION TIME CONSISTENCY HOLD LSN PROBLEMS", rows)
 	for _, c := range p.Covered {
 		fmt.Printf("any time from %s to %s\n", when(c.From), when(c.To))
 	}
 	for _, g := range p.Gaps {
-		fmt.Printf("nothing from %s to %s: %s\n", when(g.From), when(g.To), g.Reason)
+		until := "now"
+		if !g.To.IsZero() {
+			until = when(g.To)
+		}
+		fmt.Printf("nothing from %s to %s: %s\n", when(g.From), until, g.Reason)
 	}
 }
 

@@ -1,0 +1,122 @@
+// Package script makes an application still by programs that its administrator wrote: pre, before a
+// point is marked, and post, after it.
+//
+// They lie in one directory, and run as root. So only root may be able to write to them, to the directory, and to
+// every directory above: [Load] refuses all else. Whatever pre does, post is to be run after it, and each is
+// given a time after which it is killed, with all that it started.
+package script
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"tidemark"
+)
+
+// Names of the programs in a directory.
+const (
+	Pre  = "pre"
+	Post = "post"
+)
+
+// Scripts is a directory with programs that was checked.
+type Scripts struct{ dir string }
+
+// Load checks a directory with the programs pre and post, of which one may be missing.
+func Load(dir string) (Scripts, error) {
+	if !filepath.IsAbs(dir) {
+		return Scripts{}, tidemark.Errorf(tidemark.Invalid, "%q is not an absolute path", dir).WithHint("write it from / on")
+	}
+	real, err := filepath.EvalSymlinks(dir)
+	if err != nil {
+		return Scripts{}, tidemark.Errorf(tidemark.NotFound, "the scripts cannot be used: %w", err)
+	}
+	for at := real; ; at = filepath.Dir(at) {
+		if err := checkRights(at, true); err != nil {
+			return Scripts{}, err
+		}
+		if at == filepath.Dir(at) {
+			break
+		}
+	}
+	found := 0
+	for _, name := range []string{Pre, Post} {
+		path := filepath.Join(real, name)
+		if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err := checkRights(path, false); err != nil {
+			return Scripts{}, err
+		}
+		found++
+	}
+	if found == 0 {
+		return Scripts{}, tidemark.Errorf(tidemark.NotFound, "%s holds neither %s nor %s", dir, Pre, Post).WithHint("make them executable programs")
+	}
+	return Scripts{dir: real}, nil
+}
+
+// checkRights refuses what others than root can change. Of a directory with the sticky bit others cannot
+// change what is in it.
+func checkRights(path string, dir bool) error {
+	var st unix.Stat_t
+	if err := unix.Lstat(path, &st); err != nil {
+		return tidemark.Errorf(tidemark.NotFound, "%s: %w", path, err)
+	}
+	open := st.Mode&0o022 != 0 && !(dir && st.Mode&unix.S_ISVTX != 0)
+	switch kind := st.Mode & unix.S_IFMT; {
+	case dir && kind != unix.S_IFDIR:
+		return tidemark.Errorf(tidemark.Invalid, "%s is no directory", path)
+	case !dir && (kind != unix.S_IFREG || st.Mode&0o100 == 0):
+		return tidemark.Errorf(tidemark.Invalid, "%s is no executable file", path).WithHint("chmod 700 " + path)
+	case st.Uid != 0 || open:
+		return tidemark.Errorf(tidemark.Denied, "others than root can change %s, and it would be run as root", path).
+			WithHint("chown root " + path + " && chmod go-w " + path)
+	}
+	return nil
+}
+
+// Run runs one of the programs with words added to its environment, for at most so long; one that is missing
+// is fine. Its error has what it said last.
+func (s Scripts) Run(ctx context.Context, name string, limit time.Duration, env ...string) error {
+	path := filepath.Join(s.dir, name)
+	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err := checkRights(path, false); err != nil { // it may have changed since
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	var said bytes.Buffer
+	cmd := exec.CommandContext(ctx, path)
+	cmd.Dir, cmd.Stdout, cmd.Stderr = "/", &said, &said
+	cmd.Env = append([]string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8"}, env...)
+	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return unix.Kill(-cmd.Process.Pid, unix.SIGKILL) }
+	cmd.WaitDelay = time.Second
+	err := cmd.Run()
+	switch {
+	case errors.Is(ctx.Err(), context.DeadlineExceeded):
+		return fmt.Errorf("%s was killed: it took longer than %v", path, limit)
+	case err != nil:
+		return fmt.Errorf("%s: %w: %s", path, err, lastLine(said.String()))
+	}
+	return nil
+}
+
+func lastLine(s string) string {
+	lines := strings.Split(strings.TrimSpace(s), "\n")
+	last := lines[len(lines)-1]
+	return last[:min(len(last), 200)]
+}

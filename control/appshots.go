@@ -1,0 +1,245 @@
+package control
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"tidemark"
+	"tidemark/agent"
+	"tidemark/app/postgres"
+	"tidemark/app/script"
+	"tidemark/capture"
+	"tidemark/capture/tap"
+	"tidemark/catalog"
+)
+
+// Options of a tapped application that say how it is made still for a bookmark, and how often that is done.
+const (
+	optionPostgres = "postgres"     // URL of a cluster that lies on the disks
+	optionScripts  = "scripts"      // directory of programs
+	optionEvery    = "appshot"      // interval
+	optionKeep     = "appshot_keep" // how long those are kept that were made by interval
+)
+
+// leastInterval is the shortest interval of AppShots.
+const leastInterval = time.Second
+
+// checkTapOptions refuses options of a tapped application that mean nothing.
+func checkTapOptions(options map[string]string) error {
+	for key, value := range options {
+		var err error
+		switch key {
+		case optionPostgres:
+			_, err = postgres.ParseSource(value)
+		case optionScripts:
+			_, err = script.Load(value)
+		case optionEvery, optionKeep:
+			if d, perr := time.ParseDuration(value); perr != nil || d < leastInterval {
+				err = tidemark.Errorf(tidemark.Invalid, "%s=%q is no time of %v or more", key, value, leastInterval).WithHint("write 30s, 5m, 24h")
+			}
+		default:
+			err = tidemark.Errorf(tidemark.Invalid, "there is no option %q of a tapped disk", key).
+				WithHint("there are postgres=URL, scripts=DIR, appshot=INTERVAL and appshot_keep=TIME")
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// shotNote is what the catalog knows of an AppShot: the mark went into the stream before it was known.
+type shotNote struct {
+	Application string  `json:"application"`
+	Bookmark    string  `json:"bookmark"`
+	Hold        float64 `json:"hold_ms"`
+}
+
+func (n shotNote) key() string { return n.Application + "@" + n.Bookmark }
+
+// arrival is how long a mark may take from the tap to the timeline.
+const arrival = 30 * time.Second
+
+// shoot makes an AppShot of a tapped application: one mark in the stream of its tap, while it is still.
+func (c *Control) shoot(ctx context.Context, a app, name string) (p tidemark.RecoveryPoint, err error) {
+	if a.t.HasBookmark(name) {
+		return p, tidemark.Errorf(tidemark.Conflict, "%s has a bookmark %q already", a.name, name).WithHint("choose another name")
+	}
+	shot := agent.Shot{Taps: []string{c.tapDir(a)}, Mark: capture.Mark{Name: name, ID: rand.Text()}, Scripts: a.Options[optionScripts]}
+	if shot.Dirs, err = c.tappedMounts(a); err != nil {
+		return p, err
+	}
+	if url, ok := a.Options[optionPostgres]; ok {
+		src, err := postgres.ParseSource(url)
+		if err != nil {
+			return p, err
+		}
+		shot.Postgres = &src
+	}
+	came := c.taps.await(shot.Mark.ID)
+	defer c.taps.awaited(shot.Mark.ID)
+	res, err := c.agent.Shoot(ctx, shot)
+	if err != nil {
+		return p, c.explainShot(a, err)
+	}
+	for _, problem := range res.Problems {
+		c.event("error", a.name, "after the bookmark %s: %s", name, problem)
+	}
+	return c.arrived(ctx, a, res, came)
+}
+
+// explainShot says why there is no mark.
+func (c *Control) explainShot(a app, err error) error {
+	if g := a.t.Gaps(); strings.Contains(err.Error(), tap.ErrGap.Error()) {
+		why := "it is being sent"
+		if len(g) > 0 {
+			why = g[len(g)-1].Why
+		}
+		return tidemark.Errorf(tidemark.Unavailable, "%s has no point for now: its timeline does not follow its disks (%s)", a.name, why).
+			WithHint("wait until `tidemark status` shows it as following")
+	}
+	return fmt.Errorf("bookmark %s: %w", a.name, err)
+}
+
+// arrived waits until a mark is in the timeline, and describes its point.
+func (c *Control) arrived(ctx context.Context, a app, res agent.ShotResult, came <-chan shotResult) (p tidemark.RecoveryPoint, err error) {
+	var r shotResult
+	select {
+	case r = <-came:
+	case <-time.After(arrival):
+		return p, tidemark.Errorf(tidemark.Unavailable, "the bookmark %s is on its way and has not arrived in %v", res.Mark.Name, arrival).
+			WithHint("`tidemark points " + a.name + "` shows it when it has; `tidemark status` says how the tap is")
+	case <-ctx.Done():
+		return p, ctx.Err()
+	}
+	if r.err != nil {
+		return p, r.err
+	}
+	p = tidemark.RecoveryPoint{Position: r.pos, Time: time.Unix(0, r.time).UTC(), Bookmark: res.Mark.Name,
+		Consistency: res.Mark.Consistency, Labels: res.Mark.Labels, Hold: float64(res.Hold.Microseconds()) / 1000}
+	n := shotNote{Application: a.name, Bookmark: p.Bookmark, Hold: p.Hold}
+	if err := c.catalog.Put(ctx, catalog.Shots, n.key(), n); err != nil {
+		c.log.Error("the hold of an AppShot was not noted", "application", a.name, "error", err)
+	}
+	return p, nil
+}
+
+// addHolds adds to points what is known of their AppShots.
+func (c *Control) addHolds(ctx context.Context, name string, points []tidemark.RecoveryPoint) {
+	notes, err := catalog.List[shotNote](ctx, c.catalog, catalog.Shots)
+	if err != nil {
+		c.log.Error("the holds of AppShots cannot be read", "error", err)
+	}
+	holds := map[string]float64{}
+	for _, n := range notes {
+		if n.Application == name {
+			holds[n.Bookmark] = n.Hold
+		}
+	}
+	for i := range points {
+		points[i].Hold = holds[points[i].Bookmark]
+	}
+}
+
+// tappedMounts returns where production has the tapped disks of an application mounted.
+func (c *Control) tappedMounts(a app) (dirs []string, err error) {
+	for _, d := range a.t.Disks() {
+		at, ok, err := c.attached(a, d.Name())
+		if err != nil {
+			return nil, err
+		}
+		if !ok {
+			continue
+		}
+		dir, readOnly, err := mountedFrom(at.Device())
+		if err != nil {
+			return nil, err
+		}
+		if dir != "" && !readOnly {
+			dirs = append(dirs, dir)
+		}
+	}
+	return dirs, nil
+}
+
+// captureTapped is a capture of what is journaled anyway: an AppShot.
+func (c *Control) captureTapped(ctx context.Context, _ *task, a app, bookmark string) (res tidemark.CaptureResult, err error) {
+	res.Point, err = c.shoot(ctx, a, bookmark)
+	return res, err
+}
+
+// scheduledPrefix begins the names of AppShots that were made by interval.
+const scheduledPrefix = "auto-"
+
+// keepShots makes AppShots by interval, as the application's options say, until ctx is done.
+func (c *Control) keepShots(ctx context.Context, a app) {
+	every, err := time.ParseDuration(a.Options[optionEvery])
+	if err != nil {
+		return // it has no interval
+	}
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	failed := false
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case now := <-tick.C:
+			_, err := c.shoot(ctx, a, scheduledPrefix+now.UTC().Format("20060102-150405.000"))
+			if err != nil && !failed && ctx.Err() == nil {
+				c.event("warning", a.name, "no AppShot of %s is made: %v", a.name, err)
+			}
+			failed = err != nil
+			if err := c.expireShots(ctx, a, now); err != nil && ctx.Err() == nil {
+				c.log.Error("old AppShots were not expired", "application", a.name, "error", err)
+			}
+		}
+	}
+}
+
+// expireShots forgets AppShots that were made by interval and are older than they are to be kept.
+func (c *Control) expireShots(ctx context.Context, a app, now time.Time) error {
+	keep, err := time.ParseDuration(a.Options[optionKeep])
+	if err != nil {
+		keep = a.t.Window().For
+	}
+	var errs []error
+	for _, p := range a.t.Points() {
+		if strings.HasPrefix(p.Bookmark, scheduledPrefix) && p.Time.Before(now.Add(-keep)) {
+			_, err := c.Expire(ctx, a.name+"@"+p.Bookmark)
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// protectOurs sets the window of a volume or clone, whose writes are journaled as they are.
+func (c *Control) protectOurs(ctx context.Context, spec tidemark.ProtectSpec) (tidemark.Job, error) {
+	a, err := c.app(spec.Source)
+	if err != nil {
+		return tidemark.Job{}, err
+	}
+	if spec.Name != "" && spec.Name != a.name {
+		return tidemark.Job{}, tidemark.Errorf(tidemark.Invalid, "%s is an application already, and keeps its name", a.name).WithHint("leave --name out")
+	}
+	if len(spec.Options) > 0 || len(spec.Also) > 0 {
+		return tidemark.Job{}, tidemark.Errorf(tidemark.Invalid, "of %s only the window can be set", a.name).WithHint("give --window and --window-size")
+	}
+	if a.Role == "" && a.Type != tidemark.TypeVolume {
+		return tidemark.Job{}, tidemark.Errorf(tidemark.Conflict, "the writes of %s are not journaled: captures bring its changes in", a.name).
+			WithHint("protect the device that it lies on with --cdp")
+	}
+	return c.run(ctx, "protect", a.name, spec, func(ctx context.Context, _ *task) (any, error) {
+		w := windowOf(spec.Window, cdpWindow)
+		if err := a.t.SetWindow(w); err != nil {
+			return nil, err
+		}
+		c.keepPoint(ctx, a)
+		c.event("info", a.name, "any point of the last %s of %s can be had", w.For, a.name)
+		return c.describe(ctx, a), nil
+	})
+}
