@@ -43,6 +43,7 @@ var verbs = map[string]verb{
 	"capture":  on(doCapture),
 	"recover":  on(doRecover),
 	"find":     on(doFind),
+	"locate":   on(doLocate),
 	"stop":     on(doStop),
 	"receive":  on(doReceive),
 	"received": on(doReceived),
@@ -238,6 +239,15 @@ func (a *Agent) RecoverPostgres(ctx context.Context, t postgres.Target) (*postgr
 
 func doRecover(ctx context.Context, _ *session, t postgres.Target, _ func(any)) (*postgres.Instance, error) {
 	return postgres.Recover(ctx, t)
+}
+
+// LocatePostgres finds the data directory in a file system: see [postgres.FindDataDir].
+func (a *Agent) LocatePostgres(ctx context.Context, root string) (string, error) {
+	return do[string](ctx, a, "locate", root, nil)
+}
+
+func doLocate(_ context.Context, _ *session, root string, _ func(any)) (string, error) {
+	return postgres.FindDataDir(root)
 }
 
 // Database is a database that runs on this host, and how it is.

@@ -23,8 +23,17 @@ type about struct {
 	Of string `json:"of,omitempty"`
 	// Taps are the paths of the primary disks of a tapped application, in the order of its disks.
 	Taps []string `json:"taps,omitempty"`
+	// Home is where the data directory of a database lies, if its disks are those of its
+	// host and not ours.
+	Home *home `json:"home,omitempty"`
 	// Role tells clones and mounts from applications of their own.
 	Role role `json:"role,omitempty"`
+}
+
+// home is a directory on a disk. An empty Dir is still to be found.
+type home struct {
+	Disk string `json:"disk"`
+	Dir  string `json:"dir,omitempty"`
 }
 
 type role string

@@ -34,7 +34,9 @@ func checkTapOptions(options map[string]string) error {
 		var err error
 		switch key {
 		case optionPostgres:
-			_, err = postgres.ParseSource(value)
+			if _, err = postgres.ParseSource(value); tidemark.KindOf(err) == tidemark.Unavailable {
+				err = nil // its disk is not even tapped: it is down
+			}
 		case optionScripts:
 			_, err = script.Load(value)
 		case optionEvery, optionKeep:
@@ -74,11 +76,7 @@ func (c *Control) shoot(ctx context.Context, a app, name string) (p tidemark.Rec
 		return p, err
 	}
 	if url, ok := a.Options[optionPostgres]; ok {
-		src, err := postgres.ParseSource(url)
-		if err != nil {
-			return p, err
-		}
-		shot.Postgres = &src
+		shot.Postgres = &postgres.Source{Conn: url} // one that cannot be reached now makes the point worth less
 	}
 	came := c.taps.await(shot.Mark.ID)
 	defer c.taps.awaited(shot.Mark.ID)
@@ -120,7 +118,7 @@ func (c *Control) arrived(ctx context.Context, a app, res agent.ShotResult, came
 		return p, r.err
 	}
 	p = tidemark.RecoveryPoint{Position: r.pos, Time: time.Unix(0, r.time).UTC(), Bookmark: res.Mark.Name,
-		Consistency: res.Mark.Consistency, Labels: res.Mark.Labels, Hold: float64(res.Hold.Microseconds()) / 1000}
+		Consistency: res.Mark.Consistency, Images: []tidemark.Image{}, Labels: res.Mark.Labels, Hold: float64(res.Hold.Microseconds()) / 1000}
 	n := shotNote{Application: a.name, Bookmark: p.Bookmark, Hold: p.Hold}
 	if err := c.catalog.Put(ctx, catalog.Shots, n.key(), n); err != nil {
 		c.log.Error("the hold of an AppShot was not noted", "application", a.name, "error", err)

@@ -192,8 +192,8 @@ func (c *Control) makeClone(ctx context.Context, p plan, spec tidemark.CloneSpec
 	if err != nil {
 		return k, err
 	}
-	k.Source = a.Of
-	switch p.src.Type {
+	k.Source, k.Type = a.Of, a.Type
+	switch a.Type {
 	case tidemark.TypePostgres:
 		err = c.startDatabase(ctx, a, p, &k)
 	case tidemark.TypeFilesystem:
@@ -271,10 +271,14 @@ func (c *Control) mountClone(ctx context.Context, a app, disk string) error {
 
 // startDatabase brings the database of a clone up.
 func (c *Control) startDatabase(ctx context.Context, a app, p plan, k *keptClone) error {
-	if err := c.mountClone(ctx, a, dataDisk); err != nil {
+	if err := c.mountClone(ctx, a, a.dataDisk()); err != nil {
 		return err
 	}
-	t := postgres.Target{Name: a.name, DataDir: filepath.Join(c.dirOf(a, dataDisk), treeDir), Port: k.Spec.Port, Stop: p.stop, SocketDir: c.socketDir(a.name)}
+	dir, err := c.findHome(ctx, a)
+	if err != nil {
+		return err
+	}
+	t := postgres.Target{Name: a.name, DataDir: dir, Root: c.dirOf(a, a.dataDisk()), Port: k.Spec.Port, Stop: p.stop, SocketDir: c.socketDir(a.name)}
 	if p.log {
 		if err := c.mountClone(ctx, a, logDisk); err != nil {
 			return err
@@ -289,6 +293,37 @@ func (c *Control) startDatabase(ctx context.Context, a app, p plan, k *keptClone
 	return nil
 }
 
+// dataDisk is the disk with the files of a database or tree.
+func (a app) dataDisk() string {
+	if a.Home != nil {
+		return a.Home.Disk
+	}
+	return dataDisk
+}
+
+// dataDir is where the files of a database or tree are, if its disk is mounted.
+func (c *Control) dataDir(a app) string {
+	if a.Home != nil {
+		return filepath.Join(c.dirOf(a, a.Home.Disk), a.Home.Dir)
+	}
+	return filepath.Join(c.dirOf(a, dataDisk), treeDir)
+}
+
+// findHome is dataDir of a clone whose disk is mounted; where it is not known yet, it is looked for, and noted.
+func (c *Control) findHome(ctx context.Context, a app) (string, error) {
+	if a.Home != nil && a.Home.Dir == "" {
+		dir, err := c.agent.LocatePostgres(ctx, c.dirOf(a, a.Home.Disk))
+		if err != nil {
+			return "", err
+		}
+		a.Home.Dir = dir
+		if err := a.t.SetAbout(ctx, mustJSON(a.about)); err != nil {
+			return "", err
+		}
+	}
+	return c.dataDir(a), nil
+}
+
 // socketDir is where the database of a clone has its socket: the same after a
 // refresh or a restart, so that connection strings stay true, short enough for
 // a socket, and another one for the clone of that name of another server.
@@ -301,12 +336,12 @@ func (c *Control) stopDatabase(ctx context.Context, a app) error {
 	if a.Type != tidemark.TypePostgres || a.Role != roleClone {
 		return nil
 	}
-	return c.agent.StopPostgres(ctx, filepath.Join(c.dirOf(a, dataDisk), treeDir))
+	return c.agent.StopPostgres(ctx, c.dataDir(a))
 }
 
 // database finds the running database of a clone.
 func (c *Control) database(ctx context.Context, a app) (agent.Database, error) {
-	return c.agent.FindPostgres(ctx, filepath.Join(c.dirOf(a, dataDisk), treeDir))
+	return c.agent.FindPostgres(ctx, c.dataDir(a))
 }
 
 func (c *Control) exportClone(ctx context.Context, a app, k *keptClone) error {
@@ -339,7 +374,7 @@ func (c *Control) cloneState(ctx context.Context, a app, last string) string {
 	if a.Type == tidemark.TypeVolume {
 		return last
 	}
-	if _, ok := c.mountedAt(a, dataDisk); !ok {
+	if _, ok := c.mountedAt(a, a.dataDisk()); !ok {
 		return "detached"
 	}
 	if a.Type != tidemark.TypePostgres {

@@ -64,7 +64,7 @@ func (c *Control) attach(ctx context.Context, a app, disk string) (*mount.Attach
 // sectorOf is the sector size that a disk is shown with. Disks that we format
 // have sectors of 4 KiB: no write is then smaller than a block. Others had 512 where they came from.
 func sectorOf(a app, d *timeline.Disk) int {
-	if a.Type != tidemark.TypeVolume && d.Size()%block.BlockSize == 0 {
+	if a.Type != tidemark.TypeVolume && a.Home == nil && d.Size()%block.BlockSize == 0 {
 		return 4096
 	}
 	return 512

@@ -121,7 +121,10 @@ func (c *Control) freeName(base string) string {
 
 // branch makes the timeline of a clone or mount.
 func (c *Control) branch(ctx context.Context, src app, name string, pos tidemark.Position, each map[string]tidemark.Position, r role) (app, error) {
-	note := about{Type: src.Type, Host: hostname(), Of: src.name + "@" + pos.String(), Role: r, Options: src.Options}
+	note := about{Type: src.Type, Host: hostname(), Of: src.name + "@" + pos.String(), Role: r, Options: src.Options, Home: src.Home}
+	if _, ok := src.Options[optionPostgres]; ok && src.tapped() && r == roleClone {
+		note.Type, note.Home = tidemark.TypePostgres, &home{Disk: src.t.Disks()[0].Name()}
+	}
 	t, err := src.t.Branch(ctx, name, pos, each, mustJSON(note))
 	if err != nil {
 		return app{}, err

@@ -312,7 +312,7 @@ func (c *Control) comeBackClone(ctx context.Context, a app) error {
 	if err != nil {
 		return err
 	}
-	if _, ok := c.mountedAt(a, dataDisk); ok {
+	if _, ok := c.mountedAt(a, a.dataDisk()); ok {
 		return nil // the attacher and the database went on without us
 	}
 	if a.Type != tidemark.TypePostgres {

@@ -226,13 +226,13 @@ func (c *Control) makeStaging(ctx context.Context, name string, note about, disk
 	return a, nil
 }
 
-// mountOurs mounts a disk that we formatted where it belongs.
+// mountOurs mounts a disk of an application or clone where it belongs.
 func (c *Control) mountOurs(ctx context.Context, device string, a app, disk string) error {
 	dir := c.dirOf(a, disk)
 	if err := os.MkdirAll(dir, 0o711); err != nil {
 		return err
 	}
-	return c.agent.Mount(ctx, agent.Filesystem{Device: device, Dir: dir, Type: "ext4", Options: []string{"noatime"}})
+	return c.agent.Mount(ctx, agent.Filesystem{Device: device, Dir: dir, Options: []string{"noatime"}})
 }
 
 // Unprotect ends the protection of an application and deletes its timeline

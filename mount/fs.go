@@ -62,8 +62,8 @@ var mountFlags = map[string]uintptr{
 // MountFS mounts a device's file system on a directory that exists. With fstype
 // "" or "auto" the type is detected. Options that the kernel has flags for (ro,
 // noatime, nodev, nosuid, noexec, sync, relatime, rw) become flags; all others go
-// to the file system as they are, such as xfs's nouuid, which a second copy of a
-// disk needs on the same host.
+// to the file system as they are. An xfs is mounted with nouuid: the disk that it is a copy of
+// may be mounted on the same host.
 //
 // The image of a running machine needs its journal replayed, which writes: a
 // read-only device can only be mounted with ext4's noload or xfs's norecovery, and
@@ -87,6 +87,9 @@ func MountFS(device, dir, fstype string, opts []string) error {
 			continue
 		}
 		rest = append(rest, o)
+	}
+	if fstype == "xfs" && !slices.Contains(rest, "nouuid") {
+		rest = append(rest, "nouuid")
 	}
 	if err := unix.Mount(device, dir, fstype, flags, strings.Join(rest, ",")); err != nil {
 		return fmt.Errorf("mount %s on %s as %s: %w", device, dir, fstype, err)

@@ -49,9 +49,9 @@ func (r *recovery) stagedTablespace(oid string) string {
 
 // checkLogTablespaces refuses to replay the creation of a tablespace: the server
 // would make it at its original place, which may be production's. A capture's own
-// log never holds one, see [Capture].
+// log never holds one, see [Capture]; that of a disk of a running server may.
 func (r *recovery) checkLogTablespaces(ctx context.Context) error {
-	if r.t.Stop.immediate() || r.t.WALDir == "" || !r.archiveRecovery() {
+	if r.archiveRecovery() && (r.t.Stop.immediate() || r.t.WALDir == "") {
 		return nil
 	}
 	tmp, err := os.MkdirTemp("", "tidemark-wal-")

@@ -262,7 +262,7 @@ func (s *stage) startPostgres(home string, port int) error {
 	as := &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}}
 	data := filepath.Join(home, "data")
 	if _, err := os.Stat(data); err != nil {
-		if err := os.Mkdir(home, 0o700); err != nil {
+		if err := os.MkdirAll(home, 0o700); err != nil {
 			return err
 		}
 		if err := os.Chown(home, uid, gid); err != nil {
