@@ -49,6 +49,7 @@ var table = []benchmark{
 	{"increment", "a PostgreSQL captured whole and then by difference", benchIncrement},
 	{"fuse", "a clone as a block device of a host whose kernel has no NBD", benchFUSE},
 	{"pgclone", "a PostgreSQL on a clone", benchPGClone},
+	{"cdp", "a PostgreSQL on a tapped disk", benchCDP},
 }
 
 // env is what benchmarks share.
@@ -85,6 +86,9 @@ func main() {
 	}
 	if len(os.Args) > 1 && os.Args[1] == "attach" {
 		exit(attach())
+	}
+	if len(os.Args) > 1 && os.Args[1] == "raw" {
+		exit(serveRaw(os.Args[2:]))
 	}
 	if len(os.Args) > 1 && os.Args[1] == "capture" {
 		exit(capture(os.Args[2:]))

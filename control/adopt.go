@@ -117,30 +117,16 @@ func (c *Control) mountOf(ctx context.Context, a app) (m tidemark.Mount, err err
 			continue
 		}
 		m.Disk, m.Device = d.Name(), at.Device()
-		if m.Path, m.ReadOnly, err = mountedFrom(at.Device()); err != nil {
+		mounted, err := mount.Mounts(at.Device())
+		if err != nil {
 			return m, err
 		}
-		if m.Path != "" {
-			m.State = "mounted"
+		if len(mounted) > 0 {
+			m.Path, m.ReadOnly, m.State = mounted[0].Dir, mounted[0].ReadOnly, "mounted"
 		}
 	}
 	c.event("warning", a.name, "the mount %s was not in the catalog, and was adopted", a.name)
 	return m, c.catalog.Put(ctx, catalog.Mounts, a.name, m)
-}
-
-// mountedFrom returns where a device is mounted, or nothing.
-func mountedFrom(device string) (dir string, readOnly bool, err error) {
-	data, err := os.ReadFile("/proc/self/mounts")
-	if err != nil {
-		return "", false, err
-	}
-	for line := range strings.Lines(string(data)) {
-		if f := strings.Fields(line); len(f) > 3 && f[0] == device {
-			dir := strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(f[1])
-			return dir, strings.HasPrefix(f[3]+",", "ro,"), nil
-		}
-	}
-	return "", false, nil
 }
 
 // cloneOf returns the catalog's entry of a clone, made anew if there is none.

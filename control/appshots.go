@@ -15,6 +15,7 @@ import (
 	"tidemark/capture"
 	"tidemark/capture/tap"
 	"tidemark/catalog"
+	"tidemark/mount"
 )
 
 // Options of a tapped application that say how it is made still for a bookmark, and how often that is done.
@@ -23,6 +24,8 @@ const (
 	optionScripts  = "scripts"      // directory of programs
 	optionEvery    = "appshot"      // interval
 	optionKeep     = "appshot_keep" // how long those are kept that were made by interval
+	optionMemory   = "queue_memory" // how much the queue of the tap may take in memory
+	optionQueue    = "queue"        // and then on the disk of the data directory
 )
 
 // leastInterval is the shortest interval of AppShots.
@@ -39,13 +42,15 @@ func checkTapOptions(options map[string]string) error {
 			}
 		case optionScripts:
 			_, err = script.Load(value)
+		case optionMemory, optionQueue:
+			_, err = tidemark.ParseSize(value)
 		case optionEvery, optionKeep:
 			if d, perr := time.ParseDuration(value); perr != nil || d < leastInterval {
 				err = tidemark.Errorf(tidemark.Invalid, "%s=%q is no time of %v or more", key, value, leastInterval).WithHint("write 30s, 5m, 24h")
 			}
 		default:
 			err = tidemark.Errorf(tidemark.Invalid, "there is no option %q of a tapped disk", key).
-				WithHint("there are postgres=URL, scripts=DIR, appshot=INTERVAL and appshot_keep=TIME")
+				WithHint("there are postgres=URL, scripts=DIR, appshot=INTERVAL, appshot_keep=TIME, queue=SIZE and queue_memory=SIZE")
 		}
 		if err != nil {
 			return err
@@ -153,12 +158,12 @@ func (c *Control) tappedMounts(a app) (dirs []string, err error) {
 		if !ok {
 			continue
 		}
-		dir, readOnly, err := mountedFrom(at.Device())
+		mounted, err := mount.Mounts(at.Device())
 		if err != nil {
 			return nil, err
 		}
-		if dir != "" && !readOnly {
-			dirs = append(dirs, dir)
+		if len(mounted) > 0 && !mounted[0].ReadOnly { // to hold it once holds all of its mounts
+			dirs = append(dirs, mounted[0].Dir)
 		}
 	}
 	return dirs, nil

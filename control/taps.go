@@ -34,11 +34,21 @@ var cdpWindow = timeline.Window{For: 24 * time.Hour}
 // tapped reports whether the writes of an application come from a tap.
 func (a app) tapped() bool { return len(a.Taps) > 0 }
 
-// tapQueue is what a tap may keep of writes that the server has not, in memory and then on disk.
+// What a tap may keep of writes that the server has not, in memory and then on disk, unless its options say otherwise.
 const (
 	tapMemory = 64 << 20
 	tapSpill  = 1 << 30
 )
+
+// sizeOption is the size that an option of an application says, or else usual.
+func (a app) sizeOption(key string, usual int64) int64 {
+	if text, ok := a.Options[key]; ok {
+		if n, err := tidemark.ParseSize(text); err == nil {
+			return n
+		}
+	}
+	return usual
+}
 
 // tappings are the taps that the server keeps running.
 type tappings struct {
@@ -305,7 +315,8 @@ func (c *Control) tapNow(ctx context.Context, a app) error {
 		c.log.Error("a tap's record cannot be read; it is started anew", "application", a.name, "error", err)
 	}
 	if err != nil || !x.Alive() {
-		x, err = taps.Start(ctx, taps.Config{Dir: c.tapDir(a), Primaries: a.Taps, Server: c.tapSocket(), Timeline: a.t.ID(), Memory: tapMemory, Spill: tapSpill})
+		x, err = taps.Start(ctx, taps.Config{Dir: c.tapDir(a), Primaries: a.Taps, Server: c.tapSocket(), Timeline: a.t.ID(),
+			Memory: int(a.sizeOption(optionMemory, tapMemory)), Spill: a.sizeOption(optionQueue, tapSpill)})
 		if err != nil {
 			return err
 		}

@@ -209,7 +209,7 @@ func (a *Attachment) removeDevice(force bool) error {
 	if !force {
 		return detachDevice(a.rec.Device, tag, false)
 	}
-	dirs, err := mountsOf(a.rec.Device)
+	mounted, err := Mounts(a.rec.Device)
 	if err != nil {
 		return err
 	}
@@ -218,9 +218,9 @@ func (a *Attachment) removeDevice(force bool) error {
 	if err := detachDevice(a.rec.Device, tag, true); err != nil {
 		return err
 	}
-	for _, d := range dirs {
-		if err := unix.Unmount(d, unix.MNT_DETACH); err != nil {
-			return fmt.Errorf("unmount %s: %w", d, err)
+	for _, m := range mounted {
+		if err := unix.Unmount(m.Dir, unix.MNT_DETACH); err != nil {
+			return fmt.Errorf("unmount %s: %w", m.Dir, err)
 		}
 	}
 	return nil

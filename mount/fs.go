@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
 
@@ -152,9 +151,15 @@ func ioctlDir(dir, what string, req uint) error {
 	return nil
 }
 
-// mountsOf returns where a device is mounted in this mount namespace, the latest
-// mount first.
-func mountsOf(device string) ([]string, error) {
+// Mounted is a place where a device's file system is mounted.
+type Mounted struct {
+	Dir      string
+	ReadOnly bool
+}
+
+// Mounts returns where a device is mounted in this mount namespace, by whatever name it was mounted, the
+// latest mount first.
+func Mounts(device string) (list []Mounted, err error) {
 	var st unix.Stat_t
 	if err := unix.Stat(device, &st); err != nil {
 		return nil, err
@@ -164,19 +169,25 @@ func mountsOf(device string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	var dirs []string
 	for line := range strings.Lines(string(b)) {
 		f := strings.Fields(line)
 		if len(f) < 10 {
 			continue
 		}
-		source := f[slices.Index(f, "-")+2]
-		if f[2] == want || filepath.Clean(source) == device { // btrfs has device numbers of its own
-			dirs = append(dirs, unescape(f[4]))
+		source := unescape(f[slices.Index(f, "-")+2])
+		if f[2] == want || isDevice(source, st.Rdev) { // btrfs has device numbers of its own
+			readOnly := slices.Contains(strings.Split(f[5], ","), "ro") || slices.Contains(strings.Split(f[len(f)-1], ","), "ro")
+			list = append(list, Mounted{Dir: unescape(f[4]), ReadOnly: readOnly})
 		}
 	}
-	slices.Reverse(dirs)
-	return dirs, nil
+	slices.Reverse(list)
+	return list, nil
+}
+
+// isDevice reports whether a path is the block device of a number.
+func isDevice(path string, number uint64) bool {
+	var st unix.Stat_t
+	return strings.HasPrefix(path, "/") && unix.Stat(path, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFBLK && st.Rdev == number
 }
 
 // unescape undoes the octal escapes of /proc/self/mountinfo.

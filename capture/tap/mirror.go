@@ -239,6 +239,7 @@ func (t *Tap) resyncSome() error {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.reread += int64(len(data))
 	for r := first; r < last; r++ {
 		t.found(d, r, data[(r-first)*regionSize:min((r-first+1)*regionSize, int64(len(data)))])
 	}

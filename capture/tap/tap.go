@@ -90,7 +90,7 @@ type Tap struct {
 	trouble error  // why it is not online
 	readErr error  // why the primary could not be read to be sent again
 	applied uint64 // segments that were sent, as the queue counts them
-	bytes   int64  // of changes that the timeline has durably
+	reread  int64  // bytes that were read from the primaries to be sent again
 
 	distrusted sync.Once
 }
@@ -180,6 +180,7 @@ type Status struct {
 	Gap     bool          `json:"gap"`               // the timeline was told, or will be, that it lacks something
 	Lost    int64         `json:"lost_bytes"`        // that it lacks and that have to be read from the disk again
 	Queued  int64         `json:"queued_bytes"`      // that are on their way, or wait to go
+	Reread  int64         `json:"reread_bytes"`      // that were read again, since the tap was opened
 	Lag     time.Duration `json:"lag"`               // age of the oldest change that the timeline has not durably
 	Unread  string        `json:"unread,omitempty"`  // why the disk could not be read again
 }
@@ -188,7 +189,7 @@ type Status struct {
 func (t *Tap) Status() Status {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	s := Status{Online: t.online, Gap: t.gap || t.lost > 0, Lost: t.lost * regionSize, Queued: t.queue.bytes()}
+	s := Status{Online: t.online, Gap: t.gap || t.lost > 0, Lost: t.lost * regionSize, Queued: t.queue.bytes(), Reread: t.reread}
 	if t.trouble != nil {
 		s.Trouble = t.trouble.Error()
 	}

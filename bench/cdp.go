@@ -1,0 +1,523 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"tidemark"
+	"tidemark/agent/taps"
+	"tidemark/capture/tap"
+	"tidemark/client"
+	"tidemark/export/nbd"
+	"tidemark/mount"
+)
+
+const (
+	native  = "the disk itself"
+	through = "FUSE + loop, not tapped"
+	tapped  = "tapped"
+	gone    = "tapped, server gone"
+)
+
+// production is a disk with an XFS and a PostgreSQL on it, as one side has it.
+type production struct {
+	side, image, device string
+	undo                func() error
+	server              *product // of tapped ones
+}
+
+// product is a server of the command itself.
+type product struct {
+	binary, data string
+	cmd          *exec.Cmd
+	done         chan error
+	*client.Client
+}
+
+// benchCDP runs pgbench on disks with and without a tap in front of them.
+func benchCDP(ctx context.Context, e *env, r *Result) error {
+	binary := e.disk + "/tidemark"
+	if _, err := run(ctx, "go", "build", "-o", binary, "./cmd/tidemark"); err != nil {
+		return err
+	}
+	if err := os.Chmod(e.disk, 0o755); err != nil {
+		return err
+	}
+	sockets, images, err := e.productionImages(ctx)
+	if err != nil {
+		return err
+	}
+	p := &product{binary: binary, data: e.disk + "/data"}
+	if err := p.start(); err != nil {
+		return err
+	}
+	defer p.kill()
+	list, err := e.productions(ctx, p, images)
+	defer func() {
+		for _, x := range list {
+			if x.undo != nil {
+				x.undo()
+			}
+		}
+	}()
+	if err != nil {
+		return err
+	}
+	if err := e.roundsCDP(ctx, r, list, sockets); err != nil {
+		return err
+	}
+	rowsCDP(r)
+	if err := e.shots(ctx, r, list, sockets); err != nil {
+		return err
+	}
+	if err := e.kept(ctx, r, list, sockets); err != nil {
+		return err
+	}
+	if err := e.outage(ctx, r, list); err != nil {
+		return err
+	}
+	r.note("PostgreSQL 15 on XFS on a file on a disk; pgbench with 8 clients. Actifio promises a point every 5 minutes (ASR), Zerto one every 5 seconds; here each write is one.")
+	return nil
+}
+
+// productionImages makes a disk image with an XFS and a database for each side.
+func (e *env) productionImages(ctx context.Context) (sockets string, images map[string]string, err error) {
+	root := e.disk + "/src"
+	if err := os.Mkdir(root, 0o755); err != nil {
+		return "", nil, err
+	}
+	scale := 20
+	if e.quick {
+		scale = 3
+	}
+	c, err := newCluster(ctx, root, scale)
+	if err != nil {
+		return "", nil, err
+	}
+	if err := c.stop(stopFast); err != nil {
+		return "", nil, err
+	}
+	first := e.disk + "/first.img"
+	if err := sparseFile(first, 2<<30); err != nil {
+		return "", nil, err
+	}
+	at := e.disk + "/first"
+	for _, argv := range [][]string{{"mkfs.xfs", "-q", first}, {"mkdir", at}, {"mount", "-o", "loop", first, at}, {"cp", "-a", root + "/pg", at + "/"}, {"umount", at}} {
+		if _, err := run(ctx, argv...); err != nil {
+			return "", nil, err
+		}
+	}
+	images = map[string]string{}
+	for i, side := range []string{native, through, tapped, gone} {
+		images[side] = fmt.Sprintf("%s/side%d.img", e.disk, i)
+		if _, err := run(ctx, "cp", "--sparse=always", first, images[side]); err != nil {
+			return "", nil, err
+		}
+	}
+	return c.sockets, images, nil
+}
+
+// productions shows each side's disk.
+func (e *env) productions(ctx context.Context, p *product, images map[string]string) (list []*production, err error) {
+	loop, err := run(ctx, "losetup", "-f", "--show", images[native])
+	if err != nil {
+		return nil, err
+	}
+	device := loop[:len(loop)-1]
+	list = append(list, &production{side: native, image: images[native], device: device, undo: func() error {
+		_, err := run(context.Background(), "losetup", "-d", device)
+		return err
+	}})
+	exe, err := os.Executable()
+	if err != nil {
+		return list, err
+	}
+	s, err := start(ctx, through, e.disk+"/raw.sock", "0", exe, "raw", "-file", images[through], "-socket", e.disk+"/raw.sock")
+	if err != nil {
+		return list, err
+	}
+	a, err := e.launcher.Attach(ctx, mount.Config{Name: "raw", StateDir: e.disk + "/attached", Socket: s.socket, Export: "0"})
+	if err != nil {
+		return list, errors.Join(err, s.stop())
+	}
+	list = append(list, &production{side: through, image: images[through], device: a.Device(), undo: func() error {
+		return errors.Join(a.Detach(context.Background(), true), s.stop())
+	}})
+	for i, side := range []string{tapped, gone} {
+		spec := tidemark.ProtectSpec{Name: fmt.Sprintf("side%d", i), Source: images[side], CDP: true, Options: map[string]string{}}
+		if side == gone {
+			spec.Options["queue"], spec.Options["queue_memory"] = "4KiB", "4MiB" // it is soon full
+		}
+		var a tidemark.Application
+		if err := p.Run(ctx, "protect", spec, &a, func(tidemark.Job) {}); err != nil {
+			return list, err
+		}
+		list = append(list, &production{side: side, image: images[side], device: a.Tap.Disks[0].Device, server: p, undo: func() error {
+			return p.Named(context.Background(), "unprotect", spec.Name, nil)
+		}})
+		if err := p.follows(ctx, spec.Name); err != nil {
+			return list, err
+		}
+	}
+	return list, nil
+}
+
+// serveRaw serves a file as it is, as the process of a tap would, without one.
+func serveRaw(args []string) error {
+	f := flag.NewFlagSet("raw", flag.ExitOnError)
+	file, socket := f.String("file", "", "`path` of the disk"), f.String("socket", "", "unix socket `path`")
+	f.Parse(args)
+	d, err := tap.OpenPrimary(*file)
+	if err != nil {
+		return err
+	}
+	table := nbd.NewTable()
+	if err := table.Add(&nbd.Export{Name: "0", Device: d}); err != nil {
+		return err
+	}
+	l, err := nbd.Listen("unix:" + *socket)
+	if err != nil {
+		return err
+	}
+	s := nbd.NewServer(table, nbd.Options{})
+	end := make(chan os.Signal, 1)
+	signal.Notify(end, syscall.SIGTERM)
+	go func() { <-end; s.Close() }()
+	if err := s.Serve(l); err != nil && !errors.Is(err, nbd.ErrServerClosed) {
+		return err
+	}
+	return d.Close()
+}
+
+func (p *product) start() (err error) {
+	p.cmd = exec.Command(p.binary, "server", "--data", p.data)
+	p.cmd.Stderr = os.Stderr
+	if p.done, err = startTied(p.cmd); err != nil {
+		return err
+	}
+	p.Client = client.New(p.data + "/tidemark.sock")
+	for end := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
+		var s tidemark.Status
+		if err = p.Do(context.Background(), "status", nil, &s); err == nil || time.Now().After(end) {
+			return err
+		}
+	}
+}
+
+func (p *product) kill() {
+	p.cmd.Process.Kill()
+	<-p.done
+}
+
+// tap returns how the tap of an application is.
+func (p *product) tap(ctx context.Context, app string) (tidemark.Tap, error) {
+	var s tidemark.Status
+	if err := p.Do(ctx, "status", nil, &s); err != nil {
+		return tidemark.Tap{}, err
+	}
+	for _, a := range s.Applications {
+		if a.Name == app && a.Tap != nil {
+			return *a.Tap, nil
+		}
+	}
+	return tidemark.Tap{}, fmt.Errorf("%s is not tapped", app)
+}
+
+// follows waits until a timeline has all of its disk.
+func (p *product) follows(ctx context.Context, app string) error {
+	for end := time.Now().Add(5 * time.Minute); ; time.Sleep(20 * time.Millisecond) {
+		t, err := p.tap(ctx, app)
+		if err == nil && t.State == tidemark.TapFollowing && t.QueuedBytes == 0 {
+			return nil
+		}
+		if time.Now().After(end) || ctx.Err() != nil {
+			return fmt.Errorf("%s does not follow: %+v, %v", app, t, err)
+		}
+	}
+}
+
+// using mounts a disk, has a database run there, and calls fn.
+func (x *production) using(ctx context.Context, sockets string, fn func(c *cluster) error) (err error) {
+	at := filepath.Join(filepath.Dir(x.image), "mnt")
+	if err := os.MkdirAll(at, 0o755); err != nil {
+		return err
+	}
+	if err := mount.MountFS(x.device, at, "xfs", []string{"noatime"}); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, mount.Unmount(at)) }()
+	c, err := startPG(at+"/pg", sockets)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(c.stop(stopFast), err) }()
+	if err := c.ready(ctx); err != nil {
+		return err
+	}
+	return fn(c)
+}
+
+func (e *env) loadSpan() string {
+	if e.quick {
+		return "2"
+	}
+	return "8"
+}
+
+func (e *env) roundsCDP(ctx context.Context, r *Result, list []*production, sockets string) error {
+	for round := range e.rounds {
+		for _, x := range list {
+			if err := e.turnCDP(ctx, r, x, sockets, round); err != nil {
+				return fmt.Errorf("%s: %w", x.side, err)
+			}
+		}
+		slices.Reverse(list)
+	}
+	slices.SortFunc(list, func(a, b *production) int {
+		order := []string{native, through, tapped, gone}
+		return slices.Index(order, a.side) - slices.Index(order, b.side)
+	})
+	return nil
+}
+
+func (e *env) turnCDP(ctx context.Context, r *Result, x *production, sockets string, round int) error {
+	if x.side == gone {
+		x.server.kill()
+		defer func() {
+			if err := x.server.start(); err == nil {
+				x.server.follows(ctx, "side0")
+				x.server.follows(ctx, "side1")
+			}
+		}()
+	}
+	return x.using(ctx, sockets, func(c *cluster) error {
+		var lags []float64
+		stop := func() {}
+		if x.side == tapped {
+			stop = watchLag(ctx, x.server, "side0", &lags)
+		}
+		tps, err := c.pgbench(ctx, "-c", "8", "-j", "2", "-T", e.loadSpan())
+		stop()
+		r.add(Sample{x.side, "pgbench", round, map[string]float64{"tps": tps}})
+		for _, lag := range lags {
+			r.add(Sample{x.side, "lag", round, map[string]float64{"s": lag}})
+		}
+		return err
+	})
+}
+
+// watchLag asks all the time how far a timeline is behind its disk.
+func watchLag(ctx context.Context, p *product, app string, lags *[]float64) (stop func()) {
+	end := make(chan struct{})
+	var watching sync.WaitGroup
+	watching.Go(func() {
+		for {
+			select {
+			case <-end:
+				return
+			case <-time.After(50 * time.Millisecond):
+			}
+			if t, err := p.tap(ctx, app); err == nil {
+				*lags = append(*lags, t.Lag)
+			}
+		}
+	})
+	return func() { close(end); watching.Wait() }
+}
+
+// percentile returns the p-th percentile of a list, which it sorts.
+func percentile(list []float64, p float64) float64 {
+	if len(list) == 0 {
+		return 0
+	}
+	slices.Sort(list)
+	return list[min(len(list)-1, int(float64(len(list))*p/100))]
+}
+
+// values returns all values of a sort of sample.
+func (r *Result) values(side, what, unit string) (list []float64) {
+	for _, s := range r.Samples {
+		if s.Side == side && s.What == what {
+			list = append(list, s.Value[unit])
+		}
+	}
+	return list
+}
+
+func rowsCDP(r *Result) {
+	tps := func(side string) string { return number(r.median(side, "pgbench", "tps")) }
+	r.row("pgbench through the tap ÷ "+through, r.ratio(tapped, through, "pgbench", "tps"), "x", atLeast(0.90), atLeast(0.97),
+		"%s against %s transactions/s; the disk itself, without FUSE, %s", tps(tapped), tps(through), tps(native))
+	r.row("the same with the server gone", r.ratio(gone, through, "pgbench", "tps"), "x", atLeast(0.95), atLeast(0.98),
+		"%s transactions/s; the queue is full, and regions are noted", tps(gone))
+	lags := r.values(tapped, "lag", "s")
+	r.row("lag of the timeline behind the disk, p99", percentile(lags, 99), "s", atMost(1), atMost(0.1), "%d looks; p50 %s s", len(lags), number(percentile(lags, 50)))
+}
+
+// shots makes AppShots while pgbench runs: of the file system by freezing it, and of the database by its log.
+func (e *env) shots(ctx context.Context, r *Result, list []*production, sockets string) error {
+	x := list[2]
+	count := 60
+	if e.quick {
+		count = 10
+	}
+	return x.using(ctx, sockets, func(c *cluster) error {
+		loadCtx, cancel := context.WithCancel(ctx)
+		var load sync.WaitGroup
+		load.Go(func() { c.pgbench(loadCtx, "-c", "8", "-j", "2", "-T", "600") })
+		defer load.Wait()
+		defer cancel()
+		time.Sleep(time.Second)
+		var holds, whole []float64
+		for i := range count {
+			begun := time.Now()
+			var p tidemark.RecoveryPoint
+			if err := x.server.Do(ctx, "bookmark", tidemark.BookmarkSpec{Application: "side0", Name: fmt.Sprint("frozen", i)}, &p); err != nil {
+				return err
+			}
+			if p.Consistency != tidemark.FilesystemConsistent {
+				return fmt.Errorf("an AppShot is %s-consistent: %v", p.Consistency, p.Labels)
+			}
+			holds, whole = append(holds, p.Hold), append(whole, float64(time.Since(begun).Milliseconds()))
+			time.Sleep(100 * time.Millisecond)
+		}
+		r.row("AppShot of an XFS under pgbench, frozen: hold, p99", percentile(holds, 99), "ms", atMost(50), atMost(10),
+			"%d of them, p50 %s ms; the command p50 %s ms, with writing back before", count, number(percentile(holds, 50)), number(percentile(whole, 50)))
+		return nil
+	})
+}
+
+// kept says what keeping every write takes.
+func (e *env) kept(ctx context.Context, r *Result, list []*production, sockets string) error {
+	x := list[2]
+	before, err := e.keptBytes(ctx, x)
+	if err != nil {
+		return err
+	}
+	device, err := filepath.EvalSymlinks(x.device)
+	if err != nil {
+		return err
+	}
+	from, err := written(device)
+	if err != nil {
+		return err
+	}
+	transactions := "8000"
+	if e.quick {
+		transactions = "300"
+	}
+	err = x.using(ctx, sockets, func(c *cluster) error {
+		_, err := c.pgbench(ctx, "-c", "8", "-j", "2", "-t", transactions)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	to, err := written(device)
+	if err != nil {
+		return err
+	}
+	if err := x.server.follows(ctx, "side0"); err != nil {
+		return err
+	}
+	var p tidemark.RecoveryPoint
+	if err := x.server.Do(ctx, "bookmark", tidemark.BookmarkSpec{Application: "side0", Name: "kept"}, &p); err != nil {
+		return err
+	}
+	after, err := e.keptBytes(ctx, x)
+	if err != nil {
+		return err
+	}
+	r.row("journal + images ÷ bytes written, PostgreSQL on XFS", (after-before)/(to-from), "x", atMost(0.35), atMost(0.22),
+		"%s MB written, %s MB kept, the any-point window open", number((to-from)/1e6), number((after-before)/1e6))
+	return nil
+}
+
+// keptBytes returns what the server keeps of a side when it has come to rest: history is packed in the background.
+func (e *env) keptBytes(ctx context.Context, x *production) (float64, error) {
+	last, since := float64(0), time.Now()
+	for end := time.Now().Add(3 * time.Minute); time.Now().Before(end); time.Sleep(200 * time.Millisecond) {
+		var v tidemark.VolumeInfo
+		if err := x.server.Named(ctx, "volume", "side0", &v); err != nil {
+			return 0, err
+		}
+		if n := float64(v.StoredBytes); n != last {
+			last, since = n, time.Now()
+		}
+		if time.Since(since) > 5*time.Second {
+			break
+		}
+	}
+	return last, nil
+}
+
+// outage kills the tap and the server while a disk is written, and counts what is read again.
+func (e *env) outage(ctx context.Context, r *Result, list []*production) error {
+	x := list[3]
+	device, err := os.OpenFile(x.device, os.O_WRONLY|unix.O_DIRECT, 0)
+	if err != nil {
+		return err
+	}
+	defer device.Close()
+	x.server.kill()
+	block, err := unix.Mmap(-1, 0, 4096, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
+	if err != nil {
+		return err
+	}
+	regions := map[int64]bool{}
+	for range 4000 {
+		off := rand.Int64N(1<<30/4096) * 4096
+		regions[off>>16] = true
+		if _, err := device.WriteAt(block, off); err != nil {
+			return err
+		}
+	}
+	before, err := reread(x.server.data, x.image)
+	if err != nil {
+		return err
+	}
+	if err := x.server.start(); err != nil {
+		return err
+	}
+	begun := time.Now()
+	if err := x.server.follows(ctx, "side1"); err != nil {
+		return err
+	}
+	after, err := reread(x.server.data, x.image)
+	if err != nil {
+		return err
+	}
+	r.row("resync after an outage: bytes read ÷ bytes dirtied, at 64 KiB", (after-before)/float64(len(regions)<<16), "x", atMost(1.5), atMost(1.1),
+		"4,000 writes of 4 KiB to %d regions while the server was gone; %s MB read, in %s s", len(regions), number((after-before)/1e6), number(time.Since(begun).Seconds()))
+	return nil
+}
+
+// reread returns how many bytes the tap of an image has read again.
+func reread(data, image string) (float64, error) {
+	dirs, err := filepath.Glob(data + "/taps/*")
+	if err != nil {
+		return 0, err
+	}
+	for _, dir := range dirs {
+		x, err := taps.Find(dir)
+		if err != nil || x.Config().Primaries[0] != image {
+			continue
+		}
+		st, err := x.Status(context.Background())
+		return float64(st.Reread), err
+	}
+	return 0, fmt.Errorf("no tap of %s", image)
+}
