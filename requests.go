@@ -75,8 +75,10 @@ type RefreshSpec struct {
 type RestoreSpec struct {
 	Ref   string `json:"ref"`
 	Disk  string `json:"disk,omitempty"`
-	To    string `json:"to"`
+	To    string `json:"to,omitempty"`
 	Force bool   `json:"force,omitempty"` // overwrite what is there
+	// InPlace takes the disks of a tapped application themselves back, in place of To.
+	InPlace bool `json:"in_place,omitempty"`
 }
 
 // DiffSpec asks what differs between two points of one timeline or its branches.

@@ -155,12 +155,15 @@ func (c *Control) cloneOf(ctx context.Context, a app) (k keptClone, err error) {
 	return k, c.catalog.Put(ctx, catalog.Clones, a.name, k)
 }
 
-// makeAgain makes the clones whose refresh was cut after the old one was taken away.
+// makeAgain makes the clones whose refresh was cut after the old one was taken away, and finishes restores in place.
 func (c *Control) makeAgain(ctx context.Context) {
 	for _, spec := range c.again {
 		if _, err := c.Clone(ctx, spec); err != nil {
 			c.event("error", spec.Name, "the clone %s, whose refresh was cut, could not be made again: %v", spec.Name, err)
 		}
 	}
-	c.again = nil
+	for _, b := range c.takeBacks {
+		c.finishTakingBack(ctx, b)
+	}
+	c.again, c.takeBacks = nil, nil
 }

@@ -77,6 +77,7 @@ type Control struct {
 	receivers receivers
 	taps      tappings
 	again     []tidemark.CloneSpec // clones to be made once more at the end of Open
+	takeBacks []takingBack         // restores in place to be finished then
 
 	gate  sync.RWMutex // held by requests, and alone by what replaces the stores
 	mu    sync.Mutex   // guards the names of applications while one is made, and sockets

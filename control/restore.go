@@ -26,6 +26,9 @@ type restored struct {
 
 // Restore writes a point to a file or device, or the files of it to a directory.
 func (c *Control) Restore(ctx context.Context, spec tidemark.RestoreSpec) (tidemark.Job, error) {
+	if spec.InPlace {
+		return c.restoreInPlace(ctx, spec)
+	}
 	a, pos, err := c.at(spec.Ref)
 	if err != nil {
 		return tidemark.Job{}, err
@@ -186,6 +189,24 @@ func (c *Control) Diff(ctx context.Context, spec tidemark.DiffSpec) (tidemark.Di
 }
 
 func (c *Control) diffDisk(ctx context.Context, x *image.Session, a app, apos tidemark.Position, b app, bpos tidemark.Position, disk string, d *tidemark.Diff) error {
+	return c.eachDifference(ctx, x, a, apos, b, bpos, disk, func(off int64, p []byte) error {
+		n := int64(len(p))
+		d.ChangedBytes += n
+		if k := len(d.Extents) - 1; k >= 0 && d.Extents[k].Disk == disk && d.Extents[k].Off+d.Extents[k].Len == off {
+			d.Extents[k].Len += n
+			return nil
+		}
+		if len(d.Extents) == maxDiff {
+			return tidemark.Errorf(tidemark.Unavailable, "more than %d extents differ", maxDiff).WithHint("compare points that are nearer to each other")
+		}
+		d.Extents = append(d.Extents, tidemark.DiffExtent{Disk: disk, Off: off, Len: n})
+		return nil
+	})
+}
+
+// eachDifference calls fn for each run of blocks in which a disk at one point differs from another, in order, with what
+// it is at the first.
+func (c *Control) eachDifference(ctx context.Context, x *image.Session, a app, apos tidemark.Position, b app, bpos tidemark.Position, disk string, fn func(off int64, p []byte) error) error {
 	ra, err := a.t.Root(ctx, x, disk, apos)
 	if err != nil {
 		return err
@@ -195,7 +216,7 @@ func (c *Control) diffDisk(ctx context.Context, x *image.Session, a app, apos ti
 		return err
 	}
 	if ra.Size != rb.Size || ra.Chunk != rb.Chunk {
-		return tidemark.Errorf(tidemark.Invalid, "disk %s is not the same disk in %s and %s", disk, d.A, d.B)
+		return tidemark.Errorf(tidemark.Invalid, "disk %s is not the same disk in %s@%v and %s@%v", disk, a.name, apos, b.name, bpos)
 	}
 	va, vb := c.store.View(ra), c.store.View(rb)
 	pa, pb := make([]byte, ra.Chunk), make([]byte, ra.Chunk)
@@ -208,27 +229,27 @@ func (c *Control) diffDisk(ctx context.Context, x *image.Session, a app, apos ti
 		if _, err := vb.ReadAt(pb[:n], off); err != nil {
 			return err
 		}
-		return addDiff(d, disk, pa[:n], pb[:n], off)
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		return differences(pa[:n], pb[:n], func(from, to int) error { return fn(off+int64(from), pa[from:to]) })
 	})
 }
 
-// addDiff adds the differing blocks of one chunk.
-func addDiff(d *tidemark.Diff, disk string, a, b []byte, off int64) error {
-	for i := 0; i < len(a); i += block.BlockSize {
-		e := min(i+block.BlockSize, len(a))
-		if string(a[i:e]) == string(b[i:e]) {
+// differences calls fn for each run of blocks in which a and b differ.
+func differences(a, b []byte, fn func(from, to int) error) error {
+	for i := 0; i < len(a); {
+		from := i
+		for i < len(a) && string(a[i:min(i+block.BlockSize, len(a))]) != string(b[i:min(i+block.BlockSize, len(a))]) {
+			i += block.BlockSize
+		}
+		if i == from {
+			i += block.BlockSize
 			continue
 		}
-		d.ChangedBytes += int64(e - i)
-		at := off + int64(i)
-		if k := len(d.Extents) - 1; k >= 0 && d.Extents[k].Disk == disk && d.Extents[k].Off+d.Extents[k].Len == at {
-			d.Extents[k].Len += int64(e - i)
-			continue
+		if err := fn(from, min(i, len(a))); err != nil {
+			return err
 		}
-		if len(d.Extents) == maxDiff {
-			return tidemark.Errorf(tidemark.Unavailable, "more than %d extents differ", maxDiff).WithHint("compare points that are nearer to each other")
-		}
-		d.Extents = append(d.Extents, tidemark.DiffExtent{Disk: disk, Off: at, Len: int64(e - i)})
 	}
 	return nil
 }

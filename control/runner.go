@@ -249,6 +249,8 @@ type undoing struct {
 	Remove string `json:"remove,omitempty"` // the clone, mount or volume that was being made
 	// Again is the clone to be made once more: the old one was taken away for it.
 	Again *tidemark.CloneSpec `json:"again,omitempty"`
+	// TakeBack is the restore in place to be done again: it had begun to write.
+	TakeBack *takingBack `json:"take_back,omitempty"`
 }
 
 func (c *Control) undo(ctx context.Context, j *catalog.Job) error {
@@ -257,6 +259,9 @@ func (c *Control) undo(ctx context.Context, j *catalog.Job) error {
 		if err := json.Unmarshal(j.Undo, &u); err != nil {
 			return fmt.Errorf("read what to undo: %w", err)
 		}
+	}
+	if u.TakeBack != nil {
+		c.takeBacks = append(c.takeBacks, *u.TakeBack)
 	}
 	if u.Remove == "" {
 		return nil

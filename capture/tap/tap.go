@@ -46,7 +46,7 @@ const (
 	regionSize = 64 << 10
 	// syncPace is how often the timeline is asked to make durable what it got. A change that
 	// waits for that waits in memory, and its region is dirty.
-	syncPace = 20 * time.Millisecond
+	syncPace = 50 * time.Millisecond
 	// resyncSize is the most that is read from a primary at once to be sent again; writes to that part wait.
 	resyncSize = 1 << 20
 	// backOff is how long the sink is left alone after it failed.

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -239,13 +240,21 @@ func refreshCommand() *cobra.Command {
 
 func restoreCommand() *cobra.Command {
 	var spec tidemark.RestoreSpec
-	c := &cobra.Command{Use: "restore APP@POINT --to FILE|DEVICE|DIR", Short: "Write a point to a file or device, or its files to a directory", Args: takes(0, aRef), ValidArgsFunction: anyName,
-		Example: "  tidemark restore scratch@nightly --to /srv/scratch.img\n  tidemark restore files@-2h --to /srv/files.old",
+	c := &cobra.Command{Use: "restore APP@POINT --to FILE|DEVICE|DIR | --in-place", Short: "Write a point to a file or device, or its files to a directory", Args: takes(0, aRef), ValidArgsFunction: anyName,
+		Long: `Write a point to a file or device, or its files to a directory.
+
+With --in-place, the disks of a tapped application themselves are taken back: only
+what differs is written, through the tap. Nobody may use them meanwhile. What they
+held until then becomes a clone, and restoring that in place undoes it.`,
+		Example: "  tidemark restore scratch@nightly --to /srv/scratch.img\n  tidemark restore files@-2h --to /srv/files.old\n  tidemark restore orders@-5m --in-place",
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
-			if spec.To == "" {
-				return usage(errors.New("--to is empty: name a new file, a device, or an empty directory"))
-			}
 			spec.Ref = args[0]
+			if spec.InPlace && spec.To == "" {
+				return work(cmd, "restore", spec, printTakenBack)
+			}
+			if spec.To == "" || spec.InPlace {
+				return usage(errors.New("give --to with a new file, a device, or an empty directory, or else --in-place"))
+			}
 			if spec.To, err = filepath.Abs(spec.To); err != nil {
 				return err
 			}
@@ -265,8 +274,23 @@ func restoreCommand() *cobra.Command {
 	diskFlag(c, &spec.Disk)
 	c.Flags().StringVar(&spec.To, "to", "", "a new file, a device, or an empty directory")
 	c.Flags().BoolVar(&spec.Force, "force", false, "overwrite what is there")
-	_ = c.MarkFlagRequired("to")
+	c.Flags().BoolVar(&spec.InPlace, "in-place", false, "take the tapped disks themselves back")
 	return c
+}
+
+// takenBack is the result of a restore in place.
+type takenBack struct {
+	Ref     string  `json:"ref"`
+	To      string  `json:"to"`
+	Before  string  `json:"before"`
+	Changed int64   `json:"changed_bytes"`
+	Seconds float64 `json:"seconds"`
+}
+
+func printTakenBack(r takenBack) {
+	fmt.Printf("%s is what it was at %s: %s differed, in %s\n", r.To, r.Ref, size(r.Changed), seconds(r.Seconds))
+	app, _, _ := strings.Cut(r.Ref, "@")
+	fmt.Printf("what it held is the clone %s; to undo this: tidemark restore %s@%s --in-place\n", r.Before, app, r.Before)
 }
 
 func diffCommand() *cobra.Command {

@@ -1,0 +1,228 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"tidemark"
+	"tidemark/catalog"
+)
+
+// restoredInPlace is the result of a restore in place.
+type restoredInPlace struct {
+	restored
+	// Before is the clone that holds what was there until then.
+	Before string `json:"before"`
+	// Changed is how many bytes differed; only they were written.
+	Changed int64 `json:"changed_bytes"`
+}
+
+// stamp names what is made of a moment.
+func stamp(at time.Time) string { return at.UTC().Format("20060102-150405") }
+
+// restoreInPlace takes the disks of a tapped application back to a point, by writing what differs through
+// the tap. What they held becomes a clone first, so that it can be undone.
+func (c *Control) restoreInPlace(ctx context.Context, spec tidemark.RestoreSpec) (tidemark.Job, error) {
+	a, pos, err := c.at(spec.Ref)
+	if err != nil {
+		return tidemark.Job{}, err
+	}
+	switch {
+	case spec.To != "":
+		return tidemark.Job{}, tidemark.Errorf(tidemark.Invalid, "a restore in place goes to no other place").WithHint("give --in-place or --to")
+	case spec.Disk != "":
+		return tidemark.Job{}, tidemark.Errorf(tidemark.Invalid, "a restore in place takes all disks of %s back, which are one point", a.name).WithHint("leave --disk out")
+	case !a.tapped():
+		return tidemark.Job{}, tidemark.Errorf(tidemark.Invalid, "the disks of %s are not tapped", a.name).
+			WithHint("restore it with --to; a clone or volume is taken back by `tidemark rewind`")
+	}
+	devices, err := c.openTapped(a) // to see that nobody uses them
+	if err != nil {
+		return tidemark.Job{}, err
+	}
+	closeAll(devices)
+	return c.run(ctx, "restore", a.name, spec, func(ctx context.Context, t *task) (any, error) {
+		begun := time.Now()
+		r := restoredInPlace{restored: restored{Ref: spec.Ref, To: a.Source}, Before: c.freeName(a.name + "-before-" + stamp(begun))}
+		var err error
+		r.Changed, err = c.takeBack(ctx, t, a, pos, r.Before)
+		r.Bytes, r.Seconds = r.Changed, time.Since(begun).Seconds()
+		if err == nil {
+			c.event("warning", a.name, "%s was taken back to %s in place; what it held is the clone %s", a.name, spec.Ref, r.Before)
+		}
+		return r, err
+	})
+}
+
+// takeBack makes the tapped disks of an application what they were at a point. Their present becomes a clone first,
+// unless before is empty.
+func (c *Control) takeBack(ctx context.Context, t *task, a app, pos tidemark.Position, before string) (changed int64, err error) {
+	devices, err := c.openTapped(a) // nobody else writes from here on
+	if err != nil {
+		return 0, err
+	}
+	defer closeAll(devices)
+	var present tidemark.RecoveryPoint
+	if before != "" {
+		present, err = c.keepPresent(ctx, a, before)
+	} else {
+		present, err = c.shoot(ctx, a, fmt.Sprintf("cut-%s-%d", stamp(time.Now()), t.id))
+	}
+	if err != nil {
+		return 0, err
+	}
+	// From here on the disks are neither one nor the other: what is cut is done again at the next start.
+	again := undoing{TakeBack: &takingBack{Application: a.name, Position: pos}}
+	if err := t.doing(ctx, "write", again); err != nil {
+		return 0, err
+	}
+	changed, err = c.writeBack(ctx, t, a, pos, present.Position, devices)
+	if err != nil {
+		return changed, tidemark.Errorf(tidemark.Unavailable, "the disks of %s are neither what they were nor what they should be: %w", a.name, err).
+			WithHint(fmt.Sprintf("do it again: `tidemark restore %s@%v --in-place`; what they were is the bookmark %s", a.name, pos, present.Bookmark))
+	}
+	return changed, t.doing(ctx, "end", undoing{})
+}
+
+// takingBack is a restore in place that has begun to write.
+type takingBack struct {
+	Application string            `json:"application"`
+	Position    tidemark.Position `json:"position"`
+}
+
+// finishTakingBack does again what a stop of the server has cut, when the tap runs.
+func (c *Control) finishTakingBack(ctx context.Context, b takingBack) {
+	a, err := c.app(b.Application)
+	if err == nil {
+		_, err = c.run(ctx, "restore", a.name, b, func(ctx context.Context, t *task) (any, error) {
+			if err := c.awaitFollowing(ctx, a); err != nil {
+				return nil, err
+			}
+			changed, err := c.takeBack(ctx, t, a, b.Position, "")
+			return restoredInPlace{restored: restored{Ref: fmt.Sprintf("%s@%v", a.name, b.Position), To: a.Source}, Changed: changed}, err
+		})
+	}
+	if err != nil {
+		c.event("error", b.Application, "a restore in place to %v was cut, and is not finished: %v", b.Position, err)
+	}
+}
+
+// awaitFollowing waits until the timeline of a tapped application has all of its disks.
+func (c *Control) awaitFollowing(ctx context.Context, a app) error {
+	for {
+		var d tidemark.Application
+		c.describeTap(ctx, a, &d)
+		if d.Tap.State == tidemark.TapFollowing {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+// keepPresent bookmarks what the disks of an application hold now, and makes a clone of that, both under one name.
+func (c *Control) keepPresent(ctx context.Context, a app, name string) (p tidemark.RecoveryPoint, err error) {
+	release, err := c.claim(name)
+	if err != nil {
+		return p, err
+	}
+	defer release()
+	if p, err = c.shoot(ctx, a, name); err != nil {
+		return p, err
+	}
+	note := about{Type: tidemark.TypeVolume, Host: hostname(), Of: a.name + "@" + p.Position.String(), Role: roleClone, Options: a.Options}
+	if _, err := a.t.Branch(ctx, name, p.Position, nil, mustJSON(note)); err != nil {
+		return p, err
+	}
+	k := keptClone{Spec: tidemark.CloneSpec{Ref: note.Of, Name: name},
+		Clone: tidemark.Clone{Name: name, Source: note.Of, Type: note.Type, State: "kept", Created: time.Now()}}
+	return p, c.catalog.Put(ctx, catalog.Clones, name, k)
+}
+
+// openTapped opens the tapped devices of an application for itself alone.
+func (c *Control) openTapped(a app) (devices []*os.File, err error) {
+	for _, d := range a.t.Disks() {
+		path := c.tappedDevice(a, d.Name())
+		f, err := os.OpenFile(path, os.O_WRONLY|unix.O_DIRECT|unix.O_EXCL, 0)
+		if err == nil {
+			devices = append(devices, f)
+			continue
+		}
+		closeAll(devices)
+		if errors.Is(err, unix.EBUSY) {
+			return nil, tidemark.Errorf(tidemark.Conflict, "%s is in use", path).WithHint("stop the application and unmount it first (`findmnt " + path + "`)")
+		}
+		return nil, tidemark.Errorf(tidemark.Unavailable, "%w", err).WithHint("`tidemark status` says how the tap is")
+	}
+	return devices, nil
+}
+
+func closeAll(files []*os.File) {
+	for _, f := range files {
+		f.Close()
+	}
+}
+
+// writeBack writes to each disk's device what a point has and the present does not, and flushes it.
+func (c *Control) writeBack(ctx context.Context, t *task, a app, point, present tidemark.Position, devices []*os.File) (changed int64, err error) {
+	x := c.store.Begin()
+	defer x.End()
+	buf, err := unix.Mmap(-1, 0, writeBackSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
+	if err != nil {
+		return 0, err
+	}
+	defer unix.Munmap(buf)
+	for i, d := range a.t.Disks() {
+		w := joiner{to: devices[i], buf: buf[:0]}
+		err := c.eachDifference(ctx, x, a, point, a, present, d.Name(), func(off int64, p []byte) error {
+			t.report(tidemark.Progress{Done: changed + w.written, Unit: "bytes"})
+			return w.write(off, p)
+		})
+		if err == nil {
+			err = w.flush()
+		}
+		changed += w.written
+		if err := errors.Join(err, devices[i].Sync()); err != nil {
+			return changed, fmt.Errorf("write disk %s: %w", d.Name(), err)
+		}
+	}
+	return changed, nil
+}
+
+// writeBackSize is the longest write of a restore in place, in bytes.
+const writeBackSize = 1 << 20
+
+// joiner makes long writes of short ones next to each other.
+type joiner struct {
+	to      io.WriterAt
+	buf     []byte // aligned, as direct I/O wants it
+	off     int64  // of its beginning
+	written int64
+}
+
+func (j *joiner) write(off int64, p []byte) error {
+	if off != j.off+int64(len(j.buf)) || len(j.buf)+len(p) > cap(j.buf) {
+		if err := j.flush(); err != nil {
+			return err
+		}
+		j.off = off
+	}
+	j.buf = append(j.buf, p...)
+	return nil
+}
+
+func (j *joiner) flush() error {
+	n, err := j.to.WriteAt(j.buf, j.off)
+	j.written += int64(n)
+	j.buf = j.buf[:0]
+	return err
+}
