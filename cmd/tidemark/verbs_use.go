@@ -243,9 +243,9 @@ func restoreCommand() *cobra.Command {
 	c := &cobra.Command{Use: "restore APP@POINT --to FILE|DEVICE|DIR | --in-place", Short: "Write a point to a file or device, or its files to a directory", Args: takes(0, aRef), ValidArgsFunction: anyName,
 		Long: `Write a point to a file or device, or its files to a directory.
 
-With --in-place, the disks of a tapped application themselves are taken back: only
-what differs is written, through the tap. Nobody may use them meanwhile. What they
-held until then becomes a clone, and restoring that in place undoes it.`,
+With --in-place, the disks of a tapped application themselves are taken back:
+only what differs is written, through the tap. Nobody may use them meanwhile.
+What they held until then becomes a clone, and restoring that in place undoes it.`,
 		Example: "  tidemark restore scratch@nightly --to /srv/scratch.img\n  tidemark restore files@-2h --to /srv/files.old\n  tidemark restore orders@-5m --in-place",
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			spec.Ref = args[0]
