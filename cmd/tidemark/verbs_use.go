@@ -245,7 +245,7 @@ func restoreCommand() *cobra.Command {
 
 With --in-place, the disks of a tapped application themselves are taken back:
 only what differs is written, through the tap. Nobody may use them meanwhile.
-What they held until then becomes a clone, and restoring that in place undoes it.`,
+What they held until then becomes a clone; to restore that in place undoes it.`,
 		Example: "  tidemark restore scratch@nightly --to /srv/scratch.img\n  tidemark restore files@-2h --to /srv/files.old\n  tidemark restore orders@-5m --in-place",
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			spec.Ref = args[0]
