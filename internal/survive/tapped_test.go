@@ -1,0 +1,288 @@
+package survive
+
+import (
+	"bytes"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"syscall"
+	"testing"
+	"time"
+
+	"tidemark"
+	"tidemark/agent/taps"
+)
+
+// tapping is a server with a tapped disk of production.
+type tapping struct {
+	*stage
+	rng    *rand.Rand
+	disk   string // the primary
+	device string // the tapped disk
+}
+
+// newTapping taps a new file of a size, in which prepare may make something first.
+func newTapping(t *testing.T, size int64, prepare func(disk string), options ...string) *tapping {
+	t.Helper()
+	x := &tapping{stage: newStage(t), rng: seeded(t)}
+	x.disk = filepath.Join(x.dir, "disk")
+	if err := os.WriteFile(x.disk, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(x.disk, size); err != nil {
+		t.Fatal(err)
+	}
+	prepare(x.disk)
+	x.start()
+	t.Cleanup(func() { // before the stage is struck, but behind its disks
+		if tap := x.tap(); tap != nil && t.Failed() {
+			log, _ := os.ReadFile(filepath.Join(tap.Config().Dir, "tap.log"))
+			t.Logf("the tap's log: %s", log[max(0, len(log)-4000):])
+		}
+	})
+	a := ask[tidemark.Application](x.stage, append([]string{"protect", x.disk, "--cdp", "--name", "prod"}, options...)...)
+	x.device = a.Tap.Disks[0].Device
+	x.follows()
+	return x
+}
+
+// tap is the process of the tap.
+func (x *tapping) tap() *taps.Tap {
+	dirs, _ := filepath.Glob(filepath.Join(x.data, "taps", "*"))
+	for _, d := range dirs {
+		if t, err := taps.Find(d); err == nil && t.Alive() {
+			return t
+		}
+	}
+	return nil
+}
+
+// follows waits until the timeline has all of the disk.
+func (x *tapping) follows() {
+	x.t.Helper()
+	var last string
+	for end := time.Now().Add(2 * time.Minute); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		s := ask[tidemark.Status](x.stage, "status")
+		if len(s.Applications) != 1 || s.Applications[0].Tap == nil {
+			x.t.Fatalf("no tapped application: %+v", s.Applications)
+		}
+		tap := s.Applications[0].Tap
+		if tap.State == tidemark.TapFollowing && tap.QueuedBytes == 0 {
+			return
+		}
+		last = fmt.Sprintf("%+v", *tap)
+	}
+	x.t.Fatalf("the timeline does not follow: %s", last)
+}
+
+// same compares the primary with what the timeline has.
+func (x *tapping) same() {
+	x.t.Helper()
+	x.follows()
+	out := filepath.Join(x.dir, "out")
+	x.run("restore", "prod@latest", "--to", out, "--force")
+	if have, want := checksum(x.t, out), checksum(x.t, x.disk); have != want {
+		said, _ := exec.Command("cmp", out, x.disk).CombinedOutput()
+		x.t.Fatalf("the timeline is not what the disk is: %s", said)
+	}
+}
+
+// TestTapped writes and verifies through a tap while the server is killed, stopped and started, and the
+// tap is killed: production never sees an error, and in the end the timeline has every byte.
+func TestTapped(t *testing.T) {
+	need(t, "fio")
+	x := newTapping(t, 96<<20, func(string) {}, "-o", "queue_memory=4MiB", "-o", "queue=8MiB")
+	for round := range max(3, rounds()/2) {
+		f := x.startWriter(round)
+		for range 3 {
+			x.disturb()
+		}
+		if err := f.wait(); err != nil {
+			t.Fatalf("production was disturbed: %v", err)
+		}
+		x.same()
+	}
+	for _, g := range ask[tidemark.Points](x.stage, "points", "prod", "--intervals").Gaps {
+		if g.To.IsZero() || g.To.Before(g.From) || g.Reason == "" {
+			t.Errorf("a gap that is over: %+v", g)
+		}
+	}
+	x.run("unprotect", "prod")
+}
+
+// startWriter starts fio on the tapped disk itself.
+func (x *tapping) startWriter(n int) *fio {
+	f := &fio{}
+	f.cmd = exec.Command("fio", "--name=v", "--filename="+x.device, "--size=64M", "--rw=randwrite", "--bsrange=4k-128k",
+		"--ioengine=libaio", "--direct=1", "--iodepth=8", "--fsync=64", "--verify=crc32c", "--do_verify=1", "--verify_fatal=1",
+		"--rate=,60m", "--max_latency=60s", "--randseed="+strconv.Itoa(n+1))
+	f.cmd.Dir, f.cmd.Stdout, f.cmd.Stderr = x.dir, &f.said, &f.said
+	if err := f.cmd.Start(); err != nil {
+		x.t.Fatal(err)
+	}
+	x.t.Cleanup(func() { f.cmd.Process.Kill() })
+	return f
+}
+
+// disturb does something bad to the server or the tap, and mends it.
+func (x *tapping) disturb() {
+	x.t.Helper()
+	wait := func(most int) { time.Sleep(time.Duration(x.rng.IntN(most)) * time.Millisecond) }
+	wait(200)
+	switch x.rng.IntN(4) {
+	case 0:
+		x.end(syscall.SIGKILL)
+		wait(500)
+		x.start()
+	case 1:
+		x.cmd.Process.Signal(syscall.SIGSTOP)
+		wait(700)
+		x.cmd.Process.Signal(syscall.SIGCONT)
+	case 2:
+		if tap := x.tap(); tap != nil {
+			syscall.Kill(tap.PID(), syscall.SIGKILL)
+		}
+		wait(200)
+	case 3:
+		x.end(syscall.SIGKILL)
+		if tap := x.tap(); tap != nil {
+			syscall.Kill(tap.PID(), syscall.SIGKILL)
+		}
+		wait(200)
+		x.start()
+	}
+}
+
+// TestEveryPointIsSound changes a file system through a tap, and then looks at it as it was between any two writes:
+// it mounts, and is whole.
+func TestEveryPointIsSound(t *testing.T) {
+	need(t, "mkfs.ext4", "mkfs.xfs", "e2fsck", "xfs_repair")
+	for _, fs := range []struct {
+		name, size, options string
+		make, check         []string
+	}{
+		{"ext4", "128M", "defaults", []string{"mkfs.ext4", "-q"}, []string{"e2fsck", "-fn"}},
+		{"xfs", "320M", "nouuid", []string{"mkfs.xfs", "-q"}, []string{"xfs_repair", "-n"}},
+	} {
+		t.Run(fs.name, func(t *testing.T) {
+			size, err := tidemark.ParseSize(fs.size)
+			if err != nil {
+				t.Fatal(err)
+			}
+			x := newTapping(t, size, func(disk string) { must(t, fs.make[0], append(fs.make[1:], disk)...) })
+			first := x.head()
+			x.useFiles()
+			last := x.head()
+			if last < first+100 {
+				t.Fatalf("only %d writes", last-first)
+			}
+			for range 4 * rounds() {
+				pos := first + tidemark.Position(x.rng.Uint64N(uint64(last-first)+1))
+				x.checkPoint(pos, fs.options, fs.check)
+			}
+			x.run("unprotect", "prod")
+		})
+	}
+}
+
+// head marks the present and returns its position.
+func (x *tapping) head() tidemark.Position {
+	x.t.Helper()
+	return ask[tidemark.RecoveryPoint](x.stage, "bookmark", "prod", fmt.Sprintf("m%d", x.rng.Uint64())).Position
+}
+
+// useFiles makes, changes, renames and deletes files.
+func (x *tapping) useFiles() {
+	x.t.Helper()
+	at := filepath.Join(x.dir, "at")
+	if err := os.MkdirAll(at, 0o700); err != nil {
+		x.t.Fatal(err)
+	}
+	must(x.t, "mount", x.device, at)
+	for i := range 600 {
+		dir := filepath.Join(at, fmt.Sprint("d", x.rng.IntN(8)))
+		file := filepath.Join(dir, fmt.Sprint("f", x.rng.IntN(30)))
+		var err error
+		switch x.rng.IntN(6) {
+		case 0:
+			os.Remove(file)
+		case 1:
+			os.Rename(file, file+"x")
+		case 2:
+			os.RemoveAll(dir)
+		default:
+			os.MkdirAll(dir, 0o700)
+			err = os.WriteFile(file, bytes.Repeat([]byte{byte(i)}, x.rng.IntN(40_000)), 0o600)
+		}
+		if err != nil {
+			x.t.Fatal(err)
+		}
+		if i%20 == 0 {
+			must(x.t, "sync", "-f", at)
+		}
+	}
+	must(x.t, "umount", at)
+}
+
+// checkPoint mounts a point, which replays the file system's log, and checks what that left.
+func (x *tapping) checkPoint(pos tidemark.Position, options string, check []string) {
+	x.t.Helper()
+	ref := fmt.Sprintf("prod@%v", pos)
+	m := ask[tidemark.Mount](x.stage, "mount", ref)
+	at := filepath.Join(x.dir, "point")
+	if err := os.MkdirAll(at, 0o700); err != nil {
+		x.t.Fatal(err)
+	}
+	must(x.t, "mount", "-o", options, m.Device, at)
+	must(x.t, "umount", at)
+	if out, err := exec.Command(check[0], append(check[1:], m.Device)...).CombinedOutput(); err != nil {
+		x.t.Errorf("%s is not sound: %v: %s", ref, err, out)
+	}
+	x.run("unmount", m.Name)
+}
+
+// TestEveryMomentOfADatabase keeps a database on a tapped disk busy, and then brings it up as it was at moments of
+// that time: what was committed before is there, and the database is whole.
+func TestEveryMomentOfADatabase(t *testing.T) {
+	need(t, "mkfs.xfs", "psql")
+	at := ""
+	x := newTapping(t, 1<<30, func(disk string) {
+		at = filepath.Join(filepath.Dir(disk), "at")
+		must(t, "mkfs.xfs", "-q", disk)
+	}, "-o", "postgres=postgres://postgres@/postgres?host=/nowhere") // that there is one is enough to bring it up
+	if err := os.MkdirAll(at, 0o711); err != nil {
+		t.Fatal(err)
+	}
+	must(t, "mount", x.device, at)
+	if err := os.Chmod(at, 0o711); err != nil {
+		t.Fatal(err)
+	}
+	p := newProduction(t, at)
+	p.load()
+	sql(t, p.conn(), "CREATE TABLE noted (i int)")
+	must(t, "sync", "-f", at) // initdb was told not to
+	stop := p.bench(100)
+	var committed []time.Time // the i-th number was committed before
+	for i := range 60 {
+		sql(t, p.conn(), fmt.Sprintf("INSERT INTO noted VALUES (%d)", i))
+		committed = append(committed, time.Now())
+	}
+	stop()
+	x.follows()
+	for range max(3, rounds()/2) {
+		i := x.rng.IntN(len(committed) - 1)
+		moment := committed[i].Add(time.Duration(x.rng.Int64N(int64(committed[i+1].Sub(committed[i])))))
+		c := ask[tidemark.Clone](x.stage, "clone", "prod@"+moment.UTC().Format(time.RFC3339Nano), "then")
+		if n := sql(t, c.Connection, fmt.Sprintf("SELECT count(*) FROM noted WHERE i <= %d", i)); n != strconv.Itoa(i+1) {
+			t.Errorf("at %v, after number %d was committed, there are %s numbers", moment, i, n)
+		}
+		consistent(t, c.Connection)
+		x.run("clone", "rm", "then")
+	}
+	p.stop(syscall.SIGINT)
+	must(t, "umount", at)
+	x.run("unprotect", "prod")
+}
