@@ -172,6 +172,18 @@ type Clone struct {
 	OwnBytes int64 `json:"own_bytes"`
 }
 
+// Rewound is what a rewind did.
+type Rewound struct {
+	Name string    `json:"name"`
+	Ref  string    `json:"ref"`  // APP@POINT that it is again
+	Time time.Time `json:"time"` // of that point
+	// Before is the bookmark of what it held until then.
+	Before       string  `json:"before"`
+	ChangedBytes int64   `json:"changed_bytes"` // written, at a grain of 4 KiB
+	Connection   string  `json:"connection,omitempty"`
+	Seconds      float64 `json:"seconds"`
+}
+
 // JobState is how far a job is.
 type JobState string
 

@@ -71,6 +71,12 @@ type RefreshSpec struct {
 	Point string `json:"point,omitempty"` // of its source; empty: latest
 }
 
+// RewindSpec asks that a clone or volume become again what it was, in place.
+type RewindSpec struct {
+	Ref  string `json:"ref"`            // the clone or volume, and a point of its own timeline
+	Undo bool   `json:"undo,omitempty"` // to the point before its last rewind; then Ref is a name
+}
+
 // RestoreSpec asks that a point be written to a file, a device or a directory.
 type RestoreSpec struct {
 	Ref   string `json:"ref"`

@@ -84,6 +84,7 @@ func (h *handler) routes(c *control.Control) {
 	verb(h, "clone", func(ctx context.Context, r tidemark.CloneSpec) (any, error) { return c.Clone(ctx, r) })
 	verb(h, "clone-rm", func(ctx context.Context, r name) (any, error) { return none{}, c.RemoveClone(ctx, r.Name) })
 	verb(h, "refresh", func(ctx context.Context, r tidemark.RefreshSpec) (any, error) { return c.Refresh(ctx, r) })
+	verb(h, "rewind", func(ctx context.Context, r tidemark.RewindSpec) (any, error) { return c.Rewind(ctx, r) })
 	verb(h, "restore", func(ctx context.Context, r tidemark.RestoreSpec) (any, error) { return c.Restore(ctx, r) })
 	verb(h, "diff", func(ctx context.Context, r tidemark.DiffSpec) (any, error) { return c.Diff(ctx, r) })
 	verb(h, "reclaim", func(ctx context.Context, _ none) (any, error) { return c.Reclaim(ctx) })

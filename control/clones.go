@@ -260,8 +260,11 @@ func (c *Control) forceLog(ctx context.Context, p *plan) error {
 	return nil
 }
 
-// mountClone attaches and mounts a disk of a clone.
+// mountClone attaches and mounts a disk of a clone, unless that is done.
 func (c *Control) mountClone(ctx context.Context, a app, disk string) error {
+	if _, ok := c.mountedAt(a, disk); ok {
+		return nil
+	}
 	at, err := c.reattach(ctx, a, disk)
 	if err != nil {
 		return err

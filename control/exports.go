@@ -92,6 +92,9 @@ func (c *Control) exportFor(ctx context.Context, app, disk string) (string, erro
 func (c *Control) serveExport(a app, k *keptExport) error {
 	e := &nbd.Export{Name: k.Name, Description: k.Ref, ReadOnly: !k.Writable}
 	if k.Writable {
+		if err := halfRewound(a); err != nil {
+			return err
+		}
 		d, err := a.t.Disk(k.Disk)
 		if err != nil {
 			return err

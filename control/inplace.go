@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"time"
 
@@ -51,7 +50,7 @@ func (c *Control) restoreInPlace(ctx context.Context, spec tidemark.RestoreSpec)
 		begun := time.Now()
 		r := restoredInPlace{restored: restored{Ref: spec.Ref, To: a.Source}, Before: c.freeName(a.name + "-before-" + stamp(begun))}
 		var err error
-		r.Changed, err = c.takeBack(ctx, t, a, pos, r.Before)
+		r.Changed, err = c.restoreTapped(ctx, t, a, pos, r.Before)
 		r.Bytes, r.Seconds = r.Changed, time.Since(begun).Seconds()
 		if err == nil {
 			c.event("warning", a.name, "%s was taken back to %s in place; what it held is the clone %s", a.name, spec.Ref, r.Before)
@@ -60,9 +59,9 @@ func (c *Control) restoreInPlace(ctx context.Context, spec tidemark.RestoreSpec)
 	})
 }
 
-// takeBack makes the tapped disks of an application what they were at a point. Their present becomes a clone first,
+// restoreTapped makes the tapped disks of an application what they were at a point. Their present becomes a clone first,
 // unless before is empty.
-func (c *Control) takeBack(ctx context.Context, t *task, a app, pos tidemark.Position, before string) (changed int64, err error) {
+func (c *Control) restoreTapped(ctx context.Context, t *task, a app, pos tidemark.Position, before string) (changed int64, err error) {
 	devices, err := c.openTapped(a) // nobody else writes from here on
 	if err != nil {
 		return 0, err
@@ -82,7 +81,7 @@ func (c *Control) takeBack(ctx context.Context, t *task, a app, pos tidemark.Pos
 	if err := t.doing(ctx, "write", again); err != nil {
 		return 0, err
 	}
-	changed, err = c.writeBack(ctx, t, a, pos, present.Position, devices)
+	changed, err = c.writeTapped(ctx, t, a, pos, present.Position, devices)
 	if err != nil {
 		return changed, tidemark.Errorf(tidemark.Unavailable, "the disks of %s are neither what they were nor what they should be: %w", a.name, err).
 			WithHint(fmt.Sprintf("do it again: `tidemark restore %s@%v --in-place`; what they were is the bookmark %s", a.name, pos, present.Bookmark))
@@ -104,7 +103,7 @@ func (c *Control) finishTakingBack(ctx context.Context, b takingBack) {
 			if err := c.awaitFollowing(ctx, a); err != nil {
 				return nil, err
 			}
-			changed, err := c.takeBack(ctx, t, a, b.Position, "")
+			changed, err := c.restoreTapped(ctx, t, a, b.Position, "")
 			return restoredInPlace{restored: restored{Ref: fmt.Sprintf("%s@%v", a.name, b.Position), To: a.Source}, Changed: changed}, err
 		})
 	}
@@ -172,57 +171,24 @@ func closeAll(files []*os.File) {
 	}
 }
 
-// writeBack writes to each disk's device what a point has and the present does not, and flushes it.
-func (c *Control) writeBack(ctx context.Context, t *task, a app, point, present tidemark.Position, devices []*os.File) (changed int64, err error) {
+// writeTapped writes to each disk's device what a point has and the present does not, and flushes it.
+func (c *Control) writeTapped(ctx context.Context, t *task, a app, point, present tidemark.Position, devices []*os.File) (changed int64, err error) {
 	x := c.store.Begin()
 	defer x.End()
-	buf, err := unix.Mmap(-1, 0, writeBackSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
-	if err != nil {
-		return 0, err
-	}
-	defer unix.Munmap(buf)
 	for i, d := range a.t.Disks() {
-		w := joiner{to: devices[i], buf: buf[:0]}
-		err := c.eachDifference(ctx, x, a, point, a, present, d.Name(), func(off int64, p []byte) error {
-			t.report(tidemark.Progress{Done: changed + w.written, Unit: "bytes"})
-			return w.write(off, p)
-		})
-		if err == nil {
-			err = w.flush()
+		then, err := a.t.Root(ctx, x, d.Name(), point)
+		if err != nil {
+			return changed, err
 		}
-		changed += w.written
+		now, err := a.t.Root(ctx, x, d.Name(), present)
+		if err != nil {
+			return changed, err
+		}
+		n, err := c.writeBack(ctx, now, then, devices[i], t.report)
+		changed += n
 		if err := errors.Join(err, devices[i].Sync()); err != nil {
 			return changed, fmt.Errorf("write disk %s: %w", d.Name(), err)
 		}
 	}
 	return changed, nil
-}
-
-// writeBackSize is the longest write of a restore in place, in bytes.
-const writeBackSize = 1 << 20
-
-// joiner makes long writes of short ones next to each other.
-type joiner struct {
-	to      io.WriterAt
-	buf     []byte // aligned, as direct I/O wants it
-	off     int64  // of its beginning
-	written int64
-}
-
-func (j *joiner) write(off int64, p []byte) error {
-	if off != j.off+int64(len(j.buf)) || len(j.buf)+len(p) > cap(j.buf) {
-		if err := j.flush(); err != nil {
-			return err
-		}
-		j.off = off
-	}
-	j.buf = append(j.buf, p...)
-	return nil
-}
-
-func (j *joiner) flush() error {
-	n, err := j.to.WriteAt(j.buf, j.off)
-	j.written += int64(n)
-	j.buf = j.buf[:0]
-	return err
 }

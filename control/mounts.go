@@ -129,6 +129,11 @@ func (c *Control) branch(ctx context.Context, src app, name string, pos tidemark
 	if err != nil {
 		return app{}, err
 	}
+	if r == roleClone {
+		if err := t.SetWindow(volumeWindow); err != nil {
+			return app{}, err
+		}
+	}
 	return appOf(t)
 }
 

@@ -214,19 +214,7 @@ func (c *Control) comeBack(ctx context.Context) error {
 			}
 		}
 	}
-	kept, err := catalog.List[keptExport](ctx, c.catalog, catalog.Exports)
-	if err != nil {
-		return err
-	}
-	for _, k := range kept {
-		a, err := c.app(strings.SplitN(k.Ref, "@", 2)[0])
-		if err == nil {
-			err = c.serveExport(a, &k)
-		}
-		if err != nil {
-			c.event("error", "", "the export %s did not come back: %v", k.Name, err)
-		}
-	}
+	c.undoRewrites(ctx)
 	for _, a := range c.apps() { // an agent that was killed in the middle of a bookmark
 		dirs := c.mountedDirs(a)
 		if a.tapped() {
@@ -242,7 +230,7 @@ func (c *Control) comeBack(ctx context.Context) error {
 	if err := c.undoCut(ctx); err != nil {
 		return err
 	}
-	if err := errors.Join(c.removeUnanswered(ctx), c.removeStrays(ctx)); err != nil {
+	if err := errors.Join(c.removeUnanswered(ctx), c.removeStrays(ctx), c.comeBackExports(ctx)); err != nil {
 		return err
 	}
 	for _, a := range c.apps() {
@@ -255,9 +243,30 @@ func (c *Control) comeBack(ctx context.Context) error {
 	return nil
 }
 
+// comeBackExports serves the exports again; before that, nothing of what is undone has reached anybody.
+func (c *Control) comeBackExports(ctx context.Context) error {
+	kept, err := catalog.List[keptExport](ctx, c.catalog, catalog.Exports)
+	if err != nil {
+		return err
+	}
+	for _, k := range kept {
+		a, err := c.app(strings.SplitN(k.Ref, "@", 2)[0])
+		if err == nil {
+			err = c.serveExport(a, &k)
+		}
+		if err != nil {
+			c.event("error", "", "the export %s did not come back: %v", k.Name, err)
+		}
+	}
+	return nil
+}
+
 // comeBackApp makes one application, clone or mount as it was.
 func (c *Control) comeBackApp(ctx context.Context, a app) error {
 	c.keepPoint(ctx, a)
+	if err := halfRewound(a); err != nil {
+		return err
+	}
 	if a.Type == tidemark.TypeVolume && a.Role == roleClone {
 		_, err := c.cloneOf(ctx, a)
 		return err

@@ -189,24 +189,6 @@ func (c *Control) Diff(ctx context.Context, spec tidemark.DiffSpec) (tidemark.Di
 }
 
 func (c *Control) diffDisk(ctx context.Context, x *image.Session, a app, apos tidemark.Position, b app, bpos tidemark.Position, disk string, d *tidemark.Diff) error {
-	return c.eachDifference(ctx, x, a, apos, b, bpos, disk, func(off int64, p []byte) error {
-		n := int64(len(p))
-		d.ChangedBytes += n
-		if k := len(d.Extents) - 1; k >= 0 && d.Extents[k].Disk == disk && d.Extents[k].Off+d.Extents[k].Len == off {
-			d.Extents[k].Len += n
-			return nil
-		}
-		if len(d.Extents) == maxDiff {
-			return tidemark.Errorf(tidemark.Unavailable, "more than %d extents differ", maxDiff).WithHint("compare points that are nearer to each other")
-		}
-		d.Extents = append(d.Extents, tidemark.DiffExtent{Disk: disk, Off: off, Len: n})
-		return nil
-	})
-}
-
-// eachDifference calls fn for each run of blocks in which a disk at one point differs from another, in order, with what
-// it is at the first.
-func (c *Control) eachDifference(ctx context.Context, x *image.Session, a app, apos tidemark.Position, b app, bpos tidemark.Position, disk string, fn func(off int64, p []byte) error) error {
 	ra, err := a.t.Root(ctx, x, disk, apos)
 	if err != nil {
 		return err
@@ -216,40 +198,23 @@ func (c *Control) eachDifference(ctx context.Context, x *image.Session, a app, a
 		return err
 	}
 	if ra.Size != rb.Size || ra.Chunk != rb.Chunk {
-		return tidemark.Errorf(tidemark.Invalid, "disk %s is not the same disk in %s@%v and %s@%v", disk, a.name, apos, b.name, bpos)
+		return tidemark.Errorf(tidemark.Invalid, "disk %s is not the same disk in %s and %s", disk, d.A, d.B)
 	}
-	va, vb := c.store.View(ra), c.store.View(rb)
-	pa, pb := make([]byte, ra.Chunk), make([]byte, ra.Chunk)
-	return c.store.Diff(ra, rb, func(i int64, _, _ image.Name) error {
-		off := i * int64(ra.Chunk)
-		n := min(int64(ra.Chunk), ra.Size-off)
-		if _, err := va.ReadAt(pa[:n], off); err != nil {
-			return err
-		}
-		if _, err := vb.ReadAt(pb[:n], off); err != nil {
-			return err
-		}
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		return differences(pa[:n], pb[:n], func(from, to int) error { return fn(off+int64(from), pa[from:to]) })
+	return c.differing(ra, rb, func(off int64, pa, pb []byte) error {
+		return differingBlocks(pa, pb, func(from, to int) error { return addDiff(d, disk, off+int64(from), int64(to-from)) })
 	})
 }
 
-// differences calls fn for each run of blocks in which a and b differ.
-func differences(a, b []byte, fn func(from, to int) error) error {
-	for i := 0; i < len(a); {
-		from := i
-		for i < len(a) && string(a[i:min(i+block.BlockSize, len(a))]) != string(b[i:min(i+block.BlockSize, len(a))]) {
-			i += block.BlockSize
-		}
-		if i == from {
-			i += block.BlockSize
-			continue
-		}
-		if err := fn(from, min(i, len(a))); err != nil {
-			return err
-		}
+// addDiff adds a run of differing bytes.
+func addDiff(d *tidemark.Diff, disk string, off, n int64) error {
+	d.ChangedBytes += n
+	if k := len(d.Extents) - 1; k >= 0 && d.Extents[k].Disk == disk && d.Extents[k].Off+d.Extents[k].Len == off {
+		d.Extents[k].Len += n
+		return nil
 	}
+	if len(d.Extents) == maxDiff {
+		return tidemark.Errorf(tidemark.Unavailable, "more than %d extents differ", maxDiff).WithHint("compare points that are nearer to each other")
+	}
+	d.Extents = append(d.Extents, tidemark.DiffExtent{Disk: disk, Off: off, Len: n})
 	return nil
 }

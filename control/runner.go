@@ -231,7 +231,15 @@ func (c *Control) undoCut(ctx context.Context) error {
 	}
 	for _, j := range cut {
 		failure := tidemark.Errorf(tidemark.Unavailable, "the server stopped during the %s", j.Kind).WithHint("what it had half done was undone; ask for it again")
-		if err := c.undo(ctx, j); err != nil {
+		done, err := c.undo(ctx, j)
+		if err == nil && len(done) > 0 {
+			c.event("info", j.Application, "job %d (%s) was cut by a stop of the server when its work was done", j.ID, j.Kind)
+			if err := c.catalog.Finish(ctx, j.ID, tidemark.JobDone, done, nil); err != nil {
+				return err
+			}
+			continue
+		}
+		if err != nil {
 			failure = tidemark.Errorf(tidemark.Unavailable, "the server stopped during the %s, and it could not be undone: %v", j.Kind, err)
 			c.event("error", j.Application, "job %d (%s) was cut and could not be undone: %v", j.ID, j.Kind, err)
 		} else {
@@ -251,26 +259,35 @@ type undoing struct {
 	Again *tidemark.CloneSpec `json:"again,omitempty"`
 	// TakeBack is the restore in place to be done again: it had begun to write.
 	TakeBack *takingBack `json:"take_back,omitempty"`
+	// Stopped is the clone or volume that was taken off the host for a rewind, and Before the bookmark to go back to.
+	Stopped string `json:"stopped,omitempty"`
+	Before  string `json:"before,omitempty"`
+	// Done is the result of a job that has nothing to be undone any more.
+	Done json.RawMessage `json:"done,omitempty"`
 }
 
-func (c *Control) undo(ctx context.Context, j *catalog.Job) error {
+// undo takes back what a cut job has half done, or returns the result of one that was done.
+func (c *Control) undo(ctx context.Context, j *catalog.Job) (done json.RawMessage, err error) {
 	var u undoing
 	if len(j.Undo) > 0 {
 		if err := json.Unmarshal(j.Undo, &u); err != nil {
-			return fmt.Errorf("read what to undo: %w", err)
+			return nil, fmt.Errorf("read what to undo: %w", err)
 		}
 	}
 	if u.TakeBack != nil {
 		c.takeBacks = append(c.takeBacks, *u.TakeBack)
 	}
+	if u.Stopped != "" {
+		return u.Done, c.undoRewind(ctx, u)
+	}
 	if u.Remove == "" {
-		return nil
+		return nil, nil
 	}
 	if err := c.demolish(ctx, u.Remove); err != nil {
-		return err
+		return nil, err
 	}
 	if u.Again != nil {
 		c.again = append(c.again, *u.Again)
 	}
-	return nil
+	return nil, nil
 }

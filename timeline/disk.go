@@ -75,7 +75,15 @@ func (d *Disk) Flush() error {
 
 // WriteAt implements [block.Device].
 func (d *Disk) WriteAt(p []byte, off int64) (int, error) {
-	if err := d.writable(off, int64(len(p))); err != nil {
+	if err := d.writable(); err != nil {
+		return 0, err
+	}
+	return d.writeAll(p, off)
+}
+
+// writeAll is WriteAt for whoever may write.
+func (d *Disk) writeAll(p []byte, off int64) (int, error) {
+	if err := block.Check(d, off, int64(len(p))); err != nil {
 		return 0, err
 	}
 	for done := 0; done < len(p); {
@@ -90,12 +98,15 @@ func (d *Disk) WriteAt(p []byte, off int64) (int, error) {
 	return len(p), nil
 }
 
-// writable reports why [off, off+n) cannot be written.
-func (d *Disk) writable(off, n int64) error {
-	if d.t.fed.Load() {
+// writable reports why not everybody may write.
+func (d *Disk) writable() error {
+	switch {
+	case d.t.fed.Load():
 		return fmt.Errorf("disk %s of %s: %w", d.name, d.t.Name(), ErrFed)
+	case d.t.rewriting.Load():
+		return fmt.Errorf("disk %s of %s: %w", d.name, d.t.Name(), ErrRewriting)
 	}
-	return block.Check(d, off, n)
+	return nil
 }
 
 // write stores one piece that lies in one record's span.
@@ -122,7 +133,7 @@ func (d *Disk) write(p []byte, off int64) error {
 // writeBlocks stores whole blocks.
 func (d *Disk) writeBlocks(p []byte, off int64) error {
 	if zeros(p) {
-		return d.Discard(off, int64(len(p)))
+		return d.discard(off, int64(len(p)))
 	}
 	first := (off + d.chunk - 1) / d.chunk * d.chunk
 	last := (off + int64(len(p))) / d.chunk * d.chunk
@@ -214,9 +225,18 @@ func (d *Disk) refer(p []byte, off, at int64) error {
 
 // Discard implements [block.Device].
 func (d *Disk) Discard(off, n int64) error {
-	if err := d.writable(off, n); err != nil {
+	err := d.writable()
+	if err == nil {
+		err = block.Check(d, off, n)
+	}
+	if err != nil {
 		return err
 	}
+	return d.discard(off, n)
+}
+
+// discard is Discard of what lies within the disk, for whoever may write.
+func (d *Disk) discard(off, n int64) error {
 	end := off + n
 	for off < end {
 		if off%block.BlockSize != 0 || end-off < block.BlockSize {

@@ -252,6 +252,8 @@ type Gap struct {
 	Start time.Time `json:"start"`
 	End   time.Time `json:"end,omitzero"`
 	Why   string    `json:"why"`
+	// Rewrite: it is of a [Rewrite].
+	Rewrite bool `json:"rewrite,omitempty"`
 }
 
 // within reports whether a position lies inside the gap.
@@ -328,12 +330,17 @@ func (t *Timeline) openGap(since int64, why string) error {
 	if now := t.set.o.Now().UnixNano(); since > last.UnixNano() {
 		start = time.Unix(0, min(since, now))
 	}
+	return t.addGap(Gap{From: head, Start: start.UTC(), Why: why})
+}
+
+// addGap notes a gap that begins, unless one lasts already.
+func (t *Timeline) addGap(g Gap) error {
 	t.facts.Lock()
 	defer t.facts.Unlock()
 	if t.state.openGap() != nil {
 		return nil
 	}
-	t.state.Gaps = append(t.state.Gaps, Gap{From: head, Start: start.UTC(), Why: why})
+	t.state.Gaps = append(t.state.Gaps, g)
 	if err := t.saveState(); err != nil {
 		t.state.Gaps = t.state.Gaps[:len(t.state.Gaps)-1]
 		return err

@@ -221,6 +221,11 @@ func (t *Timeline) viewAt(i int, pos tidemark.Position) (*view, nearest, error) 
 	if err := t.hasPoint(pos); err != nil {
 		return nil, nearest{}, err
 	}
+	return t.viewOf(i, pos)
+}
+
+// viewOf is viewAt, in a gap too.
+func (t *Timeline) viewOf(i int, pos tidemark.Position) (*view, nearest, error) {
 	if v, n, ok := t.frozenAt(i, pos); ok {
 		return v, n, nil
 	}
@@ -332,7 +337,12 @@ func (t *Timeline) Root(ctx context.Context, x *image.Session, disk string, pos 
 	if err != nil {
 		return image.Root{}, err
 	}
-	root := n.root
+	return t.rootOf(ctx, x, v, n)
+}
+
+// rootOf makes the image of a view, which stays until x ends.
+func (t *Timeline) rootOf(ctx context.Context, x *image.Session, v *view, n nearest) (root image.Root, err error) {
+	root = n.root
 	for _, y := range slices.Backward(v.layers) {
 		if root, err = commitLayer(ctx, t.set.store, x, root, y, false); err != nil {
 			return root, err

@@ -280,6 +280,8 @@ func (t *Timeline) buildHeads() error {
 		t.cuts = []*cut{begin}
 	}
 	t.fed.Store(t.state.Feed.ID != "")
+	_, rewriting := t.Rewriting()
+	t.rewriting.Store(rewriting)
 	t.fedSeq.Store(t.state.Feed.Seq)
 	head, _ := t.journal.Head()
 	if head <= uint64(t.state.Base) {

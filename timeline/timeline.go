@@ -40,9 +40,11 @@ type Timeline struct {
 
 	// feedMu is held by who opens or ends a feed.
 	feedMu sync.Mutex
-	feed   *Feed         // the one that takes changes; guarded by feedMu
-	fed    atomic.Bool   // the disks are written by a feed alone
-	fedSeq atomic.Uint64 // changes of the feed that were applied; changed with mu held
+	feed   *Feed       // the one that takes changes; guarded by feedMu
+	fed    atomic.Bool // the disks are written by a feed alone
+	// rewriting: the disks are written by a Rewrite alone.
+	rewriting atomic.Bool
+	fedSeq    atomic.Uint64 // changes of the feed that were applied; changed with mu held
 
 	// facts guards the fields below.
 	facts  sync.Mutex
@@ -211,14 +213,8 @@ func (t *Timeline) Head() (tidemark.Position, time.Time) {
 // returns, the bookmark and all writes before it are durable. The point gets its image
 // at the next [Timeline.Fold].
 func (t *Timeline) Bookmark(m Mark) (tidemark.Position, error) {
-	if err := tidemark.CheckName(m.Name); err != nil {
+	if err := t.canMark(m); err != nil {
 		return 0, err
-	}
-	if t.HasBookmark(m.Name) {
-		return 0, tidemark.Errorf(tidemark.Conflict, "%s has a bookmark %q already", t.Name(), m.Name).WithHint("choose another name")
-	}
-	if g := t.openGapOf(); g != nil {
-		return 0, t.gapError(g)
 	}
 	c, err := t.cut(&m)
 	if err != nil {
@@ -226,6 +222,20 @@ func (t *Timeline) Bookmark(m Mark) (tidemark.Position, error) {
 	}
 	t.set.askFold(t)
 	return c.pos, nil
+}
+
+// canMark reports why there cannot be such a bookmark now.
+func (t *Timeline) canMark(m Mark) error {
+	if err := tidemark.CheckName(m.Name); err != nil {
+		return err
+	}
+	if t.HasBookmark(m.Name) {
+		return tidemark.Errorf(tidemark.Conflict, "%s has a bookmark %q already", t.Name(), m.Name).WithHint("choose another name")
+	}
+	if g := t.openGapOf(); g != nil {
+		return t.gapError(g)
+	}
+	return nil
 }
 
 // maxCuts bounds the frozen layers that a read of the head may touch: whoever
@@ -286,6 +296,11 @@ func (t *Timeline) makeRoom() error {
 func (t *Timeline) freeze(m *Mark, payload []byte) (*cut, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	return t.freezeHeld(m, payload)
+}
+
+// freezeHeld is freeze for a caller that holds mu.
+func (t *Timeline) freezeHeld(m *Mark, payload []byte) (*cut, error) {
 	r := journal.Record{Kind: journal.Bookmark, Payload: payload}
 	if m != nil {
 		r.Time = m.Time

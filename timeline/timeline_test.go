@@ -3,6 +3,7 @@ package timeline
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -328,6 +329,8 @@ func (m *model) step() {
 		if err := t.Pack(context.Background()); err != nil {
 			m.fatalf("pack: %v", err)
 		}
+	case 10:
+		m.rewrite(l, t)
 	default:
 		m.write(l, t)
 	}
@@ -411,6 +414,124 @@ func (m *model) branch(l *line, t *Timeline) {
 	m.checkHead(c, b)
 }
 
+// rewrite makes the disks hold what they held once.
+func (m *model) rewrite(l *line, t *Timeline) {
+	m.n++
+	name := fmt.Sprintf("m%d", m.n)
+	r, err := t.Rewrite(Mark{Name: name, Consistency: tidemark.CrashConsistent}, "because")
+	if err != nil {
+		m.fatalf("rewrite: %v", err)
+	}
+	l.marks[name] = past{pos: r.From, data: l.copy()}
+	l.history = append(l.history, l.marks[name])
+	l.flushed = len(l.history) - 1
+	m.rewriteTo(l, t, r, l.history[m.rng.IntN(len(l.history))])
+	l.note(t)
+	l.flushed = len(l.history) - 1
+}
+
+func (m *model) rewriteTo(l *line, t *Timeline, r *Rewrite, p past) {
+	for i, d := range t.Disks() {
+		m.checkPresent(r, d)
+		w, err := r.Disk(d.Name())
+		if err != nil {
+			m.fatalf("rewrite: %v", err)
+		}
+		have := make([]byte, diskSize)
+		if _, err := d.ReadAt(have, 0); err != nil {
+			m.fatalf("read: %v", err)
+		}
+		for b := 0; b < diskSize; b += block.BlockSize {
+			e := min(b+block.BlockSize, diskSize)
+			if bytes.Equal(have[b:e], p.data[i][b:e]) {
+				continue
+			}
+			if _, err := w.WriteAt(p.data[i][b:e], int64(b)); err != nil {
+				m.fatalf("rewrite: %v", err)
+			}
+		}
+		l.now[i] = bytes.Clone(p.data[i])
+	}
+	m.shut(t)
+	pos, err := r.End()
+	if head, _ := t.Head(); err != nil || pos != head {
+		m.fatalf("the rewrite ends at %v, and the head is %v: %v", pos, head, err)
+	}
+	m.checkHead(l, t)
+}
+
+// checkPresent compares the image of a disk that is being rewritten with what it holds.
+func (m *model) checkPresent(r *Rewrite, d *Disk) {
+	x := m.w.store.Begin()
+	defer x.End()
+	root, err := r.Present(context.Background(), x, d.Name())
+	if err != nil {
+		m.fatalf("present: %v", err)
+	}
+	got, want := make([]byte, diskSize), make([]byte, diskSize)
+	_, err1 := m.w.store.View(root).ReadAt(got, 0)
+	_, err2 := d.ReadAt(want, 0)
+	if err1 != nil || err2 != nil || !bytes.Equal(got, want) {
+		m.fatalf("the image of the present of disk %s is wrong: %v %v", d.Name(), err1, err2)
+	}
+}
+
+// shut holds that a timeline is closed to others during a rewrite.
+func (m *model) shut(t *Timeline) {
+	d := t.Disks()[0]
+	if _, err := d.WriteAt(make([]byte, 4096), 0); !errors.Is(err, ErrRewriting) {
+		m.fatalf("a write in the middle of a rewrite: %v", err)
+	}
+	if err := d.Discard(0, 4096); !errors.Is(err, ErrRewriting) {
+		m.fatalf("a discard in the middle of a rewrite: %v", err)
+	}
+	from, ok := t.Rewriting()
+	if head, _ := t.Head(); !ok || head == from {
+		return
+	}
+	head, _ := t.Head()
+	if _, err := t.At("a", head); tidemark.KindOf(err) != tidemark.Unavailable {
+		m.fatalf("a point in the middle of a rewrite: %v", err)
+	}
+	if _, err := t.Branch(context.Background(), "never", head, nil, nil); tidemark.KindOf(err) != tidemark.Unavailable {
+		m.fatalf("a branch in the middle of a rewrite: %v", err)
+	}
+}
+
+// goOn ends the rewrite that the power failed in, back where it began or somewhere else.
+func (m *model) goOn(l *line, t *Timeline) {
+	from, ok := t.Rewriting()
+	if !ok {
+		return
+	}
+	m.shut(t)
+	at := slices.IndexFunc(l.history, func(p past) bool { return p.pos == from })
+	if at < 0 {
+		m.fatalf("a rewrite from %v, which never began", from)
+	}
+	before := l.history[at]
+	l.history = l.history[:at+1] // what came behind lies in the gap
+	for i, d := range t.Disks() {
+		s, err := t.At(d.Name(), from)
+		if err != nil {
+			m.fatalf("open what was before the rewrite: %v", err)
+		}
+		got := make([]byte, diskSize)
+		if _, err := s.ReadAt(got, 0); err != nil || !bytes.Equal(got, before.data[i]) {
+			m.fatalf("what was before the rewrite differs: %v", err)
+		}
+		s.Close()
+	}
+	r, err := t.Rewrite(Mark{}, "again")
+	if err != nil || r.From != from {
+		m.fatalf("go on with a rewrite: %v, from %v", err, r.From)
+	}
+	if m.rng.IntN(3) == 0 {
+		before = l.history[m.rng.IntN(len(l.history))]
+	}
+	m.rewriteTo(l, t, r, before)
+}
+
 func (m *model) remove(l *line, t *Timeline) {
 	if err := t.Remove(context.Background()); err != nil {
 		m.fatalf("remove: %v", err)
@@ -477,6 +598,7 @@ func (m *model) afterRestart() {
 			}
 		}
 		l.history = l.history[:n+1]
+		m.goOn(l, t)
 		l.note(t)
 		l.flushed = len(l.history) - 1
 		for name, p := range l.marks {

@@ -67,6 +67,12 @@ var acts = []act{
 	}, 700 * time.Millisecond},
 	{"refresh", func(k *killing, n int) []string { return []string{"refresh", "kept"} }, 1200 * time.Millisecond},
 	{"mount", func(k *killing, n int) []string { return []string{"mount", "fs", "--name", fmt.Sprintf("m%d", n)} }, 150 * time.Millisecond},
+	{"rewind", func(k *killing, n int) []string {
+		k.run("capture", "kept", "--bookmark", fmt.Sprintf("r%d", n))
+		conn := ask[[]tidemark.Clone](k.stage, "clones")[0].Connection
+		sql(k.t, conn, fmt.Sprintf("CREATE TABLE r%d AS SELECT generate_series(1, 200000)", n))
+		return []string{"rewind", fmt.Sprintf("kept@r%d", n)}
+	}, 800 * time.Millisecond},
 }
 
 // killing is a server that is killed again and again, and what must not be lost.
