@@ -10,14 +10,12 @@ import (
 	"tidemark"
 	"tidemark/catalog"
 	"tidemark/image"
+	"tidemark/timeline"
 )
-
-// kLimit bounds K: beyond it a fold is due before more is given out.
-const kLimit = 16
 
 // Status describes the server.
 func (c *Control) Status(ctx context.Context) (tidemark.Status, error) {
-	s := tidemark.Status{Version: tidemark.Version, DataDir: c.o.Dir, Started: c.started, KLimit: kLimit}
+	s := tidemark.Status{Version: tidemark.Version, DataDir: c.o.Dir, Started: c.started, KLimit: timeline.KLimit}
 	var err error
 	if s.Applications, err = c.Applications(ctx); err != nil {
 		return s, err

@@ -174,6 +174,7 @@ func (d *Disk) publish(r *journal.Record) error {
 	d.head.Load().layers[0].put(r, place, d.chunk)
 	d.t.backlog.Add(int64(len(r.Payload)))
 	d.t.sinceCut.Add(int64(len(r.Payload)))
+	raise(&d.t.topSegment, place.Segment.Number())
 	d.t.fedSeq.Add(1)
 	return nil
 }

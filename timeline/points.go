@@ -337,14 +337,14 @@ func (t *Timeline) Root(ctx context.Context, x *image.Session, disk string, pos 
 	if err != nil {
 		return image.Root{}, err
 	}
-	return t.rootOf(ctx, x, v, n)
+	return t.rootOf(ctx, x, v, n, false)
 }
 
-// rootOf makes the image of a view, which stays until x ends.
-func (t *Timeline) rootOf(ctx context.Context, x *image.Session, v *view, n nearest) (root image.Root, err error) {
+// rootOf makes the image of a view, which stays until x ends. polite gives way to whoever reads and writes meanwhile.
+func (t *Timeline) rootOf(ctx context.Context, x *image.Session, v *view, n nearest, polite bool) (root image.Root, err error) {
 	root = n.root
 	for _, y := range slices.Backward(v.layers) {
-		if root, err = commitLayer(ctx, t.set.store, x, root, y, false); err != nil {
+		if root, err = commitLayer(ctx, t.set.store, x, root, y, polite); err != nil {
 			return root, err
 		}
 	}
@@ -365,7 +365,11 @@ func (t *Timeline) Expire(ctx context.Context, pos tidemark.Position) error {
 	}
 	delete(t.lost, pos)
 	if i >= 0 {
+		marked := t.points[i].Mark != nil
 		t.points = slices.Delete(t.points, i, i+1)
+		if marked && t.state.Window.For > 0 {
+			t.set.askFold(t) // without its image, the points behind it may be too far from one
+		}
 	}
 	return nil
 }
@@ -443,25 +447,6 @@ func (t *Timeline) JournalBytes() int64 {
 		n += s.Bytes
 	}
 	return n
-}
-
-// K is the most layers that a read of the head touches, and the segments that
-// a restart replays: what a point is made of beside its image.
-func (t *Timeline) K() int {
-	k := 0
-	for _, d := range t.disks {
-		k = max(k, len(d.head.Load().layers))
-	}
-	t.facts.Lock()
-	base := uint64(t.state.Base)
-	t.facts.Unlock()
-	n := 0
-	for _, s := range t.journal.Segments() {
-		if s.LastPos > base && s.LastPos >= s.FirstPos {
-			n++
-		}
-	}
-	return max(k, n)
 }
 
 // Trouble returns why the last fold failed, or nil.

@@ -27,7 +27,7 @@ type Options struct {
 	Logger *slog.Logger
 
 	// FoldAfter is the backlog of payload bytes in a journal at which it is
-	// folded without being asked, in a pause of the writing or at three times as much; 0 means 256 MiB. It bounds what a restart
+	// folded without being asked, in a pause of the writing or at twice as much; 0 means 192 MiB. It bounds what a restart
 	// replays and how many segments a point is made of.
 	FoldAfter int64
 	// ReferenceAfter is the backlog at which large writes go to the pool at
@@ -64,7 +64,7 @@ type Set struct {
 // reason in [Set.Damaged]; the others open.
 func Open(ctx context.Context, store *image.Store, o Options) (*Set, error) {
 	if o.FoldAfter == 0 {
-		o.FoldAfter = 256 << 20
+		o.FoldAfter = 192 << 20
 	}
 	if o.ReferenceAfter == 0 {
 		o.ReferenceAfter = 4 << 30
@@ -283,6 +283,7 @@ func (t *Timeline) buildHeads() error {
 	_, rewriting := t.Rewriting()
 	t.rewriting.Store(rewriting)
 	t.fedSeq.Store(t.state.Feed.Seq)
+	t.cutSegment.Store(t.firstSegment(t.state.Base))
 	head, _ := t.journal.Head()
 	if head <= uint64(t.state.Base) {
 		return nil
@@ -298,6 +299,7 @@ func (t *Timeline) replayRecord(r *journal.Record, p journal.Place) error {
 		}
 		d := t.disks[r.Disk]
 		d.head.Load().layers[0].put(r, p, d.chunk)
+		raise(&t.topSegment, p.Segment.Number())
 		t.backlog.Add(int64(len(r.Payload)))
 		if r.Pos > uint64(t.state.Feed.Pos) {
 			t.fedSeq.Add(1)
@@ -478,12 +480,15 @@ func (t *Timeline) foldBacklog(ctx context.Context) error {
 		return nil
 	}
 	defer t.asked.Store(false)
-	if t.sinceCut.Load() > t.set.o.FoldAfter {
+	if t.due() {
 		if _, err := t.cut(nil); err != nil {
 			return err
 		}
 	}
 	if err := t.fold(ctx, true); err != nil {
+		return err
+	}
+	if err := t.checkpoint(ctx); err != nil {
 		return err
 	}
 	return t.Pack(ctx)
@@ -493,7 +498,7 @@ func (t *Timeline) foldBacklog(ctx context.Context) error {
 // times FoldAfter: what it overwrites again need not be folded, and its writer needs the processors.
 const (
 	foldPause = time.Second
-	foldLimit = 3
+	foldLimit = 2
 )
 
 // postpones reports whether a fold because of the backlog is put off for a moment. It is called by the folder alone.

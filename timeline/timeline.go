@@ -59,6 +59,8 @@ type Timeline struct {
 
 	backlog  atomic.Int64 // payload bytes in the journal that are not folded
 	sinceCut atomic.Int64 // of these, bytes since the last cut
+	// cutSegment and topSegment are the segments of the journal that hold the last cut and the newest record.
+	cutSegment, topSegment atomic.Uint64
 	bulk     atomic.Bool  // large writes go to the pool at once
 	stored   atomic.Int64 // bytes added to the pool and not yet in state
 	// seenBacklog is sinceCut as the folder saw it last; of the folder alone.
@@ -187,9 +189,15 @@ func (t *Timeline) SetBulk(on bool) { t.bulk.Store(on) }
 
 // wroteSome asks for a fold when the backlog is large.
 func (t *Timeline) wroteSome() {
-	if t.sinceCut.Load() > t.set.o.FoldAfter && t.asked.CompareAndSwap(false, true) {
+	if t.due() && t.asked.CompareAndSwap(false, true) {
 		t.set.askFold(t)
 	}
+}
+
+// due reports whether so much was written since the last cut that it should be folded. Records
+// without bytes fill segments, too.
+func (t *Timeline) due() bool {
+	return t.sinceCut.Load() > t.set.o.FoldAfter || t.topSegment.Load() >= t.cutSegment.Load()+spanLimit
 }
 
 func (t *Timeline) addStored(n int64) { t.stored.Add(n) }
@@ -316,6 +324,7 @@ func (t *Timeline) freezeHeld(m *Mark, payload []byte) (*cut, error) {
 		c.layers[i] = d.freezeTop(place.Segment.Number())
 	}
 	c.bytes = t.sinceCut.Swap(0)
+	t.cutSegment.Store(place.Segment.Number())
 	t.cuts = append(t.cuts, c)
 	return c, nil
 }
