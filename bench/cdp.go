@@ -355,8 +355,8 @@ func percentile(list []float64, p float64) float64 {
 // values returns all values of a sort of sample.
 func (r *Result) values(side, what, unit string) (list []float64) {
 	for _, s := range r.Samples {
-		if s.Side == side && s.What == what {
-			list = append(list, s.Value[unit])
+		if v, ok := s.Value[unit]; ok && s.Side == side && s.What == what {
+			list = append(list, v)
 		}
 	}
 	return list

@@ -49,6 +49,7 @@ var table = []benchmark{
 	{"increment", "a PostgreSQL captured whole and then by difference", benchIncrement},
 	{"fuse", "a clone as a block device of a host whose kernel has no NBD", benchFUSE},
 	{"pgclone", "a PostgreSQL on a clone", benchPGClone},
+	{"anypoint", "points anywhere in a long history", benchAnyPoint},
 	{"cdp", "a PostgreSQL on a tapped disk", benchCDP},
 }
 

@@ -129,3 +129,37 @@ func TestKStaysBounded(t *testing.T) {
 	}
 	w.close(t)
 }
+
+// TestFoldsWhatABurstLeaves writes in one burst, and nothing afterwards: all of it is folded, and no stretch of it is long.
+func TestFoldsWhatABurstLeaves(t *testing.T) {
+	w := open(t, vfs.NewMem(), "/d")
+	if err := w.set.Close(); err != nil {
+		t.Fatal(err)
+	}
+	o := w.set.o
+	o.Manual, o.FoldAfter, o.SegmentSize = false, 192<<10, 64<<10
+	var err error
+	if w.set, err = Open(t.Context(), w.store, o); err != nil {
+		t.Fatal(err)
+	}
+	defer w.close(t)
+	line, err := w.set.Create(t.Context(), "a", []DiskSpec{{Name: "d", Size: diskSize}}, nil)
+	if err == nil {
+		err = line.SetWindow(Window{For: time.Hour})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := make([]byte, 4096)
+	for i := range 3000 {
+		p[0], p[1], p[2] = byte(i), byte(i>>8), 1
+		if _, err := line.Disks()[0].WriteAt(p, int64(i*7919%(diskSize/4096))*4096); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for end := time.Now().Add(30 * time.Second); line.due() || line.K() > KLimit; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%d bytes are not folded, and K is %d", line.Backlog(), line.K())
+		}
+	}
+}

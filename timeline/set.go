@@ -479,7 +479,10 @@ func (t *Timeline) foldBacklog(ctx context.Context) error {
 	if t.postpones() {
 		return nil
 	}
-	defer t.asked.Store(false)
+	defer func() {
+		t.asked.Store(false)
+		t.wroteSome() // what was written meanwhile, if it was the last for now
+	}()
 	if t.due() {
 		if _, err := t.cut(nil); err != nil {
 			return err
