@@ -216,6 +216,9 @@ func (t *Timeline) Remove(ctx context.Context) error {
 			}
 		}
 	}
+	if cancel := t.background.Load(); cancel != nil {
+		(*cancel)() // an image of what is removed would be for nobody
+	}
 	t.foldMu.Lock()
 	defer t.foldMu.Unlock()
 	t.facts.Lock()

@@ -464,7 +464,9 @@ func (s *Set) folder(ctx context.Context) {
 			return
 		case t := <-s.work:
 			if err := t.foldBacklog(ctx); err != nil && ctx.Err() == nil {
-				s.o.Logger.Error("folding failed; it is tried again", "timeline", t.Name(), "error", err)
+				if !errors.Is(err, context.Canceled) { // by Remove, which wants none of it
+					s.o.Logger.Error("folding failed; it is tried again", "timeline", t.Name(), "error", err)
+				}
 				time.AfterFunc(foldRetry, func() { s.askFold(t) })
 			}
 		}
@@ -483,6 +485,9 @@ func (t *Timeline) foldBacklog(ctx context.Context) error {
 		t.asked.Store(false)
 		t.wroteSome() // what was written meanwhile, if it was the last for now
 	}()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	t.background.Store(&cancel)
 	if t.due() {
 		if _, err := t.cut(nil); err != nil {
 			return err

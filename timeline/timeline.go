@@ -61,11 +61,13 @@ type Timeline struct {
 	sinceCut atomic.Int64 // of these, bytes since the last cut
 	// cutSegment and topSegment are the segments of the journal that hold the last cut and the newest record.
 	cutSegment, topSegment atomic.Uint64
-	bulk     atomic.Bool  // large writes go to the pool at once
-	stored   atomic.Int64 // bytes added to the pool and not yet in state
+	bulk                   atomic.Bool  // large writes go to the pool at once
+	stored                 atomic.Int64 // bytes added to the pool and not yet in state
 	// seenBacklog is sinceCut as the folder saw it last; of the folder alone.
 	seenBacklog int64
 	asked       atomic.Bool // a fold was asked for because of the backlog
+	// background ends what the folder does for this timeline, if it does anything.
+	background atomic.Pointer[context.CancelFunc]
 }
 
 // state is what the head is built on; it lies beside the journal.

@@ -688,3 +688,29 @@ func (m *model) verify() {
 		m.fatalf("verify found damage: %v", r.Damage)
 	}
 }
+
+// Remove does not wait for an image that nobody will look at.
+func TestRemoveEndsFold(t *testing.T) {
+	w := open(t, vfs.NewMem(), "/d")
+	defer w.close(t)
+	line, err := w.set.Create(t.Context(), "a", []DiskSpec{{Name: "a", Size: diskSize}}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := line.foldBacklog(t.Context()); err != nil || line.background.Load() == nil {
+		t.Fatalf("the folder says nothing of what it does: %v", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	line.background.Store(&cancel)
+	line.foldMu.Lock() // as who folds
+	folding := make(chan struct{})
+	go func() {
+		defer line.foldMu.Unlock()
+		<-ctx.Done()
+		close(folding)
+	}()
+	if err := line.Remove(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	<-folding
+}
