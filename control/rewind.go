@@ -232,7 +232,7 @@ func (c *Control) takeBack(ctx context.Context, t *task, a app, before string, c
 	if err != nil {
 		return errors.Join(cause, fmt.Errorf("%s could not be made what it was before, either: %w; it is %s@%s", a.name, err, a.name, before))
 	}
-	return cause
+	return fmt.Errorf("%s is what it was before the rewind, which failed: %w", a.name, cause)
 }
 
 // unwrite takes the writes of a rewind back, and forgets the bookmark before it.
