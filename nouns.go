@@ -278,6 +278,42 @@ type Diff struct {
 	Extents      []DiffExtent `json:"extents"`
 }
 
+// Step is a place on a timeline at which its disks became other than they were at the step before.
+type Step struct {
+	Position Position  `json:"position"`
+	Time     time.Time `json:"time"`
+	Bookmark string    `json:"bookmark,omitempty"`
+}
+
+// Halves is what lies between a good point and a bad one.
+type Halves struct {
+	Good Step `json:"good"`
+	Bad  Step `json:"bad"` // the first at which the disks were what they were at the point asked for
+	// Between is how many steps lie between, not counting those that are of no use; Next is one of them.
+	Between int   `json:"between"`
+	Next    *Step `json:"next,omitempty"`
+	// Write is the only write between the two, if there is just one.
+	Write *DiffExtent `json:"write,omitempty"`
+}
+
+// Bisected is what a bisection found.
+type Bisected struct {
+	Application string `json:"application"`
+	Good        Step   `json:"good"` // the last good point
+	Bad         Step   `json:"bad"`  // the first bad one
+	// Write is the write that made it bad, if it was found.
+	Write *DiffExtent `json:"write,omitempty"`
+	// Skipped lie between the two, and could not be told.
+	Skipped []Step `json:"skipped,omitempty"`
+	Left    int    `json:"left"`   // steps between the two that were not looked at, because of the resolution
+	Probes  int    `json:"probes"` // points that were looked at
+	// ChangedBytes and Extents are what differs between the two.
+	ChangedBytes int64        `json:"changed_bytes"`
+	Extents      []DiffExtent `json:"extents"`
+	Notes        []string     `json:"notes,omitempty"`
+	Seconds      float64      `json:"seconds"`
+}
+
 // VerifyResult is what a verify read and found.
 type VerifyResult struct {
 	Chunks  int64    `json:"chunks"`

@@ -87,6 +87,16 @@ type RestoreSpec struct {
 	InPlace bool `json:"in_place,omitempty"`
 }
 
+// HalveSpec asks for the step halfway between a good point and a bad one.
+type HalveSpec struct {
+	Application string     `json:"application"`
+	Disk        string     `json:"disk,omitempty"` // empty: all disks
+	Good        string     `json:"good"`           // a point, without APP@
+	Bad         string     `json:"bad"`
+	Skip        []Position `json:"skip,omitempty"` // steps that are of no use
+	At          float64    `json:"at,omitempty"`   // where between: 0 to 1; 0 means halfway
+}
+
 // DiffSpec asks what differs between two points of one timeline or its branches.
 type DiffSpec struct {
 	A    string `json:"a"`

@@ -87,6 +87,7 @@ func (h *handler) routes(c *control.Control) {
 	verb(h, "rewind", func(ctx context.Context, r tidemark.RewindSpec) (any, error) { return c.Rewind(ctx, r) })
 	verb(h, "restore", func(ctx context.Context, r tidemark.RestoreSpec) (any, error) { return c.Restore(ctx, r) })
 	verb(h, "diff", func(ctx context.Context, r tidemark.DiffSpec) (any, error) { return c.Diff(ctx, r) })
+	verb(h, "halve", func(ctx context.Context, r tidemark.HalveSpec) (any, error) { return c.Halve(ctx, r) })
 	verb(h, "reclaim", func(ctx context.Context, _ none) (any, error) { return c.Reclaim(ctx) })
 	verb(h, "verify", func(ctx context.Context, r name) (any, error) { return c.Verify(ctx, r.Name) })
 	verb(h, "pool-import", func(ctx context.Context, r name) (any, error) { return c.ImportPool(ctx, r.Name) })

@@ -331,6 +331,10 @@ func (m *model) step() {
 		}
 	case 10:
 		m.rewrite(l, t)
+	case 11:
+		if m.rng.IntN(2) == 0 {
+			m.checkSteps(l, t)
+		}
 	default:
 		m.write(l, t)
 	}
@@ -676,6 +680,58 @@ func (m *model) checkAll() {
 			m.checkPoint(l, t)
 		}
 	}
+}
+
+// checkSteps holds that every step can be opened, and that nothing changes between two.
+func (m *model) checkSteps(l *line, t *Timeline) {
+	if err := t.Fold(context.Background()); err != nil { // else a branch cannot show its positions
+		m.fatalf("fold: %v", err)
+	}
+	from := m.rng.IntN(len(l.history))
+	to := from + m.rng.IntN(len(l.history)-from)
+	steps, err := t.Steps("", l.history[from].pos, l.history[to].pos)
+	if err != nil {
+		m.fatalf("steps of %v to %v: %v", l.history[from].pos, l.history[to].pos, err)
+	}
+	if !slices.IsSorted(steps.List) || len(slices.Compact(slices.Clone(steps.List))) != len(steps.List) {
+		m.fatalf("steps in no order: %v", steps.List)
+	}
+	for range min(3, len(steps.List)) {
+		pos := steps.List[m.rng.IntN(len(steps.List))]
+		if pos <= l.history[from].pos || pos > l.history[to].pos {
+			m.fatalf("step %v is not in (%v, %v]", pos, l.history[from].pos, l.history[to].pos)
+		}
+		m.content(t, pos)
+		if _, err := t.TimeAt(pos); err != nil {
+			m.fatalf("time of %v: %v", pos, err)
+		}
+	}
+	for range 3 {
+		p := l.history[from+m.rng.IntN(to-from+1)]
+		n, _ := slices.BinarySearch(steps.List, p.pos+1) // steps at or before p
+		if p.pos < steps.any || n == 0 {
+			continue
+		}
+		if got := m.content(t, steps.List[n-1]); !bytes.Equal(got[0], p.data[0]) || !bytes.Equal(got[1], p.data[1]) {
+			m.fatalf("%v is not what it was at the step before it, %v", p.pos, steps.List[n-1])
+		}
+	}
+}
+
+// content reads what the disks held.
+func (m *model) content(t *Timeline, pos tidemark.Position) (data [2][]byte) {
+	for i, d := range t.Disks() {
+		s, err := t.At(d.Name(), pos)
+		if err != nil {
+			m.fatalf("open %s@%v: %v", t.Name(), pos, err)
+		}
+		data[i] = make([]byte, diskSize)
+		if _, err := s.ReadAt(data[i], 0); err != nil {
+			m.fatalf("read %s@%v: %v", t.Name(), pos, err)
+		}
+		s.Close()
+	}
+	return data
 }
 
 // verify reads everything that any timeline needs.
