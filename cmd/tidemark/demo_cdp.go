@@ -30,6 +30,7 @@ type live struct {
 
 // runLive taps the disk of a database, damages it, finds the write that did it, and takes it back.
 func (d *demo) runLive() error {
+	d.endLoad()
 	d.say("\npart two: a disk whose every write is journaled")
 	l := &live{demo: d, at: filepath.Join(d.dir, "live"), run: filepath.Join(d.dir, "live-run")}
 	for _, part := range []func() error{l.makeDisk, l.tap, l.use, l.damage, l.find, l.bringUp, l.takeBack} {
@@ -270,20 +271,6 @@ func (l *live) damage() error {
 	})
 }
 
-// bisected is what bisect prints.
-type bisected struct {
-	Good struct {
-		Position tidemark.Position `json:"position"`
-		Time     time.Time         `json:"time"`
-	} `json:"good"`
-	Bad struct {
-		Position tidemark.Position `json:"position"`
-		Time     time.Time         `json:"time"`
-	} `json:"bad"`
-	Steps   int                   `json:"steps"`
-	Changed []tidemark.DiffExtent `json:"changed"`
-}
-
 // check fails if any page of the table is damaged.
 const check = "SELECT sum(abalance) FROM pgbench_accounts"
 
@@ -298,18 +285,19 @@ func (l *live) find() error {
 			return "", err
 		}
 		cmd := exec.CommandContext(l.ctx, exe, "bisect", "live", "--good", p.Points[0].Bookmark, "--bad", "latest", "--clone", "--json", "--",
-			filepath.Join(l.bin, "psql"), "-XAtq", "-v", "ON_ERROR_STOP=1", "-c", check)
-		cmd.Env = append(os.Environ(), "TIDEMARK_SOCKET="+filepath.Join(l.dir, "tidemark", socketName))
+			"sh", "-c", `su postgres -c "'$PSQL' -XAtq -v ON_ERROR_STOP=1 -c '$CHECK' '$TIDEMARK_CONNECTION'" 2>/dev/null`)
+		cmd.Env = append(os.Environ(), "TIDEMARK_SOCKET="+filepath.Join(l.dir, "tidemark", socketName), "PSQL="+filepath.Join(l.bin, "psql"), "CHECK="+check)
 		out, err := cmd.Output()
 		if err != nil {
 			return "", err
 		}
-		var b bisected
+		var b tidemark.Bisected
 		if err := json.Unmarshal(out, &b); err != nil {
 			return "", err
 		}
 		l.good = b.Good.Position.String()
-		return fmt.Sprintf("%d databases later: %v is the last good write, %v of %s is the first bad one", b.Steps, b.Good.Position, b.Bad.Position, b.Bad.Time.Local().Format("15:04:05.000")), nil
+		return fmt.Sprintf("%d databases later: %v was the last good write, and %v at %s the first bad one, of %s", b.Probes, b.Good.Position, b.Bad.Position,
+			b.Bad.Time.Local().Format("15:04:05.000"), size(b.ChangedBytes)), nil
 	})
 }
 

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -28,7 +29,9 @@ type demo struct {
 	server *exec.Cmd
 	c      *client.Client
 	undo   []func()
-	step   int
+	// endLoad ends pgbench, once.
+	endLoad func()
+	step    int
 }
 
 // runDemo runs the main job, and takes everything away again unless keep is set.
@@ -41,7 +44,7 @@ func runDemo(ctx context.Context, keep bool) (err error) {
 		}
 		err = errors.Join(err, d.clean())
 	}()
-	for _, part := range []func() error{d.prepare, d.startProduction, d.startServer, d.protect, d.captureUnderLoad, d.accident, d.cloneOfClone, d.manyClones} {
+	for _, part := range []func() error{d.prepare, d.startProduction, d.startServer, d.protect, d.captureUnderLoad, d.accident, d.cloneOfClone, d.manyClones, d.runLive} {
 		if err := part(); err != nil {
 			return err
 		}
@@ -216,8 +219,8 @@ func (d *demo) captureUnderLoad() error {
 	if err := load.Start(); err != nil {
 		return err
 	}
-	stop := func() { load.Process.Signal(syscall.SIGTERM); load.Wait() }
-	d.undo = append(d.undo, stop)
+	d.endLoad = sync.OnceFunc(func() { load.Process.Signal(syscall.SIGTERM); load.Wait() })
+	d.undo = append(d.undo, d.endLoad)
 	for _, name := range []string{"second", "third"} {
 		d.pause(3 * time.Second)
 		if err := d.do("capture again under load: only what changed", func() (string, error) { return d.capture(name) }); err != nil {
