@@ -43,6 +43,9 @@ type reply struct {
 	Status   *Status `json:",omitempty"`
 }
 
+// leaving is how long a connection that is just being closed may take.
+const leaving = 3 * time.Second
+
 // lastSend is how long a tap that is stopped tries to get rid of its queue.
 const lastSend = 5 * time.Second
 
@@ -204,7 +207,7 @@ func (h *host) answer(req request, send func(any)) {
 	case req.Verb == verbResync:
 		h.tap.Resync()
 	case req.Verb == verbStop:
-		if err = h.mayStop(); err == nil {
+		if err = h.awaitLeave(); err == nil {
 			send(r)
 			h.stop()
 			return
@@ -224,6 +227,16 @@ func (h *host) attached() (n int) {
 		n += h.table.Users(Export(i))
 	}
 	return n
+}
+
+// awaitLeave waits a moment for who has just detached the disks: that an attacher has ended is known before its
+// connections are.
+func (h *host) awaitLeave() (err error) {
+	for end := time.Now().Add(leaving); ; time.Sleep(5 * time.Millisecond) {
+		if err = h.mayStop(); err == nil || time.Now().After(end) {
+			return err
+		}
+	}
 }
 
 func (h *host) mayStop() error {
