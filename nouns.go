@@ -134,6 +134,26 @@ type CaptureResult struct {
 	Notes        []string      `json:"notes,omitempty"`
 }
 
+// Group is a consistency group: applications that are bookmarked in one moment.
+type Group struct {
+	Name    string   `json:"name"`
+	Members []string `json:"members"`
+}
+
+// GroupPoint is one moment of all members of a group.
+type GroupPoint struct {
+	Group    string        `json:"group"`
+	Bookmark string        `json:"bookmark"`
+	Points   []MemberPoint `json:"points"`
+	Hold     float64       `json:"hold_ms"` // for how long their writes were held
+}
+
+// MemberPoint is the point of one member of a group.
+type MemberPoint struct {
+	Application string `json:"application"`
+	RecoveryPoint
+}
+
 // Export is a point served over the network.
 type Export struct {
 	Name     string `json:"name"`

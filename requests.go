@@ -38,6 +38,13 @@ type BookmarkSpec struct {
 	Name        string `json:"name"`
 }
 
+// GroupSpec asks that applications join and leave a consistency group, which exists while it has members.
+type GroupSpec struct {
+	Name  string   `json:"name"`
+	Join  []string `json:"join,omitempty"`
+	Leave []string `json:"leave,omitempty"`
+}
+
 // ExportSpec asks for a point to be served over NBD.
 type ExportSpec struct {
 	Ref      string `json:"ref"`

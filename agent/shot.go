@@ -18,10 +18,17 @@ import (
 	"tidemark/mount"
 )
 
-// Shot asks for one point of tapped disks at which their application is still: an AppShot. What of it
-// cannot be had makes the point worth less, and is said; it is marked all the same.
+// Shot asks for one point of tapped disks at which their applications are still: an AppShot. What of that
+// cannot be had makes a point worth less, and is said; it is marked all the same.
 type Shot struct {
-	Taps     []string         `json:"taps"`               // directories of the taps
+	// Members are the applications. Where there are several, the writes of all their taps are held for the moment of the marks, so
+	// that the marks are one point of them all.
+	Members []ShotMember `json:"members"`
+}
+
+// ShotMember is an application of a shot.
+type ShotMember struct {
+	Tap      string           `json:"tap"`                // directory of its tap
 	Mark     capture.Mark     `json:"mark"`               // its consistency is found here
 	Dirs     []string         `json:"dirs,omitempty"`     // file systems on the disks that are mounted here
 	Postgres *postgres.Source `json:"postgres,omitempty"` // a cluster that lies on the disks
@@ -30,10 +37,10 @@ type Shot struct {
 
 // ShotResult is what a shot came to.
 type ShotResult struct {
-	Mark capture.Mark `json:"mark"` // as it was put into the stream
-	// Hold is for how long the application's writes were held.
+	Marks []capture.Mark `json:"marks"` // as they were put into the streams, in the order of the members
+	// Hold is for how long writes were held.
 	Hold time.Duration `json:"hold"`
-	// Problems is what went wrong when the application was let go on.
+	// Problems is what went wrong when the applications were let go on.
 	Problems []string `json:"problems,omitempty"`
 }
 
@@ -58,74 +65,52 @@ func (a *Agent) Shoot(ctx context.Context, shot Shot) (ShotResult, error) {
 
 // shooting is a shot that is being made.
 type shooting struct {
-	Shot
 	s        *session
-	problems []string
-	still    tidemark.Consistency
-	release  []func()  // in reverse, let the application go on
-	held     time.Time // since when it does not; zero: it does
+	members  []*quieting
+	problems []string  // of letting go
+	release  []func()  // in reverse, let the applications go on
+	held     time.Time // since when they do not; zero: they do
 }
 
-func doShot(ctx context.Context, s *session, shot Shot, _ func(any)) (ShotResult, error) {
-	x := &shooting{Shot: shot, s: s, still: tidemark.CrashConsistent}
-	if x.Mark.Labels == nil {
-		x.Mark.Labels = map[string]string{}
+// quieting is a member that is being made still.
+type quieting struct {
+	ShotMember
+	x        *shooting
+	problems []string
+	still    tidemark.Consistency
+}
+
+func doShot(ctx context.Context, s *session, shot Shot, _ func(any)) (res ShotResult, err error) {
+	x := &shooting{s: s}
+	for _, m := range shot.Members {
+		if m.Mark.Labels == nil {
+			m.Mark.Labels = map[string]string{}
+		}
+		x.members = append(x.members, &quieting{ShotMember: m, x: x, still: tidemark.CrashConsistent})
 	}
-	err := x.shoot(ctx)
-	known := len(x.problems)
+	err = x.shoot(ctx)
 	x.letGo()
-	res := ShotResult{Mark: x.Mark, Problems: x.problems[known:]}
 	if !x.held.IsZero() {
 		res.Hold = time.Since(x.held)
 	}
+	for _, m := range x.members {
+		res.Marks = append(res.Marks, m.Mark)
+	}
+	res.Problems = x.problems
 	return res, err
 }
 
-// shoot makes the application still and puts the mark into the streams.
+// shoot makes the applications still and puts the marks into the streams.
 func (x *shooting) shoot(ctx context.Context) (err error) {
 	defer func() {
-		if p := recover(); p != nil { // whatever happens, the application goes on
+		if p := recover(); p != nil { // whatever happens, the applications go on
 			err = fmt.Errorf("a fault of Tidemark: %v", p)
 		}
 	}()
-	x.quiesce(ctx)
+	for _, m := range x.members {
+		m.quiesce(ctx)
+	}
 	return x.mark(ctx)
-}
-
-// problem notes what could not be done.
-func (x *shooting) problem(err error) { x.problems = append(x.problems, err.Error()) }
-
-func (x *shooting) quiesce(ctx context.Context) {
-	if x.Scripts != "" {
-		x.runScripts(ctx)
-	}
-	if x.Postgres != nil {
-		x.markLog(ctx)
-	}
-	// A cluster recovers from what its disks hold at any moment: its file systems need not be held.
-	if x.still != tidemark.ApplicationConsistent || x.Postgres == nil {
-		x.freeze()
-	}
-}
-
-// runScripts has the administrator's programs make the application still.
-func (x *shooting) runScripts(ctx context.Context) {
-	p, err := script.Load(x.Scripts)
-	if err != nil {
-		x.problem(err)
-		return
-	}
-	env := []string{"TIDEMARK_BOOKMARK=" + x.Mark.Name}
-	x.hold(func() {
-		if err := p.Run(context.WithoutCancel(ctx), script.Post, scriptLimit, env...); err != nil {
-			x.problem(err)
-		}
-	})
-	if err := p.Run(ctx, script.Pre, scriptLimit, env...); err != nil {
-		x.problem(err)
-		return
-	}
-	x.still = tidemark.ApplicationConsistent
 }
 
 // hold notes that writes are held from now on, and how they go on.
@@ -136,43 +121,135 @@ func (x *shooting) hold(release func()) {
 	x.release = append(x.release, release)
 }
 
-// markLog puts a restore point into a cluster's log.
-func (x *shooting) markLog(ctx context.Context) {
+// letGo lets the applications go on.
+func (x *shooting) letGo() {
+	for i := len(x.release) - 1; i >= 0; i-- {
+		x.release[i]()
+	}
+	x.release = nil
+}
+
+// mark puts the marks into the streams, with all taps held if there are several.
+func (x *shooting) mark(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, markLimit)
 	defer cancel()
-	conn, err := x.Postgres.Connect(ctx)
+	var list []*taps.Tap
+	for _, m := range x.members {
+		t, err := taps.Find(m.Tap)
+		if err != nil {
+			return err
+		}
+		list = append(list, t)
+	}
+	put := func() error {
+		for i, m := range x.members {
+			m.describe()
+			if err := list[i].Bookmark(ctx, m.Mark); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	if len(list) == 1 {
+		return put()
+	}
+	return x.holding(ctx, list, put)
+}
+
+// holding calls fn with the writes of all taps held. It fails if they were not held all the time.
+func (x *shooting) holding(ctx context.Context, list []*taps.Tap, fn func() error) (err error) {
+	for _, t := range list {
+		if err := t.Hold(ctx); err != nil {
+			return err
+		}
+		x.hold(func() {})
+		defer func() { err = errors.Join(err, t.Release(ctx)) }()
+	}
+	return fn()
+}
+
+// problem notes what could not be done.
+func (q *quieting) problem(err error) { q.problems = append(q.problems, err.Error()) }
+
+// describe completes the mark by what was reached.
+func (q *quieting) describe() {
+	q.Mark.Consistency = q.still
+	if len(q.problems) > 0 {
+		q.Mark.Consistency = tidemark.CrashConsistent
+		q.Mark.Labels[LabelProblems] = strings.Join(q.problems, "; ")
+	}
+}
+
+func (q *quieting) quiesce(ctx context.Context) {
+	if q.Scripts != "" {
+		q.runScripts(ctx)
+	}
+	if q.Postgres != nil {
+		q.markLog(ctx)
+	}
+	// A cluster recovers from what its disks hold at any moment: its file systems need not be held.
+	if q.still != tidemark.ApplicationConsistent || q.Postgres == nil {
+		q.freeze()
+	}
+}
+
+// runScripts has the administrator's programs make the application still.
+func (q *quieting) runScripts(ctx context.Context) {
+	p, err := script.Load(q.Scripts)
 	if err != nil {
-		x.problem(err)
+		q.problem(err)
+		return
+	}
+	env := []string{"TIDEMARK_BOOKMARK=" + q.Mark.Name}
+	q.x.hold(func() {
+		if err := p.Run(context.WithoutCancel(ctx), script.Post, scriptLimit, env...); err != nil {
+			q.x.problems = append(q.x.problems, err.Error())
+		}
+	})
+	if err := p.Run(ctx, script.Pre, scriptLimit, env...); err != nil {
+		q.problem(err)
+		return
+	}
+	q.still = tidemark.ApplicationConsistent
+}
+
+// markLog puts a restore point into a cluster's log.
+func (q *quieting) markLog(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, markLimit)
+	defer cancel()
+	conn, err := q.Postgres.Connect(ctx)
+	if err != nil {
+		q.problem(err)
 		return
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
 	places, err := postgres.Places(ctx, conn)
 	if err != nil {
-		x.problem(err)
+		q.problem(err)
 		return
 	}
 	for _, place := range places {
-		if !x.covers(place) {
-			x.problem(fmt.Errorf("%s of the cluster does not lie on the tapped disks", place))
+		if !q.covers(place) {
+			q.problem(fmt.Errorf("%s of the cluster does not lie on the tapped disks", place))
 			return
 		}
 	}
-	lsn, err := postgres.Mark(ctx, conn, x.Mark.Name)
+	lsn, err := postgres.Mark(ctx, conn, q.Mark.Name)
 	if err != nil {
-		x.problem(err)
+		q.problem(err)
 		return
 	}
-	x.Mark.Labels[LabelLSN] = lsn.String()
-	x.still = tidemark.ApplicationConsistent
+	q.Mark.Labels[LabelLSN] = lsn.String()
+	q.still = tidemark.ApplicationConsistent
 }
 
 // covers reports whether a directory lies on one of the file systems.
-func (x *shooting) covers(place string) bool {
+func (q *quieting) covers(place string) bool {
 	var at unix.Stat_t
 	if unix.Stat(place, &at) != nil {
 		return false
 	}
-	for _, dir := range x.Dirs {
+	for _, dir := range q.Dirs {
 		var fs unix.Stat_t
 		if unix.Stat(dir, &fs) == nil && fs.Dev == at.Dev {
 			return true
@@ -182,33 +259,33 @@ func (x *shooting) covers(place string) bool {
 }
 
 // freeze stops the writes of all file systems. What is to be written back is written back before.
-func (x *shooting) freeze() {
-	if len(x.Dirs) == 0 {
+func (q *quieting) freeze() {
+	if len(q.Dirs) == 0 {
 		return
 	}
-	for _, dir := range x.Dirs {
+	for _, dir := range q.Dirs {
 		if err := syncFS(dir); err != nil {
-			x.problem(err)
+			q.problem(err)
 			return
 		}
 	}
-	for _, dir := range x.Dirs {
-		if err := x.freezeOne(dir); err != nil {
-			x.problem(err)
+	for _, dir := range q.Dirs {
+		if err := q.freezeOne(dir); err != nil {
+			q.problem(err)
 			return
 		}
 	}
-	if x.still == tidemark.CrashConsistent {
-		x.still = tidemark.FilesystemConsistent
+	if q.still == tidemark.CrashConsistent {
+		q.still = tidemark.FilesystemConsistent
 	}
 }
 
 // freezeOne stops the writes of a file system. One that hangs is thawed when it comes back.
-func (x *shooting) freezeOne(dir string) error {
-	x.s.noteFrozen(dir)
-	x.hold(func() {
-		if err := x.s.thaw([]string{dir}); err != nil {
-			x.problem(err)
+func (q *quieting) freezeOne(dir string) error {
+	q.x.s.noteFrozen(dir)
+	q.x.hold(func() {
+		if err := q.x.s.thaw([]string{dir}); err != nil {
+			q.x.problems = append(q.x.problems, err.Error())
 		}
 	})
 	frozen := make(chan error, 1)
@@ -219,7 +296,7 @@ func (x *shooting) freezeOne(dir string) error {
 	case <-time.After(freezeLimit):
 		go func() {
 			if <-frozen == nil {
-				x.s.thaw([]string{dir})
+				q.x.s.thaw([]string{dir})
 			}
 		}()
 		return fmt.Errorf("%s could not be frozen within %v", dir, freezeLimit)
@@ -236,32 +313,4 @@ func syncFS(dir string) error {
 		return fmt.Errorf("write %s back: %w", filepath.Clean(dir), err)
 	}
 	return nil
-}
-
-// mark puts the mark into the streams.
-func (x *shooting) mark(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, markLimit)
-	defer cancel()
-	x.Mark.Consistency = x.still
-	if len(x.problems) > 0 {
-		x.Mark.Consistency = tidemark.CrashConsistent
-		x.Mark.Labels[LabelProblems] = strings.Join(x.problems, "; ")
-	}
-	for _, dir := range x.Taps {
-		t, err := taps.Find(dir)
-		if err == nil {
-			err = t.Bookmark(ctx, x.Mark)
-		}
-		if err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// letGo lets the application go on.
-func (x *shooting) letGo() {
-	for i := len(x.release) - 1; i >= 0; i-- {
-		x.release[i]()
-	}
 }

@@ -26,6 +26,8 @@ type about struct {
 	// Home is where the data directory of a database lies, if its disks are those of its
 	// host and not ours.
 	Home *home `json:"home,omitempty"`
+	// Groups are the consistency groups that it is a member of.
+	Groups []string `json:"groups,omitempty"`
 	// Role tells clones and mounts from applications of their own.
 	Role role `json:"role,omitempty"`
 }
@@ -125,6 +127,9 @@ func (c *Control) claim(name string) (release func(), err error) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if len(c.membersOf(name)) > 0 {
+		return nil, tidemark.Errorf(tidemark.Conflict, "there is a group %q", name).WithHint("choose another name")
+	}
 	if _, err := c.app(name); err == nil || c.names[name] {
 		return nil, tidemark.Errorf(tidemark.Conflict, "there is an application, volume or clone %q already", name).WithHint("choose another name")
 	}

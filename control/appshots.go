@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"maps"
 	"strings"
 	"time"
 
@@ -72,49 +73,80 @@ func (n shotNote) key() string { return n.Application + "@" + n.Bookmark }
 const arrival = 30 * time.Second
 
 // shoot makes an AppShot of a tapped application: one mark in the stream of its tap, while it is still.
-func (c *Control) shoot(ctx context.Context, a app, name string) (p tidemark.RecoveryPoint, err error) {
-	if a.t.HasBookmark(name) {
-		return p, tidemark.Errorf(tidemark.Conflict, "%s has a bookmark %q already", a.name, name).WithHint("choose another name")
+func (c *Control) shoot(ctx context.Context, a app, name string) (tidemark.RecoveryPoint, error) {
+	list, err := c.shootAll(ctx, []app{a}, name, nil)
+	if err != nil {
+		return tidemark.RecoveryPoint{}, err
 	}
-	shot := agent.Shot{Taps: []string{c.tapDir(a)}, Mark: capture.Mark{Name: name, ID: rand.Text()}, Scripts: a.Options[optionScripts]}
-	if shot.Dirs, err = c.tappedMounts(a); err != nil {
-		return p, err
+	return list[0], nil
+}
+
+// shootAll makes one AppShot of several tapped applications: their points are one moment.
+func (c *Control) shootAll(ctx context.Context, members []app, name string, labels map[string]string) ([]tidemark.RecoveryPoint, error) {
+	var shot agent.Shot
+	var came []<-chan shotResult
+	for _, a := range members {
+		m, err := c.shotMember(a, name, labels)
+		if err != nil {
+			return nil, err
+		}
+		shot.Members = append(shot.Members, m)
+		came = append(came, c.taps.await(m.Mark.ID))
+		defer c.taps.awaited(m.Mark.ID)
 	}
-	if url, ok := a.Options[optionPostgres]; ok {
-		shot.Postgres = &postgres.Source{Conn: url} // one that cannot be reached now makes the point worth less
-	}
-	came := c.taps.await(shot.Mark.ID)
-	defer c.taps.awaited(shot.Mark.ID)
 	res, err := c.agent.Shoot(ctx, shot)
 	if err != nil {
-		return p, c.explainShot(a, err)
+		return nil, c.explainShot(members, err)
 	}
 	for _, problem := range res.Problems {
-		c.event("error", a.name, "after the bookmark %s: %s", name, problem)
+		c.event("error", members[0].name, "after the bookmark %s: %s", name, problem)
 	}
-	return c.arrived(ctx, a, res, came)
+	var list []tidemark.RecoveryPoint
+	for i, a := range members {
+		p, err := c.arrived(ctx, a, res.Marks[i], res.Hold, came[i])
+		if err != nil {
+			return list, err
+		}
+		list = append(list, p)
+	}
+	return list, nil
+}
+
+// shotMember says how an application is made still.
+func (c *Control) shotMember(a app, name string, labels map[string]string) (m agent.ShotMember, err error) {
+	if a.t.HasBookmark(name) {
+		return m, tidemark.Errorf(tidemark.Conflict, "%s has a bookmark %q already", a.name, name).WithHint("choose another name")
+	}
+	m = agent.ShotMember{Tap: c.tapDir(a), Mark: capture.Mark{Name: name, ID: rand.Text(), Labels: maps.Clone(labels)}, Scripts: a.Options[optionScripts]}
+	if url, ok := a.Options[optionPostgres]; ok {
+		m.Postgres = &postgres.Source{Conn: url} // one that cannot be reached now makes the point worth less
+	}
+	m.Dirs, err = c.tappedMounts(a)
+	return m, err
 }
 
 // explainShot says why there is no mark.
-func (c *Control) explainShot(a app, err error) error {
-	if g := a.t.Gaps(); strings.Contains(err.Error(), tap.ErrGap.Error()) {
-		why := "it is being sent"
-		if len(g) > 0 {
-			why = g[len(g)-1].Why
-		}
-		return tidemark.Errorf(tidemark.Unavailable, "%s has no point for now: its timeline does not follow its disks (%s)", a.name, why).
-			WithHint("wait until `tidemark status` shows it as following")
+func (c *Control) explainShot(members []app, err error) error {
+	if !strings.Contains(err.Error(), tap.ErrGap.Error()) {
+		return fmt.Errorf("bookmark %s: %w", members[0].name, err)
 	}
-	return fmt.Errorf("bookmark %s: %w", a.name, err)
+	for _, a := range members {
+		if g := a.t.Gaps(); len(g) > 0 && g[len(g)-1].To == 0 {
+			return tidemark.Errorf(tidemark.Unavailable, "%s has no point for now: its timeline does not follow its disks (%s)", a.name, g[len(g)-1].Why).
+				WithHint("wait until `tidemark status` shows it as following")
+		}
+	}
+	return tidemark.Errorf(tidemark.Unavailable, "%s has no point for now: its timeline does not follow its disks", members[0].name).
+		WithHint("wait until `tidemark status` shows it as following")
 }
 
 // arrived waits until a mark is in the timeline, and describes its point.
-func (c *Control) arrived(ctx context.Context, a app, res agent.ShotResult, came <-chan shotResult) (p tidemark.RecoveryPoint, err error) {
+func (c *Control) arrived(ctx context.Context, a app, m capture.Mark, hold time.Duration, came <-chan shotResult) (p tidemark.RecoveryPoint, err error) {
 	var r shotResult
 	select {
 	case r = <-came:
 	case <-time.After(arrival):
-		return p, tidemark.Errorf(tidemark.Unavailable, "the bookmark %s is on its way and has not arrived in %v", res.Mark.Name, arrival).
+		return p, tidemark.Errorf(tidemark.Unavailable, "the bookmark %s is on its way and has not arrived in %v", m.Name, arrival).
 			WithHint("`tidemark points " + a.name + "` shows it when it has; `tidemark status` says how the tap is")
 	case <-ctx.Done():
 		return p, ctx.Err()
@@ -122,8 +154,8 @@ func (c *Control) arrived(ctx context.Context, a app, res agent.ShotResult, came
 	if r.err != nil {
 		return p, r.err
 	}
-	p = tidemark.RecoveryPoint{Position: r.pos, Time: time.Unix(0, r.time).UTC(), Bookmark: res.Mark.Name,
-		Consistency: res.Mark.Consistency, Images: []tidemark.Image{}, Labels: res.Mark.Labels, Hold: float64(res.Hold.Microseconds()) / 1000}
+	p = tidemark.RecoveryPoint{Position: r.pos, Time: time.Unix(0, r.time).UTC(), Bookmark: m.Name, Consistency: m.Consistency,
+		Images: []tidemark.Image{}, Labels: m.Labels, Hold: float64(hold.Microseconds()) / 1000}
 	n := shotNote{Application: a.name, Bookmark: p.Bookmark, Hold: p.Hold}
 	if err := c.catalog.Put(ctx, catalog.Shots, n.key(), n); err != nil {
 		c.log.Error("the hold of an AppShot was not noted", "application", a.name, "error", err)

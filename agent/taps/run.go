@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -27,6 +28,8 @@ import (
 const (
 	verbStatus   = "status"
 	verbBookmark = "bookmark"
+	verbHold     = "hold"
+	verbRelease  = "release"
 	verbResync   = "resync"
 	verbStop     = "stop"
 )
@@ -59,7 +62,13 @@ type host struct {
 	table   *nbd.Table
 	nbd     *nbd.Server
 	stops   chan struct{} // somebody asked for the end, and may
+
+	mu      sync.Mutex
+	release func() bool // of a hold; nil: none
 }
+
+// longestHold is how long a tap holds writes at most, if nobody tells it to let them go on.
+const longestHold = 2 * time.Second
 
 // Run is all that the process of a tap does: it reads its [Config] from standard input, serves the tapped disks
 // until it is told to stop, and returns nil. Without a configuration, because nothing needed it, it returns nil.
@@ -204,6 +213,10 @@ func (h *host) answer(req request, send func(any)) {
 		r.Status = &s
 	case req.Verb == verbBookmark && req.Mark != nil:
 		err = h.tap.Bookmark(*req.Mark)
+	case req.Verb == verbHold:
+		err = h.hold()
+	case req.Verb == verbRelease:
+		err = h.letGo()
 	case req.Verb == verbResync:
 		h.tap.Resync()
 	case req.Verb == verbStop:
@@ -219,6 +232,32 @@ func (h *host) answer(req request, send func(any)) {
 		r.Error, r.Gap, r.Attached = err.Error(), errors.Is(err, tap.ErrGap), errors.Is(err, ErrAttached)
 	}
 	send(r)
+}
+
+// hold lets no write begin.
+func (h *host) hold() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.release != nil {
+		return errors.New("writes are held already")
+	}
+	h.release = h.tap.Hold(longestHold)
+	return nil
+}
+
+// letGo ends a hold. It fails if that had ended by itself.
+func (h *host) letGo() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.release == nil {
+		return errors.New("no writes are held")
+	}
+	release := h.release
+	h.release = nil
+	if !release() {
+		return fmt.Errorf("writes went on after %v", longestHold)
+	}
+	return nil
 }
 
 // attached returns how many connections to the disks there are.

@@ -158,6 +158,18 @@ func (t *Tap) Bookmark(ctx context.Context, m capture.Mark) error {
 	return err
 }
 
+// Hold lets no write to the tap's disks begin until Release, or for two seconds: see [tap.Tap.Hold].
+func (t *Tap) Hold(ctx context.Context) error {
+	_, err := t.ask(ctx, request{Verb: verbHold})
+	return err
+}
+
+// Release ends a hold. It fails if that had ended before.
+func (t *Tap) Release(ctx context.Context) error {
+	_, err := t.ask(ctx, request{Verb: verbRelease})
+	return err
+}
+
 // Resync has everything sent again: see [tap.Tap.Resync].
 func (t *Tap) Resync(ctx context.Context) error {
 	_, err := t.ask(ctx, request{Verb: verbResync})

@@ -8,6 +8,7 @@ type ranges struct {
 	mu    sync.Mutex
 	freed *sync.Cond // somebody left
 	busy  []span
+	held  int // nobody enters while it is more than 0
 	ended bool
 }
 
@@ -28,7 +29,7 @@ func (s span) overlaps(o span) bool { return s.disk == o.disk && s.off < o.end &
 func (r *ranges) enter(s span) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for !r.ended && r.taken(s) {
+	for !r.ended && (r.held > 0 || r.taken(s)) {
 		r.freed.Wait()
 	}
 	if r.ended {
@@ -36,6 +37,20 @@ func (r *ranges) enter(s span) bool {
 	}
 	r.busy = append(r.busy, s)
 	return true
+}
+
+// hold keeps out who is not in, until release is called as often.
+func (r *ranges) hold() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.held++
+}
+
+func (r *ranges) release() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.held--
+	r.freed.Broadcast()
 }
 
 // end keeps everybody out who is not in.

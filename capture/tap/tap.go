@@ -170,6 +170,27 @@ func (t *Tap) Bookmark(m capture.Mark) error {
 	return nil
 }
 
+// Hold lets no write begin until release is called, or at most for a time: then it reports that it was in
+// vain. With several taps held, a mark put into each of them is one point of them all: a write that follows another one, on
+// whatever disk, begins when that was answered, and so it cannot be before the mark where the other is behind it.
+func (t *Tap) Hold(most time.Duration) (release func() bool) {
+	t.ranges.hold()
+	var once sync.Once
+	inTime := false
+	end := func(ok bool) {
+		once.Do(func() {
+			inTime = ok
+			t.ranges.release()
+		})
+	}
+	timer := time.AfterFunc(most, func() { end(false) })
+	return func() bool {
+		timer.Stop()
+		end(true)
+		return inTime
+	}
+}
+
 // Resync has everything sent again: for whoever knows, or fears, that a disk was written while it was not tapped.
 func (t *Tap) Resync() { t.loseAll("it was asked for that everything be sent again") }
 

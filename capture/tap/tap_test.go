@@ -181,7 +181,9 @@ type timeline struct {
 	wrong []string
 	gaps  int
 	marks map[string]int // how often each came
-	took  atomic.Int64   // bytes of data
+	// numbered, if it is not nil, has the newest write before each mark.
+	numbered map[string]int64
+	took     atomic.Int64 // bytes of data
 }
 
 func (l *timeline) Open(_ context.Context, id, before string) (capture.Stream, error) {
@@ -308,6 +310,9 @@ func (s *stream) Bookmark(m capture.Mark) error {
 		s.l.complain("mark %s of time %d came behind write %d", m.ID, m.Time, s.l.last)
 	}
 	s.l.marks[m.ID]++
+	if s.l.numbered != nil {
+		s.l.numbered[m.ID] = s.l.last
+	}
 	s.l.keep()
 	return nil
 }
@@ -684,4 +689,88 @@ func TestTapIsADisk(t *testing.T) {
 	}
 	h.settled()
 	h.close()
+}
+
+// Writers to two taps, each write following one on the other, and marks put while both are held: no mark has a write without the one
+// before it.
+func TestHoldIsOnePoint(t *testing.T) {
+	var machines [2]*machine
+	for i := range machines {
+		machines[i] = newMachine(t, rand.Uint64())
+		machines[i].line.numbered = map[string]int64{}
+		machines[i].open()
+	}
+	end := make(chan struct{})
+	var writer sync.WaitGroup
+	writer.Go(func() {
+		for n := int64(1); ; n++ {
+			select {
+			case <-end:
+				return
+			default:
+			}
+			time.Sleep(50 * time.Microsecond) // no faster than the queue
+			h := machines[n%2]                // one write after the other
+			h.wrote.Store(n)
+			if _, err := h.tap.Disks()[0].WriteAt(bytes.Repeat([]byte{byte(n)}, block.BlockSize), n%100*block.BlockSize); err != nil {
+				t.Error(err)
+				return
+			}
+		}
+	})
+	settle := func() {
+		for _, h := range machines {
+			for {
+				h.tap.mu.Lock()
+				whole := h.tap.lost == 0 && !h.tap.gap
+				h.tap.mu.Unlock()
+				if whole {
+					break
+				}
+				time.Sleep(time.Millisecond)
+			}
+		}
+	}
+	settle()
+	for i := range 200 {
+		var releases []func() bool
+		for _, h := range machines {
+			releases = append(releases, h.tap.Hold(time.Minute))
+		}
+		for _, h := range machines {
+			if err := h.tap.Bookmark(capture.Mark{ID: fmt.Sprint(i)}); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(500 * time.Microsecond)
+		}
+		for _, release := range releases {
+			if !release() {
+				t.Error("a hold ended by itself")
+			}
+		}
+		time.Sleep(time.Duration(i%3) * 100 * time.Microsecond)
+	}
+	close(end)
+	writer.Wait()
+	for _, h := range machines {
+		for end := time.Now().Add(30 * time.Second); h.tap.Status().Queued > 0; time.Sleep(time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatal("the queue does not go")
+			}
+		}
+	}
+	for i := range 200 {
+		id := fmt.Sprint(i)
+		a, there := machines[0].line.numbered[id]
+		b, too := machines[1].line.numbered[id]
+		if !there || !too || max(a, b)-min(a, b) > 1 {
+			t.Errorf("mark %d has write %d of one tap and %d of the other", i, a, b)
+		}
+	}
+	for _, h := range machines {
+		h.close()
+	}
+	if released := machines[0].tap.Hold(time.Nanosecond); func() bool { time.Sleep(50 * time.Millisecond); return released() }() {
+		t.Error("a hold that ended by itself is told as in time")
+	}
 }

@@ -1,0 +1,124 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"tidemark"
+)
+
+func groupCommand() *cobra.Command {
+	return group(&cobra.Command{Use: "group", Short: "Tapped applications that are bookmarked in one moment"},
+		groupJoin(), groupLeave(), groupList(), groupBookmark(), groupClone())
+}
+
+// namesFrom checks that there are at least so many arguments, all of them names.
+func namesFrom(least int) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) < least {
+			return usage(fmt.Errorf("usage: %s", cmd.UseLine()))
+		}
+		for _, a := range args {
+			if err := tidemark.CheckName(a); err != nil {
+				return usage(err)
+			}
+		}
+		return nil
+	}
+}
+
+func printGroup(g tidemark.Group) {
+	if len(g.Members) == 0 {
+		fmt.Println(g.Name, "has no members any more, and is gone")
+		return
+	}
+	fmt.Println(g.Name+":", strings.Join(g.Members, ", "))
+}
+
+func groupJoin() *cobra.Command {
+	return &cobra.Command{Use: "join GROUP APP...", Short: "Let applications join a group, which is made by its first", Args: namesFrom(2), ValidArgsFunction: named("applications"),
+		Example: "  tidemark group join bank ledger queue",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return ask(cmd, "group", tidemark.GroupSpec{Name: args[0], Join: args[1:]}, printGroup)
+		}}
+}
+
+func groupLeave() *cobra.Command {
+	return &cobra.Command{Use: "leave GROUP APP...", Short: "Let applications leave a group, which goes with its last", Args: namesFrom(2), ValidArgsFunction: named("applications"),
+		Example: "  tidemark group leave bank queue",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return ask(cmd, "group", tidemark.GroupSpec{Name: args[0], Leave: args[1:]}, printGroup)
+		}}
+}
+
+func groupList() *cobra.Command {
+	return &cobra.Command{Use: "ls", Short: "List groups", Args: takes(0), Example: "  tidemark group ls", RunE: func(cmd *cobra.Command, _ []string) error {
+		return ask(cmd, "groups", nil, func(list []tidemark.Group) {
+			var rows [][]string
+			for _, g := range list {
+				rows = append(rows, []string{g.Name, strings.Join(g.Members, ", ")})
+			}
+			table("GROUP MEMBERS", rows)
+		})
+	}}
+}
+
+func groupBookmark() *cobra.Command {
+	return &cobra.Command{Use: "bookmark GROUP NAME", Short: "Mark one moment of all members; no data is copied", Args: takes(0, aName, aName),
+		Long:    "Mark one moment of all members. Each is made still as by `bookmark`, and then\nthe writes of all of them are held for the moment of the marks: no member has\na write without the ones before it on the others. A member is recovered alone,\nas APP@NAME, or with the group, by `group clone`.",
+		Example: "  tidemark group bookmark bank before-closing",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return ask(cmd, "group-bookmark", tidemark.BookmarkSpec{Application: args[0], Name: args[1]}, func(g tidemark.GroupPoint) {
+				for _, p := range g.Points {
+					fmt.Printf("%s@%s  %v  %s-consistent\n", p.Application, p.Bookmark, p.Position, p.Consistency)
+					if why := p.Labels["problems"]; why != "" {
+						fmt.Println("note:", why)
+					}
+				}
+				fmt.Printf("writes held for %.1f ms\n", g.Hold)
+			})
+		}}
+}
+
+func groupClone() *cobra.Command {
+	return &cobra.Command{Use: "clone GROUP@NAME PREFIX", Short: "Clone all members at a bookmark of the group", Args: takes(0, aRef, aName),
+		Long:    "Clone each member at a bookmark of the group, under PREFIX-MEMBER. Either all\nclones are made, or none.",
+		Example: "  tidemark group clone bank@before-closing test",
+		RunE:    func(cmd *cobra.Command, args []string) error { return cloneGroup(cmd, args[0], args[1]) }}
+}
+
+// cloneGroup clones the members of a group that have a bookmark.
+func cloneGroup(cmd *cobra.Command, ref, prefix string) error {
+	name, bookmark, ok := strings.Cut(ref, "@")
+	if !ok {
+		return usage(errors.New("name a bookmark of the group: GROUP@NAME"))
+	}
+	var groups []tidemark.Group
+	if err := server().Do(cmd.Context(), "groups", nil, &groups); err != nil {
+		return err
+	}
+	i := slices.IndexFunc(groups, func(g tidemark.Group) bool { return g.Name == name })
+	if i < 0 {
+		return tidemark.Errorf(tidemark.NotFound, "there is no group %q", name).WithHint("`tidemark group ls` lists them")
+	}
+	clones := []tidemark.Clone{}
+	for _, member := range groups[i].Members {
+		var k tidemark.Clone
+		if err := run(cmd, "clone", tidemark.CloneSpec{Ref: member + "@" + bookmark, Name: prefix + "-" + member}, &k); err != nil {
+			for _, made := range clones {
+				err = errors.Join(err, server().Named(cmd.Context(), "clone-rm", made.Name, nil))
+			}
+			return err
+		}
+		clones = append(clones, k)
+	}
+	return show(clones, func() {
+		for _, k := range clones {
+			fmt.Printf("%s  %s\n", k.Name, k.Connection)
+		}
+	})
+}
