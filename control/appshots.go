@@ -96,6 +96,7 @@ func (c *Control) shootAll(ctx context.Context, members []app, name string, labe
 	}
 	res, err := c.agent.Shoot(ctx, shot)
 	if err != nil {
+		c.dropMarks(ctx, members, name, came)
 		return nil, c.explainShot(members, err)
 	}
 	for _, problem := range res.Problems {
@@ -110,6 +111,28 @@ func (c *Control) shootAll(ctx context.Context, members []app, name string, labe
 		list = append(list, p)
 	}
 	return list, nil
+}
+
+// dropTime is how long a mark that is of no use is waited for.
+const dropTime = 2 * time.Second
+
+// dropMarks forgets the marks of a shot that failed when some were in their streams already: without the others they
+// are no point of the group.
+func (c *Control) dropMarks(ctx context.Context, members []app, name string, came []<-chan shotResult) {
+	if len(members) == 1 {
+		return
+	}
+	wait := time.After(dropTime)
+	for i, a := range members {
+		select {
+		case r := <-came[i]:
+			if r.err == nil {
+				c.forgetPoint(context.WithoutCancel(ctx), a, name)
+			}
+		case <-wait:
+			return
+		}
+	}
 }
 
 // shotMember says how an application is made still.
