@@ -91,34 +91,54 @@ func (c *connection) fail(err error) {
 func (c *connection) send(skip int) error {
 	for {
 		s, data, err := c.take()
+		if err == nil {
+			err = c.sendOne(s, data, skip)
+		}
 		if err != nil {
-			return err
-		}
-		if s.slot != noSlot && data == nil {
-			if data, err = c.t.queue.spill.read(s); err != nil {
-				c.t.loseQueue(err.Error())
-				return err
-			}
-		}
-		if err := c.give(s, data, skip); err != nil {
 			return err
 		}
 		skip = 0
 	}
 }
 
+// linger is how long a change waits for others to be sent with.
+const linger = 4 * time.Millisecond
+
 // take waits for the next segment.
-func (c *connection) take() (s *segment, data []byte, err error) {
+func (c *connection) take() (s *segment, h held, err error) {
 	t := c.t
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for c.failed == nil {
+		if t.queue.young() {
+			t.mu.Unlock()
+			time.Sleep(linger)
+			t.mu.Lock()
+		}
 		if s := t.queue.take(); s != nil {
-			return s, s.data, nil
+			return s, t.queue.holdData(s), nil
 		}
 		t.filled.Wait()
 	}
-	return nil, nil, c.failed
+	return nil, h, c.failed
+}
+
+// sendOne sends a segment, and lets go of its data.
+func (c *connection) sendOne(s *segment, h held, skip int) (err error) {
+	if h.slab != nil {
+		defer c.t.letGoData(h)
+	} else if h.data, err = c.t.queue.spill.read(s); err != nil {
+		c.t.loseQueue(err.Error())
+		return err
+	}
+	return c.give(s, h.data, skip)
+}
+
+// letGoData ends the use of what was held.
+func (t *Tap) letGoData(h held) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.queue.letGo(h.slab)
 }
 
 func (c *connection) give(s *segment, data []byte, skip int) error {
@@ -299,10 +319,11 @@ func (t *Tap) spillOver() {
 			t.changed.Wait()
 			continue
 		}
-		slot, data := t.queue.spill.takeSlot(), s.data
+		slot, h := t.queue.spill.takeSlot(), t.queue.holdData(s)
 		t.mu.Unlock()
-		sum, err := t.queue.spill.write(slot, data)
+		sum, err := t.queue.spill.write(slot, h.data)
 		t.mu.Lock()
+		t.queue.letGo(h.slab)
 		switch {
 		case err != nil:
 			t.log.Error("the queue stays in memory", "error", err)

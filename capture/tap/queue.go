@@ -15,10 +15,24 @@ type queue struct {
 	next   int        // index of the first that was not sent on the present connection
 	gone   uint64     // segments that were in front of list
 	seq    uint64     // changes that were sent, ever, on the present stream
-	memory int        // bytes of data in memory
+	memory int        // bytes that it takes
 	limit  int        // of memory
+	slab   *slab      // that the data of the last segment lie in
+	spare  []*slab    // to be used again
 	spill  spill
 }
+
+// slab is memory for the data of segments that follow each other. It is never moved: a segment that grows
+// need not be copied.
+type slab struct {
+	buf   []byte
+	users int // segments in it, and who reads them without the tap's mutex
+}
+
+// spareSlabs is how many slabs are kept that nobody uses.
+const spareSlabs = 8
+
+func (b *slab) room() int { return cap(b.buf) - len(b.buf) }
 
 const (
 	segmentSize    = 1 << 20 // bytes of data
@@ -30,9 +44,11 @@ const (
 // segment is a stretch of the stream.
 type segment struct {
 	entries []entry
-	data    []byte // nil if spilled
-	bytes   int    // of data, spilled or not
-	memory  int
+	slab    *slab   // nil if spilled
+	data    []byte  // in the slab; nil if spilled
+	from    int     // where they begin there
+	bytes   int     // of data, spilled or not
+	memory  int     // that it takes beside its data; 0: it was dropped
 	holds   []place // regions that are dirty until it is acknowledged
 	mark    *mark   // comes behind its changes
 	closed  bool
@@ -78,32 +94,88 @@ func (s *segment) changes(data []byte, skip int) []capture.Change {
 }
 
 // hasRoom reports whether a change with n bytes of data can be put.
-func (q *queue) hasRoom(n int) bool { return q.memory+n+changeMemory <= q.limit }
+func (q *queue) hasRoom(n int) bool {
+	n = q.memory + changeMemory + q.missing(n)
+	return n <= q.limit
+}
+
+// missing returns how much memory there must be more for n bytes of data.
+func (q *queue) missing(n int) int {
+	if q.slab != nil && q.slab.users > 0 && q.slab.room() >= n {
+		return 0
+	}
+	return segmentSize
+}
 
 // open returns the segment that takes a change with n bytes of data.
 func (q *queue) open(n int) *segment {
 	if k := len(q.list); k > 0 {
 		s := q.list[k-1]
-		if !s.closed && len(s.data)+n <= segmentSize && len(s.entries) < segmentChanges {
+		if !s.closed && s.slab.room() >= n && len(s.entries) < segmentChanges {
 			return s
 		}
 		s.closed = true
 	}
-	s := &segment{slot: noSlot}
+	if q.slab == nil || q.slab.room() < n {
+		q.slab = q.newSlab()
+	}
+	s := &segment{slot: noSlot, slab: q.slab, from: len(q.slab.buf)}
+	q.hold(s.slab)
 	q.list = append(q.list, s)
 	return s
+}
+
+func (q *queue) newSlab() *slab {
+	if k := len(q.spare); k > 0 {
+		b := q.spare[k-1]
+		q.spare = q.spare[:k-1]
+		return b
+	}
+	return &slab{buf: make([]byte, 0, segmentSize)}
+}
+
+// hold keeps what is in a slab until letGo.
+func (q *queue) hold(b *slab) {
+	if b.users == 0 {
+		q.memory += segmentSize
+	}
+	b.users++
+}
+
+func (q *queue) letGo(b *slab) {
+	if b.users--; b.users > 0 {
+		return
+	}
+	q.memory -= segmentSize
+	b.buf = b.buf[:0]
+	if b != q.slab && len(q.spare) < spareSlabs {
+		q.spare = append(q.spare, b)
+	}
+}
+
+// held are the data of a segment, in a slab that is held.
+type held struct {
+	slab *slab // nil: they were spilled
+	data []byte
+}
+
+// holdData holds the data of a segment, if it is not spilled.
+func (q *queue) holdData(s *segment) held {
+	if s.slab != nil {
+		q.hold(s.slab)
+	}
+	return held{s.slab, s.data}
 }
 
 // put appends a change, which there is room for, and returns the segment that it went to.
 func (q *queue) put(c *capture.Change) *segment {
 	s := q.open(len(c.Data))
-	before := cap(s.data)
 	s.entries = append(s.entries, entry{disk: c.Disk, zero: c.Data == nil, at: uint32(len(s.data)), off: c.Off, len: c.Len, time: c.Time})
-	s.data = append(s.data, c.Data...)
+	s.slab.buf = append(s.slab.buf, c.Data...)
+	s.data = s.slab.buf[s.from:]
 	s.bytes += len(c.Data)
-	grown := cap(s.data) - before + changeMemory
-	s.memory += grown
-	q.memory += grown
+	s.memory += changeMemory
+	q.memory += changeMemory
 	return s
 }
 
@@ -129,6 +201,11 @@ func (q *queue) oldest() int64 {
 		}
 	}
 	return 0
+}
+
+// young reports whether what is to be sent next is a segment that may grow.
+func (q *queue) young() bool {
+	return q.next == len(q.list)-1 && !q.list[q.next].closed
 }
 
 // take returns the next segment to send, or nil.
@@ -197,6 +274,7 @@ func (q *queue) clear(drop func(*segment)) {
 func (q *queue) forget(s *segment) {
 	q.memory -= s.memory
 	s.memory = 0
+	q.forgetData(s)
 	if s.slot != noSlot {
 		q.spill.free = append(q.spill.free, s.slot)
 	}
@@ -216,11 +294,17 @@ func (q *queue) spillable() *segment {
 	return nil
 }
 
-// spilled notes that a segment's data lie in a slot, and gives its memory back.
+// spilled notes that a segment's data lie in a slot, and gives their memory back.
 func (q *queue) spilled(s *segment, slot int, sum uint32) {
-	s.slot, s.sum, s.data = slot, sum, nil
-	q.memory -= s.memory - len(s.entries)*changeMemory
-	s.memory = len(s.entries) * changeMemory
+	s.slot, s.sum = slot, sum
+	q.forgetData(s)
+}
+
+func (q *queue) forgetData(s *segment) {
+	if s.slab != nil {
+		q.letGo(s.slab)
+		s.slab, s.data = nil, nil
+	}
 }
 
 // spill is a file of slots for the data of segments. What is in it means nothing to the next run.

@@ -131,7 +131,7 @@ func (o *Options) setDefaults() {
 	if o.Memory == 0 {
 		o.Memory = 64 << 20
 	}
-	o.Memory = max(o.Memory, 4*segmentSize)
+	o.Memory = max(o.Memory, 8*segmentSize)
 	if o.Logger == nil {
 		o.Logger = slog.Default()
 	}
