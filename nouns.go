@@ -121,6 +121,7 @@ type VolumeInfo struct {
 	Size         int64 `json:"size_bytes"`
 	LogicalBytes int64 `json:"logical_bytes"` // bytes that are not holes
 	StoredBytes  int64 `json:"stored_bytes"`  // bytes of the pool and journal that its timeline refers to
+	JournalBytes int64 `json:"journal_bytes"` // of them, those of the journal
 }
 
 // CaptureResult is what a capture did.

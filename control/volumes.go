@@ -74,7 +74,8 @@ func (c *Control) Volume(ctx context.Context, name string) (tidemark.VolumeInfo,
 }
 
 func (c *Control) volumeInfo(ctx context.Context, a app) (tidemark.VolumeInfo, error) {
-	v := tidemark.VolumeInfo{Application: c.describe(ctx, a), StoredBytes: a.t.StoredBytes() + a.t.JournalBytes()}
+	v := tidemark.VolumeInfo{Application: c.describe(ctx, a), JournalBytes: a.t.JournalBytes()}
+	v.StoredBytes = a.t.StoredBytes() + v.JournalBytes
 	for _, d := range a.t.Disks() {
 		v.Size += d.Size()
 		err := d.Extents(0, d.Size(), func(e block.Extent) bool {

@@ -287,7 +287,7 @@ func volumeList() *cobra.Command {
 }
 
 func printVolume(v tidemark.VolumeInfo) {
-	fmt.Printf("%s  size %s, data %s, stored %s\n", v.Name, size(v.Size), size(v.LogicalBytes), size(v.StoredBytes))
+	fmt.Printf("%s  size %s, data %s, stored %s (journal %s)\n", v.Name, size(v.Size), size(v.LogicalBytes), size(v.StoredBytes), size(v.JournalBytes))
 }
 
 func volumeShow() *cobra.Command {
