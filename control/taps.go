@@ -236,6 +236,10 @@ func (c *Control) tapDisk(path string) (string, int64, error) {
 	if within(real, c.o.Dir) {
 		return "", 0, tidemark.Errorf(tidemark.Invalid, "%s lies in the data directory %s", path, c.o.Dir).WithHint("tap a disk of production")
 	}
+	if a, ok := c.tapOf(real); ok {
+		return "", 0, tidemark.Errorf(tidemark.Conflict, "%s is tapped already, as %s", path, a.name).
+			WithHint("`tidemark status` shows the device to use instead of it")
+	}
 	list, err := mount.List(c.attachDir())
 	if err != nil {
 		return "", 0, err
@@ -256,6 +260,16 @@ func (c *Control) tapDisk(path string) (string, int64, error) {
 		return "", 0, tidemark.Errorf(tidemark.Invalid, "%w", err).WithHint("give a block device, or a file that is the image of a disk")
 	}
 	return real, size, tidemark.CheckDiskSize(size)
+}
+
+// tapOf finds the application that has a tap on a disk.
+func (c *Control) tapOf(path string) (app, bool) {
+	for _, t := range c.set.List() {
+		if a, err := appOf(t); err == nil && slices.Contains(a.Taps, path) {
+			return a, true
+		}
+	}
+	return app{}, false
 }
 
 // howToTap looks at disks that are to be tapped.

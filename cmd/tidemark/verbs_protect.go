@@ -75,7 +75,10 @@ func (f *protectFlags) spec(args []string) (spec tidemark.ProtectSpec, err error
 	spec = tidemark.ProtectSpec{Name: f.name, CDP: f.cdp, Options: map[string]string{}}
 	ours := f.cdp && f.name == "" && len(args) == 1 && tidemark.CheckName(args[0]) == nil // a volume or clone, which has a name
 	if _, err := os.Stat(args[0]); ours && err == nil {
-		return spec, tidemark.Errorf(tidemark.Invalid, "%s is a file here, and what protects it needs a name", args[0]).WithHint("give --name")
+		ours = false
+	}
+	if !ours && f.name == "" {
+		return spec, tidemark.Errorf(tidemark.Invalid, "%s is to be known by a name", args[0]).WithHint("give it one with --name")
 	}
 	if !ours {
 		if err := tidemark.CheckName(f.name); err != nil {
