@@ -64,6 +64,17 @@ type tapping struct {
 	ended  chan struct{}
 	mu     sync.Mutex
 	err    error // why the tap does not run, or its disks are not attached
+	// failing: the tap told last that something is wrong with the primary.
+	failing bool
+}
+
+// fails notes how the primary is, and reports whether something is wrong with it that was not before.
+func (x *tapping) fails(st taps.Status) bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	was := x.failing
+	x.failing = st.Failing != ""
+	return x.failing && !was
 }
 
 func (x *tapping) set(err error) (changed bool) {
@@ -440,8 +451,23 @@ func (c *Control) keepTap(ctx context.Context, a app, x *tapping) {
 		pause := tapLook
 		if err != nil {
 			pause = tapRetry
+		} else {
+			c.lookAtPrimary(ctx, a, x)
 		}
 		c.awaitTap(ctx, a, pause)
+	}
+}
+
+// lookAtPrimary tells when something goes wrong with what is tapped.
+func (c *Control) lookAtPrimary(ctx context.Context, a app, x *tapping) {
+	p, err := taps.Find(c.tapDir(a))
+	if err != nil {
+		return
+	}
+	bounded, cancel := context.WithTimeout(ctx, tapLook)
+	defer cancel()
+	if st, err := p.Status(bounded); err == nil && x.fails(st) {
+		c.event("error", a.name, "the disk of %s itself fails: %s", a.name, st.Failing)
 	}
 }
 
@@ -563,7 +589,11 @@ func (c *Control) describeTap(ctx context.Context, a app, d *tidemark.Applicatio
 	default:
 		d.Tap.State = tidemark.TapFollowing
 	}
-	if d.Tap.State == tidemark.TapSyncing && d.State == "ok" {
+	switch {
+	case st.Failing != "":
+		d.Tap.Detail = "the disk itself fails: " + st.Failing
+		d.State, d.Detail = "degraded", d.Tap.Detail
+	case d.Tap.State == tidemark.TapSyncing && d.State == "ok":
 		d.State, d.Detail = "syncing", tidemark.FormatSize(st.Lost)+" are to be sent"
 	}
 }

@@ -65,6 +65,7 @@ type host struct {
 
 	mu      sync.Mutex
 	release func() bool // of a hold; nil: none
+	until   time.Time   // it ends by itself then
 }
 
 // longestHold is how long a tap holds writes at most, if nobody tells it to let them go on.
@@ -238,9 +239,11 @@ func (h *host) answer(req request, send func(any)) {
 func (h *host) hold() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.release != nil {
+	if h.release != nil && time.Now().Before(h.until) {
 		return errors.New("writes are held already")
 	}
+	// One that has ended by itself is of somebody who has died, or he would have released it.
+	h.until = time.Now().Add(longestHold)
 	h.release = h.tap.Hold(longestHold)
 	return nil
 }

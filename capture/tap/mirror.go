@@ -32,8 +32,12 @@ func (t *Tap) mirror(ctx context.Context) {
 type connection struct {
 	t      *Tap
 	stream capture.Stream
+	cancel context.CancelFunc
 	failed error // guarded by t.mu
 }
+
+// errAnew ends a connection whose stream is given up for a new one.
+var errAnew = errors.New("the stream begins anew")
 
 // connect opens a stream and sends until it fails.
 func (t *Tap) connect(ctx context.Context) error {
@@ -52,22 +56,15 @@ func (t *Tap) connect(ctx context.Context) error {
 	}
 	if !s.Known() {
 		t.loseAll("the server does not know what it had of the disk")
-		return errors.New("the stream begins anew")
+		return errAnew
 	}
-	t.mu.Lock()
-	skip, ok := t.queue.resume(s.Applied())
-	ok = ok && t.stream == id
-	if ok {
-		t.online, t.trouble = true, nil
-		t.applied = t.queue.gone + uint64(t.queue.next)
-		t.wake()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	c := &connection{t: t, stream: s, cancel: cancel}
+	skip, err := c.resume(id)
+	if err != nil {
+		return err
 	}
-	t.mu.Unlock()
-	if !ok {
-		t.loseQueue("the server has lost a part of what it had")
-		return errors.New("the stream begins anew")
-	}
-	c := &connection{t: t, stream: s}
 	defer context.AfterFunc(ctx, func() { c.fail(ctx.Err()) })()
 	var both sync.WaitGroup
 	both.Go(func() { c.fail(c.send(skip)) })
@@ -76,11 +73,37 @@ func (t *Tap) connect(ctx context.Context) error {
 	return c.failed
 }
 
+// resume makes the connection the one that the queue goes to, from where the sink has what came before, and
+// returns how many changes of the first segment it has already.
+func (c *connection) resume(id string) (skip int, err error) {
+	t := c.t
+	t.mu.Lock()
+	if t.stream != id { // it was given up meanwhile
+		t.mu.Unlock()
+		return 0, errAnew
+	}
+	skip, ok := t.queue.resume(c.stream.Applied())
+	if ok {
+		t.online, t.trouble, t.live, t.asked = true, nil, c, time.Time{}
+		t.applied = t.queue.gone + uint64(t.queue.next)
+		t.wake()
+	}
+	t.mu.Unlock()
+	if !ok {
+		t.loseQueue("the server has lost a part of what it had")
+		return 0, errAnew
+	}
+	return skip, nil
+}
+
 // fail ends the connection.
 func (c *connection) fail(err error) {
 	c.t.mu.Lock()
 	if c.failed == nil {
 		c.failed = err
+	}
+	if c.t.live == c {
+		c.t.live = nil
 	}
 	c.t.wake()
 	c.t.mu.Unlock()
@@ -160,6 +183,9 @@ func (c *connection) give(s *segment, data []byte, skip int) error {
 	}
 	c.t.mu.Lock()
 	defer c.t.mu.Unlock()
+	if c.failed != nil { // what was given is of a queue that is no more
+		return c.failed
+	}
 	c.t.applied++
 	c.t.changed.Broadcast()
 	return nil
@@ -174,6 +200,7 @@ func (c *connection) acknowledge(ctx context.Context) error {
 			t.changed.Wait()
 		}
 		failed, upTo := c.failed, t.applied
+		t.asked = time.Now()
 		t.mu.Unlock()
 		if failed != nil {
 			return failed
@@ -183,6 +210,7 @@ func (c *connection) acknowledge(ctx context.Context) error {
 			return err
 		}
 		t.mu.Lock()
+		t.asked = time.Time{}
 		if c.failed == nil {
 			t.queue.release(upTo, durable, t.drop)
 			t.changed.Broadcast()
@@ -213,22 +241,30 @@ func (t *Tap) resync() {
 		if errors.Is(err, ErrClosed) {
 			return
 		}
-		t.mu.Lock()
-		if err != nil && t.readErr == nil {
-			t.log.Error("a part of the disk cannot be sent again", "error", err)
-		}
-		t.readErr = err
-		t.mu.Unlock()
 		if err != nil {
+			t.unreadable(err)
 			time.Sleep(backOff)
 		}
 	}
 }
 
+// unreadable notes why a part of the primary cannot be sent again.
+func (t *Tap) unreadable(err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.readErr == nil {
+		t.log.Error("a part of the disk cannot be sent again", "error", err)
+	}
+	t.readErr = err
+}
+
 // canResync reports whether there is something to do for resync. The caller holds mu.
 func (t *Tap) canResync() bool {
+	if t.doubt != nil {
+		return false
+	}
 	if t.lost == 0 {
-		return t.gap
+		return t.gap && time.Since(t.failedAt) > calm
 	}
 	return t.online && t.queue.memory+resyncSize <= t.queue.limit/2
 }
@@ -238,7 +274,7 @@ func (t *Tap) resyncSome() error {
 	t.mu.Lock()
 	if t.lost == 0 {
 		if t.gap {
-			t.gap = false
+			t.gap, t.readErr = false, nil
 			t.queue.putMark(&mark{whole: true})
 			t.log.Info("the timeline lacks nothing any more")
 			t.filled.Signal()
@@ -253,9 +289,25 @@ func (t *Tap) resyncSome() error {
 		return ErrClosed
 	}
 	defer t.ranges.leave(s)
-	data := make([]byte, s.end-s.off)
-	if _, err := d.primary.ReadAt(data, s.off); err != nil {
-		return fmt.Errorf("read %d bytes at %d of the primary: %w", len(data), s.off, err)
+	err := t.sendAgain(d, first, last)
+	if err == nil || last == first+1 {
+		return err
+	}
+	// What cannot be read does not keep back what lies beside it.
+	for r := first; r < last; r++ {
+		if rerr := t.sendAgain(d, r, r+1); rerr != nil {
+			err = rerr
+		}
+	}
+	return err
+}
+
+// sendAgain reads some regions, in whose range nobody else is, and puts them into the stream.
+func (t *Tap) sendAgain(d *Disk, first, last int64) error {
+	off := first * regionSize
+	data := make([]byte, min(last*regionSize, d.size)-off)
+	if _, err := d.primary.ReadAt(data, off); err != nil {
+		return fmt.Errorf("read %d bytes at %d of the primary: %w", len(data), off, err)
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -267,17 +319,18 @@ func (t *Tap) resyncSome() error {
 	return nil
 }
 
-// lostRun returns some regions next to each other that are lost. The caller holds mu, and there are some.
+// lostRun returns some regions next to each other that are lost, those behind the ones that it returned last if there are
+// such: then what cannot be read does not keep the rest waiting. The caller holds mu, and there are some.
 func (t *Tap) lostRun() (d *Disk, first, last int64) {
-	for _, d = range t.disks {
-		if first = d.lost.next(0); first < d.lost.n {
-			break
-		}
+	d = t.disks[t.again.disk]
+	for first = d.lost.next(t.again.region); first >= d.lost.n; first = d.lost.next(0) {
+		d = t.disks[(int(d.n)+1)%len(t.disks)]
 	}
 	const most = resyncSize / regionSize
 	end := min(d.lost.n, first-first%most+most)
 	for last = first + 1; last < end && d.lost.get(last); last++ {
 	}
+	t.again = place{d.n, last}
 	return d, first, last
 }
 

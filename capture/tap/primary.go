@@ -3,6 +3,7 @@ package tap
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -104,7 +105,7 @@ func (h *host) look(path string) error {
 			return fmt.Errorf("%s is shown as %s: %w", path, device, ErrBusy)
 		}
 	case mode&fs.ModeDevice != 0 && mode&fs.ModeCharDevice == 0:
-		if h.size, err = h.f.Seek(0, 2); err != nil {
+		if h.size, err = h.f.Seek(0, io.SeekEnd); err != nil {
 			return fmt.Errorf("size of %s: %w", path, err)
 		}
 	default:
@@ -125,7 +126,31 @@ func (h *host) ReadAt(p []byte, off int64) (int, error) {
 	if err := block.Check(h, off, int64(len(p))); err != nil {
 		return 0, err
 	}
-	return h.f.ReadAt(p, off)
+	n, err := h.f.ReadAt(p, off)
+	if errors.Is(err, io.EOF) { // no end of a disk is here
+		err = fmt.Errorf("%s ends at %d: %w", h.f.Name(), off+int64(n), io.ErrUnexpectedEOF)
+	}
+	return n, err
+}
+
+// Health implements healthy.
+func (h *host) Health() (sound int64, err error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(h.f.Fd()), &st); err != nil {
+		return h.size, fmt.Errorf("look at %s: %w", h.f.Name(), err)
+	}
+	size := st.Size
+	if st.Mode&unix.S_IFMT == unix.S_IFBLK {
+		if size, err = h.f.Seek(0, io.SeekEnd); err != nil {
+			return h.size, fmt.Errorf("size of %s: %w", h.f.Name(), err)
+		}
+	} else if st.Nlink == 0 {
+		return h.size, fmt.Errorf("%s was deleted, and what is in it goes when its last user ends", h.f.Name())
+	}
+	if size < h.size {
+		return size, fmt.Errorf("%s has shrunk: it has %d bytes, and had %d", h.f.Name(), size, h.size)
+	}
+	return h.size, nil
 }
 
 func (h *host) WriteAt(p []byte, off int64) (int, error) {
@@ -150,6 +175,9 @@ func (h *host) Flush() error {
 	if err := unix.Fdatasync(int(h.f.Fd())); err != nil {
 		err = fmt.Errorf("flush %s: %w", h.f.Name(), err)
 		h.failed.CompareAndSwap(nil, &err)
+		// What the kernel could not write it keeps in memory as if it had. Who reads next, to see what the disk
+		// has, has to be told what is on the medium.
+		_ = unix.Fadvise(int(h.f.Fd()), 0, 0, unix.FADV_DONTNEED)
 		return err
 	}
 	return nil

@@ -1,15 +1,26 @@
 package tap
 
-import "sync"
+import (
+	"slices"
+	"sync"
+)
 
 // ranges lets only one at a time into any place of the disks. Two writes to the same bytes reach
-// the primary and the queue in the same order because of it.
+// the primary and the queue in the same order because of it. Who came first goes in first: a wide range is not kept
+// out for ever by narrow ones that come and go in it.
 type ranges struct {
-	mu    sync.Mutex
-	freed *sync.Cond // somebody left
-	busy  []span
-	held  int // nobody enters while it is more than 0
-	ended bool
+	mu      sync.Mutex
+	freed   *sync.Cond // somebody left
+	claims  []claim    // in the order in which they came
+	tickets uint64
+	held    int // nobody enters while it is more than 0
+	ended   bool
+}
+
+// claim is of who is in a range or waits to be let in: until no earlier one overlaps it.
+type claim struct {
+	span
+	ticket uint64
 }
 
 func newRanges() *ranges {
@@ -29,13 +40,17 @@ func (s span) overlaps(o span) bool { return s.disk == o.disk && s.off < o.end &
 func (r *ranges) enter(s span) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for !r.ended && (r.held > 0 || r.taken(s)) {
+	r.tickets++
+	c := claim{s, r.tickets}
+	r.claims = append(r.claims, c)
+	for !r.ended && (r.held > 0 || r.mustWait(c)) {
 		r.freed.Wait()
 	}
 	if r.ended {
+		r.claims = slices.DeleteFunc(r.claims, func(o claim) bool { return o == c })
+		r.freed.Broadcast()
 		return false
 	}
-	r.busy = append(r.busy, s)
 	return true
 }
 
@@ -61,25 +76,24 @@ func (r *ranges) end() {
 	r.freed.Broadcast()
 }
 
-func (r *ranges) taken(s span) bool {
-	for _, b := range r.busy {
-		if b.overlaps(s) {
+// mustWait reports whether somebody came before c who overlaps it.
+func (r *ranges) mustWait(c claim) bool {
+	for _, o := range r.claims {
+		if o.ticket == c.ticket {
+			return false
+		}
+		if o.overlaps(c.span) {
 			return true
 		}
 	}
 	return false
 }
 
+// leave ends a stay in s. Of several claims to it the first is the one that is in.
 func (r *ranges) leave(s span) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for i, b := range r.busy {
-		if b == s {
-			last := len(r.busy) - 1
-			r.busy[i] = r.busy[last]
-			r.busy = r.busy[:last]
-			break
-		}
-	}
+	i := slices.IndexFunc(r.claims, func(c claim) bool { return c.span == s })
+	r.claims = slices.Delete(r.claims, i, i+1)
 	r.freed.Broadcast()
 }

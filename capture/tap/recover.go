@@ -224,7 +224,7 @@ func (d *Disk) settle() error {
 	if len(quiet) == 0 {
 		return nil
 	}
-	if err := d.primary.Flush(); err != nil {
+	if err := d.Flush(); err != nil {
 		return err
 	}
 	t.mu.Lock()
@@ -278,7 +278,7 @@ func (t *Tap) halt() {
 // leaveClean makes the marks durable, and notes that they are.
 func (t *Tap) leaveClean() error {
 	for _, d := range t.disks {
-		if err := errors.Join(d.primary.Flush(), d.marks.sync()); err != nil {
+		if err := errors.Join(d.Flush(), d.marks.sync()); err != nil {
 			return err
 		}
 	}

@@ -39,6 +39,7 @@ type Options struct {
 	boot    string                             // what tells this boot of the host from others; empty: the kernel's
 	mapBits func(string, int64) (marks, error) // nil: mapFile
 	pace    time.Duration                      // between two acknowledgements asked for; 0: syncPace
+	look    time.Duration                      // between two looks at the primaries; 0: lookPace
 }
 
 const (
@@ -53,6 +54,13 @@ const (
 	backOff = 200 * time.Millisecond
 	// settleAfter is how often the tap looks for extents that are not written any more.
 	settleAfter = 30 * time.Second
+	// calm is for how long no write must fail before a gap ends: a disk that fails again and again makes one gap, not
+	// thousands.
+	calm = 5 * time.Second
+	// lookPace is how often the primaries are looked after.
+	lookPace = time.Second
+	// patience is how long the sink may owe an answer before it is taken to be stopped.
+	patience = time.Second
 )
 
 // place is a region of a disk.
@@ -76,22 +84,28 @@ type Tap struct {
 	cancel context.CancelFunc
 	ended  sync.WaitGroup
 
-	mu      sync.Mutex
-	filled  *sync.Cond // the queue has something to send, or something below ends the wait for it
-	changed *sync.Cond // anything else below has changed
-	queue   queue
-	holds   map[place]hold
-	lost    int64  // regions that the timeline lacks and that are not in the queue
-	gap     bool   // the stream was told, or will be, that something is missing
-	stream  string // name of the present stream
-	known   string // the stream that the sink has had last
-	online  bool
-	closing bool
-	trouble error  // why it is not online
-	readErr error  // why the primary could not be read to be sent again
-	applied uint64 // segments that were sent, as the queue counts them
-	reread  int64  // bytes that were read from the primaries to be sent again
+	mu       sync.Mutex
+	filled   *sync.Cond // the queue has something to send, or something below ends the wait for it
+	changed  *sync.Cond // anything else below has changed
+	queue    queue
+	holds    map[place]hold
+	lost     int64  // regions that the timeline lacks and that are not in the queue
+	gap      bool   // the stream was told, or will be, that something is missing
+	stream   string // name of the present stream
+	known    string // the stream that the sink has had last
+	online   bool
+	closing  bool
+	trouble  error       // why it is not online
+	live     *connection // that the queue goes to, or nil
+	asked    time.Time   // since when the sink owes an answer; zero: it does not
+	readErr  error       // why the primary could not be read to be sent again
+	again    place       // where resync goes on
+	doubt    error       // why the primaries cannot be trusted to have what they took
+	failedAt time.Time   // when a primary last failed a write
+	applied  uint64      // segments that were sent, as the queue counts them
+	reread   int64       // bytes that were read from the primaries to be sent again
 
+	health     health
 	distrusted sync.Once
 }
 
@@ -124,6 +138,7 @@ func Open(o Options) (*Tap, error) {
 	t.ended.Go(t.resync)
 	t.ended.Go(t.spillOver)
 	t.ended.Go(func() { t.settleAll(ctx) })
+	t.ended.Go(func() { t.watch(ctx) })
 	return t, nil
 }
 
@@ -146,6 +161,9 @@ func (o *Options) setDefaults() {
 	}
 	if o.pace == 0 {
 		o.pace = syncPace
+	}
+	if o.look == 0 {
+		o.look = lookPace
 	}
 }
 
@@ -204,6 +222,11 @@ type Status struct {
 	Reread  int64         `json:"reread_bytes"`      // that were read again, since the tap was opened
 	Lag     time.Duration `json:"lag"`               // age of the oldest change that the timeline has not durably
 	Unread  string        `json:"unread,omitempty"`  // why the disk could not be read again
+	// Failing is what is wrong with the primaries themselves, Failures how often they failed since the tap was opened,
+	// and LastFailure when they did last.
+	Failing     string    `json:"failing,omitempty"`
+	Failures    int64     `json:"failures,omitempty"`
+	LastFailure time.Time `json:"last_failure,omitzero"`
 }
 
 // Status returns how the tap is.
@@ -220,6 +243,10 @@ func (t *Tap) Status() Status {
 	if since := t.queue.oldest(); since != 0 {
 		s.Lag = max(0, time.Duration(t.o.now().UnixNano()-since))
 	}
+	t.health.tell(&s)
+	if t.doubt != nil {
+		s.Failing = t.doubt.Error() + "; it takes no more writes"
+	}
 	return s
 }
 
@@ -230,10 +257,23 @@ func (t *Tap) Disks() []*Disk { return t.disks }
 func (d *Disk) Size() int64 { return d.size }
 
 // ReadAt implements [block.Reader]. It is the primary's affair alone.
-func (d *Disk) ReadAt(p []byte, off int64) (int, error) { return d.primary.ReadAt(p, off) }
+func (d *Disk) ReadAt(p []byte, off int64) (int, error) {
+	n, err := d.primary.ReadAt(p, off)
+	if err != nil {
+		d.t.health.failed(fmt.Sprintf("a read of %d bytes at %d", len(p), off), err)
+	}
+	return n, err
+}
 
-// Flush implements [block.Device]. It is the primary's affair alone.
-func (d *Disk) Flush() error { return d.primary.Flush() }
+// Flush implements [block.Device].
+func (d *Disk) Flush() error {
+	err := d.primary.Flush()
+	if err != nil {
+		d.t.health.failed("a flush", err)
+		d.doubtful(err)
+	}
+	return err
+}
 
 // WriteAt implements [block.Device].
 func (d *Disk) WriteAt(p []byte, off int64) (n int, err error) {
@@ -306,6 +346,8 @@ func (d *Disk) finish(off, n int64, data []byte, failed error) {
 	now := t.o.now().UnixNano()
 	if failed != nil {
 		// What the primary has now is known to nobody.
+		t.health.failed(fmt.Sprintf("a write of %d bytes at %d", n, off), failed)
+		t.failedAt = time.Now()
 		t.lose(d, off, n, now, fmt.Sprintf("the primary failed: %v", failed))
 	} else {
 		capture.Split(off, n, func(o, l int64) error {
@@ -346,10 +388,13 @@ func (t *Tap) enqueue(d *Disk, c *capture.Change) {
 }
 
 func (t *Tap) whyLost() string {
-	if t.online {
-		return "writes came faster than they could be taken"
+	switch {
+	case !t.online:
+		return "the server could not be reached"
+	case !t.asked.IsZero() && time.Since(t.asked) > patience:
+		return "the server does not answer"
 	}
-	return "the server could not be reached"
+	return "writes came faster than they could be taken"
 }
 
 // lose notes that the timeline lacks a range. The caller holds mu.
@@ -422,6 +467,10 @@ func (t *Tap) loseQueue(why string) {
 func (t *Tap) restart(why string) {
 	t.queue.clear(t.drop)
 	t.stream = rand.Text()
+	if c := t.live; c != nil { // it is of the stream before
+		c.failed, t.live = errAnew, nil
+		c.cancel()
+	}
 	t.gap = true
 	t.queue.putMark(&mark{why: why})
 	t.log.Warn("the timeline begins anew", "why", why)

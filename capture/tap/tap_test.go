@@ -20,343 +20,20 @@ import (
 	"tidemark/internal/vfs"
 )
 
-const testSize = 2*extentSize + 10<<20 + 512 // three extents; the last region and block are not whole
-
-// sparse is the content of a disk.
-type sparse map[int64]*[block.BlockSize]byte
-
-func (s sparse) each(off, n int64, fn func(b, from, to int64)) {
-	for end := off + n; off < end; {
-		b := off / block.BlockSize
-		next := min(end, (b+1)*block.BlockSize)
-		fn(b, off-b*block.BlockSize, next-b*block.BlockSize)
-		off = next
-	}
-}
-
-func (s sparse) read(p []byte, off int64) {
-	at := 0
-	s.each(off, int64(len(p)), func(b, from, to int64) {
-		if c := s[b]; c != nil {
-			copy(p[at:], c[from:to])
-		} else {
-			clear(p[at : at+int(to-from)])
-		}
-		at += int(to - from)
-	})
-}
-
-// write writes data, or zeros.
-func (s sparse) write(data []byte, off, n int64) {
-	at := int64(0)
-	s.each(off, n, func(b, from, to int64) {
-		c := new([block.BlockSize]byte)
-		if old := s[b]; old != nil {
-			*c = *old
-		}
-		clear(c[from:to])
-		if data != nil {
-			copy(c[from:to], data[at:])
-		}
-		at += to - from
-		s[b] = c
-	})
-}
-
-func (s sparse) clone() sparse {
-	c := sparse{}
-	for b, p := range s {
-		c[b] = p
-	}
-	return c
-}
-
-// differs returns a block in which two disks differ, or -1.
-func (s sparse) differs(o sparse) int64 {
-	zero := new([block.BlockSize]byte)
-	at := func(s sparse, b int64) *[block.BlockSize]byte {
-		if p := s[b]; p != nil {
-			return p
-		}
-		return zero
-	}
-	for _, m := range []sparse{s, o} {
-		for b := range m {
-			if *at(s, b) != *at(o, b) {
-				return b
-			}
-		}
-	}
-	return -1
-}
-
-// disk is a primary that a power cut may take unflushed writes from.
-type disk struct {
-	mu      sync.Mutex
-	now     sparse
-	durable sparse
-	dying   int           // writes until the process dies in one; 0: never
-	late    bool          // it dies when the write was done, not before
-	died    chan struct{} // closed when it has
-	flushed func()        // called at the end of a Flush
-}
-
-func (d *disk) Size() int64  { return testSize }
-func (d *disk) Close() error { return nil }
-func (d *disk) ReadAt(p []byte, off int64) (int, error) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.now.read(p, off)
-	return len(p), nil
-}
-func (d *disk) WriteAt(p []byte, off int64) (int, error) {
-	d.change(p, off, int64(len(p)))
-	return len(p), nil
-}
-func (d *disk) Discard(off, n int64) error { return d.Zero(off, n) }
-func (d *disk) Zero(off, n int64) error    { d.change(nil, off, n); return nil }
-func (d *disk) Flush() error {
-	d.mu.Lock()
-	d.durable = d.now.clone()
-	fn := d.flushed
-	d.flushed = nil
-	d.mu.Unlock()
-	if fn != nil {
-		fn()
-	}
-	return nil
-}
-
-func (d *disk) change(p []byte, off, n int64) {
-	d.mu.Lock()
-	d.dying--
-	dies := d.dying == 0
-	if !dies || d.late {
-		d.now.write(p, off, n)
-	}
-	if dies {
-		close(d.died)
-	}
-	d.mu.Unlock()
-	if dies {
-		select {} // what is killed returns from nothing
-	}
-}
-
-// powerCut loses some of what was not flushed.
-func (d *disk) powerCut(rng *rand.Rand) {
-	after := d.durable.clone()
-	for b, p := range d.now {
-		if d.durable[b] != p && rng.IntN(2) == 0 {
-			after[b] = p
-		}
-	}
-	d.now, d.durable = after, after.clone()
-}
-
-func (d *disk) content() sparse {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.now.clone()
-}
-
-// timeline is a sink that checks what it is given. The time of a change is the number of its write.
-type timeline struct {
-	mu      sync.Mutex
-	now     sparse
-	lost    bool
-	last    int64  // number of the newest write that it has, outside of gaps
-	stream  string // the newest
-	seq     uint64
-	durable struct {
-		now    sparse
-		lost   bool
-		last   int64
-		stream string
-		seq    uint64
-	}
-	away  atomic.Bool // no connection, and none is made
-	hangs atomic.Bool // nothing returns
-	open  *stream
-	wrong []string
-	gaps  int
-	marks map[string]int // how often each came
-	// numbered, if it is not nil, has the newest write before each mark.
-	numbered map[string]int64
-	took     atomic.Int64 // bytes of data
-}
-
-func (l *timeline) Open(_ context.Context, id, before string) (capture.Stream, error) {
-	if l.away.Load() {
-		return nil, errors.New("away")
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	known := l.stream == id || l.stream == before
-	if l.stream != id {
-		l.stream, l.seq = id, 0
-		l.keep()
-	}
-	l.open = &stream{l: l, applied: l.seq, known: known, closed: make(chan struct{})}
-	return l.open, nil
-}
-
-// keep makes durable what it has.
-func (l *timeline) keep() {
-	l.durable.now, l.durable.lost, l.durable.last, l.durable.stream, l.durable.seq = l.now.clone(), l.lost, l.last, l.stream, l.seq
-}
-
-// crash goes back to what was durable.
-func (l *timeline) crash() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.open != nil {
-		l.open.end()
-	}
-	l.now, l.lost, l.last, l.stream, l.seq = l.durable.now.clone(), l.durable.lost, l.durable.last, l.durable.stream, l.durable.seq
-}
-
-func (l *timeline) complain(format string, args ...any) {
-	l.wrong = append(l.wrong, fmt.Sprintf(format, args...))
-}
-
-type stream struct {
-	l       *timeline
-	applied uint64
-	known   bool
-	once    sync.Once
-	closed  chan struct{}
-}
-
-var errGone = errors.New("the connection is gone")
-
-func (s *stream) Applied() uint64 { return s.applied }
-func (s *stream) Known() bool     { return s.known }
-func (s *stream) end()            { s.once.Do(func() { close(s.closed) }) }
-func (s *stream) Close() error    { s.end(); return nil }
-
-// ready waits while the timeline hangs.
-func (s *stream) ready() error {
-	for {
-		select {
-		case <-s.closed:
-			return errGone
-		default:
-		}
-		if s.l.away.Load() {
-			s.end()
-		} else if !s.l.hangs.Load() {
-			return nil
-		}
-		time.Sleep(time.Millisecond)
-	}
-}
-
-func (s *stream) Apply(list []capture.Change) error {
-	if err := s.ready(); err != nil {
-		return err
-	}
-	s.l.mu.Lock()
-	defer s.l.mu.Unlock()
-	if s.l.open != s {
-		return errGone
-	}
-	for _, c := range list {
-		if err := c.Check(testSize); err != nil {
-			s.l.complain("%v", err)
-		}
-		if n := c.Time; !s.l.lost && n != s.l.last && n != s.l.last+1 {
-			s.l.complain("write %d follows write %d", n, s.l.last)
-		}
-		s.l.last = c.Time
-		s.l.now.write(c.Data, c.Off, c.Len)
-		s.l.seq++
-		s.l.took.Add(int64(len(c.Data)))
-	}
-	return nil
-}
-
-func (s *stream) Lose(since int64, why string) error {
-	if err := s.ready(); err != nil {
-		return err
-	}
-	s.l.mu.Lock()
-	defer s.l.mu.Unlock()
-	if s.l.open != s {
-		return errGone
-	}
-	if !s.l.lost && since != 0 && s.l.last < since-1 {
-		s.l.complain("changes are missing since write %d, and the last to come was %d", since, s.l.last)
-	}
-	s.l.lost = true
-	s.l.gaps++
-	s.l.keep()
-	return nil
-}
-
-func (s *stream) Bookmark(m capture.Mark) error {
-	if err := s.ready(); err != nil {
-		return err
-	}
-	s.l.mu.Lock()
-	defer s.l.mu.Unlock()
-	if s.l.open != s {
-		return errGone
-	}
-	if s.l.lost {
-		s.l.complain("a mark came in a gap")
-	}
-	if s.l.marks[m.ID] == 0 && m.Time != s.l.last { // times are numbers of writes
-		s.l.complain("mark %s of time %d came behind write %d", m.ID, m.Time, s.l.last)
-	}
-	s.l.marks[m.ID]++
-	if s.l.numbered != nil {
-		s.l.numbered[m.ID] = s.l.last
-	}
-	s.l.keep()
-	return nil
-}
-
-func (s *stream) Whole() error {
-	if err := s.ready(); err != nil {
-		return err
-	}
-	s.l.mu.Lock()
-	defer s.l.mu.Unlock()
-	if s.l.open != s {
-		return errGone
-	}
-	s.l.lost = false
-	s.l.keep()
-	return nil
-}
-
-func (s *stream) Sync() (uint64, error) {
-	if err := s.ready(); err != nil {
-		return 0, err
-	}
-	s.l.mu.Lock()
-	defer s.l.mu.Unlock()
-	if s.l.open != s {
-		return 0, errGone
-	}
-	s.l.keep()
-	return s.l.seq, nil
-}
-
 // machine is a host with a tapped disk.
 type machine struct {
-	t     *testing.T
-	seed  uint64
-	rng   *rand.Rand
-	fs    *vfs.MemFS
-	boots int
-	words map[string][]uint64 // what the marks' files hold
-	disk  *disk
-	line  *timeline
-	tap   *Tap
-	wrote atomic.Int64
-	spill int64
+	t       *testing.T
+	seed    uint64
+	rng     *rand.Rand
+	fs      *vfs.MemFS
+	boots   int
+	words   map[string][]uint64 // what the marks' files hold
+	disk    *disk
+	primary Primary // what is tapped, if it is not disk
+	line    *timeline
+	tap     *Tap
+	wrote   atomic.Int64
+	spill   int64
 }
 
 func newMachine(t *testing.T, seed uint64) *machine {
@@ -377,9 +54,13 @@ func (h *machine) fail(format string, args ...any) {
 // open starts the tap's process.
 func (h *machine) open() {
 	h.t.Helper()
+	primary := h.primary
+	if primary == nil {
+		primary = h.disk
+	}
 	tap, err := Open(Options{
-		Dir: "/tap", Primaries: []Primary{h.disk}, Sink: h.line, Memory: 4 << 20, Spill: h.spill, Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
-		fs: h.fs, boot: fmt.Sprint(h.boots), pace: time.Millisecond, now: func() time.Time { return time.Unix(0, h.wrote.Load()) },
+		Dir: "/tap", Primaries: []Primary{primary}, Sink: h.line, Memory: 4 << 20, Spill: h.spill, Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
+		fs: h.fs, boot: fmt.Sprint(h.boots), pace: time.Millisecond, look: 10 * time.Millisecond, now: func() time.Time { return time.Unix(0, h.wrote.Load()) },
 		mapBits: func(path string, n int64) (marks, error) {
 			m := marks{sync: func() error { return nil }, fresh: h.words[path] == nil}
 			if m.fresh {
@@ -596,7 +277,7 @@ func (h *machine) happen() {
 		return
 	default:
 	}
-	switch h.rng.IntN(10) {
+	switch h.rng.IntN(11) {
 	case 0:
 		restart(h.kill)
 	case 1:
@@ -615,6 +296,8 @@ func (h *machine) happen() {
 			h.forget()
 			restart(h.powerCut)
 		}
+	case 9:
+		h.tap.Resync()
 	case 7, 8:
 		h.disk.mu.Lock()
 		h.disk.dying, h.disk.late = 1+h.rng.IntN(30), h.rng.IntN(2) == 0
@@ -773,4 +456,56 @@ func TestHoldIsOnePoint(t *testing.T) {
 	if released := machines[0].tap.Hold(time.Nanosecond); func() bool { time.Sleep(50 * time.Millisecond); return released() }() {
 		t.Error("a hold that ended by itself is told as in time")
 	}
+}
+
+// A wide range is entered although narrow ones come and go in it all the time.
+func TestWideRangeIsNotKeptOut(t *testing.T) {
+	r := newRanges()
+	var writers sync.WaitGroup
+	var end atomic.Bool
+	for i := range int64(4) {
+		writers.Go(func() {
+			for !end.Load() {
+				s := span{off: i % 2 * 4096, end: (i%2 + 1) * 4096}
+				r.enter(s)
+				time.Sleep(100 * time.Microsecond)
+				r.leave(s)
+			}
+		})
+	}
+	entered := make(chan struct{})
+	go func() {
+		defer close(entered)
+		wide := span{off: 0, end: 1 << 20}
+		for range 50 {
+			r.enter(wide)
+			r.leave(wide)
+		}
+	}()
+	select {
+	case <-entered:
+	case <-time.After(20 * time.Second):
+		t.Error("who comes later goes in first")
+	}
+	end.Store(true)
+	writers.Wait()
+	if len(r.claims) > 0 {
+		t.Errorf("claims are left: %v", r.claims)
+	}
+}
+
+// All is sent again, asked for while much is on its way: the connection of the stream that is given up ends, and the
+// queue becomes empty.
+func TestResyncUnderWay(t *testing.T) {
+	h := newMachine(t, 3)
+	h.open()
+	h.settled()
+	h.line.hangs.Store(true)
+	for range 60 {
+		h.write()
+	}
+	h.tap.Resync()
+	h.line.hangs.Store(false)
+	h.settled()
+	h.kill()
 }

@@ -18,6 +18,7 @@ import (
 
 	// The program under test is built by the test. Without these, results of an older
 	// one would be taken from the cache.
+	"tidemark/agent/taps"
 	_ "tidemark/api"
 	_ "tidemark/client"
 	"tidemark/mount"
@@ -245,7 +246,14 @@ func (s *stage) strike() {
 		s.cmd.Process.Kill()
 		s.cmd.Wait()
 	}
+	dirs, _ := filepath.Glob(filepath.Join(s.data, "taps", "*"))
+	for _, d := range dirs {
+		if t, err := taps.Find(d); err == nil && t.Alive() {
+			unix.Kill(t.PID(), unix.SIGKILL)
+		}
+	}
 	if len(s.mounts()) == 0 {
+		unix.Unmount(s.data, unix.MNT_DETACH) // if it is a file system of its own
 		os.RemoveAll(s.dir)
 	}
 }

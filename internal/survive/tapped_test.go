@@ -36,6 +36,7 @@ func newTapping(t *testing.T, size int64, prepare func(disk string), options ...
 		t.Fatal(err)
 	}
 	prepare(x.disk)
+	x.smallData("6G") // that can be filled
 	x.start()
 	t.Cleanup(func() { // before the stage is struck, but behind its disks
 		if tap := x.tap(); tap != nil && t.Failed() {
