@@ -151,7 +151,7 @@ func (t *Timeline) flat(ctx context.Context, x *image.Session, i int, at tidemar
 	}
 	root, err := n.root, error(nil)
 	for j := len((*v).layers) - 1; j >= 0; j-- {
-		if root, err = commitLayer(ctx, t.set.store, x, root, (*v).layers[j], false); err != nil {
+		if root, err = commitLayer(ctx, t.set.store, x, root, (*v).layers[j], 0); err != nil {
 			return at, err
 		}
 	}

@@ -110,7 +110,7 @@ func (t *Timeline) imageAt(ctx context.Context, pos tidemark.Position, at int64)
 		if err != nil {
 			return err
 		}
-		if roots[i], err = t.rootOf(ctx, x, v, n, true); err != nil {
+		if roots[i], err = t.rootOf(ctx, x, v, n, t.niceness()); err != nil {
 			return err
 		}
 	}

@@ -19,7 +19,7 @@ import (
 // images, oldest first, until nothing frozen is left. When it returns, every bookmark
 // made before has its image.
 func (t *Timeline) Fold(ctx context.Context) error {
-	if err := t.fold(ctx, false); err != nil {
+	if err := t.fold(ctx, 0); err != nil {
 		return err
 	}
 	if t.journal.Raw(t.folded()) && t.asked.CompareAndSwap(false, true) {
@@ -28,8 +28,8 @@ func (t *Timeline) Fold(ctx context.Context) error {
 	return nil
 }
 
-// fold is Fold; polite gives way to whoever reads and writes meanwhile.
-func (t *Timeline) fold(ctx context.Context, polite bool) error {
+// fold is Fold, so nicely.
+func (t *Timeline) fold(ctx context.Context, nice int) error {
 	t.foldMu.Lock()
 	defer t.foldMu.Unlock()
 	for {
@@ -40,7 +40,7 @@ func (t *Timeline) fold(ctx context.Context, polite bool) error {
 		if c == nil {
 			break
 		}
-		err := t.foldCut(ctx, c, polite)
+		err := t.foldCut(ctx, c, nice)
 		t.facts.Lock()
 		t.failed = err
 		t.facts.Unlock()
@@ -54,7 +54,13 @@ func (t *Timeline) fold(ctx context.Context, polite bool) error {
 // Pack compresses what only history needs of the journal: records that are in an image, and are
 // kept for the window or for branches. It goes on in the background by itself.
 func (t *Timeline) Pack(ctx context.Context) error {
-	if _, err := t.journal.Rewrite(ctx, t.folded()); err != nil {
+	packed := make(chan error)
+	go func() {
+		giveWay(t.niceness())
+		_, err := t.journal.Rewrite(ctx, t.folded())
+		packed <- err
+	}()
+	if err := <-packed; err != nil {
 		return fmt.Errorf("pack the journal of %s: %w", t.Name(), err)
 	}
 	return nil
@@ -79,7 +85,7 @@ func (t *Timeline) oldestCut() *cut {
 // foldCut makes the images of one cut and lets the head stand on them. The
 // order is what makes it safe: chunks durable, then the manifest that names
 // them, then the state that builds on them, then the journal may forget.
-func (t *Timeline) foldCut(ctx context.Context, c *cut, polite bool) error {
+func (t *Timeline) foldCut(ctx context.Context, c *cut, nice int) error {
 	if err := t.settled(c); err != nil {
 		return err
 	}
@@ -101,7 +107,7 @@ func (t *Timeline) foldCut(ctx context.Context, c *cut, polite bool) error {
 		if y == nil {
 			continue
 		}
-		if roots[i], err = commitLayer(ctx, t.set.store, x, roots[i], y, polite); err != nil {
+		if roots[i], err = commitLayer(ctx, t.set.store, x, roots[i], y, nice); err != nil {
 			return fmt.Errorf("disk %s: %w", t.disks[i].name, err)
 		}
 	}
@@ -243,15 +249,15 @@ func (d *Disk) dropLayer(y *layer, root image.Root) {
 	d.head.Store(&next)
 }
 
-// commitLayer returns the image that has the layer's writes over base.
-func commitLayer(ctx context.Context, store *image.Store, x *image.Session, base image.Root, y *layer, polite bool) (image.Root, error) {
+// commitLayer returns the image that has the layer's writes over base. It does it so nicely, if that is not 0.
+func commitLayer(ctx context.Context, store *image.Store, x *image.Session, base image.Root, y *layer, nice int) (image.Root, error) {
 	f := folder{ctx: ctx, x: x, v: newView(store, base, y), y: y}
 	leaves := make(chan int64, 16)
 	var wg sync.WaitGroup
 	for range foldWorkers {
 		wg.Go(func() {
-			if polite {
-				giveWay()
+			if nice > 0 {
+				giveWay(nice)
 			}
 			buf := make([]byte, f.v.chunk)
 			for first := range leaves {
@@ -274,15 +280,26 @@ func commitLayer(ctx context.Context, store *image.Store, x *image.Session, base
 // foldWorkers hash and compress side by side.
 const foldWorkers = 2
 
-// foldNice is the niceness of folding in the background: it has a tenth of a processor that
-// others want, and all that they leave.
-const foldNice = 10
+// How nice threads are that fold and pack in the background: by default they have a sixtieth of a processor that
+// others want, and all that they leave; and a tenth where so little would let more and more be left to fold.
+const (
+	usualNice  = 19
+	urgentNice = 10
+)
+
+// niceness is how nice folding and packing are to be now; see [giveWay].
+func (t *Timeline) niceness() int {
+	if t.Backlog() > (foldLimit+1)*t.set.o.FoldAfter {
+		return urgentNice
+	}
+	return usualNice
+}
 
 // giveWay makes the calling goroutine one that gives way to others until it ends, and with it its thread.
-func giveWay() {
+func giveWay(nice int) {
 	runtime.LockOSThread() // never unlocked: niceness cannot be taken back
 	// Where it is refused, folding competes like everybody else.
-	_ = unix.Setpriority(unix.PRIO_PROCESS, 0, foldNice)
+	_ = unix.Setpriority(unix.PRIO_PROCESS, 0, nice)
 }
 
 // Processors is what GOMAXPROCS should be in a process that serves timelines: more than there are, by

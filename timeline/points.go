@@ -337,14 +337,14 @@ func (t *Timeline) Root(ctx context.Context, x *image.Session, disk string, pos 
 	if err != nil {
 		return image.Root{}, err
 	}
-	return t.rootOf(ctx, x, v, n, false)
+	return t.rootOf(ctx, x, v, n, 0)
 }
 
-// rootOf makes the image of a view, which stays until x ends. polite gives way to whoever reads and writes meanwhile.
-func (t *Timeline) rootOf(ctx context.Context, x *image.Session, v *view, n nearest, polite bool) (root image.Root, err error) {
+// rootOf makes the image of a view, which stays until x ends. It is made so nicely, if that is not 0.
+func (t *Timeline) rootOf(ctx context.Context, x *image.Session, v *view, n nearest, nice int) (root image.Root, err error) {
 	root = n.root
 	for _, y := range slices.Backward(v.layers) {
-		if root, err = commitLayer(ctx, t.set.store, x, root, y, polite); err != nil {
+		if root, err = commitLayer(ctx, t.set.store, x, root, y, nice); err != nil {
 			return root, err
 		}
 	}

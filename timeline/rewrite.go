@@ -96,7 +96,7 @@ func (r *Rewrite) Present(ctx context.Context, x *image.Session, disk string) (i
 	if err != nil {
 		return image.Root{}, err
 	}
-	return r.t.rootOf(ctx, x, v, n, false)
+	return r.t.rootOf(ctx, x, v, n, 0)
 }
 
 // Disk returns what writes to a disk during the rewrite.

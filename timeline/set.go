@@ -493,7 +493,7 @@ func (t *Timeline) foldBacklog(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := t.fold(ctx, true); err != nil {
+	if err := t.fold(ctx, t.niceness()); err != nil {
 		return err
 	}
 	if err := t.checkpoint(ctx); err != nil {
