@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode"
 
 	"tidemark"
 	"tidemark/agent/taps"
@@ -64,17 +65,24 @@ type tapping struct {
 	ended  chan struct{}
 	mu     sync.Mutex
 	err    error // why the tap does not run, or its disks are not attached
-	// failing: the tap told last that something is wrong with the primary.
-	failing bool
+	// failing is what the tap told last that is wrong with the primary, without the numbers in it.
+	failing string
 }
 
-// fails notes how the primary is, and reports whether something is wrong with it that was not before.
+// fails notes how the primary is, and reports whether something is wrong with it that was not before. That it fails
+// at another place is the same.
 func (x *tapping) fails(st taps.Status) bool {
+	kind := strings.Map(func(r rune) rune {
+		if unicode.IsDigit(r) {
+			return -1
+		}
+		return r
+	}, st.Failing)
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	was := x.failing
-	x.failing = st.Failing != ""
-	return x.failing && !was
+	x.failing = kind
+	return kind != "" && kind != was
 }
 
 func (x *tapping) set(err error) (changed bool) {

@@ -4,6 +4,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -13,20 +14,20 @@ import (
 	"tidemark"
 )
 
-// ill waits until the status says of the disk that it fails, in these words.
+// ill waits until the status and an event say of the disk that it fails, in these words.
 func (x *tapping) ill(words string) {
 	x.t.Helper()
-	var a tidemark.Application
+	var s tidemark.Status
+	told := func(e tidemark.Event) bool {
+		return strings.Contains(e.Message, "itself fails") && strings.Contains(e.Message, words)
+	}
 	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
-		a = ask[tidemark.Status](x.stage, "status").Applications[0]
-		if a.State == "degraded" && strings.Contains(a.Detail, words) {
-			if !strings.Contains(x.run("events"), "itself fails") {
-				continue // it is told of in a moment
-			}
+		s = ask[tidemark.Status](x.stage, "status")
+		if a := s.Applications[0]; a.State == "degraded" && strings.Contains(a.Detail, words) && slices.ContainsFunc(s.Events, told) {
 			return
 		}
 	}
-	x.t.Fatalf("the status does not tell of %q: %+v, %+v", words, a, *a.Tap)
+	x.t.Fatalf("the status does not tell of %q: %+v, %v", words, s.Applications[0], s.Events)
 }
 
 // dd writes random data to the tapped disk, from a MiB on.
@@ -126,6 +127,7 @@ func TestPrimaryFails(t *testing.T) {
 	x.same()
 
 	mend = fail(reads)
+	uncache(t, x.disk)
 	x.run("resync", "prod")
 	if exec.Command("dd", "if="+x.device, "of=/dev/null", "bs=1M", "count=1", "iflag=direct").Run() == nil {
 		t.Error("a read that the disk refused succeeded")
@@ -139,6 +141,19 @@ func TestPrimaryFails(t *testing.T) {
 	mend()
 	x.same()
 	x.run("unprotect", "prod")
+}
+
+// uncache lets the kernel forget what it has of a file in memory.
+func uncache(t *testing.T, path string) {
+	t.Helper()
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // awaitFile waits for a file.
