@@ -320,7 +320,11 @@ func (e *env) turnCDP(ctx context.Context, r *Result, p *product, x *production,
 		var lags []float64
 		stop := func() {}
 		if x.side == tapped {
-			stop = watchLag(ctx, p, "side0", &lags)
+			t, err := tapOf(p.data, x.image)
+			if err != nil {
+				return err
+			}
+			stop = watchLag(ctx, t, &lags)
 		}
 		tps, err := c.pgbench(ctx, "-c", "8", "-j", "2", "-T", e.loadSpan())
 		stop()
@@ -332,8 +336,9 @@ func (e *env) turnCDP(ctx context.Context, r *Result, p *product, x *production,
 	})
 }
 
-// watchLag asks all the time how far a timeline is behind its disk.
-func watchLag(ctx context.Context, p *product, app string, lags *[]float64) (stop func()) {
+// watchLag asks a tap all the time how far its timeline is behind. It does not ask the server, which would take a part of
+// the processors to look at everything else.
+func watchLag(ctx context.Context, x *taps.Tap, lags *[]float64) (stop func()) {
 	end := make(chan struct{})
 	var watching sync.WaitGroup
 	watching.Go(func() {
@@ -343,8 +348,8 @@ func watchLag(ctx context.Context, p *product, app string, lags *[]float64) (sto
 				return
 			case <-time.After(50 * time.Millisecond):
 			}
-			if t, err := p.tap(ctx, app); err == nil {
-				*lags = append(*lags, t.Lag)
+			if st, err := x.Status(ctx); err == nil {
+				*lags = append(*lags, st.Lag.Seconds())
 			}
 		}
 	})
@@ -531,17 +536,24 @@ func (e *env) outage(ctx context.Context, r *Result, list []*production) error {
 
 // reread returns how many bytes the tap of an image has read again.
 func reread(data, image string) (float64, error) {
-	dirs, err := filepath.Glob(data + "/taps/*")
+	x, err := tapOf(data, image)
 	if err != nil {
 		return 0, err
 	}
-	for _, dir := range dirs {
-		x, err := taps.Find(dir)
-		if err != nil || x.Config().Primaries[0] != image {
-			continue
-		}
-		st, err := x.Status(context.Background())
-		return float64(st.Reread), err
+	st, err := x.Status(context.Background())
+	return float64(st.Reread), err
+}
+
+// tapOf finds the tap of an image.
+func tapOf(data, image string) (*taps.Tap, error) {
+	dirs, err := filepath.Glob(data + "/taps/*")
+	if err != nil {
+		return nil, err
 	}
-	return 0, fmt.Errorf("no tap of %s", image)
+	for _, dir := range dirs {
+		if x, err := taps.Find(dir); err == nil && x.Config().Primaries[0] == image {
+			return x, nil
+		}
+	}
+	return nil, fmt.Errorf("no tap of %s", image)
 }
