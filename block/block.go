@@ -4,7 +4,7 @@
 // [Reader] and [Device] are the two interfaces that everything composes on: an
 // image is a Reader, the head of a timeline is a Device, an NBD export shows
 // either. Powers that only some disks have are separate small interfaces
-// ([Zeroer], [Extenter], [Prefetcher]), found by type assertion; the functions of the same
+// ([Zeroer], [Trimmer], [Extenter], [Prefetcher]), found by type assertion; the functions of the same
 // names fall back to something correct where a disk lacks the power.
 //
 // All methods may be called concurrently. Concurrent calls that touch the same
@@ -60,6 +60,13 @@ type Device interface {
 type Zeroer interface {
 	// Zero makes [off, off+n) read as zeros without making a hole.
 	Zero(off, n int64) error
+}
+
+// Trimmer is a disk that tells a client's discard, after which a range may hold anything, from zeros that
+// a client wrote.
+type Trimmer interface {
+	// Trim takes note that nobody needs [off, off+n).
+	Trim(off, n int64) error
 }
 
 // Extent is a run of bytes that are all allocated or all a hole.

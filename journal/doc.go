@@ -5,6 +5,8 @@
 // the names of chunks that rest in the pool; bookmarks are records too. The
 // format is in docs/format/journal.md, the reasons for it in DESIGN.md.
 //
+// Segments that are rarely read may move to an [Archive], and are read back from there.
+//
 // The promise: after [Journal.Sync] returned, every record appended before it
 // survives a power cut, in order, or its loss is reported; never is it silently
 // absent. What was not synced may be lost from some record on, all of it.

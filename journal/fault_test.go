@@ -53,7 +53,7 @@ func takesSpace(k errorfs.OpKind) bool {
 func (m *model) work(t *testing.T, fs vfs.FS, seed uint64) {
 	t.Helper()
 	rng := rand.New(rand.NewPCG(seed, 1))
-	j, err := Open(fs, "/j", Options{SegmentSize: 64 << 10, Logger: quiet})
+	j, err := openArchived(fs)
 	if err != nil {
 		return
 	}
@@ -75,9 +75,16 @@ func (m *model) work(t *testing.T, fs vfs.FS, seed uint64) {
 		if i%30 == 29 {
 			j.Rewrite(context.Background(), uint64(m.synced))
 		}
+		if i%25 == 24 {
+			j.Archive(context.Background(), uint64(m.synced*2/3))
+		}
+		if i == 110 {
+			m.trimmed = min(60, uint64(m.synced))
+			j.Trim(context.Background(), m.trimmed)
+		}
 		if i == 50 {
 			m.trimmed = min(20, uint64(m.synced))
-			j.Trim(m.trimmed)
+			j.Trim(t.Context(), m.trimmed)
 		}
 	}
 	if j.Close() == nil {
@@ -99,7 +106,11 @@ func TestFaults(t *testing.T) {
 		{"ENOSPC", syscall.ENOSPC, takesSpace, 20},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			for n := int64(1); ; n++ {
+			step := int64(4) // each of them in turn, over some runs
+			if os.Getenv("TIDEMARK_LONG") != "" {
+				step = 1
+			}
+			for n := 1 + rand.Int64N(step); ; n += step {
 				f := &faults{err: c.err, counts: c.counts, first: n, last: n + c.length - 1}
 				mem := vfs.NewMem()
 				if err := vfs.MkdirAll(mem, "/j"); err != nil {
@@ -110,7 +121,7 @@ func TestFaults(t *testing.T) {
 				for _, keep := range []int{0, 50, 100} {
 					m := m
 					fs := vfs.Crash(mem, keep, rand.New(rand.NewPCG(uint64(n), 2)))
-					j, err := Open(fs, "/j", Options{SegmentSize: 64 << 10, Logger: quiet})
+					j, err := openArchived(fs)
 					if err != nil {
 						t.Fatalf("operation %d: open after a crash: %v", n, err)
 					}
@@ -186,12 +197,12 @@ func TestOpenOnABadDisk(t *testing.T) {
 	for n := int64(1); ; n++ {
 		c := vfs.Crash(mem, 100, rand.New(rand.NewPCG(1, 1)))
 		f := &faults{err: syscall.EIO, counts: func(errorfs.OpKind) bool { return true }, first: n, last: n}
-		j, err := Open(errorfs.Wrap(c, f), "/j", Options{SegmentSize: 64 << 10, Logger: quiet})
+		j, err := openArchived(errorfs.Wrap(c, f))
 		if err == nil {
 			j.Close()
 		}
 		hit := f.hit.Load()
-		if j, err = Open(c, "/j", Options{SegmentSize: 64 << 10, Logger: quiet}); err != nil {
+		if j, err = openArchived(c); err != nil {
 			t.Fatalf("operation %d: the open afterwards: %v", n, err)
 		}
 		after := m
@@ -253,7 +264,7 @@ func cutRound(t *testing.T, seed uint64) {
 	c := &cuts{mem: mem, model: &m, rng: rand.New(rand.NewPCG(seed, 3))}
 	m.work(t, errorfs.Wrap(mem, c), seed)
 	for i, s := range c.left {
-		j, err := Open(s.fs, "/j", Options{SegmentSize: 64 << 10, Logger: quiet})
+		j, err := openArchived(s.fs)
 		if err != nil {
 			t.Fatalf("seed %d: cut %d, before %s: %v", seed, i, s.op, err)
 		}

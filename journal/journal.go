@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -23,6 +24,11 @@ type Options struct {
 	// Now is the clock; nil means time.Now.
 	Now    func() time.Time
 	Logger *slog.Logger
+
+	// Archive takes the segments that [Journal.Archive] moves; nil: there is none. Archived is what it holds
+	// when the journal is opened; files of other journals among them are left alone.
+	Archive  Archive
+	Archived []Archived
 }
 
 // Journal is an open journal. Its methods may be called concurrently.
@@ -40,6 +46,8 @@ type Journal struct {
 	trim sync.Mutex
 	// blocks are those of packed segments that were read last.
 	blocks blockCache
+	// lingering counts trimmed segments that somebody holds: they take space until he lets go.
+	lingering atomic.Int64
 
 	mu       sync.Mutex
 	segments []*Segment // oldest first; the last one takes appends

@@ -42,9 +42,8 @@ func crashRound(t *testing.T, seed uint64) {
 		t.Fatal(err)
 	}
 	var m model
-	o := Options{SegmentSize: 64 << 10, FirstPos: 1, Logger: quiet}
 	for range 5 {
-		j, err := Open(fs, "/j", o)
+		j, err := openArchived(fs)
 		if err != nil {
 			t.Fatalf("seed %d: open: %v", seed, err)
 		}
@@ -72,7 +71,13 @@ func (m *model) step(t *testing.T, j *Journal, rng *rand.Rand) {
 	}
 	if rng.IntN(40) == 0 && m.synced > 0 {
 		m.trimmed = max(m.trimmed, uint64(rng.IntN(m.synced)))
-		if err := j.Trim(m.trimmed); err != nil {
+		if err := j.Trim(t.Context(), m.trimmed); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	if rng.IntN(40) == 0 && m.synced > 0 {
+		if _, err := j.Archive(context.Background(), uint64(rng.IntN(m.synced))); err != nil {
 			t.Fatal(err)
 		}
 		return
@@ -266,8 +271,8 @@ func TestClockSetBack(t *testing.T) { // K1
 			t.Fatalf("record %d at %d is not after %d", r.Pos, r.Time, last)
 		}
 		last = r.Time
-		if got := j.At(r.Time); got != r.Pos {
-			t.Fatalf("At(%d) = %d, want %d", r.Time, got, r.Pos)
+		if got, err := j.At(r.Time); err != nil || got != r.Pos {
+			t.Fatalf("At(%d) = %d, want %d: %v", r.Time, got, r.Pos, err)
 		}
 	}
 }
@@ -293,7 +298,7 @@ func TestTrimKeepsWhatIsHeld(t *testing.T) {
 	if err := j.Sync(); err != nil {
 		t.Fatal(err)
 	}
-	if err := j.Trim(50); err != nil {
+	if err := j.Trim(t.Context(), 50); err != nil {
 		t.Fatal(err)
 	}
 	if s := j.Segments(); s[0].FirstPos == 1 {
@@ -353,7 +358,7 @@ func BenchmarkAppend(b *testing.B) {
 					b.Fatal(err)
 				}
 				if pos, _ := j.Head(); pos%64000 == 0 {
-					j.Trim(pos - 1)
+					j.Trim(b.Context(), pos-1)
 				}
 			}
 		})

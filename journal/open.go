@@ -52,7 +52,7 @@ func (j *Journal) closeFiles() error {
 
 // recover opens the segments that are there and begins a new one behind them.
 func (j *Journal) recover() error {
-	numbers, err := j.list()
+	numbers, outlines, err := j.list()
 	if err != nil {
 		return err
 	}
@@ -83,32 +83,38 @@ func (j *Journal) recover() error {
 		return fmt.Errorf("begin a journal segment: %w", err)
 	}
 	j.begin(s)
-	return nil
+	return j.findArchived(outlines)
 }
 
-// list returns the numbers of the segment files, ascending.
-func (j *Journal) list() ([]uint64, error) {
+// list returns the numbers of the segment files and of the outlines, ascending.
+func (j *Journal) list() (numbers, outlines []uint64, err error) {
 	names, err := j.fs.List(j.dir)
 	if err != nil {
-		return nil, fmt.Errorf("list the journal: %w", err)
+		return nil, nil, fmt.Errorf("list the journal: %w", err)
 	}
-	var numbers []uint64
 	for _, name := range names {
-		if name == rewriteName { // a packing that was cut
+		if name == rewriteName || strings.HasSuffix(name, ".tmp") { // a packing, or an outline, that was cut
 			if err := j.fs.Remove(j.fs.PathJoin(j.dir, name)); err != nil {
-				return nil, fmt.Errorf("clean the journal up: %w", err)
+				return nil, nil, fmt.Errorf("clean the journal up: %w", err)
+			}
+			continue
+		}
+		if hex, ok := strings.CutPrefix(name, outlinePrefix); ok {
+			if n, err := strconv.ParseUint(hex, 16, 64); err == nil && n > 0 {
+				outlines = append(outlines, n)
 			}
 		}
 		if hex, ok := strings.CutPrefix(name, "seg-"); ok {
 			n, err := strconv.ParseUint(hex, 16, 64)
 			if err != nil {
-				return nil, fmt.Errorf("%w: %s is no name of a segment", ErrCorrupt, name)
+				return nil, nil, fmt.Errorf("%w: %s is no name of a segment", ErrCorrupt, name)
 			}
 			numbers = append(numbers, n)
 		}
 	}
 	slices.Sort(numbers)
-	return numbers, nil
+	slices.Sort(outlines)
+	return numbers, outlines, nil
 }
 
 // openSegment reads what one segment is, and checks that it continues the one before it.
@@ -223,13 +229,13 @@ func (j *Journal) readSegment(s *Segment, f vfs.File, last bool) error {
 // readPacked learns from a packed segment's file what is in it. Such a file was whole before it
 // had its name: whatever is wrong with it is damage.
 func (s *Segment) readPacked(f vfs.File) error {
-	p, err := openPacked(f)
-	if err != nil {
-		return fmt.Errorf("segment %s, positions from %d: %w", s.path, s.head.firstPos, err)
-	}
 	st, err := f.Stat()
 	if err != nil {
 		return err
+	}
+	p, err := openPacked(f, st.Size())
+	if err != nil {
+		return fmt.Errorf("segment %s, positions from %d: %w", s.path, s.head.firstPos, err)
 	}
 	s.swap(&opened{file: f, packed: p})
 	s.packed = st.Size()
@@ -247,17 +253,26 @@ func (s *Segment) readPacked(f vfs.File) error {
 // rebuildIndex replaces an index that is damaged by what the records say of themselves. It
 // is kept in memory: the file stays as it is.
 func (s *Segment) rebuildIndex(records io.ReaderAt, t trailer, damage error) error {
+	entries, err := s.scanAll(records, t, damage)
+	if err != nil {
+		return fmt.Errorf("segment %s, positions from %d: %w", s.path, s.head.firstPos, err)
+	}
+	s.entries = entries
+	s.settle(entries, t.end)
+	return nil
+}
+
+// scanAll reads all records of a segment whose index is damaged.
+func (s *Segment) scanAll(records io.ReaderAt, t trailer, damage error) ([]entry, error) {
 	entries, end, _, err := scanRecords(records, t.end, s.head)
 	if err == nil && (end != t.end || len(entries) != t.records) {
 		err = fmt.Errorf("and the record at position %d cannot be read", s.head.firstPos+uint64(len(entries)))
 	}
 	if err != nil {
-		return fmt.Errorf("segment %s, positions from %d: %w", s.path, s.head.firstPos, errors.Join(damage, err))
+		return nil, errors.Join(damage, err)
 	}
 	s.j.o.Logger.Warn("the index of a journal segment is damaged: it was rebuilt from the records", "segment", s.path, "error", damage)
-	s.entries = entries
-	s.settle(entries, end)
-	return nil
+	return entries, nil
 }
 
 // settle notes what the entries say of the segment.

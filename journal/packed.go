@@ -8,8 +8,6 @@ import (
 	"sync"
 
 	"github.com/klauspost/compress/zstd"
-
-	"tidemark/internal/vfs"
 )
 
 // A packed segment holds the same bytes as the one it was made of, compressed in
@@ -153,19 +151,15 @@ func parseTable(b []byte, t packedTrailer) (*packed, error) {
 }
 
 // openPacked reads what a packed segment's file says of itself.
-func openPacked(f vfs.File) (*packed, error) {
-	st, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
-	if st.Size() < segmentHeaderSize+packedTrailerSize {
+func openPacked(f io.ReaderAt, size int64) (*packed, error) {
+	if size < segmentHeaderSize+packedTrailerSize {
 		return nil, fmt.Errorf("%w: a packed segment is cut", ErrCorrupt)
 	}
 	var b [packedTrailerSize]byte
-	if _, err := f.ReadAt(b[:], st.Size()-packedTrailerSize); err != nil {
+	if _, err := f.ReadAt(b[:], size-packedTrailerSize); err != nil {
 		return nil, err
 	}
-	t, err := parsePackedTrailer(b[:], st.Size())
+	t, err := parsePackedTrailer(b[:], size)
 	if err != nil {
 		return nil, err
 	}
@@ -182,7 +176,7 @@ func (p *packed) length(i int) int64 {
 }
 
 // block reads and decodes block i.
-func (p *packed) block(f vfs.File, i int) ([]byte, error) {
+func (p *packed) block(f io.ReaderAt, i int) ([]byte, error) {
 	stored := make([]byte, p.at[i+1]-p.at[i])
 	if _, err := f.ReadAt(stored, p.at[i]); err != nil {
 		return nil, err
@@ -231,7 +225,7 @@ func (c *blockCache) put(of *packed, i int, data []byte) {
 }
 
 // readAt fills b from offset off of the segment.
-func (p *packed) readAt(f vfs.File, c *blockCache, b []byte, off int64) error {
+func (p *packed) readAt(f io.ReaderAt, c *blockCache, b []byte, off int64) error {
 	if off < segmentHeaderSize || off+int64(len(b)) > p.end {
 		return fmt.Errorf("offset %d is outside of the segment's records", off)
 	}
@@ -254,7 +248,7 @@ func (p *packed) readAt(f vfs.File, c *blockCache, b []byte, off int64) error {
 // packedReader reads the bytes of a packed segment as those of the segment that it was made of.
 type packedReader struct {
 	p *packed
-	f vfs.File
+	f io.ReaderAt
 	c *blockCache
 }
 

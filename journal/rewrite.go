@@ -43,7 +43,7 @@ func (j *Journal) Rewrite(ctx context.Context, upTo uint64) (done Rewritten, err
 		if s == nil {
 			return done, nil
 		}
-		err := j.rewrite(ctx, s, &done)
+		err := j.rewrite(ctx, s, false, &done)
 		s.Release()
 		if err != nil {
 			return done, fmt.Errorf("pack journal segment %s: %w", s.path, noSpace(err))
@@ -71,7 +71,7 @@ func (j *Journal) nextRaw(upTo uint64) *Segment {
 		return nil
 	}
 	for _, s := range j.segments[:len(j.segments)-1] {
-		if s.packed == 0 && !s.dense && s.lastPos <= upTo && s.lastPos >= s.head.firstPos {
+		if s.packed == 0 && !s.dense && !s.away && s.lastPos <= upTo && s.lastPos >= s.head.firstPos {
 			s.Acquire()
 			return s
 		}
@@ -79,10 +79,10 @@ func (j *Journal) nextRaw(upTo uint64) *Segment {
 	return nil
 }
 
-// rewrite packs one segment into a file of its own and lets that take its place.
-func (j *Journal) rewrite(ctx context.Context, s *Segment, done *Rewritten) (err error) {
+// rewrite packs one segment into a file of its own and lets that take its place; with dense, also if it does not get smaller.
+func (j *Journal) rewrite(ctx context.Context, s *Segment, dense bool, done *Rewritten) (err error) {
 	tmp := j.fs.PathJoin(j.dir, rewriteName)
-	size, err := j.pack(ctx, s, tmp)
+	size, err := j.pack(ctx, s, tmp, dense)
 	if err == nil && size > 0 {
 		var taken bool
 		if taken, err = j.replace(s, tmp, size); taken {
@@ -99,8 +99,8 @@ func (j *Journal) rewrite(ctx context.Context, s *Segment, done *Rewritten) (err
 }
 
 // pack writes a packed copy of s to path, durably, reads it back, and returns its
-// length: 0 if it is not worth having.
-func (j *Journal) pack(ctx context.Context, s *Segment, path string) (size int64, err error) {
+// length: 0 if it is not worth having, unless dense ones are wanted, too.
+func (j *Journal) pack(ctx context.Context, s *Segment, path string, dense bool) (size int64, err error) {
 	entries, err := s.index()
 	if err != nil {
 		return 0, err
@@ -131,7 +131,7 @@ func (j *Journal) pack(ctx context.Context, s *Segment, path string) (size int64
 		}
 		table = tableEntry(table, stored, raw)
 		at += int64(len(stored))
-		if read := off + int64(len(b)) - segmentHeaderSize; (read >= probe || off+packedBlock >= s.end) && at*100 > read*keepShare {
+		if read := off + int64(len(b)) - segmentHeaderSize; !dense && (read >= probe || off+packedBlock >= s.end) && at*100 > read*keepShare {
 			j.mu.Lock()
 			s.dense = true
 			j.mu.Unlock()
@@ -166,7 +166,11 @@ func (j *Journal) readBack(ctx context.Context, path string, want uint32) (err e
 		return err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
-	p, err := openPacked(f)
+	st, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	p, err := openPacked(f, st.Size())
 	if err != nil {
 		return err
 	}
@@ -199,7 +203,7 @@ func (j *Journal) replace(s *Segment, tmp string, size int64) (taken bool, err e
 	if err != nil {
 		return false, err
 	}
-	p, err := openPacked(f)
+	p, err := openPacked(f, size)
 	if err == nil {
 		err = vfs.Rename(j.fs, tmp, s.path)
 	}

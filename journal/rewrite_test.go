@@ -87,7 +87,7 @@ func TestRewrite(t *testing.T) {
 	if again, err := j.Rewrite(context.Background(), 500); err != nil || again.Segments != 0 {
 		t.Errorf("once more: %+v, %v", again, err)
 	}
-	if err := j.Trim(100); err != nil {
+	if err := j.Trim(t.Context(), 100); err != nil {
 		t.Fatal(err)
 	}
 	if err := j.Close(); err != nil {
@@ -173,7 +173,7 @@ func TestRewriteBesideEverything(t *testing.T) {
 	for n := range 20 {
 		pages(t, j, n*100, 100)
 		if n%5 == 4 {
-			if err := j.Trim(uint64(n*100 - 300)); err != nil {
+			if err := j.Trim(t.Context(), uint64(n*100-300)); err != nil {
 				t.Error(err)
 			}
 		}

@@ -1,6 +1,7 @@
 package journal
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -115,7 +116,7 @@ func (j *Journal) Verify(after, upTo uint64) error {
 
 // At returns the position of the newest record whose time is not after t (Unix
 // nanoseconds). It is the position before the journal's first record if all are later.
-func (j *Journal) At(t int64) uint64 {
+func (j *Journal) At(t int64) (uint64, error) {
 	j.mu.Lock()
 	segments := slices.Clone(j.segments)
 	for _, s := range segments {
@@ -123,20 +124,19 @@ func (j *Journal) At(t int64) uint64 {
 	}
 	j.mu.Unlock()
 	defer releaseAll(segments)
-	for i, s := range slices.Backward(segments) {
-		if s.head.after >= t && i > 0 {
+	for _, s := range slices.Backward(segments) {
+		if s.head.after >= t {
 			continue
 		}
 		entries, err := s.index()
 		if err != nil {
-			j.o.Logger.Error("a journal segment's index cannot be read: times in it are taken for its first", "segment", s.path, "error", err)
-			return s.head.firstPos - 1
+			return 0, err
 		}
 		if n := sort.Search(len(entries), func(i int) bool { return entries[i].time > t }); n > 0 {
-			return s.head.firstPos + uint64(n) - 1
+			return s.head.firstPos + uint64(n) - 1, nil
 		}
 	}
-	return segments[0].head.firstPos - 1
+	return segments[0].head.firstPos - 1, nil
 }
 
 // Segments describes the segments, oldest first. There is always one.
@@ -146,7 +146,7 @@ func (j *Journal) Segments() []SegmentInfo {
 	list := make([]SegmentInfo, 0, len(j.segments))
 	for _, s := range j.segments {
 		list = append(list, SegmentInfo{Number: s.head.number, FirstPos: s.head.firstPos, LastPos: s.lastPos,
-			After: s.head.after, Last: s.last, Bytes: s.size(), Sealed: s.sealed.Load()})
+			After: s.head.after, Last: s.last, Bytes: s.size(), Sealed: s.sealed.Load(), Archived: s.away, Missing: s.lost})
 	}
 	return list
 }
@@ -163,12 +163,16 @@ func (s *Segment) size() int64 {
 const trimRoll = 1 << 20
 
 // Trim forgets whole segments whose records are all at or before upTo. Held
-// segments stay readable for their holders.
-func (j *Journal) Trim(upTo uint64) error {
+// segments stay readable for their holders, but for those that are archived. One that is being archived just now stays, and all behind it.
+func (j *Journal) Trim(ctx context.Context, upTo uint64) error {
+	// What can go goes first: on a full disk a segment is ended with the room that this makes.
+	if err := j.removeUpTo(ctx, upTo); err != nil {
+		return err
+	}
 	if err := j.endEarly(upTo); err != nil {
 		return err
 	}
-	return j.removeUpTo(upTo)
+	return j.removeUpTo(ctx, upTo)
 }
 
 // endEarly ends the last segment where that is worth it.
@@ -201,7 +205,7 @@ func (j *Journal) endSegment() error {
 
 // removeUpTo removes segments one by one, the oldest first, each durably before
 // the next: what a crash or an error leaves is always without a gap.
-func (j *Journal) removeUpTo(upTo uint64) error {
+func (j *Journal) removeUpTo(ctx context.Context, upTo uint64) error {
 	j.trim.Lock()
 	defer j.trim.Unlock()
 	for {
@@ -209,21 +213,36 @@ func (j *Journal) removeUpTo(upTo uint64) error {
 		if s == nil {
 			return nil
 		}
-		if err := j.fs.Remove(s.path); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return fmt.Errorf("trim the journal: %w", err)
-		}
-		if err := vfs.SyncDir(j.fs, j.dir); err != nil {
+		if err := j.removeSegment(ctx, s); err != nil {
 			return fmt.Errorf("trim the journal: %w", err)
 		}
 		j.forget(s)
 	}
 }
 
+// removeSegment removes the oldest segment. What the archive may have of it goes first: what is there below the oldest
+// file in the directory counts as archived.
+func (j *Journal) removeSegment(ctx context.Context, s *Segment) error {
+	if err := j.unarchive(ctx, s); err != nil {
+		return err
+	}
+	j.mu.Lock()
+	away := s.away
+	j.mu.Unlock()
+	if away {
+		return nil
+	}
+	if err := j.fs.Remove(s.path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return vfs.SyncDir(j.fs, j.dir)
+}
+
 // oldestUpTo returns the oldest segment, if all its records are at or before upTo.
 func (j *Journal) oldestUpTo(upTo uint64) *Segment {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if s := j.segments[0]; len(j.segments) > 1 && s.lastPos <= upTo {
+	if s := j.segments[0]; len(j.segments) > 1 && s.lastPos <= upTo && !s.moving {
 		return s
 	}
 	return nil
@@ -235,5 +254,10 @@ func (j *Journal) forget(s *Segment) {
 	j.segments = slices.DeleteFunc(j.segments, func(o *Segment) bool { return o == s })
 	j.unsynced = slices.DeleteFunc(j.unsynced, func(u *Segment) bool { return u == s })
 	j.mu.Unlock()
+	j.lingering.Add(1)
+	s.lingers.Store(true)
 	s.Release()
 }
+
+// Lingering returns how many trimmed segments take space because somebody holds them.
+func (j *Journal) Lingering() int { return int(j.lingering.Load()) }

@@ -3,6 +3,7 @@ package journal
 import (
 	"errors"
 	"fmt"
+	"io"
 	"sync"
 	"sync/atomic"
 
@@ -17,12 +18,15 @@ type Segment struct {
 	path   string
 	refs   atomic.Int64 // the journal's own, and one for each Acquire
 	sealed atomic.Bool
+	// lingers: it is trimmed, and counted in the journal's lingering.
+	lingers atomic.Bool
 
 	// written is how far the file holds what was appended; beyond it the bytes are in the journal's buffers.
 	written atomic.Int64
 
-	mu   sync.RWMutex // held for reading while file is read, and else by who replaces it
-	file *opened      // nil: closed
+	mu      sync.RWMutex // held for reading while file is read, and else by who replaces it
+	file    *opened      // nil: closed, or archived and not loaded
+	loading sync.Mutex   // held by who loads an archived segment
 
 	// Guarded by the journal's mu:
 	entries []entry // in memory while the segment is not sealed
@@ -33,12 +37,22 @@ type Segment struct {
 	footed  bool  // the footer is written: no more records
 	packed  int64 // bytes of its file, if that is a packed one
 	dense   bool  // packing does not make it smaller
+	// moving: it is on its way to the archive, and nobody trims it. stored: the archive may have it. away: it is there alone.
+	moving, stored, away bool
+	lost                 error  // why it cannot be read: it is away, and the archive does not have it
+	count                uint64 // of a lost one: how many segments it stands for
 }
 
 // opened is a segment's file.
 type opened struct {
-	file   vfs.File
+	file   source
 	packed *packed // nil: the records lie in the file as they are
+}
+
+// source is where the bytes of a segment come from: a file, or the archive.
+type source interface {
+	io.ReaderAt
+	io.Closer
 }
 
 // Place is where a record's payload begins.
@@ -54,6 +68,8 @@ type SegmentInfo struct {
 	After, Last       int64  // times: newest before it, its last
 	Bytes             int64  // that its records take on disk
 	Sealed            bool
+	Archived          bool  // they take that in the archive
+	Missing           error // not nil: it should be in the archive, and is not
 }
 
 // Number is the segment's place in the order of segments.
@@ -68,6 +84,9 @@ func (s *Segment) Release() {
 		return
 	}
 	s.swap(nil)
+	if s.lingers.Swap(false) {
+		s.j.lingering.Add(-1)
+	}
 }
 
 // swap lets readers have another file from now on, and closes the one before.
@@ -85,6 +104,9 @@ func (s *Segment) swap(next *opened) {
 // errReleased: somebody uses a segment that he does not hold.
 var errReleased = errors.New("the segment was released")
 
+// errAway: somebody would write to a segment that is in the archive.
+var errAway = errors.New("the segment is in the archive")
+
 // handle returns the file of a segment that is written to: nobody replaces that.
 func (s *Segment) handle() (vfs.File, error) {
 	s.mu.RLock()
@@ -92,7 +114,24 @@ func (s *Segment) handle() (vfs.File, error) {
 	if s.file == nil {
 		return nil, errReleased
 	}
-	return s.file.file, nil
+	return fileOf(s.file)
+}
+
+// reading calls fn with the segment's file, which stays until it returns.
+func (s *Segment) reading(fn func(*opened) error) error {
+	s.mu.RLock()
+	if s.file == nil && s.refs.Load() > 0 {
+		s.mu.RUnlock()
+		if err := s.load(); err != nil {
+			return err
+		}
+		s.mu.RLock()
+	}
+	defer s.mu.RUnlock()
+	if s.file == nil {
+		return errReleased
+	}
+	return fn(s.file)
 }
 
 // ReadAt fills p from offset off, which must lie within one record's payload.
@@ -111,17 +150,13 @@ func (s *Segment) ReadAt(p []byte, off uint32) error {
 }
 
 func (s *Segment) readFile(p []byte, off int64) error {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	switch o := s.file; {
-	case o == nil:
-		return errReleased
-	case o.packed != nil:
-		return o.packed.readAt(o.file, &s.j.blocks, p, off)
-	default:
+	return s.reading(func(o *opened) error {
+		if o.packed != nil {
+			return o.packed.readAt(o.file, &s.j.blocks, p, off)
+		}
 		_, err := o.file.ReadAt(p, off)
 		return err
-	}
+	})
 }
 
 // index returns the entries of the segment's records.
@@ -132,7 +167,10 @@ func (s *Segment) index() ([]entry, error) {
 	if entries != nil || !s.sealed.Load() {
 		return entries, nil
 	}
-	entries, err := s.readEntries()
+	err := s.reading(func(o *opened) (err error) {
+		entries, err = s.readEntries(o)
+		return err
+	})
 	if err != nil {
 		return nil, fmt.Errorf("segment %s, positions %d to %d: %w", s.path, s.head.firstPos, s.lastPos, err)
 	}
@@ -140,17 +178,19 @@ func (s *Segment) index() ([]entry, error) {
 }
 
 // readEntries reads the index of a sealed segment's file.
-func (s *Segment) readEntries() ([]entry, error) {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	o := s.file
-	if o == nil {
-		return nil, errReleased
-	}
+func (s *Segment) readEntries(o *opened) ([]entry, error) {
 	if p := o.packed; p != nil {
-		return readIndex(o.file, p.index, p.footer, s.head.after)
+		entries, err := readIndex(o.file, p.index, p.footer, s.head.after)
+		if f, ok := o.file.(*far); ok && errors.Is(err, ErrCorrupt) {
+			return s.farEntries(f, p, err)
+		}
+		return entries, err
 	}
-	t, ok, err := readTrailer(o.file)
+	f, err := fileOf(o)
+	if err != nil {
+		return nil, err
+	}
+	t, ok, err := readTrailer(f)
 	if err == nil && !ok {
 		err = fmt.Errorf("%w: it has lost its trailer", ErrCorrupt)
 	}
@@ -158,6 +198,15 @@ func (s *Segment) readEntries() ([]entry, error) {
 		return nil, err
 	}
 	return readIndex(o.file, t.end, t, s.head.after)
+}
+
+// fileOf returns the file of a segment that is not packed: it is in the journal's directory.
+func fileOf(o *opened) (vfs.File, error) {
+	f, ok := o.file.(vfs.File)
+	if !ok {
+		return nil, errAway
+	}
+	return f, nil
 }
 
 func readTrailer(f vfs.File) (t trailer, ok bool, err error) {
@@ -177,7 +226,7 @@ func readTrailer(f vfs.File) (t trailer, ok bool, err error) {
 }
 
 // readIndex reads the index that lies at offset at of a file.
-func readIndex(f vfs.File, at int64, t trailer, after int64) ([]entry, error) {
+func readIndex(f io.ReaderAt, at int64, t trailer, after int64) ([]entry, error) {
 	if t.length > maxIndex {
 		return nil, fmt.Errorf("%w: an index of %d bytes", ErrCorrupt, t.length)
 	}

@@ -234,18 +234,27 @@ func (t *Timeline) Remove(ctx context.Context) error {
 	if err := t.journal.Close(); err != nil {
 		t.set.o.Logger.Warn("closing a removed journal", "timeline", t.id, "error", err)
 	}
+	// Whoever archives a segment of it, or trims it, comes to an end before everything is erased.
+	t.archiveMu.Lock()
+	defer t.archiveMu.Unlock()
+	t.trimMu.Lock()
+	defer t.trimMu.Unlock()
 	return t.set.erase(ctx, t.id)
 }
 
 // erase deletes what is stored of a timeline; the state goes last, so that an
 // interrupted erase is found and finished at the next start.
 func (s *Set) erase(ctx context.Context, id string) error {
+	s.dead.Store(true)
 	var keys []string
-	found, err := listTimelines(ctx, s.o.Bucket)
+	found, err := listBelow(ctx, s.o.Bucket, "timelines/"+id+"/")
 	if err != nil {
 		return err
 	}
 	if l := found[id]; l != nil {
+		for _, a := range l.segments {
+			keys = append(keys, s.shelfOf(id).prefix+a.Name)
+		}
 		for _, pos := range l.images {
 			keys = append(keys, imageKey(id, pos))
 		}

@@ -70,7 +70,7 @@ func (t *Timeline) K() int {
 // checkpoint makes images in the past where the stretches between those there are have grown too long: a burst of writes
 // is folded as one, and expired bookmarks leave gaps.
 func (t *Timeline) checkpoint(ctx context.Context) error {
-	if t.Window().For == 0 {
+	if !t.Window().open() {
 		return nil // there is no past but its points
 	}
 	for {

@@ -78,18 +78,26 @@ func (d *Disk) WriteAt(p []byte, off int64) (int, error) {
 	if err := d.writable(); err != nil {
 		return 0, err
 	}
-	return d.writeAll(p, off)
+	return d.writeAll(p, off, d.t.byReference)
+}
+
+// WriteBulkAt is WriteAt for data that nobody waits for: large writes go to the pool at once.
+func (d *Disk) WriteBulkAt(p []byte, off int64) (int, error) {
+	if err := d.writable(); err != nil {
+		return 0, err
+	}
+	return d.writeAll(p, off, func() bool { return true })
 }
 
 // writeAll is WriteAt for whoever may write.
-func (d *Disk) writeAll(p []byte, off int64) (int, error) {
+func (d *Disk) writeAll(p []byte, off int64, byReference func() bool) (int, error) {
 	if err := block.Check(d, off, int64(len(p))); err != nil {
 		return 0, err
 	}
 	for done := 0; done < len(p); {
 		at := off + int64(done)
 		n := min(int64(len(p)-done), maxRecord-at%maxRecord)
-		if err := d.write(p[done:done+int(n)], at); err != nil {
+		if err := d.write(p[done:done+int(n)], at, byReference); err != nil {
 			return done, d.t.writeError(fmt.Sprintf("write %d bytes at %d of disk %s", len(p), off, d.name), err)
 		}
 		done += int(n)
@@ -110,7 +118,7 @@ func (d *Disk) writable() error {
 }
 
 // write stores one piece that lies in one record's span.
-func (d *Disk) write(p []byte, off int64) error {
+func (d *Disk) write(p []byte, off int64, byReference func() bool) error {
 	if head := off % block.BlockSize; head != 0 || int64(len(p)) < block.BlockSize {
 		n := min(block.BlockSize-head, int64(len(p)))
 		if err := d.merge(p[:n], off, 0); err != nil {
@@ -120,7 +128,7 @@ func (d *Disk) write(p []byte, off int64) error {
 	}
 	whole := int64(len(p)) &^ (block.BlockSize - 1)
 	if whole > 0 {
-		if err := d.writeBlocks(p[:whole], off); err != nil {
+		if err := d.writeBlocks(p[:whole], off, byReference); err != nil {
 			return err
 		}
 	}
@@ -131,13 +139,13 @@ func (d *Disk) write(p []byte, off int64) error {
 }
 
 // writeBlocks stores whole blocks.
-func (d *Disk) writeBlocks(p []byte, off int64) error {
+func (d *Disk) writeBlocks(p []byte, off int64, byReference func() bool) error {
 	if zeros(p) {
 		return d.discard(off, int64(len(p)))
 	}
 	first := (off + d.chunk - 1) / d.chunk * d.chunk
 	last := (off + int64(len(p))) / d.chunk * d.chunk
-	if last-first < minReference || !d.t.byReference() {
+	if last-first < minReference || !byReference() {
 		return d.appendWrite(p, off)
 	}
 	if first > off {
@@ -160,9 +168,11 @@ func (d *Disk) appendWrite(p []byte, off int64) error {
 
 // append writes one record and publishes it.
 func (d *Disk) append(r *journal.Record) error {
-	d.t.mu.RLock()
-	defer d.t.mu.RUnlock()
-	return d.publish(r)
+	return d.t.write(len(r.Payload), func() error {
+		d.t.mu.RLock()
+		defer d.t.mu.RUnlock()
+		return d.publish(r)
+	})
 }
 
 // publish is append for a caller that holds t.mu.
@@ -182,6 +192,10 @@ func (d *Disk) publish(r *journal.Record) error {
 // merge stores a piece of one block, as of a time, 0 for now. Nobody else writes meanwhile: another
 // writer's piece of the same block must not be undone by our copy of it.
 func (d *Disk) merge(p []byte, off, at int64) error {
+	return d.t.write(block.BlockSize, func() error { return d.mergeOnce(p, off, at) })
+}
+
+func (d *Disk) mergeOnce(p []byte, off, at int64) error {
 	d.t.mu.Lock()
 	defer d.t.mu.Unlock()
 	var buf [block.BlockSize]byte
@@ -202,6 +216,10 @@ func (d *Disk) merge(p []byte, off, at int64) error {
 // chunks are durable before the names can be: a name in the journal is never
 // without its chunk, wherever the power fails.
 func (d *Disk) refer(p []byte, off, at int64) error {
+	return d.t.withRoom(func() error { return d.referOnce(p, off, at) })
+}
+
+func (d *Disk) referOnce(p []byte, off, at int64) error {
 	x := d.t.set.store.Begin()
 	defer x.End()
 	base := d.head.Load().base

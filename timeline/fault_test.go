@@ -146,6 +146,7 @@ func (w *written) work(t *testing.T, fs vfs.FS) string {
 			at.store.Reclaim(ctx, at.set.Keep)
 		}
 		line.Pack(ctx)
+		line.Archive(ctx)
 		if b, err := line.Branch(ctx, fmt.Sprint("b", i), line.newestPoint(), nil, nil); err == nil && i%2 == 0 {
 			b.Remove(ctx)
 		}

@@ -1,8 +1,10 @@
 package timeline
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -273,6 +275,13 @@ func (t *Timeline) Gaps() []Gap {
 	return append([]Gap{}, t.state.Gaps...)
 }
 
+// Unreachable returns the gaps, and the stretches that are missing in the archive, oldest first.
+func (t *Timeline) Unreachable() []Gap {
+	list := append(t.Gaps(), t.missing()...)
+	slices.SortStableFunc(list, func(a, b Gap) int { return cmp.Compare(a.From, b.From) })
+	return list
+}
+
 // Covered returns the stretches of time of which any point can be had, oldest first: those of which the journal has
 // every write. The last ends with the newest write.
 func (t *Timeline) Covered() (list []tidemark.Interval) {
@@ -280,12 +289,9 @@ func (t *Timeline) Covered() (list []tidemark.Interval) {
 	if len(segments) == 0 {
 		return nil
 	}
-	from := t.desc.Created
-	if after := segments[0].After; after > from.UnixNano() {
-		from = time.Unix(0, after).UTC()
-	}
+	from := t.anyTime()
 	_, to := t.Head()
-	for _, g := range t.Gaps() {
+	for _, g := range t.Unreachable() {
 		if g.Start.After(from) {
 			list = append(list, tidemark.Interval{From: from, To: g.Start})
 		}
@@ -320,15 +326,20 @@ func (s *state) openGap() *Gap {
 
 func (t *Timeline) openGap(since int64, why string) error {
 	head, last := t.Head()
-	if err := t.journal.Sync(); err != nil { // the position may not come again
-		return t.writeError("note a gap", err)
-	}
 	start := last
 	if head == 0 {
 		start = t.desc.Created
 	}
 	if now := t.set.o.Now().UnixNano(); since > last.UnixNano() {
 		start = time.Unix(0, min(since, now))
+	}
+	return t.addGapAt(head, start, why)
+}
+
+// addGapAt begins a gap behind a position that has been.
+func (t *Timeline) addGapAt(head tidemark.Position, start time.Time, why string) error {
+	if err := t.journal.Sync(); err != nil { // the position may not come again
+		return t.writeError("note a gap", err)
 	}
 	return t.addGap(Gap{From: head, Start: start.UTC(), Why: why})
 }
@@ -352,16 +363,21 @@ func (t *Timeline) closeGap() error {
 	if t.openGapOf() == nil {
 		return nil
 	}
+	return t.closeGapWith(t.Anchor())
+}
+
+// closeGapWith closes the gap that is open, and replaces the anchor with that.
+func (t *Timeline) closeGapWith(anchor string) error {
 	c, err := t.cut(nil)
 	if err != nil {
 		return err
 	}
 	t.facts.Lock()
 	defer t.facts.Unlock()
-	g := &t.state.Gaps[len(t.state.Gaps)-1]
-	g.To, g.End = c.pos, time.Unix(0, c.time).UTC()
+	g, old := &t.state.Gaps[len(t.state.Gaps)-1], t.state.Anchor
+	g.To, g.End, t.state.Anchor = c.pos, time.Unix(0, c.time).UTC(), anchor
 	if err := t.saveState(); err != nil {
-		g.To, g.End = 0, time.Time{}
+		g.To, g.End, t.state.Anchor = 0, time.Time{}, old
 		return err
 	}
 	t.set.askFold(t)

@@ -40,7 +40,7 @@ func (t *Timeline) fold(ctx context.Context, nice int) error {
 		if c == nil {
 			break
 		}
-		err := t.foldCut(ctx, c, nice)
+		err := t.withRoom(func() error { return t.foldCut(ctx, c, nice) })
 		t.facts.Lock()
 		t.failed = err
 		t.facts.Unlock()
@@ -115,7 +115,7 @@ func (t *Timeline) foldCut(ctx context.Context, c *cut, nice int) error {
 		return err
 	}
 	m := t.manifest(c, roots)
-	if c.mark != nil || t.Window().For > 0 && !c.origin {
+	if c.mark != nil || t.Window().open() && !c.origin {
 		if err := putSealed(ctx, t.set.o.Bucket, imageKey(t.id, c.pos), m); err != nil {
 			return err
 		}
@@ -163,7 +163,7 @@ func (t *Timeline) verifyRecords(c *cut) error {
 // point of the window behind them can be asked for.
 func (t *Timeline) keepBase(ctx context.Context, roots []image.Root) error {
 	t.facts.Lock()
-	base, wanted := t.state.Base, t.state.Window.For > 0
+	base, wanted := t.state.Base, t.state.Window.open()
 	for _, d := range t.state.Disks {
 		wanted = wanted && d.Origin == nil
 	}
@@ -289,7 +289,7 @@ const (
 
 // niceness is how nice folding and packing are to be now; see [giveWay].
 func (t *Timeline) niceness() int {
-	if t.Backlog() > (foldLimit+1)*t.set.o.FoldAfter {
+	if t.tight.Load() || t.Backlog() > (foldLimit+1)*t.set.o.FoldAfter { // tight: writers wait for it
 		return urgentNice
 	}
 	return usualNice

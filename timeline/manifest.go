@@ -16,6 +16,7 @@ import (
 	"tidemark"
 	"tidemark/capture"
 	"tidemark/image"
+	"tidemark/journal"
 	"tidemark/object"
 )
 
@@ -24,6 +25,7 @@ import (
 //
 //	timelines/ID/descriptor-NNNNNNNN   what it is; the highest number counts
 //	timelines/ID/image-PPPPPPPPPPPPPPPP  one point: the root of each disk
+//	timelines/ID/journal/…              archived segments of its journal (docs/format/journal.md)
 //
 // and beside its journal, on the server's own disk, its state: what the head is
 // built on. Each is JSON behind a line with its SHA-256, so that a flipped bit
@@ -136,14 +138,20 @@ func getSealed(ctx context.Context, b object.Bucket, key string, v any) error {
 type listed struct {
 	descriptors []int // numbers, ascending
 	images      []tidemark.Position
+	segments    []journal.Archived // of its journal
 }
 
 // listTimelines finds all timelines in the bucket.
 func listTimelines(ctx context.Context, b object.Bucket) (map[string]*listed, error) {
+	return listBelow(ctx, b, "timelines/")
+}
+
+func listBelow(ctx context.Context, b object.Bucket, prefix string) (map[string]*listed, error) {
 	found := map[string]*listed{}
-	err := b.List(ctx, "timelines/", func(o object.Info) error {
+	err := b.List(ctx, prefix, func(o object.Info) error {
 		parts := strings.Split(o.Key, "/")
-		if len(parts) != 3 {
+		segment := len(parts) == 5 && parts[2] == "journal"
+		if len(parts) != 3 && !segment {
 			return nil
 		}
 		l := found[parts[1]]
@@ -151,7 +159,9 @@ func listTimelines(ctx context.Context, b object.Bucket) (map[string]*listed, er
 			l = &listed{}
 			found[parts[1]] = l
 		}
-		if n, ok := strings.CutPrefix(parts[2], "descriptor-"); ok {
+		if segment {
+			l.segments = append(l.segments, journal.Archived{Name: parts[3] + "/" + parts[4], Size: o.Size})
+		} else if n, ok := strings.CutPrefix(parts[2], "descriptor-"); ok {
 			if v, err := strconv.Atoi(n); err == nil {
 				l.descriptors = append(l.descriptors, v)
 			}

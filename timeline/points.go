@@ -114,7 +114,11 @@ func (t *Timeline) resolveTime(when time.Time) (tidemark.Position, error) {
 	if _, newest := t.journal.Head(); when.After(t.set.o.Now()) && when.After(time.Unix(0, newest)) {
 		return 0, tidemark.Errorf(tidemark.Invalid, "%s has not come yet", when.Format(time.RFC3339)).WithHint("leave the time out for the newest state")
 	}
-	pos := tidemark.Position(t.journal.At(when.UnixNano()))
+	at, err := t.journal.At(when.UnixNano())
+	if err != nil {
+		return 0, t.journalError(err)
+	}
+	pos := tidemark.Position(at)
 	inJournal := pos > t.oldestInJournal()
 	t.facts.Lock()
 	defer t.facts.Unlock()
@@ -131,11 +135,11 @@ func (t *Timeline) resolveTime(when time.Time) (tidemark.Position, error) {
 			return m.Position, nil
 		}
 	}
-	err := tidemark.Errorf(tidemark.NotFound, "%s has no point at or before %s", t.desc.Name, when.Format(time.RFC3339))
+	none := tidemark.Errorf(tidemark.NotFound, "%s has no point at or before %s", t.desc.Name, when.Format(time.RFC3339))
 	if len(t.points) > 0 {
-		return 0, err.WithHint("its oldest is of " + t.points[0].Time.Local().Format(time.RFC3339))
+		return 0, none.WithHint("its oldest is of " + t.points[0].Time.Local().Format(time.RFC3339))
 	}
-	return 0, err.WithHint("it has no retained point yet")
+	return 0, none.WithHint("it has no retained point yet")
 }
 
 // oldestInJournal returns the position after which all records are in the journal.
@@ -179,19 +183,25 @@ func (t *Timeline) At(disk string, pos tidemark.Position) (*Snapshot, error) {
 		x.End()
 		return nil, err
 	}
-	t.trimMu.RLock()
-	defer t.trimMu.RUnlock()
-	v, n, err := t.viewAt(i, pos)
+	v, n, pin, err := t.pinned(i, pos, t.viewAt)
 	if err != nil {
 		x.End()
 		return nil, err
 	}
 	x.Hold(n.root)
-	s := &Snapshot{view: *v, x: x, t: t, pin: "snapshot " + newID(), Position: pos}
-	if len(v.layers) > 0 {
-		t.pin(s.pin, n.pos)
+	return &Snapshot{view: *v, x: x, t: t, pin: pin, Position: pos}, nil
+}
+
+// pinned makes a view, and keeps the journal that it reads until unpinOne is called with what it returns.
+func (t *Timeline) pinned(i int, pos tidemark.Position, view func(int, tidemark.Position) (*view, nearest, error)) (*view, nearest, string, error) {
+	t.trimMu.RLock()
+	defer t.trimMu.RUnlock()
+	pin := "snapshot " + newID()
+	v, n, err := view(i, pos)
+	if err == nil && len(v.layers) > 0 {
+		t.pin(pin, n.pos)
 	}
-	return s, nil
+	return v, n, pin, err
 }
 
 // settle makes sure that nothing more will be written at or before pos: the
@@ -307,7 +317,7 @@ func (t *Timeline) replay(disk uint16, root image.Root, after, upTo tidemark.Pos
 		return nil
 	})
 	if err != nil {
-		return nil, fmt.Errorf("read the journal of %s: %w", t.Name(), err)
+		return nil, t.journalError(err)
 	}
 	return y, nil
 }
@@ -333,10 +343,11 @@ func (t *Timeline) Root(ctx context.Context, x *image.Session, disk string, pos 
 	if pos, err = t.settle(pos); err != nil {
 		return image.Root{}, err
 	}
-	v, n, err := t.viewAt(i, pos)
+	v, n, pin, err := t.pinned(i, pos, t.viewAt)
 	if err != nil {
 		return image.Root{}, err
 	}
+	defer t.unpinOne(pin)
 	return t.rootOf(ctx, x, v, n, 0)
 }
 
@@ -364,70 +375,12 @@ func (t *Timeline) Expire(ctx context.Context, pos tidemark.Position) error {
 		return fmt.Errorf("expire %s@%v: %w", t.desc.Name, pos, err)
 	}
 	delete(t.lost, pos)
+	t.set.dead.Store(true)
 	if i >= 0 {
 		marked := t.points[i].Mark != nil
 		t.points = slices.Delete(t.points, i, i+1)
-		if marked && t.state.Window.For > 0 {
+		if marked && t.state.Window.open() {
 			t.set.askFold(t) // without its image, the points behind it may be too far from one
-		}
-	}
-	return nil
-}
-
-// trim lets the journal forget what is folded, outside the window, and not needed by a branch.
-func (t *Timeline) trim(ctx context.Context) error {
-	t.trimMu.Lock()
-	defer t.trimMu.Unlock()
-	t.facts.Lock()
-	upTo := t.state.Base
-	for _, p := range t.pins {
-		upTo = min(upTo, p)
-	}
-	w := t.state.Window
-	t.facts.Unlock()
-	if w.For > 0 {
-		upTo = min(upTo, t.windowStart(w))
-	}
-	if err := t.journal.Trim(uint64(upTo)); err != nil {
-		return fmt.Errorf("trim the journal of %s: %w", t.Name(), err)
-	}
-	if err := t.expireCheckpoints(ctx); err != nil {
-		return err
-	}
-	return t.dropGaps(t.oldestInJournal())
-}
-
-// windowStart returns the position that the window begins at. Time is counted
-// back from the newest record, not from the clock: a clock that jumps ahead
-// while nothing is written makes nothing old.
-func (t *Timeline) windowStart(w Window) tidemark.Position {
-	_, newest := t.journal.Head()
-	start := t.journal.At(newest - w.For.Nanoseconds())
-	segments, bytes := t.journal.Segments(), int64(0)
-	for _, s := range slices.Backward(segments) {
-		if bytes += s.Bytes; w.Bytes > 0 && bytes > w.Bytes {
-			start = max(start, s.LastPos)
-			break
-		}
-	}
-	return tidemark.Position(start)
-}
-
-// expireCheckpoints removes images made only to keep the window quick to open, once the window has passed them.
-func (t *Timeline) expireCheckpoints(ctx context.Context) error {
-	oldest := t.oldestInJournal()
-	t.facts.Lock()
-	var gone []tidemark.Position
-	for i, m := range t.points {
-		last := i == len(t.points)-1 || t.points[i+1].Position > oldest
-		if m.Mark == nil && m.Position < oldest && !last {
-			gone = append(gone, m.Position)
-		}
-	}
-	t.facts.Unlock()
-	for _, pos := range gone {
-		if err := t.Expire(ctx, pos); err != nil {
-			return err
 		}
 	}
 	return nil
@@ -438,15 +391,6 @@ func (t *Timeline) StoredBytes() int64 {
 	t.facts.Lock()
 	defer t.facts.Unlock()
 	return t.state.Stored + t.stored.Load()
-}
-
-// JournalBytes returns the bytes that the timeline's journal takes.
-func (t *Timeline) JournalBytes() int64 {
-	n := int64(0)
-	for _, s := range t.journal.Segments() {
-		n += s.Bytes
-	}
-	return n
 }
 
 // Trouble returns why the last fold failed, or nil.

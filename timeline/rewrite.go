@@ -57,14 +57,22 @@ func (t *Timeline) Rewrite(m Mark, why string) (*Rewrite, error) {
 }
 
 // shut makes the bookmark and begins the gap behind it, with nothing in between.
-func (t *Timeline) shut(m Mark, payload []byte, why string) (*cut, error) {
+func (t *Timeline) shut(m Mark, payload []byte, why string) (c *cut, err error) {
+	err = t.withRoom(func() (err error) {
+		c, err = t.shutOnce(m, payload, why)
+		return err
+	})
+	return c, err
+}
+
+func (t *Timeline) shutOnce(m Mark, payload []byte, why string) (*cut, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	c, err := t.freezeHeld(&m, payload)
-	if err == nil {
-		err = t.journal.Sync()
-	}
 	if err != nil {
+		return nil, t.writeError("mark a point", err)
+	}
+	if err := t.journal.Sync(); err != nil {
 		return nil, t.writeError("mark a point", err)
 	}
 	if err := t.addGap(Gap{From: c.pos, Start: time.Unix(0, c.time).UTC(), Why: why, Rewrite: true}); err != nil {
@@ -92,10 +100,11 @@ func (r *Rewrite) Present(ctx context.Context, x *image.Session, disk string) (i
 	if err != nil {
 		return image.Root{}, err
 	}
-	v, n, err := r.t.viewOf(i, c.pos)
+	v, n, pin, err := r.t.pinned(i, c.pos, r.t.viewOf)
 	if err != nil {
 		return image.Root{}, err
 	}
+	defer r.t.unpinOne(pin)
 	return r.t.rootOf(ctx, x, v, n, 0)
 }
 
@@ -108,7 +117,9 @@ func (r *Rewrite) Disk(name string) (io.WriterAt, error) {
 type rewritten struct{ d *Disk }
 
 // WriteAt implements [io.WriterAt].
-func (w rewritten) WriteAt(p []byte, off int64) (int, error) { return w.d.writeAll(p, off) }
+func (w rewritten) WriteAt(p []byte, off int64) (int, error) {
+	return w.d.writeAll(p, off, w.d.t.byReference)
+}
 
 // End makes what was written durable, and lets the timeline go on. It returns the first point behind the rewrite.
 func (r *Rewrite) End() (tidemark.Position, error) {

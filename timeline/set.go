@@ -10,6 +10,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"tidemark"
@@ -33,10 +34,24 @@ type Options struct {
 	// ReferenceAfter is the backlog at which large writes go to the pool at
 	// once; 0 means 4 GiB.
 	ReferenceAfter int64
+	// HotBytes is how many bytes of history of a journal stay in Dir, and HotFor how old they may be, counted back from
+	// the newest; what is more, or older, goes to the bucket. 0 is no bound: without any all stays.
+	HotBytes int64
+	HotFor   time.Duration
+	// Reserve is how many bytes of Dir's file system are to be free: when there are fewer, the oldest
+	// history goes. 0 means a fiftieth, but a GiB at least and 16 at most, and never more than a tenth; less than 0 none.
+	Reserve int64
+	// PoolDir is where the bucket lies, if that is on another file system than Dir, so that room is kept there, too.
+	PoolDir string
+	// Notify is told what an operator must know, of a timeline by its name. It may be called at any time until
+	// Close returns. What it fails to record is told again. nil means that it is logged.
+	Notify func(level, timeline, message string) error
 	// SegmentSize is that of journals in bytes; 0 means the journal's default.
 	SegmentSize int64
-	// Manual turns off folding in the background: for tests that decide when.
+	// Manual turns off folding, archiving and keeping room in the background: for tests that decide when.
 	Manual bool
+	// Elapsed says for how long the process has run, whatever the clock does; nil means that it is measured.
+	Elapsed func() time.Duration
 	// Now is the clock; nil means time.Now.
 	Now func() time.Time
 }
@@ -54,7 +69,13 @@ type Set struct {
 
 	held sync.Map // image.Root → int64: see heldBytes
 
+	roomMu      sync.Mutex  // held by who gives history up for space
+	dead        atomic.Bool // the pool may have what nobody needs
+	spent       atomic.Bool // there is no history left to give
+	reclaimNext time.Time   // before that nothing is reclaimed for room; of the keeper alone
+
 	work chan *Timeline
+	run  context.Context // until Close
 	stop context.CancelFunc
 	done sync.WaitGroup
 }
@@ -75,6 +96,16 @@ func Open(ctx context.Context, store *image.Store, o Options) (*Set, error) {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
+	if o.Elapsed == nil {
+		begun := time.Now()
+		o.Elapsed = func() time.Duration { return time.Since(begun) }
+	}
+	if o.Notify == nil {
+		o.Notify = func(level, timeline, message string) error {
+			o.Logger.Error(message, "timeline", timeline, "level", level)
+			return nil
+		}
+	}
 	s := &Set{o: o, store: store, lines: map[string]*Timeline{}, damaged: map[string]error{}, work: make(chan *Timeline, 256)}
 	if err := vfs.MkdirAll(o.FS, o.Dir); err != nil {
 		return nil, err
@@ -83,8 +114,12 @@ func Open(ctx context.Context, store *image.Store, o Options) (*Set, error) {
 		return nil, err
 	}
 	run, stop := context.WithCancel(context.Background())
-	s.stop = stop
+	s.run, s.stop = run, stop
 	s.done.Go(func() { s.folder(run) })
+	s.dead.Store(true)
+	if !o.Manual {
+		s.done.Go(func() { s.keeper(run) })
+	}
 	for _, t := range s.lines {
 		s.askFold(t)
 	}
@@ -155,7 +190,7 @@ func (s *Set) Forget(ctx context.Context, id string) error {
 func (s *Set) dirOf(id string) string { return s.o.FS.PathJoin(s.o.Dir, id) }
 
 func (s *Set) blank(id string) *Timeline {
-	return &Timeline{set: s, id: id, dir: s.dirOf(id), state: state{ID: id}, pins: map[string]tidemark.Position{}, lost: map[tidemark.Position]error{}}
+	return &Timeline{set: s, ranBefore: -s.o.Elapsed(), id: id, dir: s.dirOf(id), state: state{ID: id}, pins: map[string]tidemark.Position{}, lost: map[tidemark.Position]error{}}
 }
 
 // open reads what is stored of one timeline. It returns nil and no error for the remains of a removed or half-made one.
@@ -188,7 +223,8 @@ func (s *Set) open(ctx context.Context, id string, l *listed) (*Timeline, error)
 			return nil, err
 		}
 	}
-	return t, t.openJournal()
+	t.ranBefore += t.state.Ran
+	return t, t.openJournal(l.segments)
 }
 
 func (t *Timeline) readState() error {
@@ -222,18 +258,19 @@ func (t *Timeline) stateFromPoints(cause error) error {
 	return t.saveState()
 }
 
-func (t *Timeline) openJournal() error {
+func (t *Timeline) openJournal(archived []journal.Archived) error {
 	dir := t.set.o.FS.PathJoin(t.dir, "journal")
 	if err := vfs.MkdirAll(t.set.o.FS, dir); err != nil {
 		return err
 	}
 	j, err := journal.Open(t.set.o.FS, dir, journal.Options{
 		FirstPos: uint64(t.state.Base) + 1, SegmentSize: t.set.o.SegmentSize, Now: t.set.o.Now, Logger: t.set.o.Logger,
+		Archive: t.set.shelfOf(t.id), Archived: archived,
 	})
 	if err != nil {
 		return fmt.Errorf("open the journal of %s: %w", t.desc.Name, err)
 	}
-	t.journal = j
+	t.journal, t.strays = j, strayNames(archived, j.ID())
 	return t.checkJournal()
 }
 
@@ -369,7 +406,7 @@ func (s *Set) establish(ctx context.Context, t *Timeline, begin *cut) (err error
 	if err != nil {
 		return err
 	}
-	if err := t.openJournal(); err != nil {
+	if err := t.openJournal(nil); err != nil {
 		return err
 	}
 	if err := t.freshHeads(begin); err != nil {
@@ -467,14 +504,17 @@ func (s *Set) folder(ctx context.Context) {
 				if !errors.Is(err, context.Canceled) { // by Remove, which wants none of it
 					s.o.Logger.Error("folding failed; it is tried again", "timeline", t.Name(), "error", err)
 				}
-				time.AfterFunc(foldRetry, func() { s.askFold(t) })
+				time.AfterFunc(foldRetry, func() {
+					t.resting.Store(false)
+					s.askFold(t)
+				})
 			}
 		}
 	}
 }
 
 // foldBacklog folds what is frozen, and cuts first if much was written since the last cut.
-func (t *Timeline) foldBacklog(ctx context.Context) error {
+func (t *Timeline) foldBacklog(ctx context.Context) (err error) {
 	if s := t.set; s.Get(t.id) != t {
 		return nil
 	}
@@ -482,6 +522,7 @@ func (t *Timeline) foldBacklog(ctx context.Context) error {
 		return nil
 	}
 	defer func() {
+		t.resting.Store(err != nil)
 		t.asked.Store(false)
 		t.wroteSome() // what was written meanwhile, if it was the last for now
 	}()
@@ -489,6 +530,7 @@ func (t *Timeline) foldBacklog(ctx context.Context) error {
 	defer cancel()
 	t.background.Store(&cancel)
 	if t.due() {
+		t.urgent.Store(false)
 		if _, err := t.cut(nil); err != nil {
 			return err
 		}
@@ -499,7 +541,13 @@ func (t *Timeline) foldBacklog(ctx context.Context) error {
 	if err := t.checkpoint(ctx); err != nil {
 		return err
 	}
-	return t.Pack(ctx)
+	if err := t.Pack(ctx); err != nil {
+		return err
+	}
+	if err := t.trim(ctx); err != nil { // now that it is known what history takes
+		return err
+	}
+	return t.Archive(ctx)
 }
 
 // A burst of writes is not folded while it lasts, but for one of more than foldLimit
@@ -514,7 +562,7 @@ func (t *Timeline) postpones() bool {
 	since, after := t.sinceCut.Load(), t.set.o.FoldAfter
 	seen := t.seenBacklog
 	t.seenBacklog = since
-	if since <= after || since > foldLimit*after || since == seen {
+	if t.urgent.Load() || since <= after || since > foldLimit*after || since == seen {
 		return false
 	}
 	time.AfterFunc(foldPause, func() { t.set.askFold(t) })
@@ -564,13 +612,24 @@ func (s *Set) Damage() (list []error) {
 
 // VerifyJournal reads all records of the timeline's journal and compares them with their checksums.
 func (t *Timeline) VerifyJournal() error {
+	var errs []error
+	for _, s := range t.journal.Segments() {
+		if err := t.verifySegment(s); err != nil {
+			errs = append(errs, fmt.Errorf("the journal of %s: %w", t.Name(), err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// verifySegment reads the records of a segment, unless it was trimmed meanwhile.
+func (t *Timeline) verifySegment(s journal.SegmentInfo) error {
 	t.trimMu.RLock()
 	defer t.trimMu.RUnlock()
-	head, _ := t.journal.Head()
-	if err := t.journal.Verify(uint64(t.oldestInJournal()), head); err != nil {
-		return fmt.Errorf("the journal of %s: %w", t.Name(), err)
+	after := max(s.FirstPos-1, uint64(t.oldestInJournal()))
+	if s.LastPos <= after {
+		return nil
 	}
-	return nil
+	return t.journal.Verify(after, s.LastPos)
 }
 
 func (t *Timeline) keep(k *image.Keeper) error {
@@ -589,6 +648,9 @@ func (t *Timeline) keep(k *image.Keeper) error {
 		}
 		return nil
 	})
+	if err != nil {
+		err = t.journalError(err)
+	}
 	roots, e := t.allRoots()
 	err = errors.Join(err, e)
 	for _, r := range roots {

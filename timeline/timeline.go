@@ -56,9 +56,20 @@ type Timeline struct {
 	cuts   []*cut                       // frozen layers that are not folded yet, oldest first
 	pins   map[string]tidemark.Position // branches and snapshots that still read our journal after this position
 	failed error                        // the first error of a fold, until one succeeds
+	told   time.Time                    // when a loss of history was told last
+
+	// archiveMu is held by the one that archives.
+	archiveMu sync.Mutex
+	strays    []string // archived files of a journal that is lost; guarded by archiveMu
+	// ranBefore is for how long the timeline had been served when the set's Elapsed was 0.
+	ranBefore time.Duration
 
 	backlog  atomic.Int64 // payload bytes in the journal that are not folded
 	sinceCut atomic.Int64 // of these, bytes since the last cut
+	urgent   atomic.Bool  // they are to be folded to make room
+	unlooked atomic.Int64 // bytes written since free space was looked at
+	tight    atomic.Bool  // there was too little then
+	resting  atomic.Bool  // a fold failed, and none is asked for until the next is due
 	// cutSegment and topSegment are the segments of the journal that hold the last cut and the newest record.
 	cutSegment, topSegment atomic.Uint64
 	bulk                   atomic.Bool  // large writes go to the pool at once
@@ -81,8 +92,16 @@ type state struct {
 	Journal string `json:"journal,omitempty"`
 	// Feed is the stream of changes that writes the disks, if one does.
 	Feed feedState `json:"feed,omitzero"`
+	// Anchor is what the disks' source has to be asked for to learn what they may lack of it.
+	Anchor string `json:"anchor,omitempty"`
 	// Gaps are stretches of which no point can be had, oldest first.
 	Gaps []Gap `json:"gaps,omitempty"`
+	// Ran is for how long the timeline has been served, ever, and Ages where its head was then, oldest first.
+	Ran  time.Duration `json:"ran,omitempty"`
+	Ages []age         `json:"ages,omitempty"`
+	// Lost is history that was given up for space, and Untold the part of it that was not told yet.
+	Lost   *Loss `json:"lost,omitempty"`
+	Untold *Loss `json:"untold,omitempty"`
 	// Removing: the timeline is being deleted; what is left of it goes at the next start.
 	Removing bool `json:"removing,omitempty"`
 }
@@ -100,13 +119,6 @@ type origin struct {
 	Disk     uint16            `json:"disk"`
 	After    tidemark.Position `json:"after"`
 	UpTo     tidemark.Position `json:"up_to"`
-}
-
-// Window says for how long any point, not just bookmarks, can be recovered. The
-// journal is kept that long. Zero: only until it is folded.
-type Window struct {
-	For   time.Duration `json:"for"`
-	Bytes int64         `json:"bytes"` // at most so many bytes of journal
 }
 
 // cut is a position at which the layers were frozen.
@@ -191,7 +203,7 @@ func (t *Timeline) SetBulk(on bool) { t.bulk.Store(on) }
 
 // wroteSome asks for a fold when the backlog is large.
 func (t *Timeline) wroteSome() {
-	if t.due() && t.asked.CompareAndSwap(false, true) {
+	if !t.resting.Load() && t.due() && t.asked.CompareAndSwap(false, true) {
 		t.set.askFold(t)
 	}
 }
@@ -199,7 +211,7 @@ func (t *Timeline) wroteSome() {
 // due reports whether so much was written since the last cut that it should be folded. Records
 // without bytes fill segments, too.
 func (t *Timeline) due() bool {
-	return t.sinceCut.Load() > t.set.o.FoldAfter || t.topSegment.Load() >= t.cutSegment.Load()+spanLimit
+	return t.urgent.Load() || t.sinceCut.Load() > t.set.o.FoldAfter || t.topSegment.Load() >= t.cutSegment.Load()+spanLimit
 }
 
 func (t *Timeline) addStored(n int64) { t.stored.Add(n) }
@@ -304,9 +316,14 @@ func (t *Timeline) makeRoom() error {
 
 // freeze holds all writers for as long as it takes to append one record and replace the top layers.
 func (t *Timeline) freeze(m *Mark, payload []byte) (*cut, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.freezeHeld(m, payload)
+	var c *cut
+	err := t.withRoom(func() (err error) {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		c, err = t.freezeHeld(m, payload)
+		return err
+	})
+	return c, err
 }
 
 // freezeHeld is freeze for a caller that holds mu.
@@ -346,6 +363,7 @@ func (d *Disk) freezeTop(segment uint64) *layer {
 
 // saveState makes the state durable. The caller holds facts.
 func (t *Timeline) saveState() error {
+	t.state.Ran = t.ran()
 	t.state.Stored += t.stored.Swap(0)
 	data, err := seal(&t.state)
 	if err != nil {
@@ -368,8 +386,14 @@ func (t *Timeline) Window() Window {
 func (t *Timeline) SetWindow(w Window) error {
 	t.facts.Lock()
 	defer t.facts.Unlock()
+	old := t.state.Window
 	t.state.Window = w
-	return t.saveState()
+	if err := t.saveState(); err != nil {
+		t.state.Window = old
+		return err
+	}
+	t.set.askFold(t) // which trims to it
+	return nil
 }
 
 // roots returns the base images. The caller holds facts.

@@ -56,7 +56,7 @@ func openWorld(fs vfs.FS, root string) (*world, error) {
 		return nil, err
 	}
 	w.set, err = Open(context.Background(), w.store, Options{FS: fs, Dir: root + "/timelines", Bucket: w.bucket, Logger: quiet,
-		SegmentSize: 256 << 10, FoldAfter: 64 << 20, ReferenceAfter: 300 << 10, Manual: true})
+		SegmentSize: 256 << 10, FoldAfter: 64 << 20, ReferenceAfter: 300 << 10, HotBytes: 64 << 10, Manual: true})
 	return w, err
 }
 
@@ -328,6 +328,9 @@ func (m *model) step() {
 	case 9:
 		if err := t.Pack(context.Background()); err != nil {
 			m.fatalf("pack: %v", err)
+		}
+		if err := t.Archive(context.Background()); err != nil {
+			m.fatalf("archive: %v", err)
 		}
 	case 10:
 		m.rewrite(l, t)

@@ -17,7 +17,7 @@ type Export struct {
 	// Description is shown by clients to humans; same limits.
 	Description string
 	// Device is the disk. It is writable if it is a [block.Device] and ReadOnly
-	// is false. Its other powers ([block.Extenter], [block.Zeroer],
+	// is false. Its other powers ([block.Extenter], [block.Zeroer], [block.Trimmer],
 	// [block.Prefetcher], [TryReader]) are found by type assertion.
 	Device block.Reader
 	// ReadOnly refuses writes to a device that could take them.

@@ -184,7 +184,7 @@ func (c *conn) perform(s *sink, r *request) {
 		err = c.writeZeroes(off, n, r.flags&flagNoHole != 0)
 	case cmdTrim:
 		if n > 0 {
-			err = c.wdev.Discard(off, n)
+			err = c.trim(off, n)
 		}
 	case cmdCache:
 		c.prefetch.Prefetch(off, n)

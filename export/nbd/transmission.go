@@ -42,6 +42,7 @@ type conn struct {
 	try        TryReader      // nil: the device has no such power
 	extents    block.Extenter // likewise
 	zero       block.Zeroer
+	trim       func(off, n int64) error // a TRIM
 	prefetch   block.Prefetcher
 	size       int64
 	structured bool
@@ -75,6 +76,12 @@ func (c *conn) setExport(e *Export, release func()) {
 	c.extents, _ = c.dev.(block.Extenter)
 	c.zero, _ = c.dev.(block.Zeroer)
 	c.prefetch, _ = c.dev.(block.Prefetcher)
+	if c.wdev != nil {
+		c.trim = c.wdev.Discard
+		if t, ok := c.dev.(block.Trimmer); ok {
+			c.trim = t.Trim
+		}
+	}
 }
 
 // transmit serves requests until the client disconnects, breaks the protocol,

@@ -1,0 +1,178 @@
+package timeline
+
+import (
+	"bytes"
+	"errors"
+	"math/rand/v2"
+	"strings"
+	"testing"
+	"time"
+
+	pebblevfs "github.com/cockroachdb/pebble/v2/vfs"
+
+	"tidemark"
+	"tidemark/block"
+	"tidemark/internal/vfs"
+)
+
+// told collects what operators were told.
+type told struct {
+	fails bool
+	list  []string
+}
+
+func (k *told) notify(level, timeline, message string) error {
+	if k.fails {
+		return errors.New("the ledger is full")
+	}
+	k.list = append(k.list, level+" "+timeline+" "+message)
+	return nil
+}
+
+// setFree lets the disk have so many bytes free of 10 MiB, of which 1 MiB is the reserve.
+func setFree(mem *vfs.MemFS, free uint64) {
+	mem.TestingSetDiskUsage(pebblevfs.DiskUsage{AvailBytes: free, TotalBytes: 10 << 20, UsedBytes: 10<<20 - free})
+}
+
+// TestOldestHistoryGoes takes the room away: history goes, of all timelines the oldest first, and is told; bookmarks stay, with
+// their bytes, and so does what a snapshot shows; and what was told is remembered over a restart.
+func TestOldestHistoryGoes(t *testing.T) {
+	rng := rand.New(rand.NewPCG(rand.Uint64(), 1))
+	mem := vfs.NewMem()
+	w := open(t, mem, "/d")
+	k := &told{}
+	w.set.o.Notify = k.notify
+	line, history := longHistory(t, w, rng)
+	opened, err := line.At("", history[450].pos)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := line.Lost(); got != nil || w.set.Room().Spent {
+		t.Fatalf("lost: %+v", got)
+	}
+	oldest := line.oldestInJournal()
+	setFree(mem, 1<<20-1)
+	k.fails = true
+	w.set.keepRoom(t.Context())
+	w.set.tellLosses(false)
+	lost := line.Lost()
+	if lost == nil || !w.set.Room().Spent || line.oldestInJournal() <= oldest {
+		t.Fatalf("lost: %+v, room %+v", lost, w.set.Room())
+	}
+	if line.oldestInJournal() > history[450].pos {
+		t.Error("what a snapshot reads was given up")
+	}
+	got := make([]byte, diskSize)
+	if _, err := opened.ReadAt(got, 0); err != nil || !bytes.Equal(got, history[450].data) {
+		t.Errorf("the snapshot changed: %v", err)
+	}
+	if covered := line.Covered(); len(covered) == 0 || covered[0].From.Before(lost.To) {
+		t.Errorf("covered %+v, lost %+v", covered, lost)
+	}
+	if same, err := history[10].shows(line); err == nil {
+		t.Errorf("a point that was given up is shown: %v", same)
+	}
+	for _, p := range line.Points() {
+		if same, err := (&remembered{p.Position, history[99].data}).shows(line); err != nil || p.Bookmark == "a" && !same {
+			t.Errorf("the bookmark %s: %v, %v", p.Bookmark, same, err)
+		}
+	}
+	if err := opened.Close(); err != nil {
+		t.Fatal(err)
+	}
+	w.close(t)
+	setFree(mem, 9<<20)
+
+	w = open(t, mem, "/d")
+	defer func() { w.close(t) }()
+	k.fails = false
+	w.set.o.Notify = k.notify
+	line = w.set.List()[0]
+	if again := line.Lost(); again == nil || !again.To.Equal(lost.To) {
+		t.Errorf("after a restart: %+v", again)
+	}
+	w.set.tellLosses(false)
+	w.set.tellLosses(false)
+	n := 0
+	for _, s := range k.list {
+		if strings.HasPrefix(s, "error a ") && strings.Contains(s, "were given up") {
+			n++
+		}
+	}
+	if n != 1 {
+		t.Errorf("told %d times: %q", n, k.list)
+	}
+	line.ranBefore += 2 * time.Hour
+	if line.Lost() != nil {
+		t.Error("the window is whole again, and a loss is shown")
+	}
+}
+
+// TestOldestOfAllGoesFirst has two timelines: that with the older history gives first.
+func TestOldestOfAllGoesFirst(t *testing.T) {
+	w := open(t, vfs.NewMem(), "/d")
+	defer func() { w.close(t) }()
+	w.set.o.Notify = (&told{}).notify
+	rng := rand.New(rand.NewPCG(2, 1))
+	older, _ := longHistory(t, w, rng)
+	newer, _ := longHistory(t, w, rng)
+	begins, last := newer.oldestInJournal(), older.givable()
+	for range last {
+		if older.oldestInJournal() >= tidemark.Position(last[len(last)-1].LastPos) {
+			break
+		}
+		if !w.set.freeFullest() {
+			t.Fatal("there is nothing to give")
+		}
+		if newer.Lost() != nil && older.givable() != nil || newer.oldestInJournal() != begins && newer.Lost() == nil {
+			t.Fatal("the newer history went first")
+		}
+	}
+	if older.Lost() == nil || newer.Lost() != nil {
+		t.Errorf("lost: %+v and %+v", older.Lost(), newer.Lost())
+	}
+	for w.set.freeFullest() {
+	}
+	if newer.Lost() == nil || len(newer.givable()) > 0 {
+		t.Errorf("left: %+v", newer.givable())
+	}
+}
+
+// TestWritersLeaveRoomToFold refuses a writer who would take the room that a fold needs, and lets him go on when there is.
+func TestWritersLeaveRoomToFold(t *testing.T) {
+	mem := vfs.NewMem()
+	w := open(t, mem, "/d")
+	defer func() { w.close(t) }()
+	w.set.o.ReferenceAfter = 1 << 30
+	line, err := w.set.Create(t.Context(), "a", []DiskSpec{{Name: "d", Size: 16 << 20}}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := bytes.Repeat([]byte{7}, 1<<20)
+	write := func(off int64) error {
+		_, err := line.Disks()[0].WriteAt(p, off<<20)
+		return err
+	}
+	setFree(mem, 5<<20)
+	for i := range int64(4) {
+		if err := write(i); err != nil {
+			t.Fatal(err)
+		}
+	}
+	setFree(mem, 1<<20)
+	if err := write(4); !errors.Is(err, block.ErrNoSpace) {
+		t.Fatalf("a write that takes the last room: %v", err)
+	}
+	if err := line.Fold(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	bookmarkOnly(t, line, "all")
+	if err := write(4); err != nil {
+		t.Fatalf("when all is folded: %v", err)
+	}
+	w.set.o.Reserve = -1
+	setFree(mem, 1)
+	if err := write(5); err != nil {
+		t.Fatalf("without a reserve: %v", err)
+	}
+}

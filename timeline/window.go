@@ -1,0 +1,186 @@
+package timeline
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"tidemark"
+)
+
+// Window says how far back any point, not just bookmarks, can be recovered: the history of the last For, but no more of it
+// than takes Bytes. Zero of one means that it sets no limit; zero of both, that there is no such history.
+type Window struct {
+	// For is counted while the timeline is served, not by the clock: a clock that jumps makes nothing old.
+	For time.Duration `json:"for"`
+	// Bytes bounds what the journal of what is folded takes, packed, here and in the pool.
+	Bytes int64 `json:"bytes"`
+}
+
+// open reports whether there is a window.
+func (w Window) open() bool { return w.For > 0 || w.Bytes > 0 }
+
+// age notes where the head was when the timeline had been served for a time.
+type age struct {
+	Position tidemark.Position `json:"position"`
+	Ran      time.Duration     `json:"ran"`
+}
+
+// ageSteps is in how many steps the window moves on.
+const ageSteps = 64
+
+// ran returns for how long the timeline has been served, ever.
+func (t *Timeline) ran() time.Duration { return t.ranBefore + t.set.o.Elapsed() }
+
+// noteAge notes where the head is now. The caller holds facts.
+func (t *Timeline) noteAge() {
+	w, ran, head := t.state.Window, t.ran(), tidemark.Position(t.journal.Durable())
+	if w.For == 0 {
+		t.state.Ages = nil
+		return
+	}
+	list := t.state.Ages
+	if n := len(list); n > 0 && (list[n-1].Position >= head || ran-list[n-1].Ran < w.For/ageSteps) {
+		return
+	}
+	t.state.Ages = append(list, age{Position: head, Ran: ran})
+}
+
+// aged returns the newest position that is known to have left a window of a length. The caller holds facts.
+func (t *Timeline) aged(length time.Duration) tidemark.Position {
+	limit := t.ran() - length
+	n := 0
+	for n < len(t.state.Ages) && t.state.Ages[n].Ran <= limit {
+		n++
+	}
+	if n == 0 {
+		return 0
+	}
+	t.state.Ages = slices.Clone(t.state.Ages[n-1:])
+	return t.state.Ages[0].Position
+}
+
+// trim lets the journal forget what is folded, outside the window, and not needed by a branch.
+func (t *Timeline) trim(ctx context.Context) error {
+	t.trimMu.Lock()
+	defer t.trimMu.Unlock()
+	t.facts.Lock()
+	if t.state.Removing {
+		t.facts.Unlock()
+		return nil
+	}
+	t.noteAge()
+	w := t.state.Window
+	upTo := t.dispensable()
+	if w.open() {
+		upTo = min(upTo, max(t.pastByTime(w), t.pastBySize(w)))
+	}
+	t.facts.Unlock()
+	return t.forgetUpTo(ctx, upTo)
+}
+
+// forgetUpTo lets the journal forget. The caller holds trimMu.
+func (t *Timeline) forgetUpTo(ctx context.Context, upTo tidemark.Position) error {
+	if err := t.journal.Trim(ctx, uint64(upTo)); err != nil {
+		return fmt.Errorf("trim the journal of %s: %w", t.Name(), err)
+	}
+	if err := t.expireCheckpoints(ctx); err != nil {
+		return err
+	}
+	return t.dropGaps(t.oldestInJournal())
+}
+
+// dispensable returns the position up to which only history needs the journal. The caller holds facts.
+func (t *Timeline) dispensable() tidemark.Position {
+	upTo := t.state.Base
+	for _, p := range t.pins {
+		upTo = min(upTo, p)
+	}
+	return upTo
+}
+
+// pastByTime returns the position before which nothing is needed for points of the last w.For: that of the image which the
+// oldest of them is made from. The caller holds facts.
+func (t *Timeline) pastByTime(w Window) (pos tidemark.Position) {
+	if w.For == 0 {
+		return 0
+	}
+	start := t.aged(w.For)
+	for _, m := range t.points {
+		if m.Position <= start {
+			pos = m.Position
+		}
+	}
+	if t.state.Base <= start {
+		pos = max(pos, t.state.Base)
+	}
+	return pos
+}
+
+// pastBySize returns the position before which the journal has more than w.Bytes of history. It waits until all of
+// it is packed, which changes its size. The caller holds facts.
+func (t *Timeline) pastBySize(w Window) tidemark.Position {
+	if w.Bytes == 0 || t.journal.Raw(uint64(t.state.Base)) {
+		return 0
+	}
+	bytes := int64(0)
+	for _, s := range slices.Backward(t.journal.Segments()) {
+		if tidemark.Position(s.LastPos) > t.state.Base {
+			continue
+		}
+		if bytes += s.Bytes; bytes > w.Bytes {
+			return t.usefulFrom(tidemark.Position(s.LastPos))
+		}
+	}
+	return 0
+}
+
+// usefulFrom returns the first position at or behind pos from which points can be made if the journal has
+// nothing before pos: that of an image. The caller holds facts.
+func (t *Timeline) usefulFrom(pos tidemark.Position) tidemark.Position {
+	for _, m := range t.points {
+		if m.Position >= pos {
+			return m.Position
+		}
+	}
+	return max(pos, t.state.Base)
+}
+
+// expireCheckpoints removes images made only to keep the window quick to open, once the window has passed them.
+func (t *Timeline) expireCheckpoints(ctx context.Context) error {
+	oldest := t.oldestInJournal()
+	t.facts.Lock()
+	var gone []tidemark.Position
+	for i, m := range t.points {
+		last := i == len(t.points)-1 || t.points[i+1].Position > oldest
+		if m.Mark == nil && m.Position < oldest && !last {
+			gone = append(gone, m.Position)
+		}
+	}
+	t.facts.Unlock()
+	for _, pos := range gone {
+		if err := t.Expire(ctx, pos); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// JournalBytes returns the bytes that the timeline's journal takes, here and in the pool.
+func (t *Timeline) JournalBytes() (n int64) {
+	for _, s := range t.journal.Segments() {
+		n += s.Bytes
+	}
+	return n
+}
+
+// ArchivedBytes returns how many of [Timeline.JournalBytes] are in the pool.
+func (t *Timeline) ArchivedBytes() (n int64) {
+	for _, s := range t.journal.Segments() {
+		if s.Archived {
+			n += s.Bytes
+		}
+	}
+	return n
+}
