@@ -5,23 +5,15 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"time"
 
 	"golang.org/x/sys/unix"
 
 	"tidemark/mount/internal/nbdctl"
 )
 
-// kernelTimeout is after how long without an answer the kernel gives up one of several
-// connections. The driver counts it in clock ticks in 32 bits: 23 days is
-// the most at 1000 a second, with room for its sign. A single connection is never given up.
-const kernelTimeout = 2_000_000 * time.Second
-
 // attachNBD makes a device of the kernel's nbd driver and returns its path.
 func attachNBD(ctl *nbdctl.Control, cfg nbdctl.Config, maxTransfer int) (string, error) {
-	if len(cfg.Sockets) > 1 {
-		cfg.Timeout = kernelTimeout // the default is 30 seconds: a restart may take longer
-	}
+	// No timeout is set: a connection without one, if it is the only one, is never given up.
 	n, err := ctl.Connect(cfg)
 	if err != nil {
 		return "", err

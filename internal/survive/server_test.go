@@ -30,6 +30,10 @@ var binary string
 // TestMain builds the program once.
 func TestMain(m *testing.M) {
 	os.Exit(func() int {
+		if inGuest {
+			binary = "/sbin/tidemark"
+			return m.Run()
+		}
 		dir, err := os.MkdirTemp("", "survive-bin")
 		if err != nil {
 			fmt.Fprintln(os.Stderr, err)

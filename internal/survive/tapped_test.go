@@ -27,6 +27,12 @@ type tapping struct {
 // newTapping taps a new file of a size, in which prepare may make something first.
 func newTapping(t *testing.T, size int64, prepare func(disk string), options ...string) *tapping {
 	t.Helper()
+	return newTappingOn(t, "6G", size, prepare, options...)
+}
+
+// newTappingOn is newTapping with a file system of another size for the data directory.
+func newTappingOn(t *testing.T, room string, size int64, prepare func(disk string), options ...string) *tapping {
+	t.Helper()
 	x := &tapping{stage: newStage(t), rng: seeded(t)}
 	x.disk = filepath.Join(x.dir, "disk")
 	if err := os.WriteFile(x.disk, nil, 0o600); err != nil {
@@ -36,7 +42,7 @@ func newTapping(t *testing.T, size int64, prepare func(disk string), options ...
 		t.Fatal(err)
 	}
 	prepare(x.disk)
-	x.smallData("6G") // that can be filled
+	x.smallData(room) // that can be filled
 	x.start()
 	t.Cleanup(func() { // before the stage is struck, but behind its disks
 		if tap := x.tap(); tap != nil && t.Failed() {

@@ -3,6 +3,7 @@
 # in a throw-away machine of qemu without disks or network, and exits with its code,
 # or with 97 if the kernel cannot be had, or 98 if the machine did not come to an end.
 # The kernel's package is fetched once, unpacked into a cache directory and never installed.
+# It finds mkfs.ext4, e2fsck and the TIDEMARK_GUEST_PROGRAMS (paths) in /sbin, and can load the TIDEMARK_GUEST_MODULES (such as drivers/md/dm-mod).
 # Needs qemu-system-x86, busybox-static, e2fsprogs, and apt-get for the first time.
 set -eu
 cache=${TIDEMARK_GUEST_CACHE:-${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/tidemark/guest}
@@ -33,7 +34,7 @@ for applet in sh mount modprobe cat ls sync; do ln -s busybox "$root/bin/$applet
 
 # Modules, with what they depend on. ext4 is in the kernel.
 modules=$cache/kernel/lib/modules/$version
-for m in drivers/block/nbd drivers/block/loop fs/fuse/fuse; do
+for m in drivers/block/nbd drivers/block/loop fs/fuse/fuse ${TIDEMARK_GUEST_MODULES:-}; do
 	mkdir -p "$root/lib/modules/$version/kernel/${m%/*}"
 	cp "$modules/kernel/$m.ko" "$root/lib/modules/$version/kernel/$m.ko"
 done
@@ -42,7 +43,7 @@ busybox depmod -b "$root" "$version"
 
 # Programs, with their libraries.
 cp "$1" "$root/program"
-for p in "$1" "$(command -v mkfs.ext4)" "$(command -v e2fsck)"; do
+for p in "$1" "$(command -v mkfs.ext4)" "$(command -v e2fsck)" ${TIDEMARK_GUEST_PROGRAMS:-}; do
 	[ "$p" = "$1" ] || cp -L "$p" "$root/sbin/"
 	for l in $(ldd "$p" 2>/dev/null | grep -o '/[^ ]*'); do
 		mkdir -p "$root/${l%/*}"

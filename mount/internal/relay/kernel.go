@@ -32,13 +32,19 @@ type KernelFront struct {
 	doneOnce sync.Once
 }
 
-// ShowKernel makes one socket pair for each connection that the relay has, begins to
+// kernelConns is how many connections the kernel gets, however many the relay has. The driver reads the answers on
+// each with a work item that ends with the connection. Where the host is too busy to start threads for them at once, a
+// single thread, the work queue's rescuer, takes all that wait, one after the other: it never comes to the second, and
+// whoever uses a processor that the second belongs to waits for ever.
+const kernelConns = 1
+
+// ShowKernel makes a socket pair for each connection that the kernel gets, begins to
 // serve one end of each, and returns the other ends, for the kernel to take over.
 // The caller closes those when the kernel has them.
 func (r *Relay) ShowKernel() (*KernelFront, []*os.File, error) {
 	f := &KernelFront{r: r, done: make(chan struct{})}
 	var theirs []*os.File
-	for _, l := range r.lanes {
+	for _, l := range r.lanes[:kernelConns] {
 		c, file, err := socket.Pair()
 		if err != nil {
 			for _, t := range theirs {
@@ -68,9 +74,6 @@ func (f *KernelFront) Flags() uint64 {
 	}
 	if f.r.opt.ReadOnly {
 		flags |= flagReadOnly
-	}
-	if len(f.conns) > 1 {
-		flags |= flagMultiConn
 	}
 	return flags
 }
