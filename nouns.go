@@ -43,6 +43,7 @@ type Application struct {
 	Latest   *RecoveryPoint    `json:"latest,omitempty"`
 	Covered  *Interval         `json:"covered,omitempty"` // the any-point window, where there is one (log stream)
 	Window   *Window           `json:"window,omitempty"`  // of the journal, where there is one
+	Lost     *Interval         `json:"lost,omitempty"`    // any-point history given up for space, while the window is shorter for it
 	Tap      *Tap              `json:"tap,omitempty"`     // of disks whose every write is journaled
 }
 
@@ -67,6 +68,7 @@ const (
 type Tap struct {
 	State  TapState     `json:"state"`
 	Detail string       `json:"detail,omitempty"` // one line about State
+	Host   string       `json:"host,omitempty"`   // that it runs on, if that is not the server's
 	Disks  []TappedDisk `json:"disks"`
 	// LostBytes have to be read from the disks again; QueuedBytes are on their way.
 	LostBytes   int64   `json:"lost_bytes"`
@@ -183,7 +185,7 @@ type Clone struct {
 	Name       string    `json:"name"`
 	Source     string    `json:"source"` // APP@POINT it was made of
 	Type       AppType   `json:"type"`
-	Connection string    `json:"connection"` // how to reach it
+	Connection string    `json:"connection"` // how to reach it; of several disks: each of them, with spaces between
 	Port       int       `json:"port,omitempty"`
 	Path       string    `json:"path,omitempty"`
 	State      string    `json:"state"`
@@ -252,8 +254,10 @@ type PoolStatus struct {
 	Path          string `json:"path"`
 	LogicalBytes  int64  `json:"logical_bytes"`  // what all points of all disks would take as full copies, without holes
 	PhysicalBytes int64  `json:"physical_bytes"` // what the pool takes
-	JournalBytes  int64  `json:"journal_bytes"`
+	JournalBytes  int64  `json:"journal_bytes"`  // what the journals take
+	ArchivedBytes int64  `json:"archived_bytes"` // that of them which was moved into the pool
 	FreeBytes     int64  `json:"free_bytes"`
+	ReserveBytes  int64  `json:"reserve_bytes"` // with fewer free, the oldest any-point history is given up
 	Packs         int64  `json:"packs"`
 	Chunks        int64  `json:"chunks"`
 	Health        string `json:"health"`
@@ -270,9 +274,39 @@ type Status struct {
 	Jobs         []Job         `json:"jobs"` // queued, running, and the latest finished
 	Pool         PoolStatus    `json:"pool"`
 	// K is the most layers and segments touched to materialise any point now; KLimit is its bound.
-	K      int     `json:"k"`
-	KLimit int     `json:"k_limit"`
+	K      int `json:"k"`
+	KLimit int `json:"k_limit"`
+	// Agents is the address at which the agents of other hosts are let in; empty: nowhere.
+	Agents string  `json:"agents,omitempty"`
 	Events []Event `json:"events,omitempty"`
+	// Warnings are what an operator should look at now, one line each.
+	Warnings []string `json:"warnings,omitempty"`
+}
+
+// HostState is how a host is.
+type HostState string
+
+// The states of a host.
+const (
+	HostInvited   HostState = "invited"   // it has a token, and has not joined
+	HostConnected HostState = "connected" // its agent is there
+	HostAway      HostState = "away"      // its agent is not; its disks work all the same
+)
+
+// Host is a machine with an agent, which is not the server's own.
+type Host struct {
+	Name         string     `json:"name"`
+	State        HostState  `json:"state"`
+	Joined       *time.Time `json:"joined,omitempty"`
+	Applications []string   `json:"applications"` // that are tapped there
+}
+
+// Invitation lets a host join.
+type Invitation struct {
+	Host    string    `json:"host"`
+	Token   string    `json:"token"`  // a secret
+	Server  string    `json:"server"` // where the server listens for agents
+	Expires time.Time `json:"expires"`
 }
 
 // Discovered is something on a host that could be protected.

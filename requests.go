@@ -22,6 +22,7 @@ type ProtectSpec struct {
 	Source  string            `json:"source"`            // postgres://…, an absolute directory, a device or image file; with CDP also a volume or clone
 	Also    []string          `json:"also,omitempty"`    // with CDP: more devices or image files, whose writes share one order
 	CDP     bool              `json:"cdp,omitempty"`     // journal every write
+	Host    string            `json:"host,omitempty"`    // with CDP: the host that the devices are on, if not the server's own
 	Window  *Window           `json:"window,omitempty"`  // with CDP: how much of the past any point can be had of
 	Options map[string]string `json:"options,omitempty"` // see docs of the application's type
 }
@@ -43,6 +44,17 @@ type GroupSpec struct {
 	Name  string   `json:"name"`
 	Join  []string `json:"join,omitempty"`
 	Leave []string `json:"leave,omitempty"`
+}
+
+// HostSpec asks that a host may join.
+type HostSpec struct {
+	Name string `json:"name"`
+}
+
+// HostRemoval asks that a host is shut out.
+type HostRemoval struct {
+	Name  string `json:"name"`
+	Force bool   `json:"force,omitempty"` // though disks are tapped there
 }
 
 // ExportSpec asks for a point to be served over NBD.

@@ -26,15 +26,19 @@ type Config struct {
 	Command []string
 	// Lock is a file that the agent holds locked as long as it lives.
 	Lock string
+	// Places are where it keeps its taps.
+	Places Places
 	// Logger is told of agents that die; nil: slog's default.
 	Logger *slog.Logger
 }
 
-// Agent is the server's side of its agent. Its methods may be called concurrently. Each
+// Agent is the server's side of an agent. Its methods may be called concurrently. Each
 // returns when the thing is done or has failed on the host; a context that is done cuts it
 // short there, and the method still waits until it is over.
 type Agent struct {
-	cfg Config
+	cfg   Config
+	host  string        // another one, whose agent comes to us; empty: ours, which we start
+	grace time.Duration // see link
 
 	mu     sync.Mutex
 	link   *link // to the process that runs; nil: none does
@@ -50,6 +54,41 @@ func New(cfg Config) *Agent {
 		cfg.Logger = slog.Default()
 	}
 	return &Agent{cfg: cfg}
+}
+
+// NewRemote returns an Agent of another host, which is there as long as [Agent.Take] has a connection of it. Before and after, calls
+// are errors of kind Unavailable.
+func NewRemote(host string) *Agent { return &Agent{host: host, grace: graceTime} }
+
+// Take calls the agent of another host on a connection until that ends, and closes it. A later connection takes the place of an earlier one.
+func (a *Agent) Take(conn net.Conn) {
+	l := newLink(conn, tidemark.Errorf(tidemark.Unavailable, "the connection to host %s was lost", a.host).WithHint("it comes back by itself, if the agent there runs"))
+	l.grace = a.grace
+	close(l.held)
+	a.mu.Lock()
+	before, closed := a.link, a.closed
+	if !closed {
+		a.link = l
+	}
+	a.mu.Unlock()
+	if before != nil {
+		before.conn.Close()
+	}
+	if !closed {
+		l.listen()
+	}
+	conn.Close()
+	close(l.gone)
+}
+
+// graceTime is how long an agent of another host may take to cut a call short.
+const graceTime = 5 * time.Second
+
+// Connected reports whether calls can be made now.
+func (a *Agent) Connected() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.link != nil && !a.link.dead()
 }
 
 // patience is how long a Close waits for the agent's last system call.
@@ -79,7 +118,10 @@ type link struct {
 	*wire
 	conn net.Conn
 	held chan struct{} // closed when the agent is the only one
-	gone chan struct{} // closed when the process has ended
+	gone chan struct{} // closed when the process has ended, or the connection to it
+	lost error         // what its calls return then
+	// grace is how long the answer to a call is waited for that was cut short: an agent of another host may hang. 0: for ever.
+	grace time.Duration
 
 	mu    sync.Mutex
 	last  uint64
@@ -98,6 +140,10 @@ func (a *Agent) current(ctx context.Context) (*link, error) {
 		a.mu.Unlock()
 		return nil, tidemark.Errorf(tidemark.Unavailable, "the server stops")
 	}
+	if a.host != "" && (a.link == nil || a.link.dead()) {
+		a.mu.Unlock()
+		return nil, tidemark.Errorf(tidemark.Unavailable, "host %s is not connected", a.host).WithHint("does `tidemark agent` run there, and reach this server? Its log says")
+	}
 	if a.link == nil || a.link.dead() {
 		l, err := a.start()
 		if err != nil {
@@ -112,10 +158,14 @@ func (a *Agent) current(ctx context.Context) (*link, error) {
 	case <-l.held:
 		return l, nil
 	case <-l.gone:
-		return nil, errGone
+		return nil, l.lost
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
+}
+
+func newLink(conn net.Conn, lost error) *link {
+	return &link{wire: newWire(conn), conn: conn, held: make(chan struct{}), gone: make(chan struct{}), lost: lost, calls: map[uint64]*call{}}
 }
 
 var errGone = tidemark.Errorf(tidemark.Unavailable, "the agent has ended").WithHint("try again: it is started anew; the server's log may say why")
@@ -142,7 +192,7 @@ func (a *Agent) start() (*link, error) {
 		conn.Close()
 		return nil, err
 	}
-	l := &link{wire: newWire(conn), conn: conn, held: make(chan struct{}), gone: make(chan struct{}), calls: map[uint64]*call{}}
+	l := newLink(conn, errGone)
 	go l.listen()
 	go a.watch(l, cmd)
 	go a.greet(l)
@@ -170,7 +220,7 @@ func (a *Agent) greet(l *link) {
 		a.cfg.Logger.Warn("the agent of the last server still waits for a disk; everything waits for it")
 	})
 	defer slow.Stop()
-	if _, err := l.call(context.Background(), "hello", mustJSON(a.cfg.Lock), nil); err != nil {
+	if _, err := l.call(context.Background(), "hello", mustJSON(greeting{a.cfg.Lock, a.cfg.Places}), nil); err != nil {
 		a.cfg.Logger.Error("the agent cannot begin", "error", err)
 		l.conn.Close() // which ends it
 		return
@@ -189,9 +239,19 @@ func (l *link) fail() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, c := range l.calls {
-		c.answer <- message{Done: true, Failure: pack(errGone)}
+		c.answer <- message{Done: true, Failure: pack(l.lost)}
 	}
 	l.calls = nil
+}
+
+// giveUp ends a call that is not answered.
+func (l *link) giveUp(id uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if c := l.calls[id]; c != nil {
+		delete(l.calls, id)
+		c.answer <- message{Done: true, Failure: pack(tidemark.Errorf(tidemark.Unavailable, "the agent does not answer").WithHint("see what it waits for: its log, and its host's"))}
+	}
 }
 
 // listen hands out what the agent says.
@@ -225,7 +285,7 @@ func (l *link) call(ctx context.Context, verb string, body json.RawMessage, note
 	l.mu.Lock()
 	if l.calls == nil {
 		l.mu.Unlock()
-		return nil, errGone
+		return nil, l.lost
 	}
 	l.last++
 	id := l.last
@@ -238,6 +298,9 @@ func (l *link) call(ctx context.Context, verb string, body json.RawMessage, note
 	defer context.AfterFunc(ctx, func() {
 		if err := l.send(message{Call: id, Cancel: true}); err != nil {
 			l.conn.Close()
+		}
+		if l.grace > 0 {
+			time.AfterFunc(l.grace, func() { l.giveUp(id) })
 		}
 	})()
 	m := <-c.answer

@@ -277,10 +277,10 @@ func writable(t *testing.T, dir string) {
 	}
 }
 
-// An agent is nothing that a user starts.
+// An agent that is started without a server, by a user, says what it lacks.
 func TestNotForUsers(t *testing.T) {
 	out, err := exec.Command(os.Args[0], "agent").CombinedOutput()
-	if err == nil || !strings.Contains(string(out), "started by a server") {
+	if err == nil || !strings.Contains(string(out), "not said which server") {
 		t.Errorf("%v: %s", err, out)
 	}
 }

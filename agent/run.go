@@ -2,7 +2,6 @@ package agent
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -32,38 +31,47 @@ func Run(ctx context.Context) error {
 	unix.CloseOnExec(wireFD)
 	f := os.NewFile(wireFD, "server")
 	if f == nil {
-		return tidemark.Errorf(tidemark.Invalid, "an agent is started by a server").WithHint("run `tidemark server`")
+		return tidemark.Errorf(tidemark.Invalid, "it is not said which server this is the agent of").WithHint("give --server HOST:PORT; the server starts the agent of its own host by itself")
 	}
 	if st, err := f.Stat(); err != nil || st.Mode().Type() != os.ModeSocket {
-		return tidemark.Errorf(tidemark.Invalid, "an agent is started by a server").WithHint("run `tidemark server`")
+		return tidemark.Errorf(tidemark.Invalid, "it is not said which server this is the agent of").WithHint("give --server HOST:PORT; the server starts the agent of its own host by itself")
 	}
 	// A service manager may signal all processes of the server: the server's own end is our sign.
 	// Caught rather than ignored, because programs that we start would inherit the ignoring.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
-	return serve(ctx, f)
+	s := newSession(f)
+	s.own = true
+	return s.serve(ctx)
 }
 
 // session is what one server has going on with us.
 type session struct {
 	*wire
+	own       bool // the server is of this host, and has started us
 	lock      *os.File
+	places    Places
 	receivers receivers
 
-	mu     sync.Mutex
-	live   map[uint64]context.CancelFunc // calls that run
-	frozen map[string]bool               // file systems that we froze, by where they are mounted
+	mu       sync.Mutex
+	live     map[uint64]context.CancelFunc // calls that run
+	frozen   map[string]bool               // file systems that we froze, by where they are mounted
+	barriers map[string]*barrier           // of shots that have parts on other hosts
+}
+
+func newSession(server io.ReadWriter) *session {
+	s := &session{wire: newWire(server), live: map[uint64]context.CancelFunc{}, frozen: map[string]bool{}, barriers: map[string]*barrier{}}
+	s.receivers.live = map[string]*postgres.Receiver{}
+	return s
 }
 
 // serve works off calls until the server is gone.
-func serve(ctx context.Context, server io.ReadWriter) error {
-	s := &session{wire: newWire(server), live: map[uint64]context.CancelFunc{}, frozen: map[string]bool{}}
-	s.receivers.live = map[string]*postgres.Receiver{}
+func (s *session) serve(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer s.thawAll()
 	for {
 		m, err := s.receive()
-		if errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET) {
+		if errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET) || ctx.Err() != nil {
 			return nil
 		}
 		if err != nil {
@@ -118,10 +126,12 @@ func (s *session) answer(ctx context.Context, m message) (result any, err error)
 			err = tidemark.Errorf(tidemark.Internal, "a fault of Tidemark's agent: %v", p).WithHint("please report it with the server's log")
 		}
 	}()
-	if m.Verb == "hello" {
-		return struct{}{}, s.hello(ctx, m.Body)
+	do := tapVerbs[m.Verb]
+	if s.own && m.Verb == "hello" {
+		do = on(doHello)
+	} else if s.own && do == nil {
+		do = verbs[m.Verb]
 	}
-	do := verbs[m.Verb]
 	if do == nil {
 		return nil, tidemark.Errorf(tidemark.Invalid, "the agent does not know %q", m.Verb).WithHint("server and agent must be of one version")
 	}
@@ -133,28 +143,42 @@ func (s *session) answer(ctx context.Context, m message) (result any, err error)
 	return do(ctx, s, m.Body, note)
 }
 
-// hello takes the lock, and waits for whoever has it.
-func (s *session) hello(ctx context.Context, body json.RawMessage) error {
-	var path string
-	if err := json.Unmarshal(body, &path); err != nil || path == "" {
-		return errors.Join(tidemark.Errorf(tidemark.Invalid, "the agent was given no lock"), err)
+// greeting is what a server tells the agent that it has started, before anything else.
+type greeting struct {
+	Lock   string
+	Places Places
+}
+
+// doHello takes the lock, and waits for whoever has it.
+func doHello(ctx context.Context, s *session, g greeting, _ func(any)) (none, error) {
+	if g.Lock == "" {
+		return none{}, tidemark.Errorf(tidemark.Invalid, "the agent was given no lock")
 	}
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	f, err := os.OpenFile(g.Lock, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
-		return err
+		return none{}, err
 	}
+	if err := waitLock(ctx, f); err != nil {
+		return none{}, errors.Join(err, f.Close())
+	}
+	// For as long as the process lives.
+	s.lock, s.places = f, g.Places
+	return none{}, nil
+}
+
+// waitLock locks a file.
+func waitLock(ctx context.Context, f *os.File) error {
 	for {
 		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 		if err == nil {
-			s.lock = f // for as long as the process lives
 			return nil
 		}
 		if !errors.Is(err, unix.EWOULDBLOCK) {
-			return errors.Join(fmt.Errorf("lock %s: %w", path, err), f.Close())
+			return fmt.Errorf("lock %s: %w", f.Name(), err)
 		}
 		select {
 		case <-ctx.Done():
-			return errors.Join(ctx.Err(), f.Close())
+			return ctx.Err()
 		case <-time.After(10 * time.Millisecond):
 		}
 	}

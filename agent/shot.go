@@ -24,13 +24,14 @@ type Shot struct {
 	// Members are the applications. Where there are several, the writes of all their taps are held for the moment of the marks, so
 	// that the marks are one point of them all.
 	Members []ShotMember `json:"members"`
+	// Barrier is the name of a shot that has members on other hosts, too: see [ShootTogether].
+	Barrier string `json:"barrier,omitempty"`
 }
 
 // ShotMember is an application of a shot.
 type ShotMember struct {
-	Tap      string           `json:"tap"`                // directory of its tap
+	Tapping  Tapping          `json:"tapping"`            // its disks
 	Mark     capture.Mark     `json:"mark"`               // its consistency is found here
-	Dirs     []string         `json:"dirs,omitempty"`     // file systems on the disks that are mounted here
 	Postgres *postgres.Source `json:"postgres,omitempty"` // a cluster that lies on the disks
 	Scripts  string           `json:"scripts,omitempty"`  // a directory of programs: see package script
 }
@@ -66,6 +67,7 @@ func (a *Agent) Shoot(ctx context.Context, shot Shot) (ShotResult, error) {
 // shooting is a shot that is being made.
 type shooting struct {
 	s        *session
+	barrier  *barrier // with other hosts; nil: alone
 	members  []*quieting
 	problems []string  // of letting go
 	release  []func()  // in reverse, let the applications go on
@@ -76,12 +78,17 @@ type shooting struct {
 type quieting struct {
 	ShotMember
 	x        *shooting
+	dirs     []string // file systems on the disks that are mounted here
 	problems []string
 	still    tidemark.Consistency
 }
 
-func doShot(ctx context.Context, s *session, shot Shot, _ func(any)) (res ShotResult, err error) {
+func doShot(ctx context.Context, s *session, shot Shot, note func(any)) (res ShotResult, err error) {
 	x := &shooting{s: s}
+	if shot.Barrier != "" {
+		x.barrier = s.openBarrier(shot.Barrier, note)
+		defer s.closeBarrier(shot.Barrier)
+	}
 	for _, m := range shot.Members {
 		if m.Mark.Labels == nil {
 			m.Mark.Labels = map[string]string{}
@@ -110,6 +117,9 @@ func (x *shooting) shoot(ctx context.Context) (err error) {
 	for _, m := range x.members {
 		m.quiesce(ctx)
 	}
+	if err := x.barrier.pass(ctx); err != nil { // no host holds its writes while another one runs its scripts
+		return err
+	}
 	return x.mark(ctx)
 }
 
@@ -135,7 +145,7 @@ func (x *shooting) mark(ctx context.Context) error {
 	defer cancel()
 	var list []*taps.Tap
 	for _, m := range x.members {
-		t, err := taps.Find(m.Tap)
+		t, err := x.s.findTap(m.Tapping.Timeline)
 		if err != nil {
 			return err
 		}
@@ -150,10 +160,18 @@ func (x *shooting) mark(ctx context.Context) error {
 		}
 		return nil
 	}
-	if len(list) == 1 {
+	if len(list) == 1 && x.barrier == nil {
 		return put()
 	}
-	return x.holding(ctx, list, put)
+	return x.holding(ctx, list, func() error {
+		if err := x.barrier.pass(ctx); err != nil { // all hosts hold from here on
+			return err
+		}
+		if err := put(); err != nil {
+			return err
+		}
+		return x.barrier.pass(ctx) // and until all have marked
+	})
 }
 
 // holding calls fn with the writes of all taps held. It fails if they were not held all the time.
@@ -181,6 +199,12 @@ func (q *quieting) describe() {
 }
 
 func (q *quieting) quiesce(ctx context.Context) {
+	dirs, err := q.x.s.tappedMounts(q.Tapping)
+	if err != nil {
+		q.problem(err)
+		return
+	}
+	q.dirs = dirs
 	if q.Scripts != "" {
 		q.runScripts(ctx)
 	}
@@ -249,7 +273,7 @@ func (q *quieting) covers(place string) bool {
 	if unix.Stat(place, &at) != nil {
 		return false
 	}
-	for _, dir := range q.Dirs {
+	for _, dir := range q.dirs {
 		var fs unix.Stat_t
 		if unix.Stat(dir, &fs) == nil && fs.Dev == at.Dev {
 			return true
@@ -260,16 +284,16 @@ func (q *quieting) covers(place string) bool {
 
 // freeze stops the writes of all file systems. What is to be written back is written back before.
 func (q *quieting) freeze() {
-	if len(q.Dirs) == 0 {
+	if len(q.dirs) == 0 {
 		return
 	}
-	for _, dir := range q.Dirs {
+	for _, dir := range q.dirs {
 		if err := syncFS(dir); err != nil {
 			q.problem(err)
 			return
 		}
 	}
-	for _, dir := range q.Dirs {
+	for _, dir := range q.dirs {
 		if err := q.freezeOne(dir); err != nil {
 			q.problem(err)
 			return

@@ -30,7 +30,7 @@ func on[A, R any](fn func(ctx context.Context, s *session, args A, note func(any
 	}
 }
 
-// verbs are what an agent can do; each is called by the method of [Agent] below that names it.
+// verbs are what the agent of the server's own host can do, beside tapVerbs; each is called by the method of [Agent] that names it.
 var verbs = map[string]verb{
 	"mount":    on(doMount),
 	"format":   on(doFormat),
@@ -49,7 +49,19 @@ var verbs = map[string]verb{
 	"received": on(doReceived),
 	"force":    on(doForce),
 	"prune":    on(doPrune),
-	"shoot":    on(doShot),
+}
+
+// tapVerbs are those that an agent of another host knows, too.
+var tapVerbs = map[string]verb{
+	"tap-inspect": on(doInspectTap),
+	"tap-run":     on(doRunTap),
+	"tap-status":  on(doTapStatus),
+	"tap-await":   on(doAwaitTap),
+	"tap-stop":    on(doStopTap),
+	"tap-resync":  on(doResyncTap),
+	"tap-thaw":    on(doThawTapped),
+	"shoot":       on(doShot),
+	"proceed":     on(doProceed),
 }
 
 // none is the answer of what has nothing to say.

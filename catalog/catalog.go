@@ -147,6 +147,7 @@ const (
 	Mounts       Kept = "mount"
 	Clones       Kept = "clone"
 	Exports      Kept = "export"
+	Hosts        Kept = "host"
 	Shots        Kept = "shot" // of AppShots, what their bookmarks do not say
 )
 

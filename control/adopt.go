@@ -163,7 +163,7 @@ func (c *Control) makeAgain(ctx context.Context) {
 		}
 	}
 	for _, b := range c.takeBacks {
-		c.finishTakingBack(ctx, b)
+		c.finishTakingBack(b)
 	}
 	c.again, c.takeBacks = nil, nil
 }

@@ -23,6 +23,10 @@ type about struct {
 	Of string `json:"of,omitempty"`
 	// Taps are the paths of the primary disks of a tapped application, in the order of its disks.
 	Taps []string `json:"taps,omitempty"`
+	// Agent is the host whose agent runs these taps; empty: ours.
+	Agent string `json:"agent,omitempty"`
+	// Machine is the virtual machine whose disk a mirrored application follows.
+	Machine *machine `json:"machine,omitempty"`
 	// Home is where the data directory of a database lies, if its disks are those of its
 	// host and not ours.
 	Home *home `json:"home,omitempty"`
@@ -55,8 +59,11 @@ type app struct {
 // journaled reports whether every write of an application comes when it is made, so that a time names a
 // state in which its disks were. The disks of others are what captures made of them.
 func (a app) journaled() bool {
-	return a.tapped() || a.Role != "" || a.Type == tidemark.TypeVolume && a.Source == ""
+	return a.followed() || a.Role != "" || a.Type == tidemark.TypeVolume && a.Source == ""
 }
+
+// followed reports whether an application follows disks that are elsewhere: nobody else writes to its own.
+func (a app) followed() bool { return a.tapped() || a.mirrored() }
 
 func appOf(t *timeline.Timeline) (app, error) {
 	a := app{name: t.Name(), t: t}
@@ -172,6 +179,7 @@ func (c *Control) describe(ctx context.Context, a app) tidemark.Application {
 	}
 	c.describeLog(ctx, a, &d)
 	c.describeTap(ctx, a, &d)
+	c.describeMirror(a, &d)
 	return d
 }
 

@@ -12,11 +12,9 @@ import (
 	"tidemark"
 	"tidemark/agent"
 	"tidemark/app/postgres"
-	"tidemark/app/script"
 	"tidemark/capture"
 	"tidemark/capture/tap"
 	"tidemark/catalog"
-	"tidemark/mount"
 )
 
 // Options of a tapped application that say how it is made still for a bookmark, and how often that is done.
@@ -41,8 +39,7 @@ func checkTapOptions(options map[string]string) error {
 			if _, err = postgres.ParseSource(value); tidemark.KindOf(err) == tidemark.Unavailable {
 				err = nil // its disk is not even tapped: it is down
 			}
-		case optionScripts:
-			_, err = script.Load(value)
+		case optionScripts: // is looked at on its host
 		case optionMemory, optionQueue:
 			_, err = tidemark.ParseSize(value)
 		case optionEvery, optionKeep:
@@ -81,36 +78,64 @@ func (c *Control) shoot(ctx context.Context, a app, name string) (tidemark.Recov
 	return list[0], nil
 }
 
-// shootAll makes one AppShot of several tapped applications: their points are one moment.
+// shootAll makes one AppShot of several tapped applications: their points are one moment, on whatever hosts they are.
 func (c *Control) shootAll(ctx context.Context, members []app, name string, labels map[string]string) ([]tidemark.RecoveryPoint, error) {
-	var shot agent.Shot
 	var came []<-chan shotResult
-	for _, a := range members {
+	var parts []agent.Part
+	where := map[*agent.Agent]int{} // the part of a host
+	marks := make([]capture.Mark, len(members))
+	for i, a := range members {
 		m, err := c.shotMember(a, name, labels)
 		if err != nil {
 			return nil, err
 		}
-		shot.Members = append(shot.Members, m)
+		x, err := c.agentOn(a.Agent)
+		if err != nil {
+			return nil, err
+		}
+		n, ok := where[x]
+		if !ok {
+			n = len(parts)
+			where[x], parts = n, append(parts, agent.Part{Agent: x})
+		}
+		parts[n].Shot.Members = append(parts[n].Shot.Members, m)
+		marks[i].ID = m.Mark.ID
 		came = append(came, c.taps.await(m.Mark.ID))
 		defer c.taps.awaited(m.Mark.ID)
 	}
-	res, err := c.agent.Shoot(ctx, shot)
+	results, err := agent.ShootTogether(ctx, parts)
 	if err != nil {
 		c.dropMarks(ctx, members, name, came)
 		return nil, c.explainShot(members, err)
 	}
-	for _, problem := range res.Problems {
-		c.event("error", members[0].name, "after the bookmark %s: %s", name, problem)
-	}
+	hold := c.joinShots(members[0], name, results, marks)
 	var list []tidemark.RecoveryPoint
 	for i, a := range members {
-		p, err := c.arrived(ctx, a, res.Marks[i], res.Hold, came[i])
+		p, err := c.arrived(ctx, a, marks[i], hold, came[i])
 		if err != nil {
 			return list, err
 		}
 		list = append(list, p)
 	}
 	return list, nil
+}
+
+// joinShots completes marks by what the hosts have made of them, tells what went wrong behind them, and returns the longest hold.
+func (c *Control) joinShots(first app, name string, results []agent.ShotResult, marks []capture.Mark) (hold time.Duration) {
+	made := map[string]capture.Mark{}
+	for _, r := range results {
+		hold = max(hold, r.Hold)
+		for _, m := range r.Marks {
+			made[m.ID] = m
+		}
+		for _, problem := range r.Problems {
+			c.event("error", first.name, "after the bookmark %s: %s", name, problem)
+		}
+	}
+	for i := range marks {
+		marks[i] = made[marks[i].ID]
+	}
+	return hold
 }
 
 // dropTime is how long a mark that is of no use is waited for.
@@ -140,12 +165,11 @@ func (c *Control) shotMember(a app, name string, labels map[string]string) (m ag
 	if a.t.HasBookmark(name) {
 		return m, tidemark.Errorf(tidemark.Conflict, "%s has a bookmark %q already", a.name, name).WithHint("choose another name")
 	}
-	m = agent.ShotMember{Tap: c.tapDir(a), Mark: capture.Mark{Name: name, ID: rand.Text(), Labels: maps.Clone(labels)}, Scripts: a.Options[optionScripts]}
+	m = agent.ShotMember{Tapping: c.tapping(a), Mark: capture.Mark{Name: name, ID: rand.Text(), Labels: maps.Clone(labels)}, Scripts: a.Options[optionScripts]}
 	if url, ok := a.Options[optionPostgres]; ok {
 		m.Postgres = &postgres.Source{Conn: url} // one that cannot be reached now makes the point worth less
 	}
-	m.Dirs, err = c.tappedMounts(a)
-	return m, err
+	return m, nil
 }
 
 // explainShot says why there is no mark.
@@ -201,27 +225,6 @@ func (c *Control) addHolds(ctx context.Context, name string, points []tidemark.R
 	for i := range points {
 		points[i].Hold = holds[points[i].Bookmark]
 	}
-}
-
-// tappedMounts returns where production has the tapped disks of an application mounted.
-func (c *Control) tappedMounts(a app) (dirs []string, err error) {
-	for _, d := range a.t.Disks() {
-		at, ok, err := c.attached(a, d.Name())
-		if err != nil {
-			return nil, err
-		}
-		if !ok {
-			continue
-		}
-		mounted, err := mount.Mounts(at.Device())
-		if err != nil {
-			return nil, err
-		}
-		if len(mounted) > 0 && !mounted[0].ReadOnly { // to hold it once holds all of its mounts
-			dirs = append(dirs, mounted[0].Dir)
-		}
-	}
-	return dirs, nil
 }
 
 // captureTapped is a capture of what is journaled anyway: an AppShot.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"tidemark"
@@ -347,10 +348,18 @@ func (c *Control) database(ctx context.Context, a app) (agent.Database, error) {
 	return c.agent.FindPostgres(ctx, c.dataDir(a))
 }
 
+// exportClone serves the disks of a clone that is nothing but disks.
 func (c *Control) exportClone(ctx context.Context, a app, k *keptClone) error {
-	e, err := c.Export(ctx, tidemark.ExportSpec{Ref: a.name, Writable: true})
-	k.Connection = e.URI
-	return err
+	var uris []string
+	for _, d := range a.t.Disks() {
+		e, err := c.Export(ctx, tidemark.ExportSpec{Ref: a.name, Disk: d.Name(), Writable: true})
+		if err != nil {
+			return err
+		}
+		uris = append(uris, e.URI)
+	}
+	k.Connection = strings.Join(uris, " ")
+	return nil
 }
 
 // Clones lists the clones.

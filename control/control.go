@@ -17,6 +17,7 @@
 //	clones/     where clones are mounted
 //	taps/       notes and queues of taps, which outlive the server
 //	devices/    links to tapped disks
+//	authority/  the key that certificates of hosts are signed with
 //
 // Begin with [Open]. All methods may be called concurrently.
 package control
@@ -51,6 +52,15 @@ type Options struct {
 	Dir        string // data directory
 	CacheBytes int64  // memory for decoded chunks; 0: a quarter of the machine's
 	Logger     *slog.Logger
+	// Reserve is how many bytes are kept free: with fewer, the oldest any-point history is given up. 0: a fiftieth of the file
+	// system, but a GiB at least and 16 at most, and never more than a tenth; less than 0: none.
+	Reserve int64
+	// HotBytes and HotFor say how much of each journal's history, and of what age, is kept beside the pool; what is more, or
+	// older, is moved into it. If both are 0, all is kept if the pool is on the same file system, and else a GiB.
+	HotBytes int64
+	HotFor   time.Duration
+	// Listen is where the agents of other hosts are let in, as HOST:PORT; empty: nowhere.
+	Listen string
 	// Agent is the command that works on mounted disks; empty: this program with "agent".
 	Agent []string
 }
@@ -76,8 +86,10 @@ type Control struct {
 	jobs      runner
 	receivers receivers
 	taps      tappings
+	hosts     hosts
+	mirrors   mirrors
 	again     []tidemark.CloneSpec // clones to be made once more at the end of Open
-	takeBacks []takingBack         // restores in place to be finished then
+	takeBacks []cutTakeBack        // restores in place to be finished then
 
 	gate  sync.RWMutex // held by requests, and alone by what replaces the stores
 	mu    sync.Mutex   // guards the names of applications while one is made, and sockets
@@ -103,11 +115,11 @@ func Open(ctx context.Context, o Options) (_ *Control, err error) {
 		return nil, err
 	}
 	c.launcher = mount.NewLauncher()
-	c.agent = agent.New(agent.Config{Command: o.Agent, Lock: c.path("run", "agent.lock"), Logger: c.log})
+	c.agent = agent.New(agent.Config{Command: o.Agent, Lock: c.path("run", "agent.lock"), Places: agent.PlacesIn(o.Dir), Logger: c.log})
 	if err := c.openStores(ctx); err != nil {
 		return nil, errors.Join(err, c.Close())
 	}
-	if err := errors.Join(c.serveDisks(), c.serveTaps()); err != nil {
+	if err := errors.Join(c.serveDisks(), c.serveTaps(), c.serveHosts(ctx)); err != nil {
 		return nil, errors.Join(err, c.Close())
 	}
 	if err := c.comeBack(ctx); err != nil {
@@ -120,7 +132,7 @@ func Open(ctx context.Context, o Options) (_ *Control, err error) {
 func (c *Control) takeDir() error {
 	// The data directory itself comes first: a parent that MkdirAll makes has the mode of
 	// its child, and databases of clones, which run as other users, must get through to it.
-	for _, d := range []string{"", "staging", "clones", "run"} {
+	for _, d := range []string{"", "staging", "clones", "machines", "run"} {
 		mode := os.FileMode(0o711)
 		if d == "run" {
 			mode = 0o700
@@ -165,7 +177,19 @@ func (c *Control) openPool(ctx context.Context) (err error) {
 	if err != nil {
 		return fmt.Errorf("open the pool: %w", err)
 	}
-	c.set, err = timeline.Open(ctx, c.store, timeline.Options{FS: vfs.OS, Dir: c.path("timelines"), Bucket: c.bucket, Logger: c.log})
+	t := timeline.Options{FS: vfs.OS, Dir: c.path("timelines"), Bucket: c.bucket, Logger: c.log,
+		Reserve: c.o.Reserve, HotBytes: c.o.HotBytes, HotFor: c.o.HotFor, Notify: c.notify}
+	apart, err := c.poolApart()
+	if err != nil {
+		return err
+	}
+	if apart {
+		t.PoolDir = c.path("pool")
+	}
+	if apart && t.HotBytes == 0 && t.HotFor == 0 {
+		t.HotBytes = hotBytes
+	}
+	c.set, err = timeline.Open(ctx, c.store, t)
 	return err
 }
 
@@ -204,6 +228,8 @@ func (c *Control) serve(s *nbd.Server, l net.Listener) {
 func (c *Control) Close() error {
 	var errs []error
 	c.taps.stopAll()
+	c.hosts.stop()
+	errs = append(errs, c.mirrors.stopAll())
 	c.jobs.stop()
 	c.receivers.stopAll()
 	if c.agent != nil {
@@ -242,9 +268,19 @@ func ignoreTimeout(err error) error {
 
 // event records that something happened, in the catalog and in the log.
 func (c *Control) event(level, application, format string, args ...any) {
-	e := tidemark.Event{Time: time.Now(), Level: level, Application: application, Message: fmt.Sprintf(format, args...)}
-	c.log.Info(e.Message, "application", application, "level", level)
-	if err := c.catalog.AddEvent(context.Background(), e); err != nil {
+	message := fmt.Sprintf(format, args...)
+	c.log.Info(message, "application", application, "level", level)
+	if err := c.addEvent(level, application, message); err != nil {
 		c.log.Error("an event was not recorded", "error", err)
 	}
+}
+
+// addEvent records an event in the catalog, if need be with the reserve.
+func (c *Control) addEvent(level, application, message string) error {
+	e := tidemark.Event{Time: time.Now(), Level: level, Application: application, Message: message}
+	err := c.catalog.AddEvent(context.Background(), e)
+	if err != nil && c.giveReserve(err) {
+		err = c.catalog.AddEvent(context.Background(), e)
+	}
+	return err
 }

@@ -42,7 +42,7 @@ func (c *Control) Export(ctx context.Context, spec tidemark.ExportSpec) (tidemar
 	if spec.Writable && a.Type != tidemark.TypeVolume && a.Role == "" {
 		return tidemark.Export{}, tidemark.Errorf(tidemark.Conflict, "%s is written by its captures", a.name).WithHint("clone it, and export the clone")
 	}
-	if spec.Writable && a.tapped() {
+	if spec.Writable && a.followed() {
 		return tidemark.Export{}, tidemark.Errorf(tidemark.Conflict, "%s is written by its tap alone", a.name).WithHint("clone it, and export the clone")
 	}
 	name, err := c.exportFor(ctx, a.name, d.Name())

@@ -79,6 +79,9 @@ func (c *Control) copyPool(ctx context.Context, t *task, pool string, res *tidem
 			c.event("warning", "", "%s was not imported: it has no point", key)
 			return filepath.SkipDir
 		}
+		if ok, _ := filepath.Match("timelines/*/journal", key); err == nil && d.IsDir() && ok {
+			return filepath.SkipDir // of a journal whose newer part is not in the pool: nothing could be read of it
+		}
 		if err != nil || d.IsDir() || object.CheckKey(key) != nil {
 			if d.IsDir() && key != "." && object.CheckKey(key) != nil {
 				return filepath.SkipDir

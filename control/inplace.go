@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"time"
 
@@ -41,6 +42,10 @@ func (c *Control) restoreInPlace(ctx context.Context, spec tidemark.RestoreSpec)
 		return tidemark.Job{}, tidemark.Errorf(tidemark.Invalid, "the disks of %s are not tapped", a.name).
 			WithHint("restore it with --to; a clone or volume is taken back by `tidemark rewind`")
 	}
+	if a.Agent != "" {
+		return tidemark.Job{}, tidemark.Errorf(tidemark.Invalid, "the disks of %s are on host %s, and are not written from here", a.name, a.Agent).
+			WithHint("export the point, and copy it there: `tidemark export " + spec.Ref + " --nbd tcp:HOST:PORT --tls DIR`")
+	}
 	devices, err := c.openTapped(a) // to see that nobody uses them
 	if err != nil {
 		return tidemark.Job{}, err
@@ -59,66 +64,112 @@ func (c *Control) restoreInPlace(ctx context.Context, spec tidemark.RestoreSpec)
 	})
 }
 
-// restoreTapped makes the tapped disks of an application what they were at a point. Their present becomes a clone first,
-// unless before is empty.
+// restoreTapped makes the tapped disks of an application what they were at a point. Their present becomes the clone before
+// first.
 func (c *Control) restoreTapped(ctx context.Context, t *task, a app, pos tidemark.Position, before string) (changed int64, err error) {
 	devices, err := c.openTapped(a) // nobody else writes from here on
 	if err != nil {
 		return 0, err
 	}
 	defer closeAll(devices)
-	var present tidemark.RecoveryPoint
-	if before != "" {
-		present, err = c.keepPresent(ctx, a, before)
-	} else {
-		present, err = c.shoot(ctx, a, fmt.Sprintf("cut-%s-%d", stamp(time.Now()), t.id))
+	// A tap that was overrun by the writes that are now regretted has no point of the present until it has caught up.
+	if err := t.doing(ctx, "catch up", undoing{}); err != nil {
+		return 0, err
 	}
+	if err := c.catchUp(ctx, t, a, patience); err != nil {
+		return 0, err
+	}
+	present, err := c.keepPresent(ctx, a, before)
 	if err != nil {
 		return 0, err
 	}
 	// From here on the disks are neither one nor the other: what is cut is done again at the next start.
-	again := undoing{TakeBack: &takingBack{Application: a.name, Position: pos}}
-	if err := t.doing(ctx, "write", again); err != nil {
+	if err := t.doing(ctx, "write", undoing{TakeBack: &takingBack{Position: pos, Before: before}}); err != nil {
 		return 0, err
 	}
 	changed, err = c.writeTapped(ctx, t, a, pos, present.Position, devices)
 	if err != nil {
-		return changed, tidemark.Errorf(tidemark.Unavailable, "the disks of %s are neither what they were nor what they should be: %w", a.name, err).
-			WithHint(fmt.Sprintf("do it again: `tidemark restore %s@%v --in-place`; what they were is the bookmark %s", a.name, pos, present.Bookmark))
+		return changed, halfRestored(a, pos, before, err)
 	}
 	return changed, t.doing(ctx, "end", undoing{})
 }
 
 // takingBack is a restore in place that has begun to write.
 type takingBack struct {
-	Application string            `json:"application"`
-	Position    tidemark.Position `json:"position"`
+	Position tidemark.Position `json:"position"`
+	Before   string            `json:"before"` // the clone of what was there until then
 }
 
-// finishTakingBack does again what a stop of the server has cut, when the tap runs.
-func (c *Control) finishTakingBack(ctx context.Context, b takingBack) {
-	a, err := c.app(b.Application)
-	if err == nil {
-		_, err = c.run(ctx, "restore", a.name, b, func(ctx context.Context, t *task) (any, error) {
-			if err := c.awaitFollowing(ctx, a); err != nil {
-				return nil, err
-			}
-			changed, err := c.restoreTapped(ctx, t, a, b.Position, "")
-			return restoredInPlace{restored: restored{Ref: fmt.Sprintf("%s@%v", a.name, b.Position), To: a.Source}, Changed: changed}, err
-		})
-	}
+// cutTakeBack is the job of one that a stop of the server has cut.
+type cutTakeBack struct {
+	tidemark.Job
+	takingBack
+}
+
+// finishTakingBack does again what a stop of the server has cut, when the tap runs. Until then the job is one that must be
+// done again, also after the next stop.
+func (c *Control) finishTakingBack(b cutTakeBack) {
+	c.begin(b.Job, func(ctx context.Context, t *task) (any, error) {
+		begun := time.Now()
+		a, err := c.app(b.Application)
+		if err != nil {
+			return nil, err
+		}
+		r := restoredInPlace{restored: restored{Ref: fmt.Sprintf("%s@%v", a.name, b.Position), To: a.Source}, Before: b.Before}
+		if err := c.catchUp(ctx, t, a, forEver); err != nil {
+			return nil, err
+		}
+		if r.Changed, err = c.rewriteTapped(ctx, t, a, b); err != nil {
+			err = halfRestored(a, b.Position, b.Before, err)
+		}
+		r.Bytes, r.Seconds = r.Changed, time.Since(begun).Seconds()
+		return r, err
+	})
+}
+
+// rewriteTapped writes once more what a cut restore in place was about to write.
+func (c *Control) rewriteTapped(ctx context.Context, t *task, a app, b cutTakeBack) (changed int64, err error) {
+	devices, err := c.openTapped(a)
 	if err != nil {
-		c.event("error", b.Application, "a restore in place to %v was cut, and is not finished: %v", b.Position, err)
+		return 0, err
 	}
+	defer closeAll(devices)
+	present, err := c.shoot(ctx, a, fmt.Sprintf("cut-%s-%d", stamp(time.Now()), t.id))
+	if err != nil {
+		return 0, err
+	}
+	return c.writeTapped(ctx, t, a, b.Position, present.Position, devices)
 }
 
-// awaitFollowing waits until the timeline of a tapped application has all of its disks.
-func (c *Control) awaitFollowing(ctx context.Context, a app) error {
+// halfRestored says that the disks of an application are in the middle of a restore, and how to go either way.
+func halfRestored(a app, pos tidemark.Position, before string, err error) error {
+	return tidemark.Errorf(tidemark.Unavailable, "the disks of %s are neither what they were nor what they should be: %w", a.name, err).
+		WithHint(fmt.Sprintf("do it again: `tidemark restore %s@%v --in-place`; what they were is the bookmark %s", a.name, pos, before))
+}
+
+// How long a restore in place waits for a tap that is away or does not run. One that sends what the timeline lacks is
+// waited for however long that takes.
+const (
+	patience = 10 * time.Second
+	forEver  = time.Duration(math.MaxInt64)
+)
+
+// catchUp waits until the timeline of a tapped application has all of its disks, and reports how much is there.
+func (c *Control) catchUp(ctx context.Context, t *task, a app, patience time.Duration) error {
+	seen, total := time.Now(), int64(0)
 	for {
 		var d tidemark.Application
 		c.describeTap(ctx, a, &d)
-		if d.Tap.State == tidemark.TapFollowing {
+		switch {
+		case d.Tap.State == tidemark.TapFollowing:
+			t.report(tidemark.Progress{})
 			return nil
+		case d.Tap.State == tidemark.TapSyncing:
+			seen, total = time.Now(), max(total, d.Tap.LostBytes)
+			t.report(tidemark.Progress{Done: total - d.Tap.LostBytes, Total: total, Unit: "bytes"})
+		case time.Since(seen) > patience:
+			return tidemark.Errorf(tidemark.Unavailable, "%s has no point for now: its tap is %s (%s)", a.name, d.Tap.State, d.Tap.Detail).
+				WithHint("`tidemark status` says how the tap is; `tidemark restore --to` needs none")
 		}
 		select {
 		case <-ctx.Done():

@@ -189,6 +189,9 @@ func (c *Control) demolish(ctx context.Context, name string) error {
 			return err
 		}
 	}
+	if a.mirrored() {
+		c.unmirror(ctx, a)
+	}
 	if err := c.takeDown(ctx, a); err != nil {
 		return err
 	}

@@ -35,7 +35,10 @@ func (c *Control) Status(ctx context.Context) (tidemark.Status, error) {
 	for _, t := range c.set.List() {
 		s.K = max(s.K, t.K())
 		s.Pool.JournalBytes += t.JournalBytes()
+		s.Pool.ArchivedBytes += t.ArchivedBytes()
 	}
+	c.spaceStatus(&s)
+	s.Agents = c.hosts.address()
 	return s, c.poolStatus(&s.Pool)
 }
 
@@ -195,6 +198,9 @@ func (c *Control) Reclaim(ctx context.Context) (tidemark.Job, error) {
 		bounded, cancel := context.WithTimeout(ctx, 10*time.Minute)
 		defer cancel()
 		r, err := c.store.Reclaim(bounded, c.set.Keep)
+		if err == nil {
+			err = c.set.SweepArchives(ctx)
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -206,6 +212,9 @@ func (c *Control) Reclaim(ctx context.Context) (tidemark.Job, error) {
 // comeBack finds what the last server left: staging disks, mounts, clones, exports and cut jobs.
 func (c *Control) comeBack(ctx context.Context) error {
 	for _, a := range c.apps() {
+		if a.mirrored() {
+			continue // its disk is written by its machine alone
+		}
 		for _, d := range a.t.Disks() {
 			if err := c.serveDisk(a, d); err != nil {
 				return err
@@ -214,14 +223,15 @@ func (c *Control) comeBack(ctx context.Context) error {
 	}
 	c.undoRewrites(ctx)
 	for _, a := range c.apps() { // an agent that was killed in the middle of a bookmark
-		dirs := c.mountedDirs(a)
-		if a.tapped() {
-			var err error
-			if dirs, err = c.tappedMounts(a); err != nil {
-				return err
-			}
+		var err error
+		switch {
+		case a.Agent != "": // the agent of that host sees to it
+		case a.tapped():
+			err = c.agent.ThawTapped(ctx, c.tapping(a))
+		default:
+			err = c.agent.Thaw(ctx, c.mountedDirs(a))
 		}
-		if err := c.agent.Thaw(ctx, dirs); err != nil {
+		if err != nil {
 			c.event("error", a.name, "a file system of %s may be frozen: %v", a.name, err)
 		}
 	}
@@ -270,8 +280,12 @@ func (c *Control) comeBackApp(ctx context.Context, a app) error {
 		return err
 	}
 	if a.tapped() {
-		c.keepTapped(a)
+		c.keepTapped(a, nil)
 		return nil
+	}
+	if a.mirrored() {
+		_, err := c.mirror(a)
+		return err
 	}
 	if a.Type == tidemark.TypeVolume && a.Role == "" {
 		return nil

@@ -193,7 +193,7 @@ func (c *Control) describeLog(ctx context.Context, a app, d *tidemark.Applicatio
 func (c *Control) describeCoverage(ctx context.Context, a app, p *tidemark.Points) {
 	if a.journaled() {
 		p.Covered = a.t.Covered()
-		for _, g := range a.t.Gaps() {
+		for _, g := range a.t.Unreachable() {
 			p.Gaps = append(p.Gaps, tidemark.Interval{From: g.Start, To: g.End, Reason: g.Why})
 		}
 		return

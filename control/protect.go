@@ -36,7 +36,7 @@ func (c *Control) Protect(ctx context.Context, spec tidemark.ProtectSpec) (tidem
 	if err := checkOptions(spec); err != nil {
 		return tidemark.Job{}, err
 	}
-	how, err := c.howToProtect(spec)
+	how, err := c.howToProtect(ctx, spec)
 	if err != nil {
 		return tidemark.Job{}, err
 	}
@@ -64,9 +64,12 @@ func (c *Control) Protect(ctx context.Context, spec tidemark.ProtectSpec) (tidem
 }
 
 // howToProtect looks at what the source is, and refuses what cannot be protected.
-func (c *Control) howToProtect(spec tidemark.ProtectSpec) (func(context.Context, *task) (app, error), error) {
+func (c *Control) howToProtect(ctx context.Context, spec tidemark.ProtectSpec) (func(context.Context, *task) (app, error), error) {
+	if strings.HasPrefix(spec.Source, machinePrefix) {
+		return c.howToMirror(spec)
+	}
 	if spec.CDP {
-		return c.howToTap(spec)
+		return c.howToTap(ctx, spec)
 	}
 	if strings.Contains(spec.Source, "://") || strings.Contains(spec.Source, "=") && !filepath.IsAbs(spec.Source) {
 		src, err := postgres.ParseSource(spec.Source)
@@ -105,11 +108,14 @@ func within(path, dir string) bool {
 
 // checkOptions refuses options that mean nothing, and values that cannot be read.
 func checkOptions(spec tidemark.ProtectSpec) error {
+	if strings.HasPrefix(spec.Source, machinePrefix) {
+		return checkMachine(spec)
+	}
 	if spec.CDP {
 		return checkTapOptions(spec.Options)
 	}
-	if spec.Window != nil || len(spec.Also) > 0 {
-		return tidemark.Errorf(tidemark.Invalid, "only what is protected with --cdp has a window, or several disks").WithHint("add --cdp")
+	if spec.Window != nil || len(spec.Also) > 0 || spec.Host != "" {
+		return tidemark.Errorf(tidemark.Invalid, "only what is protected with --cdp has a window, several disks, or another host").WithHint("add --cdp")
 	}
 	for key, value := range spec.Options {
 		if key != "disk_size" && key != "wal_limit" {
@@ -291,7 +297,7 @@ func (c *Control) captureOf(a app) captureFunc {
 	switch {
 	case a.tapped():
 		return c.captureTapped
-	case a.Role != "":
+	case a.Role != "", a.mirrored():
 		return c.captureClone
 	case a.Type == tidemark.TypePostgres:
 		return c.capturePostgres

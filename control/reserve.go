@@ -2,12 +2,15 @@ package control
 
 import (
 	"context"
+	"fmt"
 	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"tidemark"
 	"tidemark/catalog"
+	"tidemark/internal/vfs"
 )
 
 // reserveSize is room for some hundred entries of the catalog, and for the few
@@ -51,4 +54,54 @@ func (c *Control) addJob(ctx context.Context, kind, app string, args any) (*cata
 		j, err = c.catalog.AddJob(ctx, kind, app, args)
 	}
 	return j, err
+}
+
+// hotBytes is how much history of each journal is kept beside a pool that is on another file system, unless the operator says.
+const hotBytes = 1 << 30
+
+// poolApart reports whether the pool is on another file system than the journals.
+func (c *Control) poolApart() (bool, error) {
+	if err := vfs.MkdirAll(vfs.OS, c.path("timelines")); err != nil {
+		return false, err
+	}
+	var pool, journals unix.Stat_t
+	if err := unix.Stat(c.path("pool"), &pool); err != nil {
+		return false, fmt.Errorf("look at the pool: %w", err)
+	}
+	if err := unix.Stat(c.path("timelines"), &journals); err != nil {
+		return false, fmt.Errorf("look at the journals: %w", err)
+	}
+	return pool.Dev != journals.Dev, nil
+}
+
+// notify tells what timelines have to say, in the catalog and, loudly, in the log.
+func (c *Control) notify(level, application, message string) error {
+	if level == "error" {
+		c.log.Error(message, "application", application)
+	} else {
+		c.log.Warn(message, "application", application)
+		c.keepReserve() // there is room again
+	}
+	return c.addEvent(level, application, message)
+}
+
+// spaceStatus says how much room there is, and warns of what it costs that there is too little.
+func (c *Control) spaceStatus(s *tidemark.Status) {
+	r := c.set.Room()
+	s.Pool.ReserveBytes = r.Reserve
+	switch {
+	case r.Spent:
+		s.Warnings = append(s.Warnings, fmt.Sprintf("the disk is nearly full (%s free), and there is no history left to give up: when it is full, writes to what lives here fail, and tapped disks are no longer followed",
+			tidemark.FormatSize(r.Free)))
+	case r.Free < r.Reserve:
+		s.Warnings = append(s.Warnings, fmt.Sprintf("the disk is nearly full: %s are free, and %s are kept by giving up the oldest any-point history",
+			tidemark.FormatSize(r.Free), tidemark.FormatSize(r.Reserve)))
+	}
+	for i := range s.Applications {
+		a := &s.Applications[i]
+		if l := a.Lost; l != nil {
+			s.Warnings = append(s.Warnings, fmt.Sprintf("%s lost its any-point history from %s to %s, for the disk ran out of space; bookmarks are kept",
+				a.Name, l.From.Local().Format(time.RFC3339), l.To.Local().Format(time.RFC3339)))
+		}
+	}
 }

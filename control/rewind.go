@@ -53,6 +53,8 @@ func rewindable(a app) error {
 		return tidemark.Errorf(tidemark.Invalid, "%s is a mount", a.name).WithHint("unmount it, and mount the point instead")
 	case a.tapped():
 		return tidemark.Errorf(tidemark.Invalid, "%s is a disk of production, which its tap alone writes", a.name).WithHint("`tidemark restore " + a.name + "@POINT --in-place` takes it back")
+	case a.mirrored():
+		return tidemark.Errorf(tidemark.Invalid, "%s is the disk of a virtual machine, which alone writes it", a.name).WithHint("clone it, and rewind the clone; or `tidemark restore` a point of it")
 	case !a.journaled():
 		return tidemark.Errorf(tidemark.Invalid, "%s is written by its captures", a.name).WithHint("clone it, and rewind the clone; or `tidemark restore` a point of it")
 	}

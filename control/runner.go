@@ -12,7 +12,6 @@ import (
 
 	"tidemark"
 	"tidemark/block"
-	"tidemark/catalog"
 	"tidemark/image"
 	"tidemark/journal"
 )
@@ -71,8 +70,14 @@ func (c *Control) run(ctx context.Context, kind, app string, args any, fn func(c
 	if err != nil {
 		return tidemark.Job{}, err
 	}
+	c.begin(j.Job, fn)
+	return j.Job, nil
+}
+
+// begin runs fn as a recorded job.
+func (c *Control) begin(j tidemark.Job, fn func(context.Context, *task) (any, error)) {
 	jctx, cancel := context.WithCancelCause(c.jobs.ctx)
-	t := &task{c: c, id: j.ID, app: app, cancel: cancel, ended: make(chan struct{})}
+	t := &task{c: c, id: j.ID, app: j.Application, cancel: cancel, ended: make(chan struct{})}
 	c.jobs.mu.Lock()
 	c.jobs.live[j.ID] = t
 	c.jobs.mu.Unlock()
@@ -80,16 +85,15 @@ func (c *Control) run(ctx context.Context, kind, app string, args any, fn func(c
 		defer cancel(nil)
 		result, err := t.protect(jctx, fn)
 		if errors.Is(context.Cause(jctx), errStopping) && err != nil {
-			c.log.Warn("a job was cut by the server's stop", "job", j.ID, "kind", kind)
+			c.log.Warn("a job was cut by the server's stop", "job", j.ID, "kind", j.Kind)
 		} else {
-			c.finish(t, kind, result, err)
+			c.finish(t, j.Kind, result, err)
 		}
 		c.jobs.mu.Lock()
 		delete(c.jobs.live, j.ID)
 		c.jobs.mu.Unlock()
 		close(t.ended)
 	})
-	return j.Job, nil
 }
 
 // protect turns a panic of fn into an error: one job's fault does not take the server down.
@@ -230,8 +234,19 @@ func (c *Control) undoCut(ctx context.Context) error {
 		return err
 	}
 	for _, j := range cut {
+		var u undoing
+		if len(j.Undo) > 0 {
+			if err := json.Unmarshal(j.Undo, &u); err != nil {
+				return fmt.Errorf("read what to undo of job %d: %w", j.ID, err)
+			}
+		}
+		if u.TakeBack != nil { // it stays the running job that it is
+			c.event("warning", j.Application, "job %d (%s) was cut by a stop of the server, and is done again", j.ID, j.Kind)
+			c.takeBacks = append(c.takeBacks, cutTakeBack{j.Job, *u.TakeBack})
+			continue
+		}
 		failure := tidemark.Errorf(tidemark.Unavailable, "the server stopped during the %s", j.Kind).WithHint("what it had half done was undone; ask for it again")
-		done, err := c.undo(ctx, j)
+		done, err := c.undo(ctx, u)
 		if err == nil && len(done) > 0 {
 			c.event("info", j.Application, "job %d (%s) was cut by a stop of the server when its work was done", j.ID, j.Kind)
 			if err := c.catalog.Finish(ctx, j.ID, tidemark.JobDone, done, nil); err != nil {
@@ -267,16 +282,7 @@ type undoing struct {
 }
 
 // undo takes back what a cut job has half done, or returns the result of one that was done.
-func (c *Control) undo(ctx context.Context, j *catalog.Job) (done json.RawMessage, err error) {
-	var u undoing
-	if len(j.Undo) > 0 {
-		if err := json.Unmarshal(j.Undo, &u); err != nil {
-			return nil, fmt.Errorf("read what to undo: %w", err)
-		}
-	}
-	if u.TakeBack != nil {
-		c.takeBacks = append(c.takeBacks, *u.TakeBack)
-	}
+func (c *Control) undo(ctx context.Context, u undoing) (done json.RawMessage, err error) {
 	if u.Stopped != "" {
 		return u.Done, c.undoRewind(ctx, u)
 	}

@@ -2,10 +2,8 @@ package control
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -14,19 +12,16 @@ import (
 	"unicode"
 
 	"tidemark"
+	"tidemark/agent"
 	"tidemark/agent/taps"
 	"tidemark/capture"
-	"tidemark/capture/tap"
 	"tidemark/export/nbd"
-	"tidemark/internal/vfs"
-	"tidemark/mount"
 	"tidemark/timeline"
 	"tidemark/wire"
 )
 
-// A tapped application is a volume whose disks are elsewhere: each primary is a device or file of this host, open in
-// the process of the tap, and attached from there by an attacher like any disk of ours. Production uses what the
-// attacher makes. None of both processes needs the server; it starts them, finds them again, and takes the
+// A tapped application is a volume whose disks are elsewhere: each primary is a device or file of a host, open in
+// the process of a tap there. The agent of that host, which may be ours, starts taps and finds them again; the server has it do so, and takes the
 // stream of changes, which is the only thing that writes to the timeline.
 
 // cdpWindow is for how long any point of a tapped disk can be recovered, unless another time is asked for.
@@ -67,11 +62,12 @@ type tapping struct {
 	err    error // why the tap does not run, or its disks are not attached
 	// failing is what the tap told last that is wrong with the primary, without the numbers in it.
 	failing string
+	devices []string // where the host shows the tapped disks
 }
 
 // fails notes how the primary is, and reports whether something is wrong with it that was not before. That it fails
 // at another place is the same.
-func (x *tapping) fails(st taps.Status) bool {
+func (x *tapping) fails(st agent.Running) bool {
 	kind := strings.Map(func(r rune) rune {
 		if unicode.IsDigit(r) {
 			return -1
@@ -85,12 +81,23 @@ func (x *tapping) fails(st taps.Status) bool {
 	return kind != "" && kind != was
 }
 
-func (x *tapping) set(err error) (changed bool) {
+// set notes how the tap was found, and reports whether that is new.
+func (x *tapping) set(r agent.Running, err error) (changed bool) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
+	if err == nil {
+		x.devices = r.Devices
+	}
 	changed = (err == nil) != (x.err == nil) || err != nil && err.Error() != x.err.Error()
 	x.err = err
 	return changed
+}
+
+// shown is where the host shows the tapped disks, if that is known.
+func (x *tapping) shown() []string {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.devices
 }
 
 func (x *tapping) trouble() error {
@@ -99,14 +106,20 @@ func (x *tapping) trouble() error {
 	return x.err
 }
 
-func (c *Control) tapDir(a app) string { return c.path("taps", a.t.ID()) }
-
-func (c *Control) tapSocket() string { return c.path("run", "taps.sock") }
+// tapping is what the agent of an application's host is told of its tap.
+func (c *Control) tapping(a app) agent.Tapping {
+	t := agent.Tapping{Timeline: a.t.ID(), Application: a.name,
+		Memory: int(a.sizeOption(optionMemory, tapMemory)), Spill: a.sizeOption(optionQueue, tapSpill)}
+	for i, d := range a.t.Disks() {
+		t.Disks = append(t.Disks, agent.TapDisk{Name: d.Name(), Size: d.Size(), Primary: a.Taps[i]})
+	}
+	return t
+}
 
 // serveTaps takes the streams of taps.
 func (c *Control) serveTaps() error {
 	c.taps.live, c.taps.shots = map[string]*tapping{}, map[string]chan shotResult{}
-	l, err := nbd.Listen("unix:" + c.tapSocket())
+	l, err := nbd.Listen("unix:" + agent.PlacesIn(c.o.Dir).Feeds)
 	if err != nil {
 		return err
 	}
@@ -118,17 +131,25 @@ func (c *Control) serveTaps() error {
 				return
 			}
 			c.jobs.wg.Go(func() {
-				if err := wire.Serve(c.jobs.ctx, conn, c.openFeed); err != nil {
-					c.log.Warn("the stream of a tap ended", "error", err)
-				}
+				c.takeFeed(c.jobs.ctx, "", conn)
 			})
 		}
 	})
 	return nil
 }
 
-// openFeed lets a tap write to its timeline.
-func (c *Control) openFeed(_ context.Context, id, stream, before string) (wire.Feed, bool, error) {
+// takeFeed takes the stream of a tap that runs on a host; "" is this one.
+func (c *Control) takeFeed(ctx context.Context, host string, conn net.Conn) {
+	err := wire.Serve(ctx, conn, func(_ context.Context, id, stream, before string) (wire.Feed, bool, error) {
+		return c.openFeed(host, id, stream, before)
+	})
+	if err != nil {
+		c.log.Warn("the stream of a tap ended", "host", host, "error", err)
+	}
+}
+
+// openFeed lets a tap of a host write to its timeline.
+func (c *Control) openFeed(host, id, stream, before string) (wire.Feed, bool, error) {
 	t := c.set.Get(id)
 	if t == nil {
 		return nil, false, fmt.Errorf("there is no timeline %q", id)
@@ -137,8 +158,8 @@ func (c *Control) openFeed(_ context.Context, id, stream, before string) (wire.F
 	if err != nil {
 		return nil, false, err
 	}
-	if !a.tapped() {
-		return nil, false, fmt.Errorf("%s is not tapped", a.name)
+	if !a.tapped() || a.Agent != host {
+		return nil, false, fmt.Errorf("timeline %s is not of disks that are tapped on host %q", id, host)
 	}
 	f, known, err := t.Feed(stream, before)
 	return &feed{Feed: f, c: c, a: a}, known, err
@@ -246,45 +267,41 @@ func (p *tappings) stopAll() {
 	}
 }
 
-// tapDisk refuses what cannot be tapped, and returns its path without links, and its size.
-func (c *Control) tapDisk(path string) (string, int64, error) {
-	real, err := filepath.EvalSymlinks(path)
+// tapDisk refuses what cannot be tapped on a host, and returns its path without links, and its size.
+func (c *Control) tapDisk(ctx context.Context, x *agent.Agent, spec tidemark.ProtectSpec, path string) (agent.Primary, error) {
+	if real, err := filepath.EvalSymlinks(path); spec.Host == "" && err == nil && within(real, c.o.Dir) {
+		return agent.Primary{}, tidemark.Errorf(tidemark.Invalid, "%s lies in the data directory %s", path, c.o.Dir).WithHint("tap a disk of production")
+	}
+	p, err := x.InspectTap(ctx, agent.Inspection{Path: path, Tapped: c.tappedOn(spec.Host), Scripts: spec.Options[optionScripts]})
 	if err != nil {
-		return "", 0, tidemark.Errorf(tidemark.NotFound, "the disk cannot be tapped: %w", err).WithHint("`lsblk` lists the devices of this host")
+		return p, err
 	}
-	if within(real, c.o.Dir) {
-		return "", 0, tidemark.Errorf(tidemark.Invalid, "%s lies in the data directory %s", path, c.o.Dir).WithHint("tap a disk of production")
-	}
-	if a, ok := c.tapOf(real); ok {
-		return "", 0, tidemark.Errorf(tidemark.Conflict, "%s is tapped already, as %s", path, a.name).
+	name, _, _ := strings.Cut(p.Ours, "@")
+	switch a, ok := c.tapOf(spec.Host, p.Path); {
+	case ok:
+		return p, tidemark.Errorf(tidemark.Conflict, "%s is tapped already, as %s", path, a.name).
 			WithHint("`tidemark status` shows the device to use instead of it")
+	case name != "":
+		return p, tidemark.Errorf(tidemark.Conflict, "%s is a disk of %s, whose writes are journaled already", path, name).
+			WithHint("`tidemark protect " + name + " --cdp --window 24h` keeps any point of it for longer")
 	}
-	list, err := mount.List(c.attachDir())
-	if err != nil {
-		return "", 0, err
-	}
-	for _, at := range list {
-		if at.Device() == real {
-			name, _, _ := strings.Cut(at.Name(), "@")
-			return "", 0, tidemark.Errorf(tidemark.Conflict, "%s is a disk of %s, whose writes are journaled already", path, name).
-				WithHint("`tidemark protect " + name + " --cdp --window 24h` keeps any point of it for longer")
-		}
-	}
-	size, err := tap.Inspect(real)
-	switch {
-	case errors.Is(err, tap.ErrBusy):
-		return "", 0, tidemark.Errorf(tidemark.Conflict, "%w", err).
-			WithHint("a disk is tapped while nobody uses it: unmount it (`findmnt " + path + "`, `lsof " + path + "`), protect it, and mount what is shown instead of it")
-	case err != nil:
-		return "", 0, tidemark.Errorf(tidemark.Invalid, "%w", err).WithHint("give a block device, or a file that is the image of a disk")
-	}
-	return real, size, tidemark.CheckDiskSize(size)
+	return p, tidemark.CheckDiskSize(p.Size)
 }
 
-// tapOf finds the application that has a tap on a disk.
-func (c *Control) tapOf(path string) (app, bool) {
+// tappedOn lists the disks of a host that have a tap.
+func (c *Control) tappedOn(host string) (paths []string) {
 	for _, t := range c.set.List() {
-		if a, err := appOf(t); err == nil && slices.Contains(a.Taps, path) {
+		if a, err := appOf(t); err == nil && a.Agent == host {
+			paths = append(paths, a.Taps...)
+		}
+	}
+	return paths
+}
+
+// tapOf finds the application that has a tap on a disk of a host.
+func (c *Control) tapOf(host, path string) (app, bool) {
+	for _, t := range c.set.List() {
+		if a, err := appOf(t); err == nil && a.Agent == host && slices.Contains(a.Taps, path) {
 			return a, true
 		}
 	}
@@ -292,24 +309,30 @@ func (c *Control) tapOf(path string) (app, bool) {
 }
 
 // howToTap looks at disks that are to be tapped.
-func (c *Control) howToTap(spec tidemark.ProtectSpec) (func(context.Context, *task) (app, error), error) {
-	var paths []string
+func (c *Control) howToTap(ctx context.Context, spec tidemark.ProtectSpec) (func(context.Context, *task) (app, error), error) {
+	x, err := c.agentOn(spec.Host)
+	if err != nil {
+		return nil, err
+	}
+	note := about{Type: tidemark.TypeVolume, Source: spec.Source, Host: spec.Host, Agent: spec.Host, Options: spec.Options}
+	if spec.Host == "" {
+		note.Host = hostname()
+	}
 	var disks []timeline.DiskSpec
 	for i, path := range append([]string{spec.Source}, spec.Also...) {
-		real, size, err := c.tapDisk(path)
+		p, err := c.tapDisk(ctx, x, spec, path)
 		if err != nil {
 			return nil, err
 		}
-		if slices.Contains(paths, real) {
+		if slices.Contains(note.Taps, p.Path) {
 			return nil, tidemark.Errorf(tidemark.Invalid, "%s is named twice", path)
 		}
 		name := volumeDisk
 		if len(spec.Also) > 0 {
 			name = fmt.Sprintf("%s%d", volumeDisk, i+1)
 		}
-		paths, disks = append(paths, real), append(disks, timeline.DiskSpec{Name: name, Size: size})
+		note.Taps, disks = append(note.Taps, p.Path), append(disks, timeline.DiskSpec{Name: name, Size: p.Size})
 	}
-	note := about{Type: tidemark.TypeVolume, Source: spec.Source, Host: hostname(), Options: spec.Options, Taps: paths}
 	return func(ctx context.Context, t *task) (app, error) {
 		line, err := c.set.Create(ctx, spec.Name, disks, mustJSON(note))
 		if err != nil {
@@ -319,11 +342,12 @@ func (c *Control) howToTap(spec tidemark.ProtectSpec) (func(context.Context, *ta
 			return app{}, err
 		}
 		a, err := appOf(line)
-		if err == nil {
-			err = c.tapNow(ctx, a)
+		if err != nil {
+			return a, err
 		}
+		running, err := x.RunTap(ctx, c.tapping(a))
 		if err == nil {
-			c.keepTapped(a)
+			c.keepTapped(a, running.Devices)
 		}
 		return a, err
 	}, nil
@@ -341,81 +365,18 @@ func windowOf(asked *tidemark.Window, usual timeline.Window) timeline.Window {
 	return w
 }
 
-// tapNow has the tap of an application run, and its disks attached.
-func (c *Control) tapNow(ctx context.Context, a app) error {
-	x, err := taps.Find(c.tapDir(a))
-	if err != nil && !errors.Is(err, taps.ErrNotFound) {
-		c.log.Error("a tap's record cannot be read; it is started anew", "application", a.name, "error", err)
-	}
-	if err != nil || !x.Alive() {
-		x, err = taps.Start(ctx, taps.Config{Dir: c.tapDir(a), Primaries: a.Taps, Server: c.tapSocket(), Timeline: a.t.ID(),
-			Memory: int(a.sizeOption(optionMemory, tapMemory)), Spill: a.sizeOption(optionQueue, tapSpill)})
-		if err != nil {
-			return err
-		}
-	}
-	st, err := x.Status(ctx)
+// runTap has the tap of an application run, and its disks attached.
+func (c *Control) runTap(ctx context.Context, a app) (agent.Running, error) {
+	x, err := c.agentOn(a.Agent)
 	if err != nil {
-		return err
+		return agent.Running{}, err
 	}
-	for i, d := range a.t.Disks() {
-		if st.Sizes[i] != d.Size() {
-			return tidemark.Errorf(tidemark.Conflict, "%s has %d bytes now, and had %d", a.Taps[i], st.Sizes[i], d.Size()).
-				WithHint("unprotect it and protect it anew")
-		}
-		if err := c.attachTapped(ctx, a, i, mount.Config{Name: attachmentName(a.name, d.Name()), StateDir: c.attachDir(), Socket: x.Socket(), Export: taps.Export(i), Sector: st.Sectors[i]}); err != nil {
-			return err
-		}
-	}
-	return nil
+	return x.RunTap(ctx, c.tapping(a))
 }
 
-// attachTapped has a tapped disk attached, and its device where it is expected.
-func (c *Control) attachTapped(ctx context.Context, a app, i int, cfg mount.Config) error {
-	disk := a.t.Disks()[i].Name()
-	at, ok, err := c.attached(a, disk)
-	if err != nil {
-		return err
-	}
-	if ok && !at.Alive() {
-		if err := at.Cleanup(false); err != nil { // never by force: production's file system is on it
-			return tidemark.Errorf(tidemark.Unavailable, "the process that showed disk %s of %s has died: %w", disk, a.name, err).
-				WithHint("unmount " + at.Device() + "; then it is shown again")
-		}
-		ok = false
-	}
-	if !ok {
-		if at, err = c.launcher.Attach(ctx, cfg); err != nil {
-			return fmt.Errorf("attach the tapped disk %s of %s: %w", disk, a.name, err)
-		}
-	}
-	return c.linkDevice(c.tappedDevice(a, disk), at.Device())
-}
-
-// tappedDevice is the path at which a tapped disk is found, whatever its device is called today.
+// tappedDevice is the path at which a tapped disk of this host is found, whatever its device is called today.
 func (c *Control) tappedDevice(a app, disk string) string {
-	if len(a.Taps) == 1 {
-		return c.path("devices", a.name)
-	}
-	return c.path("devices", a.name+"-"+disk)
-}
-
-// linkDevice makes a link to a device, if it is not there already.
-func (c *Control) linkDevice(link, device string) error {
-	if to, err := os.Readlink(link); err == nil && to == device {
-		return nil
-	}
-	if err := vfs.MkdirAll(vfs.OS, filepath.Dir(link)); err != nil {
-		return err
-	}
-	next := link + ".new"
-	if err := os.Remove(next); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	if err := os.Symlink(device, next); err != nil {
-		return err
-	}
-	return vfs.Rename(vfs.OS, next, link)
+	return agent.PlacesIn(c.o.Dir).Device(a.name, disk, len(a.Taps))
 }
 
 // Pauses of who keeps a tap running.
@@ -424,15 +385,15 @@ const (
 	tapRetry = time.Second     // before one that does not run is tried again
 )
 
-// keepTapped keeps the tap of an application running, until it is stopped.
-func (c *Control) keepTapped(a app) {
+// keepTapped keeps the tap of an application running, until it is stopped. devices are those of its disks, if that is known.
+func (c *Control) keepTapped(a app, devices []string) {
 	c.taps.mu.Lock()
 	defer c.taps.mu.Unlock()
 	if c.taps.live[a.name] != nil {
 		return
 	}
 	ctx, cancel := context.WithCancel(c.jobs.ctx)
-	x := &tapping{cancel: cancel, ended: make(chan struct{})}
+	x := &tapping{cancel: cancel, ended: make(chan struct{}), devices: devices}
 	c.taps.live[a.name] = x
 	go func() {
 		defer close(x.ended)
@@ -445,13 +406,13 @@ func (c *Control) keepTapped(a app) {
 
 func (c *Control) keepTap(ctx context.Context, a app, x *tapping) {
 	for ctx.Err() == nil {
-		err := c.tapNow(ctx, a)
+		r, err := c.runTap(ctx, a)
 		if ctx.Err() != nil {
 			return
 		}
-		if x.set(err) {
+		if x.set(r, err) {
 			if err != nil {
-				c.event("error", a.name, "the tap of %s does not run: %v", a.name, err)
+				c.event("error", a.name, "the tap of %s is not seen to run: %v", a.name, err)
 			} else {
 				c.log.Info("the tap runs", "application", a.name)
 			}
@@ -459,23 +420,10 @@ func (c *Control) keepTap(ctx context.Context, a app, x *tapping) {
 		pause := tapLook
 		if err != nil {
 			pause = tapRetry
-		} else {
-			c.lookAtPrimary(ctx, a, x)
+		} else if x.fails(r) {
+			c.event("error", a.name, "the disk of %s itself fails: %s", a.name, r.Failing)
 		}
 		c.awaitTap(ctx, a, pause)
-	}
-}
-
-// lookAtPrimary tells when something goes wrong with what is tapped.
-func (c *Control) lookAtPrimary(ctx context.Context, a app, x *tapping) {
-	p, err := taps.Find(c.tapDir(a))
-	if err != nil {
-		return
-	}
-	bounded, cancel := context.WithTimeout(ctx, tapLook)
-	defer cancel()
-	if st, err := p.Status(bounded); err == nil && x.fails(st) {
-		c.event("error", a.name, "the disk of %s itself fails: %s", a.name, st.Failing)
 	}
 }
 
@@ -483,11 +431,12 @@ func (c *Control) lookAtPrimary(ctx context.Context, a app, x *tapping) {
 func (c *Control) awaitTap(ctx context.Context, a app, pause time.Duration) {
 	bounded, cancel := context.WithTimeout(ctx, pause)
 	defer cancel()
-	if x, err := taps.Find(c.tapDir(a)); err == nil && x.Alive() {
-		if x.Await(bounded) == nil && ctx.Err() == nil {
-			c.event("error", a.name, "the tap of %s has died, and is started anew: %s", a.name, x.LastWords())
+	if x, err := c.agentOn(a.Agent); err == nil {
+		end, err := x.AwaitTap(bounded, a.t.ID(), pause)
+		if err == nil && end.Ended && ctx.Err() == nil {
+			c.event("error", a.name, "the tap of %s has died, and is started anew: %s", a.name, end.Words)
+			return
 		}
-		return
 	}
 	<-bounded.Done()
 }
@@ -497,43 +446,18 @@ func (c *Control) untap(ctx context.Context, a app) (err error) {
 	c.taps.stop(a.name)
 	defer func() {
 		if err != nil {
-			c.keepTapped(a)
+			c.keepTapped(a, nil)
 		}
 	}()
-	for _, d := range a.t.Disks() {
-		if err := c.detachTapped(ctx, a, d.Name()); err != nil {
-			return err
-		}
+	x, err := c.agentOn(a.Agent)
+	if tidemark.KindOf(err) == tidemark.NotFound { // the host was removed, with its right to send
+		c.event("warning", a.name, "the tap of %s on host %s was left to itself: that host was removed", a.name, a.Agent)
+		return nil
 	}
-	if x, err := taps.Find(c.tapDir(a)); err == nil {
-		if err := x.Stop(ctx); err != nil {
-			return fmt.Errorf("stop the tap of %s: %w", a.name, err)
-		}
-	}
-	return os.RemoveAll(c.tapDir(a))
-}
-
-func (c *Control) detachTapped(ctx context.Context, a app, disk string) error {
-	at, ok, err := c.attached(a, disk)
 	if err != nil {
 		return err
 	}
-	if ok && at.Alive() {
-		err = at.Detach(ctx, false)
-	} else if ok {
-		err = at.Cleanup(false)
-	}
-	if errors.Is(err, mount.ErrBusy) {
-		return tidemark.Errorf(tidemark.Conflict, "the tapped disk %s of %s is in use", at.Device(), a.name).
-			WithHint("unmount it first (`findmnt " + at.Device() + "`); afterwards mount " + a.Taps[0] + " itself")
-	}
-	if err != nil {
-		return fmt.Errorf("detach the tapped disk %s of %s: %w", disk, a.name, err)
-	}
-	if err := os.Remove(c.tappedDevice(a, disk)); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	return nil
+	return x.StopTap(ctx, c.tapping(a))
 }
 
 // Resync has everything of an application's tapped disks sent again.
@@ -542,12 +466,15 @@ func (c *Control) Resync(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
+	if a.mirrored() {
+		return c.resyncMachine(a)
+	}
 	if !a.tapped() {
 		return tidemark.Errorf(tidemark.Invalid, "%s is not tapped", name).WithHint("`tidemark protect DEVICE --cdp` taps a disk")
 	}
-	x, err := taps.Find(c.tapDir(a))
+	x, err := c.agentOn(a.Agent)
 	if err == nil {
-		err = x.Resync(ctx)
+		err = x.ResyncTap(ctx, a.t.ID())
 	}
 	if err == nil {
 		c.event("warning", name, "all of %s is sent again, as was asked for", name)
@@ -555,9 +482,41 @@ func (c *Control) Resync(ctx context.Context, name string) error {
 	return err
 }
 
+// tappedDisks describes the disks of a tapped application.
+func (c *Control) tappedDisks(a app, kept *tapping) (list []tidemark.TappedDisk) {
+	var devices []string
+	if kept != nil {
+		devices = kept.shown()
+	}
+	for i, disk := range a.t.Disks() {
+		d := tidemark.TappedDisk{Disk: disk.Name(), Primary: a.Taps[i]}
+		if a.Agent == "" {
+			d.Device = c.tappedDevice(a, disk.Name())
+		} else if i < len(devices) {
+			d.Device = devices[i]
+		}
+		list = append(list, d)
+	}
+	return list
+}
+
+// tapStatus asks a tap how it is.
+func (c *Control) tapStatus(ctx context.Context, a app) (taps.Status, error) {
+	ctx, cancel := context.WithTimeout(ctx, tapLook)
+	defer cancel()
+	x, err := c.agentOn(a.Agent)
+	if err != nil {
+		return taps.Status{}, err
+	}
+	return x.TapStatus(ctx, a.t.ID())
+}
+
 // describeTap adds to a description how the tap is.
 func (c *Control) describeTap(ctx context.Context, a app, d *tidemark.Application) {
 	w := a.t.Window()
+	if l := a.t.Lost(); l != nil {
+		d.Lost = &tidemark.Interval{From: l.From, To: l.To, Reason: "given up because the disk ran out of space"}
+	}
 	if w.For > 0 {
 		d.Window = &tidemark.Window{Seconds: int64(w.For / time.Second), Bytes: w.Bytes}
 	}
@@ -567,24 +526,16 @@ func (c *Control) describeTap(ctx context.Context, a app, d *tidemark.Applicatio
 	if !a.tapped() {
 		return
 	}
-	d.Tap = &tidemark.Tap{}
-	for i, disk := range a.t.Disks() {
-		d.Tap.Disks = append(d.Tap.Disks, tidemark.TappedDisk{Disk: disk.Name(), Primary: a.Taps[i], Device: c.tappedDevice(a, disk.Name())})
+	kept := c.taps.of(a.name)
+	d.Tap = &tidemark.Tap{Host: a.Agent, Disks: c.tappedDisks(a, kept)}
+	if kept != nil && kept.trouble() != nil {
+		d.Tap.State, d.Tap.Detail = tidemark.TapStopped, kept.trouble().Error()
+		d.State, d.Detail = "degraded", "its tap is not seen to run: "+d.Tap.Detail
 	}
-	if x := c.taps.of(a.name); x != nil && x.trouble() != nil {
-		d.Tap.State, d.Tap.Detail = tidemark.TapStopped, x.trouble().Error()
-		d.State, d.Detail = "degraded", "its tap does not run: "+d.Tap.Detail
-	}
-	x, err := taps.Find(c.tapDir(a))
-	if err != nil {
-		return
-	}
-	bounded, cancel := context.WithTimeout(ctx, tapLook)
-	defer cancel()
-	st, err := x.Status(bounded)
+	st, err := c.tapStatus(ctx, a)
 	if err != nil {
 		d.Tap.State, d.Tap.Detail = tidemark.TapStopped, err.Error()
-		d.State, d.Detail = "degraded", "its tap does not run: "+d.Tap.Detail
+		d.State, d.Detail = "degraded", "its tap is not seen to run: "+d.Tap.Detail
 		return
 	}
 	d.Tap.LostBytes, d.Tap.QueuedBytes, d.Tap.Lag = st.Lost, st.Queued, st.Lag.Seconds()

@@ -142,7 +142,7 @@ func (c *Control) importInto(ctx context.Context, t *task, a app, spec tidemark.
 	if a.Type != tidemark.TypeVolume || len(disks) != 1 {
 		return res, tidemark.Errorf(tidemark.Conflict, "%s is no volume", a.name).WithHint("import under another name")
 	}
-	if a.tapped() {
+	if a.followed() {
 		return res, tidemark.Errorf(tidemark.Conflict, "%s is written by its tap alone", a.name).WithHint("import under another name")
 	}
 	if disks[0].Size() != size {
@@ -195,7 +195,7 @@ func (c *Control) RemoveVolume(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	if a.Type != tidemark.TypeVolume || a.Role != "" || a.tapped() {
+	if a.Type != tidemark.TypeVolume || a.Role != "" || a.followed() {
 		return tidemark.Errorf(tidemark.Conflict, "%s is no volume of its own", name).WithHint("`tidemark unprotect`, `tidemark clone rm` and `tidemark unmount` remove the others")
 	}
 	if err := c.free(ctx, a); err != nil {

@@ -63,7 +63,7 @@ as #8123, a time such as 2026-11-23T02:41:07Z, or -5m for five minutes ago.`,
 	c.AddGroup(&cobra.Group{ID: "server", Title: "Server:"}, &cobra.Group{ID: "protect", Title: "Protect and capture:"},
 		&cobra.Group{ID: "use", Title: "Use points:"}, &cobra.Group{ID: "keep", Title: "Keep house:"})
 	for group, commands := range map[string][]*cobra.Command{
-		"server":  {serverCommand(), demoCommand(), statusCommand(), jobsCommand(), jobCommand(), poolCommand()},
+		"server":  {serverCommand(), agentCommand(), hostCommand(), demoCommand(), statusCommand(), jobsCommand(), jobCommand(), poolCommand()},
 		"protect": {discoverCommand(), protectCommand(), unprotectCommand(), captureCommand(), bookmarkCommand(), groupCommand(), resyncCommand(), volumeCommand()},
 		"use":     {pointsCommand(), exportCommand(), exportsCommand(), unexportCommand(), mountCommand(), mountsCommand(), unmountCommand(), cloneCommand(), clonesCommand(), refreshCommand(), rewindCommand(), restoreCommand(), diffCommand(), bisectCommand()},
 		"keep":    {expireCommand(), reclaimCommand(), forgetCommand(), verifyCommand()},
@@ -73,7 +73,7 @@ as #8123, a time such as 2026-11-23T02:41:07Z, or -5m for five minutes ago.`,
 			c.AddCommand(sub)
 		}
 	}
-	c.AddCommand(agentCommand(), attachCommand(), tapCommand(), versionCommand())
+	c.AddCommand(attachCommand(), tapCommand(), guardCommand(), versionCommand())
 	tellFailures(c)
 	return c
 }

@@ -21,8 +21,11 @@ func TestMain(m *testing.M) {
 // against a real server. What a scenario may use beside the verbs:
 //
 //	server start|stop|kill [DIR]   a server on $WORK/DIR (default d); kill is kill -9
+//	server freeze|thaw [DIR]       it stands still, and goes on
 //	postgres start|stop            a PostgreSQL of the scenario's own; sets $PG (what protect
 //	                               takes) and $PROD (what psql takes)
+//	machine start|kill|clean       QEMU's storage daemon as a virtual machine with disk0 and disk1, with
+//	                               QMP on qmp.sock and NBD on nbd.sock; clean: it has nothing of ours
 //	deaf                           a TCP port that accepts and never answers; sets $DEAF
 //	json EXPR                      jq's -e EXPR holds for what was printed last
 //	set VAR EXPR                   keep what jq's EXPR makes of what was printed last
@@ -42,6 +45,7 @@ func TestScripts(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"server":   doServer,
 			"postgres": doPostgres,
+			"machine":  doMachine,
 			"deaf":     doDeaf,
 			"json":     doJSON,
 			"set":      doSet,
@@ -58,6 +62,7 @@ type stage struct {
 	dir      string
 	servers  map[string]*exec.Cmd // by data directory
 	postgres *exec.Cmd
+	machine  *exec.Cmd
 	port     int // of PostgreSQL
 }
 

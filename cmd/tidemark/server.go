@@ -27,19 +27,24 @@ const socketName = "tidemark.sock"
 
 func serverCommand() *cobra.Command {
 	var o control.Options
-	var cache string
+	var cache, reserve, hot string
 	var verbose bool
 	c := &cobra.Command{
 		Use: "server", Short: "Run the server", Args: takes(0),
 		Long:    "Run the server on a data directory. Everything it keeps lies below it, and so\ndoes its socket unless --socket names another place. It prints \"ready\" and its\nsocket when it serves, and runs until it is interrupted.",
 		Example: "  tidemark server --data /var/lib/tidemark",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if cache != "" {
-				n, err := tidemark.ParseSize(cache)
-				if err != nil {
-					return usage(err)
-				}
-				o.CacheBytes = n
+			if err := errors.Join(sizeFlag(cache, &o.CacheBytes), sizeFlag(reserve, &o.Reserve), sizeFlag(hot, &o.HotBytes)); err != nil {
+				return usage(err)
+			}
+			if o.HotFor < 0 {
+				return usage(tidemark.Errorf(tidemark.Invalid, "--hot-journal-age %v is less than nothing", o.HotFor).WithHint("give a time such as 6h"))
+			}
+			if reserve != "" && o.Reserve == 0 {
+				o.Reserve = -1 // none, not what is usual
+			}
+			if hot != "" && o.HotBytes == 0 {
+				o.HotBytes = 1 // next to nothing, not what is usual
 			}
 			level := slog.LevelWarn
 			if verbose {
@@ -50,9 +55,21 @@ func serverCommand() *cobra.Command {
 		},
 	}
 	c.Flags().StringVar(&o.Dir, "data", defaultData, "the data directory")
+	c.Flags().StringVar(&o.Listen, "listen", "", "where to let the agents of other hosts in, as HOST:PORT (default nowhere)")
 	c.Flags().StringVar(&cache, "cache", "", "memory for decoded chunks, such as 2GiB (default a quarter of the machine's)")
+	c.Flags().StringVar(&reserve, "reserve", "", "bytes to keep free: with fewer, the oldest any-point history is given up;\n0 for none (default a fiftieth of the file system, but 1GiB at least and\n16GiB at most, and never more than a tenth)")
+	c.Flags().StringVar(&hot, "hot-journal", "", "how much history of each journal stays beside the pool; what is more is moved\ninto it (default all if the pool is on the same file system, else 1GiB)")
+	c.Flags().DurationVar(&o.HotFor, "hot-journal-age", 0, "how old history may be that stays beside the pool, such as 6h (default any)")
 	c.Flags().BoolVarP(&verbose, "verbose", "v", false, "log what happens, not only what goes wrong")
 	return c
+}
+
+// sizeFlag reads a size that was given; an empty text leaves n as it is.
+func sizeFlag(text string, n *int64) (err error) {
+	if text != "" {
+		*n, err = tidemark.ParseSize(text)
+	}
+	return err
 }
 
 // serve runs the server. socket is where it listens; "" stands for its place in the data directory.

@@ -23,36 +23,39 @@ import (
 
 // doServer starts and ends servers.
 func doServer(ts *testscript.TestScript, neg bool, args []string) {
-	if neg || len(args) < 1 || len(args) > 2 {
-		ts.Fatalf("usage: server start|stop|kill [DIR]")
+	if neg || len(args) < 1 {
+		ts.Fatalf("usage: server start|stop|kill|freeze|thaw [DIR] [FLAG...]")
 	}
-	dir := ts.MkAbs("d")
-	if len(args) == 2 {
-		dir = ts.MkAbs(args[1])
+	dir, flags := ts.MkAbs("d"), args[1:]
+	if len(flags) > 0 && !strings.HasPrefix(flags[0], "-") {
+		dir, flags = ts.MkAbs(flags[0]), flags[1:]
 	}
 	s := stageOf(ts)
 	switch args[0] {
 	case "start":
-		cmd, err := startServer(dir)
+		cmd, err := startServer(dir, flags...)
 		ts.Check(err)
 		s.servers[dir] = cmd
 		ts.Setenv("TIDEMARK_SOCKET", filepath.Join(dir, socketName))
 	case "stop", "kill":
 		sig := map[string]syscall.Signal{"stop": syscall.SIGTERM, "kill": syscall.SIGKILL}[args[0]]
 		ts.Check(s.endServer(dir, sig))
+	case "freeze", "thaw":
+		sig := map[string]syscall.Signal{"freeze": syscall.SIGSTOP, "thaw": syscall.SIGCONT}[args[0]]
+		ts.Check(s.servers[dir].Process.Signal(sig))
 	default:
 		ts.Fatalf("server cannot %s", args[0])
 	}
 }
 
 // startServer starts a server and waits until it is ready.
-func startServer(dir string) (*exec.Cmd, error) {
+func startServer(dir string, flags ...string) (*exec.Cmd, error) {
 	log, err := os.OpenFile(dir+".log", os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return nil, err
 	}
 	defer log.Close()
-	cmd := exec.Command("tidemark", "server", "--data", dir, "--cache", "64MiB")
+	cmd := exec.Command("tidemark", append([]string{"server", "--data", dir, "--cache", "64MiB"}, flags...)...)
 	cmd.Stderr = log
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -116,6 +119,7 @@ func (s *stage) strike() {
 	for dir := range s.servers {
 		s.endServer(dir, syscall.SIGKILL)
 	}
+	s.endMachine()
 	for _, x := range s.taps() {
 		syscall.Kill(x.PID(), syscall.SIGKILL)
 	}

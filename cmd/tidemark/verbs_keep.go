@@ -18,6 +18,9 @@ func statusCommand() *cobra.Command {
 }
 
 func printStatus(s tidemark.Status) {
+	for _, w := range s.Warnings {
+		fmt.Println("WARNING:", w)
+	}
 	var rows [][]string
 	for _, a := range s.Applications {
 		latest, covered := "-", "-"
@@ -33,7 +36,11 @@ func printStatus(s tidemark.Status) {
 	printTaps(s.Applications)
 	fmt.Printf("\n%d clones, %d mounts\n", len(s.Clones), len(s.Mounts))
 	p := s.Pool
-	fmt.Printf("pool %s: %s in %d packs, journals %s, free %s, health %s\n", p.Path, size(p.PhysicalBytes), p.Packs, size(p.JournalBytes), size(p.FreeBytes), p.Health)
+	journals := size(p.JournalBytes)
+	if p.ArchivedBytes > 0 {
+		journals += fmt.Sprintf(" (%s archived)", size(p.ArchivedBytes))
+	}
+	fmt.Printf("pool %s: %s in %d packs, journals %s, free %s, health %s\n", p.Path, size(p.PhysicalBytes), p.Packs, journals, size(p.FreeBytes), p.Health)
 	if p.LogicalBytes > 0 && p.PhysicalBytes > 0 {
 		fmt.Printf("full copies of all points would take %s\n", size(p.LogicalBytes))
 	}
@@ -58,7 +65,10 @@ func printTaps(list []tidemark.Application) {
 			continue
 		}
 		for _, d := range a.Tap.Disks {
-			rows = append(rows, []string{a.Name, d.Primary, string(a.Tap.State), size(a.Tap.LostBytes), size(a.Tap.QueuedBytes), seconds(a.Tap.Lag), d.Device})
+			if h := a.Tap.Host; h != "" {
+				d.Primary = h + ":" + d.Primary
+			}
+			rows = append(rows, []string{a.Name, d.Primary, string(a.Tap.State), size(a.Tap.LostBytes), size(a.Tap.QueuedBytes), seconds(a.Tap.Lag), dash(d.Device)})
 		}
 	}
 	if len(rows) > 0 {

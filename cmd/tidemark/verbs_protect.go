@@ -40,6 +40,7 @@ With --cdp a tap is put in front of a block device or the image of a disk: a
 device is shown that is to be used instead of it, and every write is journaled,
 so that any moment of the window can be had. Several devices share one order of
 writes. The disk itself stays complete at any moment, with Tidemark or without.
+With --host it is one of another host, whose agent has joined.
 Options: postgres=URL of a cluster on the disk, or scripts=DIR with the programs
 pre and post, by which a bookmark makes it still; appshot=INTERVAL makes such
 bookmarks by itself, and appshot_keep=TIME says for how long they are kept.
@@ -58,6 +59,7 @@ window.`,
 	c.Flags().StringArrayVarP(&f.options, "option", "o", nil, "KEY=VALUE of the application's type")
 	c.Flags().BoolVar(&f.cdp, "cdp", false, "journal every write: any moment of the window can be had")
 	c.Flags().DurationVar(&f.window, "window", 0, "with --cdp: the window, such as 48h (default 24h)")
+	c.Flags().StringVar(&f.host, "host", "", "with --cdp: the host that the devices are on, if not the server's own")
 	c.Flags().StringVar(&f.windowSize, "window-size", "", "with --cdp: the most that its journal may take, such as 50GiB")
 	return c
 }
@@ -65,6 +67,7 @@ window.`,
 // protectFlags are what protect is called with.
 type protectFlags struct {
 	name, windowSize string
+	host             string
 	options          []string
 	cdp              bool
 	window           time.Duration
@@ -72,8 +75,8 @@ type protectFlags struct {
 
 // spec makes a request of the flags and arguments.
 func (f *protectFlags) spec(args []string) (spec tidemark.ProtectSpec, err error) {
-	spec = tidemark.ProtectSpec{Name: f.name, CDP: f.cdp, Options: map[string]string{}}
-	ours := f.cdp && f.name == "" && len(args) == 1 && tidemark.CheckName(args[0]) == nil // a volume or clone, which has a name
+	spec = tidemark.ProtectSpec{Name: f.name, CDP: f.cdp, Host: f.host, Options: map[string]string{}}
+	ours := f.cdp && f.name == "" && f.host == "" && len(args) == 1 && tidemark.CheckName(args[0]) == nil // a volume or clone, which has a name
 	if _, err := os.Stat(args[0]); ours && err == nil {
 		ours = false
 	}
@@ -86,7 +89,14 @@ func (f *protectFlags) spec(args []string) (spec tidemark.ProtectSpec, err error
 		}
 	}
 	for i, source := range args {
-		if !ours && !strings.Contains(source, ":/") && !strings.Contains(source, "=") {
+		if path, ok := strings.CutPrefix(source, "qemu:"); ok && path != "" {
+			if path, err = filepath.Abs(path); err != nil {
+				return spec, err
+			}
+			source = "qemu:" + path
+		} else if f.host != "" && !filepath.IsAbs(source) {
+			return spec, tidemark.Errorf(tidemark.Invalid, "%q is no absolute path", source).WithHint("write it as it is on host " + f.host)
+		} else if !ours && !strings.Contains(source, ":/") && !strings.Contains(source, "=") {
 			if source, err = filepath.Abs(source); err != nil {
 				return spec, err
 			}
@@ -129,8 +139,17 @@ func (f *protectFlags) windowSpec() (*tidemark.Window, error) {
 
 func printProtected(a tidemark.Application) {
 	switch {
+	case strings.HasPrefix(a.Source, "qemu:"):
+		for _, d := range a.Tap.Disks {
+			fmt.Printf("every write of the machine to %s is journaled as %s of %s\n", d.Primary, d.Disk, a.Name)
+		}
+		fmt.Println("`tidemark status` shows when what was there before has arrived, too: any point from then on can be had")
 	case a.Tap != nil:
-		fmt.Printf("every write to %s is journaled. Use this from now on, not the disk itself:\n", a.Name)
+		where := "Use"
+		if a.Tap.Host != "" {
+			where = "On " + a.Tap.Host + ", use"
+		}
+		fmt.Printf("every write to %s is journaled. %s this from now on, not the disk itself:\n", a.Name, where)
 		for _, d := range a.Tap.Disks {
 			fmt.Printf("  %s  instead of %s\n", d.Device, d.Primary)
 		}

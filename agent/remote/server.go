@@ -1,0 +1,154 @@
+package remote
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"tidemark"
+)
+
+// Owner decides who may come in, and takes connections. Its methods may be called concurrently.
+type Owner interface {
+	// Redeem returns the host that a token is for, by its [Token.Hash], and lets nobody redeem it again.
+	Redeem(ctx context.Context, hash string) (host string, err error)
+	// Certified notes that a host has a new certificate, by its serial number; it may still use the one before.
+	Certified(ctx context.Context, host, serial string) error
+	// Admit says whether a host may come in with a certificate. An error is told to the agent.
+	Admit(ctx context.Context, host, serial string) error
+	// Take takes a connection of a host that was admitted, and returns when it is done with it.
+	Take(ctx context.Context, host, purpose string, conn net.Conn)
+}
+
+// Server accepts the connections of agents.
+type Server struct {
+	authority *Authority
+	owner     Owner
+	log       *slog.Logger
+	config    *tls.Config
+	strangers chan struct{} // held by those who did not say yet who they are
+}
+
+// maxStrangers bounds how many connections may be in their greeting.
+const maxStrangers = 128
+
+// NewServer returns a server for an owner.
+func NewServer(a *Authority, o Owner, log *slog.Logger) (*Server, error) {
+	cert, err := a.server()
+	if err != nil {
+		return nil, fmt.Errorf("make the server's certificate: %w", err)
+	}
+	pool := x509.NewCertPool()
+	pool.AddCert(a.cert)
+	return &Server{authority: a, owner: o, log: log, strangers: make(chan struct{}, maxStrangers),
+		config: &tls.Config{Certificates: []tls.Certificate{cert}, ClientCAs: pool, ClientAuth: tls.VerifyClientCertIfGiven, MinVersion: tls.VersionTLS13}}, nil
+}
+
+// Serve accepts connections until l is closed, and returns when all of them have ended. ctx ends them.
+func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+	var all sync.WaitGroup
+	defer all.Wait()
+	for {
+		conn, err := l.Accept()
+		if errors.Is(err, net.ErrClosed) {
+			return nil
+		}
+		if err != nil {
+			s.log.Warn("a connection of an agent was not accepted", "error", err)
+			time.Sleep(100 * time.Millisecond) // descriptors may be short
+			continue
+		}
+		select {
+		case s.strangers <- struct{}{}:
+			all.Go(func() { s.serve(ctx, conn) })
+		default:
+			conn.Close()
+		}
+	}
+}
+
+// serve greets who has connected, and lets him in.
+func (s *Server) serve(ctx context.Context, raw net.Conn) {
+	defer context.AfterFunc(ctx, func() { raw.Close() })()
+	conn := tls.Server(raw, s.config)
+	defer conn.Close()
+	host, purpose, err := s.greet(ctx, conn)
+	<-s.strangers
+	if err != nil {
+		s.log.Warn("an agent was turned away", "address", raw.RemoteAddr(), "host", host, "error", err)
+		return
+	}
+	if purpose == Calls || purpose == Feed {
+		s.owner.Take(ctx, host, purpose, conn)
+	}
+}
+
+// greet finds out who it is and what he wants, and answers.
+func (s *Server) greet(ctx context.Context, conn *tls.Conn) (host, purpose string, err error) {
+	if err := errors.Join(keepAlive(conn.NetConn()), conn.SetDeadline(time.Now().Add(greetTime))); err != nil {
+		return "", "", err
+	}
+	if err := conn.HandshakeContext(ctx); err != nil {
+		return "", "", err
+	}
+	var o opening
+	if err := readLine(conn, &o); err != nil {
+		return "", "", fmt.Errorf("read a greeting: %w", err)
+	}
+	a, err := s.admit(ctx, conn.ConnectionState().PeerCertificates, o)
+	if err != nil {
+		a = refusal(err)
+	}
+	if werr := writeLine(conn, a); err == nil {
+		err = werr
+	}
+	return a.Host, o.For, errors.Join(err, conn.SetDeadline(time.Time{}))
+}
+
+func (s *Server) admit(ctx context.Context, certs []*x509.Certificate, o opening) (a answer, err error) {
+	if o.For == join {
+		host, err := s.owner.Redeem(ctx, Token{Secret: o.Secret}.Hash())
+		if err != nil {
+			return a, err
+		}
+		return s.certify(ctx, host, o.Request)
+	}
+	if len(certs) == 0 {
+		return a, tidemark.Errorf(tidemark.Denied, "an agent has to join before it is let in").WithHint("`tidemark host add NAME` on the server makes a token for it")
+	}
+	a.Host = certs[0].Subject.CommonName
+	if err := s.owner.Admit(ctx, a.Host, certs[0].SerialNumber.String()); err != nil {
+		return a, err
+	}
+	switch o.For {
+	case renew:
+		return s.certify(ctx, a.Host, o.Request)
+	case Calls, Feed:
+		return a, nil
+	}
+	return a, tidemark.Errorf(tidemark.Invalid, "this server has nothing for agents by the name %q", o.For).WithHint("server and agent must be of one version")
+}
+
+// certify makes a certificate, which is noted before it is handed out.
+func (s *Server) certify(ctx context.Context, host string, request []byte) (a answer, err error) {
+	cert, err := s.authority.issue(host, request)
+	if err != nil {
+		return a, err
+	}
+	return answer{Cert: cert.Raw, Host: host}, s.owner.Certified(ctx, host, cert.SerialNumber.String())
+}
+
+// refusal tells an error to an agent, if it says anything to somebody on another host.
+func refusal(err error) answer {
+	var told *tidemark.Error
+	if !errors.As(err, &told) {
+		told = tidemark.Errorf(tidemark.Internal, "the server could not do it").WithHint("its log says why")
+	}
+	return answer{Error: told}
+}

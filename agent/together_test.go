@@ -1,0 +1,127 @@
+package agent
+
+import (
+	"context"
+	"io"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"tidemark"
+	"tidemark/capture"
+)
+
+// connected is the agent of another host that is connected, and works below a directory of its own.
+func connected(t *testing.T, host string) *Agent {
+	t.Helper()
+	a := NewRemote(host)
+	ours, theirs := net.Pipe()
+	s := newSession(theirs)
+	s.places = PlacesIn(t.TempDir())
+	go s.serve(context.Background())
+	take(t, a, ours)
+	return a
+}
+
+// take lets an agent take a connection, and waits until it has.
+func take(t *testing.T, a *Agent, conn net.Conn) {
+	t.Helper()
+	taken := make(chan struct{})
+	go func() {
+		a.Take(conn)
+		close(taken)
+	}()
+	t.Cleanup(func() {
+		a.Close()
+		<-taken
+	})
+	for !a.Connected() {
+		time.Sleep(time.Millisecond)
+	}
+}
+
+func shotOf(name string) Shot {
+	return Shot{Members: []ShotMember{{Tapping: Tapping{Timeline: name, Application: name}, Mark: capture.Mark{Name: "m", ID: name}}}}
+}
+
+// Where one host cannot mark, the others, which wait for it, go on at once, and the error is that host's.
+func TestTogetherFails(t *testing.T) {
+	a, b := connected(t, "a"), connected(t, "b")
+	begun := time.Now()
+	_, err := ShootTogether(t.Context(), []Part{{a, shotOf("one")}, {b, shotOf("two")}})
+	if err == nil || !strings.Contains(err.Error(), "no such tap") {
+		t.Errorf("%v", err)
+	}
+	if d := time.Since(begun); d > 2*time.Second {
+		t.Errorf("it took %v", d)
+	}
+}
+
+// A host that is not connected fails the shot; the connected one is not held up.
+func TestTogetherWithout(t *testing.T) {
+	_, err := ShootTogether(t.Context(), []Part{{connected(t, "a"), shotOf("one")}, {NewRemote("b"), shotOf("two")}})
+	if err == nil || !strings.Contains(err.Error(), "host b is not connected") {
+		t.Errorf("%v", err)
+	}
+}
+
+// An agent that hangs does not hold up whoever gives up.
+func TestSilentAgent(t *testing.T) {
+	a := NewRemote("a")
+	a.grace = 20 * time.Millisecond
+	ours, theirs := net.Pipe()
+	go io.Copy(io.Discard, theirs)
+	take(t, a, ours)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	if _, err := a.TapStatus(ctx, "x"); tidemark.KindOf(err) != tidemark.Unavailable {
+		t.Errorf("%v", err)
+	}
+}
+
+// An agent of another host does what taps need, and nothing else, and leads to no place outside of its own.
+func TestRemoteVerbs(t *testing.T) {
+	a := connected(t, "a")
+	if err := a.Mount(t.Context(), Filesystem{Device: "/dev/null", Dir: "/"}); err == nil || !strings.Contains(err.Error(), "does not know") {
+		t.Errorf("mount: %v", err)
+	}
+	if _, err := do[none](t.Context(), a, "hello", greeting{}, nil); err == nil || !strings.Contains(err.Error(), "does not know") {
+		t.Errorf("hello: %v", err)
+	}
+	for _, bad := range []string{"../x", "", "a/b"} {
+		if _, err := a.TapStatus(t.Context(), bad); tidemark.KindOf(err) != tidemark.Invalid {
+			t.Errorf("status of %q: %v", bad, err)
+		}
+		if err := a.StopTap(t.Context(), Tapping{Timeline: "t", Application: bad}); tidemark.KindOf(err) != tidemark.Invalid {
+			t.Errorf("stop of %q: %v", bad, err)
+		}
+		if err := a.StopTap(t.Context(), Tapping{Timeline: "t", Application: "a", Disks: []TapDisk{{Name: bad}}}); tidemark.KindOf(err) != tidemark.Invalid {
+			t.Errorf("stop of disk %q: %v", bad, err)
+		}
+	}
+}
+
+// The newest connection of a host is the one that counts; without one, calls say so.
+func TestTakenOver(t *testing.T) {
+	a := connected(t, "a")
+	ours, theirs := net.Pipe()
+	s := newSession(theirs)
+	s.places = PlacesIn(t.TempDir())
+	go s.serve(t.Context())
+	a.mu.Lock()
+	before := a.link
+	a.mu.Unlock()
+	take(t, a, ours)
+	<-before.gone
+	if _, err := a.TapStatus(t.Context(), "x"); tidemark.KindOf(err) != tidemark.NotFound {
+		t.Errorf("%v", err)
+	}
+	theirs.Close()
+	for a.Connected() {
+		time.Sleep(time.Millisecond)
+	}
+	if _, err := a.TapStatus(t.Context(), "x"); tidemark.KindOf(err) != tidemark.Unavailable {
+		t.Errorf("%v", err)
+	}
+}

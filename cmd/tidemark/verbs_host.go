@@ -1,0 +1,98 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"tidemark"
+)
+
+func hostCommand() *cobra.Command {
+	return group(&cobra.Command{Use: "host", Short: "Hosts with an agent, whose disks can be tapped"}, hostAdd(), hostList(), hostRemove())
+}
+
+func hostAdd() *cobra.Command {
+	var file string
+	c := &cobra.Command{Use: "add NAME", Short: "Let a host join: makes a token for its agent", Args: takes(0, aName),
+		Long: `Let a host join. The token that is printed is a secret, and can be used once,
+within a day: bring it to the host, in a file that only root can read, and run
+the agent there with --token-file. To a host that has joined before this gives a
+new identity; the old one is good until the token is used.`,
+		Example: "  tidemark host add db1 --token-file db1.token",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if flags.json && file == "" {
+				return usage(tidemark.Errorf(tidemark.Invalid, "a token is a secret, and no part of the JSON").WithHint("name a file for it with --token-file"))
+			}
+			var v tidemark.Invitation
+			if err := server().Do(cmd.Context(), "host-add", tidemark.HostSpec{Name: args[0]}, &v); err != nil {
+				return err
+			}
+			if file == "" {
+				fmt.Println(v.Token)
+				return nil
+			}
+			if err := writeToken(file, v.Token); err != nil {
+				return err
+			}
+			facts := map[string]any{"host": v.Host, "server": v.Server, "expires": v.Expires, "token_file": file}
+			return show(facts, func() {
+				fmt.Printf("%s has the token, good until %s. On %s:\n  tidemark agent --server %s --token-file %s\n", file, when(v.Expires), v.Host, v.Server, file)
+			})
+		}}
+	c.Flags().StringVar(&file, "token-file", "", "write the token to this new file, which only you can read, instead of printing it")
+	return c
+}
+
+// writeToken writes a token to a file that must not exist yet: it may be open to others.
+func writeToken(path, token string) error {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err == nil {
+		_, err = fmt.Fprintln(f, token)
+		if cerr := f.Close(); err == nil {
+			err = cerr
+		}
+	}
+	if err != nil {
+		return tidemark.Errorf(tidemark.Invalid, "the token cannot be written: %w", err).WithHint("name a file that is not there yet; the token that was made is replaced by the next one")
+	}
+	return nil
+}
+
+func hostList() *cobra.Command {
+	return &cobra.Command{Use: "ls", Short: "List hosts", Args: takes(0), Example: "  tidemark host ls", RunE: func(cmd *cobra.Command, _ []string) error {
+		return ask(cmd, "hosts", nil, func(list []tidemark.Host) {
+			var rows [][]string
+			for _, h := range list {
+				joined := time.Time{}
+				if h.Joined != nil {
+					joined = *h.Joined
+				}
+				rows = append(rows, []string{h.Name, string(h.State), when(joined), dash(strings.Join(h.Applications, ", "))})
+			}
+			table("HOST STATE JOINED APPLICATIONS", rows)
+		})
+	}}
+}
+
+func hostRemove() *cobra.Command {
+	var r tidemark.HostRemoval
+	c := &cobra.Command{Use: "rm NAME", Short: "Shut a host out", Args: takes(0, aName), ValidArgsFunction: named("hosts"),
+		Long: `Shut a host out: its agent is not let in any more, whatever certificate it has.
+With --force also if disks are tapped there: their taps are left to themselves,
+and go on showing the disks. Their points stay until the applications are
+unprotected.`,
+		Example: "  tidemark host rm db1",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			r.Name = args[0]
+			if err := server().Do(cmd.Context(), "host-rm", r, nil); err != nil {
+				return err
+			}
+			return show(map[string]string{"name": args[0]}, func() { fmt.Println(args[0], "is shut out") })
+		}}
+	c.Flags().BoolVar(&r.Force, "force", false, "though disks are tapped there")
+	return c
+}

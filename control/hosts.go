@@ -1,0 +1,312 @@
+package control
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"slices"
+	"sync"
+	"time"
+
+	"tidemark"
+	"tidemark/agent"
+	"tidemark/agent/remote"
+	"tidemark/catalog"
+)
+
+// A host is a machine with an agent that dials us. What we know of it is who it is, by its certificates; what is tapped there is noted in the timelines.
+
+// tokenLife is for how long a token can be used.
+const tokenLife = 24 * time.Hour
+
+// keptHost is what the catalog has of a host.
+type keptHost struct {
+	Name    string     `json:"name"`
+	Token   string     `json:"token,omitempty"` // hash of the one that can be used
+	Expires time.Time  `json:"expires,omitzero"`
+	Joined  *time.Time `json:"joined,omitempty"`
+	// Serials are those of its certificates that are good: the one in use, and the next one, if that was not seen yet.
+	Serials []string `json:"serials,omitempty"`
+}
+
+// hosts are the hosts that may come in. It is the [remote.Owner] of their connections.
+type hosts struct {
+	c         *Control
+	authority *remote.Authority
+	listener  net.Listener       // nil: nobody comes in
+	end       context.CancelFunc // of who is just coming in
+	served    chan struct{}
+
+	mu   sync.Mutex           // held to change what the catalog has of hosts, too
+	live map[string]*hostLink // nil: the server stops
+}
+
+// hostLink is what is open to a host.
+type hostLink struct {
+	agent *agent.Agent
+	ctx   context.Context
+	end   context.CancelFunc
+}
+
+// serveHosts lets the agents of other hosts in, if we are to listen for them.
+func (c *Control) serveHosts(ctx context.Context) (err error) {
+	h := &c.hosts
+	h.c, h.live = c, map[string]*hostLink{}
+	known, err := catalog.List[keptHost](ctx, c.catalog, catalog.Hosts)
+	if err != nil {
+		return err
+	}
+	for _, k := range known {
+		h.live[k.Name] = c.newHostLink(k.Name)
+	}
+	if c.o.Listen == "" {
+		return nil
+	}
+	if h.authority, err = remote.OpenAuthority(c.path("authority")); err != nil {
+		return err
+	}
+	s, err := remote.NewServer(h.authority, h, c.log)
+	if err != nil {
+		return err
+	}
+	l, err := net.Listen("tcp", c.o.Listen)
+	if err != nil {
+		return tidemark.Errorf(tidemark.Invalid, "agents cannot be let in: %w", err).WithHint("give --listen the HOST:PORT of a free port, such as 0.0.0.0:7440")
+	}
+	h.listener, h.served = l, make(chan struct{})
+	ctx, h.end = context.WithCancel(c.jobs.ctx)
+	go func() {
+		defer close(h.served)
+		if err := s.Serve(ctx, l); err != nil {
+			c.log.Error("agents are let in no more", "error", err)
+		}
+	}()
+	return nil
+}
+
+func (c *Control) newHostLink(name string) *hostLink {
+	l := &hostLink{agent: agent.NewRemote(name)}
+	l.ctx, l.end = context.WithCancel(c.jobs.ctx)
+	return l
+}
+
+// address is where agents are let in; empty: nowhere.
+func (h *hosts) address() string {
+	if h.listener == nil {
+		return ""
+	}
+	return h.listener.Addr().String()
+}
+
+// stop ends what is open to hosts.
+func (h *hosts) stop() {
+	if h.listener != nil {
+		h.listener.Close()
+		h.end()
+	}
+	h.mu.Lock()
+	links := h.live
+	h.live = nil
+	h.mu.Unlock()
+	for _, l := range links {
+		l.close()
+	}
+	if h.served != nil {
+		<-h.served
+	}
+}
+
+func (l *hostLink) close() {
+	l.end()
+	l.agent.Close() // that its connection is broken is what is wanted
+}
+
+// agentOn returns the agent of a host; "" is ours.
+func (c *Control) agentOn(host string) (*agent.Agent, error) {
+	if host == "" {
+		return c.agent, nil
+	}
+	c.hosts.mu.Lock()
+	defer c.hosts.mu.Unlock()
+	if c.hosts.live == nil {
+		return nil, tidemark.Errorf(tidemark.Unavailable, "the server stops")
+	}
+	if l := c.hosts.live[host]; l != nil {
+		return l.agent, nil
+	}
+	return nil, tidemark.Errorf(tidemark.NotFound, "there is no host %q", host).WithHint("`tidemark host ls` lists them, `tidemark host add` lets one join")
+}
+
+// change changes what the catalog has of a host. The caller holds mu.
+func (h *hosts) change(ctx context.Context, name string, fn func(*keptHost) error) error {
+	var k keptHost
+	if err := h.c.catalog.Get(ctx, catalog.Hosts, name, &k); err != nil {
+		return err
+	}
+	if err := fn(&k); err != nil {
+		return err
+	}
+	return h.c.catalog.Put(ctx, catalog.Hosts, name, k)
+}
+
+// Redeem implements [remote.Owner].
+func (h *hosts) Redeem(ctx context.Context, hash string) (host string, err error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	known, err := catalog.List[keptHost](ctx, h.c.catalog, catalog.Hosts)
+	if err != nil {
+		return "", err
+	}
+	i := slices.IndexFunc(known, func(k keptHost) bool { return k.Token != "" && k.Token == hash })
+	if i < 0 {
+		return "", tidemark.Errorf(tidemark.Denied, "this token was used before, or has been replaced").WithHint("`tidemark host add NAME` on the server makes a new one")
+	}
+	if k := known[i]; time.Now().After(k.Expires) {
+		return "", tidemark.Errorf(tidemark.Denied, "this token could be used until %s", k.Expires.Format(time.RFC3339)).WithHint("`tidemark host add " + k.Name + "` on the server makes a new one")
+	}
+	return known[i].Name, h.change(ctx, known[i].Name, func(k *keptHost) error {
+		now := time.Now()
+		k.Token, k.Expires, k.Joined, k.Serials = "", time.Time{}, &now, nil
+		return nil
+	})
+}
+
+// Certified implements [remote.Owner].
+func (h *hosts) Certified(ctx context.Context, host, serial string) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.change(ctx, host, func(k *keptHost) error {
+		k.Serials = append(k.Serials[:min(len(k.Serials), 1)], serial)
+		return nil
+	})
+}
+
+// Admit implements [remote.Owner]. Whoever comes with the next certificate has it: the one before is not needed any more.
+func (h *hosts) Admit(ctx context.Context, host, serial string) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	switch {
+	case h.live == nil:
+		return tidemark.Errorf(tidemark.Unavailable, "the server stops")
+	case h.live[host] == nil:
+		return tidemark.Errorf(tidemark.Denied, "host %s was removed from this server", host).WithHint("to let it join again: `tidemark host add " + host + "` on the server, and start the agent with that token")
+	}
+	var k keptHost
+	if err := h.c.catalog.Get(ctx, catalog.Hosts, host, &k); err != nil {
+		return err
+	}
+	i := slices.Index(k.Serials, serial)
+	if i < 0 {
+		return tidemark.Errorf(tidemark.Denied, "this certificate of host %s has been replaced", host).WithHint("does another machine use it? To let this one join again: `tidemark host add " + host + "` on the server, and start the agent with that token")
+	}
+	if i == 0 {
+		return nil
+	}
+	k.Serials = k.Serials[i:]
+	return h.c.catalog.Put(ctx, catalog.Hosts, host, k)
+}
+
+// Take implements [remote.Owner].
+func (h *hosts) Take(ctx context.Context, host, purpose string, conn net.Conn) {
+	h.mu.Lock()
+	l := h.live[host]
+	h.mu.Unlock()
+	if l == nil {
+		return
+	}
+	defer context.AfterFunc(l.ctx, func() { conn.Close() })()
+	if purpose == remote.Feed {
+		h.c.takeFeed(ctx, host, conn)
+		return
+	}
+	h.c.log.Info("a host is connected", "host", host, "address", conn.RemoteAddr())
+	l.agent.Take(conn)
+	h.c.log.Info("a host is not connected any more", "host", host)
+}
+
+// Hosts lists the hosts that have an agent, but for our own.
+func (c *Control) Hosts(ctx context.Context) ([]tidemark.Host, error) {
+	known, err := catalog.List[keptHost](ctx, c.catalog, catalog.Hosts)
+	list := []tidemark.Host{}
+	for _, k := range known {
+		v := tidemark.Host{Name: k.Name, State: tidemark.HostAway, Joined: k.Joined, Applications: c.tappedNames(k.Name)}
+		if x, err := c.agentOn(k.Name); err == nil && x.Connected() {
+			v.State = tidemark.HostConnected
+		} else if k.Joined == nil {
+			v.State = tidemark.HostInvited
+		}
+		list = append(list, v)
+	}
+	slices.SortFunc(list, func(a, b tidemark.Host) int { return compare(a.Name, b.Name) })
+	return list, err
+}
+
+// tappedNames lists the applications that are tapped on a host.
+func (c *Control) tappedNames(host string) []string {
+	names := []string{}
+	for _, a := range c.apps() {
+		if a.Agent == host {
+			names = append(names, a.name)
+		}
+	}
+	return names
+}
+
+// AddHost makes a token by which a host can join, once. One that has joined already goes on until the token is used.
+func (c *Control) AddHost(ctx context.Context, spec tidemark.HostSpec) (v tidemark.Invitation, err error) {
+	if err := tidemark.CheckName(spec.Name); err != nil {
+		return v, err
+	}
+	h := &c.hosts
+	if h.listener == nil {
+		return v, tidemark.Errorf(tidemark.Unavailable, "this server does not listen for agents").WithHint("run `tidemark server` with --listen HOST:PORT")
+	}
+	t := h.authority.NewToken(spec.Name)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	k := keptHost{Name: spec.Name}
+	if err := c.catalog.Get(ctx, catalog.Hosts, spec.Name, &k); err != nil && tidemark.KindOf(err) != tidemark.NotFound {
+		return v, err
+	}
+	k.Token, k.Expires = t.Hash(), time.Now().Add(tokenLife)
+	if err := c.catalog.Put(ctx, catalog.Hosts, spec.Name, k); err != nil {
+		return v, err
+	}
+	if h.live[spec.Name] == nil {
+		h.live[spec.Name] = c.newHostLink(spec.Name)
+	}
+	c.event("info", "", "host %s may join until %s", spec.Name, k.Expires.Format(time.RFC3339))
+	return tidemark.Invitation{Host: spec.Name, Token: t.String(), Server: h.address(), Expires: k.Expires}, nil
+}
+
+// RemoveHost shuts a host out: its certificates are good for nothing any more. By force it does so though disks are tapped there: their
+// taps are left to themselves.
+func (c *Control) RemoveHost(ctx context.Context, r tidemark.HostRemoval) error {
+	name := r.Name
+	if names := c.tappedNames(name); len(names) > 0 && !r.Force {
+		return tidemark.Errorf(tidemark.Conflict, "on host %s there is a tap of %s", name, names[0]).
+			WithHint(fmt.Sprintf("`tidemark unprotect %s` first; if the host is gone for good, with --force", names[0]))
+	}
+	h := &c.hosts
+	h.mu.Lock()
+	l := h.live[name]
+	var k keptHost
+	err := c.catalog.Get(ctx, catalog.Hosts, name, &k)
+	if err == nil {
+		err = c.catalog.Delete(ctx, catalog.Hosts, name)
+	}
+	if err == nil {
+		delete(h.live, name)
+	}
+	h.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	if l != nil {
+		l.close()
+	}
+	c.event("warning", "", "host %s was removed, and is not let in any more", name)
+	return nil
+}
+
+var _ remote.Owner = (*hosts)(nil)
