@@ -291,13 +291,15 @@ func (l *link) call(ctx context.Context, verb string, body json.RawMessage, note
 	id := l.last
 	l.calls[id] = c
 	l.mu.Unlock()
-	deadline, _ := ctx.Deadline()
-	if err := l.send(message{Call: id, Verb: verb, Deadline: deadline, Body: body}); err != nil {
+	if err := l.send(message{Call: id, Verb: verb, Within: remaining(ctx), Body: body}); err != nil {
 		l.conn.Close() // listen then ends this call like the others
 	}
 	defer context.AfterFunc(ctx, func() {
-		if err := l.send(message{Call: id, Cancel: true}); err != nil {
-			l.conn.Close()
+		// That its time is over the agent knows by itself, and then says so.
+		if ctx.Err() == context.Canceled {
+			if err := l.send(message{Call: id, Cancel: true}); err != nil {
+				l.conn.Close()
+			}
 		}
 		if l.grace > 0 {
 			time.AfterFunc(l.grace, func() { l.giveUp(id) })
@@ -308,6 +310,15 @@ func (l *link) call(ctx context.Context, verb string, body json.RawMessage, note
 		return nil, m.Failure
 	}
 	return m.Body, nil
+}
+
+// remaining is how long a context lasts yet; 0 if it has no deadline.
+func remaining(ctx context.Context) time.Duration {
+	deadline, ok := ctx.Deadline()
+	if !ok {
+		return 0
+	}
+	return max(time.Until(deadline), time.Nanosecond)
 }
 
 // do makes one call of an Agent.

@@ -92,10 +92,10 @@ func (s *session) serve(ctx context.Context) error {
 // begin starts a call on a goroutine of its own.
 func (s *session) begin(ctx context.Context, m message) {
 	var stop context.CancelFunc
-	if m.Deadline.IsZero() {
+	if m.Within == 0 {
 		ctx, stop = context.WithCancel(ctx)
 	} else {
-		ctx, stop = context.WithDeadline(ctx, m.Deadline)
+		ctx, stop = context.WithTimeout(ctx, m.Within)
 	}
 	s.mu.Lock()
 	s.live[m.Call] = stop

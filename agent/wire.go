@@ -16,14 +16,15 @@ import (
 // the server: a call, with Verb; or the end of a call's context, with Cancel. From
 // the agent: what a call has to tell meanwhile, with Note; or its answer, with Done.
 type message struct {
-	Call     uint64          `json:"call"`
-	Verb     string          `json:"verb,omitempty"`
-	Deadline time.Time       `json:"deadline,omitzero"`
-	Cancel   bool            `json:"cancel,omitempty"`
-	Note     bool            `json:"note,omitempty"`
-	Done     bool            `json:"done,omitempty"`
-	Failure  *failure        `json:"failure,omitempty"`
-	Body     json.RawMessage `json:"body,omitempty"`
+	Call uint64 `json:"call"`
+	Verb string `json:"verb,omitempty"`
+	// Within is how long the call may take, 0 for ever. A time of day would be another one by the agent's clock.
+	Within  time.Duration   `json:"within,omitempty"`
+	Cancel  bool            `json:"cancel,omitempty"`
+	Note    bool            `json:"note,omitempty"`
+	Done    bool            `json:"done,omitempty"`
+	Failure *failure        `json:"failure,omitempty"`
+	Body    json.RawMessage `json:"body,omitempty"`
 }
 
 // wire sends and receives messages. Sends may be concurrent, one goroutine receives.
