@@ -19,6 +19,8 @@ import (
 type Options struct {
 	// FirstPos is the position of the first record of a new journal; 0 means 1.
 	FirstPos uint64
+	// Told is a time in Unix nanoseconds that is asked for as by [Journal.At]: all records that come are later.
+	Told int64
 	// SegmentSize bounds a segment in bytes; 0 means 64 MiB.
 	SegmentSize int64
 	// Now is the clock; nil means time.Now.
@@ -53,6 +55,7 @@ type Journal struct {
 	segments []*Segment // oldest first; the last one takes appends
 	pos      uint64     // last appended
 	time     int64      // its time
+	told     int64      // the newest time that At was asked for
 	durable  uint64     // last known durable
 	err      error      // sticky: see ErrFailed
 	// active holds what was appended to the last segment and not written yet,
@@ -90,7 +93,7 @@ const (
 // that begins later. On an error nothing was appended.
 //
 // The record's time is now, or, if r.Time is not zero and in the past, that; but always
-// later than that of the record before.
+// later than that of the record before, and than any time that [Journal.At] was asked for.
 func (j *Journal) Append(r *Record) (Place, error) {
 	if !r.possible() {
 		return Place{}, fmt.Errorf("%w: kind %d, offset %d, length %d, %d bytes", ErrRecord, r.Kind, r.Off, r.Len, len(r.Payload))
@@ -121,7 +124,7 @@ func (j *Journal) next(h *header) {
 	if h.Time != 0 {
 		now = min(now, h.Time)
 	}
-	h.Pos, h.Time, h.durable = j.pos+1, max(j.time+1, now), j.durable
+	h.Pos, h.Time, h.durable = j.pos+1, max(j.time+1, j.told+1, now), j.durable
 }
 
 // accept notes that the record is in its place at the end of s. The caller holds mu.

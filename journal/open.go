@@ -34,7 +34,7 @@ func Open(fs vfs.FS, dir string, o Options) (*Journal, error) {
 	if o.SegmentSize < 4096 || o.SegmentSize > 2<<30 {
 		return nil, fmt.Errorf("journal segments of %d bytes: between 4 KiB and 2 GiB are possible", o.SegmentSize)
 	}
-	j := &Journal{fs: fs, dir: dir, o: o, id: newID(), pos: o.FirstPos - 1}
+	j := &Journal{fs: fs, dir: dir, o: o, id: newID(), pos: o.FirstPos - 1, told: o.Told}
 	j.synced.L = &j.mu
 	j.active, j.spare = make([]byte, 0, bufferSize), make([]byte, 0, bufferSize)
 	if err := j.recover(); err != nil {

@@ -116,8 +116,12 @@ func (j *Journal) Verify(after, upTo uint64) error {
 
 // At returns the position of the newest record whose time is not after t (Unix
 // nanoseconds). It is the position before the journal's first record if all are later.
+//
+// The answer stays true: whatever is appended from now on is later than t, wherever the clock is set. So t should not
+// lie in the future.
 func (j *Journal) At(t int64) (uint64, error) {
 	j.mu.Lock()
+	j.told = max(j.told, t)
 	segments := slices.Clone(j.segments)
 	for _, s := range segments {
 		s.Acquire()
@@ -137,6 +141,16 @@ func (j *Journal) At(t int64) (uint64, error) {
 		}
 	}
 	return segments[0].head.firstPos - 1, nil
+}
+
+// Told returns the newest time that At was asked for, in Unix nanoseconds, or 0 if the newest record is later.
+func (j *Journal) Told() int64 {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.told <= j.time {
+		return 0
+	}
+	return j.told
 }
 
 // Segments describes the segments, oldest first. There is always one.

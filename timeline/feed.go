@@ -175,7 +175,7 @@ func (f *Feed) Whole() error {
 }
 
 // Lost reports whether the disks do not follow their source now.
-func (f *Feed) Lost() bool { return f.t.openGapOf() != nil }
+func (f *Feed) Lost() bool { return f.t.Lacks() }
 
 // Bookmark marks the present as [Timeline.Bookmark] does, between the changes applied before and after. A mark
 // with the ID of one that is there is that one. A mark that cannot be made, because its name is taken or
@@ -308,6 +308,9 @@ func (t *Timeline) Covered() (list []tidemark.Interval) {
 	return list
 }
 
+// Lacks reports whether the disks do not follow their source now.
+func (t *Timeline) Lacks() bool { return t.openGapOf() != nil }
+
 // openGapOf returns the gap that lasts now, or nil.
 func (t *Timeline) openGapOf() *Gap {
 	t.facts.Lock()
@@ -375,7 +378,7 @@ func (t *Timeline) closeGapWith(anchor string) error {
 	t.facts.Lock()
 	defer t.facts.Unlock()
 	g, old := &t.state.Gaps[len(t.state.Gaps)-1], t.state.Anchor
-	g.To, g.End, t.state.Anchor = c.pos, time.Unix(0, c.time).UTC(), anchor
+	g.To, g.End, t.state.Anchor = c.pos, fromNano(max(c.time, g.Start.UnixNano())), anchor
 	if err := t.saveState(); err != nil {
 		g.To, g.End, t.state.Anchor = 0, time.Time{}, old
 		return err

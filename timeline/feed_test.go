@@ -335,7 +335,7 @@ func TestGapsHaveTimes(t *testing.T) {
 		pos  tidemark.Position // 0: none
 	}{
 		{end.Start.Add(-time.Second), before}, {end.Start, before},
-		{end.Start.Add(time.Millisecond), 0}, {end.Start.Add(4 * time.Second), 0},
+		{end.Start.Add(time.Millisecond), 0}, {end.Start.Add(2 * time.Second), 0},
 		{end.End, end.To}, {end.End.Add(time.Second), end.To}, {now, after},
 	} {
 		pos, err := line.Resolve(tidemark.Point{Time: c.when})

@@ -33,7 +33,7 @@ func (l *Loss) add(next Loss) *Loss {
 func (t *Timeline) noteLoss(l Loss) error {
 	t.facts.Lock()
 	defer t.facts.Unlock()
-	l.Ran = t.ran()
+	l.Ran = t.Ran()
 	if t.lossOver() {
 		t.state.Lost = nil
 	}
@@ -47,7 +47,7 @@ func (t *Timeline) lossOver() bool {
 	if lasts == 0 {
 		lasts = lossLasts
 	}
-	return t.state.Lost == nil || t.ran()-t.state.Lost.Ran >= lasts
+	return t.state.Lost == nil || t.Ran()-t.state.Lost.Ran >= lasts
 }
 
 // Lost returns the history that was given up for space, as long as the window is shorter for it; nil if none was.

@@ -80,10 +80,14 @@ func (s *Set) heldBytes(r image.Root) (n int64, err error) {
 
 // Resolve returns the position that p names. A time names the newest record
 // that is not later, where the journal still holds it; before that, the newest
-// retained point that is not later.
+// retained point that is not later. It names that for ever: what is written from now on is later, wherever the clock
+// is set. So of a timeline with a [Feed], whoever asks first sees to it that what was written by then has come.
 func (t *Timeline) Resolve(p tidemark.Point) (tidemark.Position, error) {
 	head, _ := t.Head()
-	switch when, timed := p.When(t.set.o.Now()); {
+	when, timed, err := t.When(p)
+	switch {
+	case err != nil:
+		return 0, err
 	case p.Latest():
 		return head, nil
 	case p.IsPosition():
@@ -109,11 +113,38 @@ func (t *Timeline) Resolve(p tidemark.Point) (tidemark.Position, error) {
 	return 0, tidemark.Errorf(tidemark.NotFound, "%s has no bookmark %q", t.desc.Name, p.Bookmark).WithHint("`tidemark points " + t.desc.Name + "` lists them")
 }
 
-func (t *Timeline) resolveTime(when time.Time) (tidemark.Position, error) {
-	// The journal's own time may be ahead of a clock that was set back.
-	if _, newest := t.journal.Head(); when.After(t.set.o.Now()) && when.After(time.Unix(0, newest)) {
-		return 0, tidemark.Errorf(tidemark.Invalid, "%s has not come yet", when.Format(time.RFC3339)).WithHint("leave the time out for the newest state")
+// clockSlack is how much the records may be ahead of the clock without its having been set: those of other hosts are.
+const clockSlack = time.Second
+
+// When returns the time that p names, or false if it names none. While the clock is behind the records, as it is when it
+// was set back, how long ago something was cannot be told.
+func (t *Timeline) When(p tidemark.Point) (when time.Time, timed bool, err error) {
+	now := t.set.o.Now()
+	if when, timed = p.When(now); !timed {
+		return when, false, nil
 	}
+	_, newest := t.Head()
+	if behind := t.ClockBehind(); p.Ago != 0 && behind > 0 {
+		return when, true, tidemark.Errorf(tidemark.Unavailable, "the clock is %v behind the newest write of %s: it was set back, and what was %v ago is not known",
+			behind.Round(time.Second), t.Name(), p.Ago).WithHint("give a time or a position: `tidemark points " + t.Name() + "` lists some")
+	}
+	if when.After(now) && when.After(newest) {
+		return when, true, tidemark.Errorf(tidemark.Invalid, "%s has not come yet", when.Format(time.RFC3339)).WithHint("leave the time out for the newest state")
+	}
+	return when, true, nil
+}
+
+// ClockBehind is how far the clock is behind the newest record, as it is when it was set back; 0 if it is not. What is
+// written meanwhile gets times just behind that record's.
+func (t *Timeline) ClockBehind() time.Duration {
+	_, newest := t.Head()
+	if behind := newest.Sub(t.set.o.Now()); behind > clockSlack {
+		return behind
+	}
+	return 0
+}
+
+func (t *Timeline) resolveTime(when time.Time) (tidemark.Position, error) {
 	at, err := t.journal.At(when.UnixNano())
 	if err != nil {
 		return 0, t.journalError(err)
@@ -207,15 +238,20 @@ func (t *Timeline) pinned(i int, pos tidemark.Position, view func(int, tidemark.
 // settle makes sure that nothing more will be written at or before pos: the
 // latest point becomes one of the past, at a new record. It is durable then.
 func (t *Timeline) settle(pos tidemark.Position) (tidemark.Position, error) {
-	err := t.hasPoint(pos)
-	if head, _ := t.Head(); err != nil || pos < head {
+	if err := t.hasPoint(pos); err != nil {
 		return pos, err
+	}
+	if head, _ := t.Head(); pos < head {
+		return pos, t.syncPast(pos)
 	}
 	t.facts.Lock()
 	quiet := len(t.cuts) == 0 && pos == t.state.Base
 	g := t.state.openGap()
 	t.facts.Unlock()
-	if quiet || g != nil && g.From == pos { // a gap begins at a durable record
+	switch {
+	case quiet:
+		return pos, t.keepTold()
+	case g != nil && g.From == pos: // a gap begins at a durable record
 		return pos, nil
 	}
 	c, err := t.cut(nil)
@@ -224,6 +260,34 @@ func (t *Timeline) settle(pos tidemark.Position) (tidemark.Position, error) {
 	}
 	t.set.askFold(t)
 	return c.pos, nil
+}
+
+// syncPast makes sure that pos and its successor stay what they are: then the times in between name pos for ever.
+func (t *Timeline) syncPast(pos tidemark.Position) error {
+	if t.journal.Durable() > uint64(pos) {
+		return nil
+	}
+	if err := t.journal.Sync(); err != nil {
+		return t.writeError("settle a point", err)
+	}
+	return nil
+}
+
+// keepTold makes durable which times name the head for ever.
+func (t *Timeline) keepTold() error {
+	told := t.journal.Told()
+	t.facts.Lock()
+	defer t.facts.Unlock()
+	if told <= t.state.Told {
+		return nil
+	}
+	old := t.state.Told
+	t.state.Told = told
+	if err := t.saveState(); err != nil {
+		t.state.Told = old
+		return err
+	}
+	return nil
 }
 
 // viewAt makes the view of disk i at pos, a settled position, and says from which image it is made.

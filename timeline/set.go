@@ -264,7 +264,7 @@ func (t *Timeline) openJournal(archived []journal.Archived) error {
 		return err
 	}
 	j, err := journal.Open(t.set.o.FS, dir, journal.Options{
-		FirstPos: uint64(t.state.Base) + 1, SegmentSize: t.set.o.SegmentSize, Now: t.set.o.Now, Logger: t.set.o.Logger,
+		FirstPos: uint64(t.state.Base) + 1, Told: t.newestTold(), SegmentSize: t.set.o.SegmentSize, Now: t.set.o.Now, Logger: t.set.o.Logger,
 		Archive: t.set.shelfOf(t.id), Archived: archived,
 	})
 	if err != nil {
@@ -272,6 +272,16 @@ func (t *Timeline) openJournal(archived []journal.Archived) error {
 	}
 	t.journal, t.strays = j, strayNames(archived, j.ID())
 	return t.checkJournal()
+}
+
+// newestTold is a time that every record to come must be behind: it was shown to somebody, or is a point's. The journal of the
+// point may be lost, and the clock be another one.
+func (t *Timeline) newestTold() int64 {
+	told := t.state.Told
+	if n := len(t.points); n > 0 {
+		told = max(told, t.points[n-1].Time.UnixNano())
+	}
+	return told
 }
 
 // checkJournal makes sure that the journal is the one that belongs to the
@@ -681,7 +691,7 @@ func (s *Set) Close() error {
 	s.done.Wait()
 	var err error
 	for _, t := range s.List() {
-		err = errors.Join(err, t.journal.Sync(), t.journal.Close())
+		err = errors.Join(err, t.journal.Sync(), t.saveRan(), t.journal.Close())
 	}
 	return err
 }

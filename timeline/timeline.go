@@ -99,6 +99,8 @@ type state struct {
 	// Ran is for how long the timeline has been served, ever, and Ages where its head was then, oldest first.
 	Ran  time.Duration `json:"ran,omitempty"`
 	Ages []age         `json:"ages,omitempty"`
+	// Told is the newest time, in Unix nanoseconds, that somebody was shown the head for; what comes is later.
+	Told int64 `json:"told,omitempty"`
 	// Lost is history that was given up for space, and Untold the part of it that was not told yet.
 	Lost   *Loss `json:"lost,omitempty"`
 	Untold *Loss `json:"untold,omitempty"`
@@ -326,10 +328,16 @@ func (t *Timeline) freeze(m *Mark, payload []byte) (*cut, error) {
 	return c, err
 }
 
+// asBefore is a time in the past: the journal takes the first that is left, that of the record before.
+const asBefore = 1
+
 // freezeHeld is freeze for a caller that holds mu.
 func (t *Timeline) freezeHeld(m *Mark, payload []byte) (*cut, error) {
 	r := journal.Record{Kind: journal.Bookmark, Payload: payload}
-	if m != nil {
+	if t.fed.Load() {
+		r.Time = asBefore // what was written meanwhile, and is on its way, is not older than this record
+	}
+	if m != nil && m.Time != 0 {
 		r.Time = m.Time
 	}
 	place, err := t.journal.Append(&r)
@@ -363,7 +371,7 @@ func (d *Disk) freezeTop(segment uint64) *layer {
 
 // saveState makes the state durable. The caller holds facts.
 func (t *Timeline) saveState() error {
-	t.state.Ran = t.ran()
+	t.state.Ran = t.Ran()
 	t.state.Stored += t.stored.Swap(0)
 	data, err := seal(&t.state)
 	if err != nil {

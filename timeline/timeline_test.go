@@ -46,7 +46,7 @@ func open(t testing.TB, fs vfs.FS, root string) *world {
 	return w
 }
 
-func openWorld(fs vfs.FS, root string) (*world, error) {
+func openWorld(fs vfs.FS, root string, also ...func(*Options)) (*world, error) {
 	w := &world{fs: fs}
 	var err error
 	if w.bucket, err = object.OpenDir(fs, root+"/pool"); err != nil {
@@ -55,8 +55,12 @@ func openWorld(fs vfs.FS, root string) (*world, error) {
 	if w.store, err = image.Open(context.Background(), image.Options{FS: fs, Dir: root + "/store", Bucket: w.bucket, CacheBytes: 8 << 20, Logger: quiet}); err != nil {
 		return nil, err
 	}
-	w.set, err = Open(context.Background(), w.store, Options{FS: fs, Dir: root + "/timelines", Bucket: w.bucket, Logger: quiet,
-		SegmentSize: 256 << 10, FoldAfter: 64 << 20, ReferenceAfter: 300 << 10, HotBytes: 64 << 10, Manual: true})
+	o := Options{FS: fs, Dir: root + "/timelines", Bucket: w.bucket, Logger: quiet,
+		SegmentSize: 256 << 10, FoldAfter: 64 << 20, ReferenceAfter: 300 << 10, HotBytes: 64 << 10, Manual: true}
+	for _, change := range also {
+		change(&o)
+	}
+	w.set, err = Open(context.Background(), w.store, o)
 	return w, err
 }
 

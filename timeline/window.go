@@ -30,12 +30,20 @@ type age struct {
 // ageSteps is in how many steps the window moves on.
 const ageSteps = 64
 
-// ran returns for how long the timeline has been served, ever.
-func (t *Timeline) ran() time.Duration { return t.ranBefore + t.set.o.Elapsed() }
+// Ran returns for how long the timeline has been served, ever: a clock that nobody sets. A server that was killed
+// may have forgotten the last of it.
+func (t *Timeline) Ran() time.Duration { return t.ranBefore + t.set.o.Elapsed() }
+
+// saveRan keeps for how long the timeline was served.
+func (t *Timeline) saveRan() error {
+	t.facts.Lock()
+	defer t.facts.Unlock()
+	return t.saveState()
+}
 
 // noteAge notes where the head is now. The caller holds facts.
 func (t *Timeline) noteAge() {
-	w, ran, head := t.state.Window, t.ran(), tidemark.Position(t.journal.Durable())
+	w, ran, head := t.state.Window, t.Ran(), tidemark.Position(t.journal.Durable())
 	if w.For == 0 {
 		t.state.Ages = nil
 		return
@@ -49,7 +57,7 @@ func (t *Timeline) noteAge() {
 
 // aged returns the newest position that is known to have left a window of a length. The caller holds facts.
 func (t *Timeline) aged(length time.Duration) tidemark.Position {
-	limit := t.ran() - length
+	limit := t.Ran() - length
 	n := 0
 	for n < len(t.state.Ages) && t.state.Ages[n].Ran <= limit {
 		n++
