@@ -194,9 +194,28 @@ func tapWrites(t *testing.T, rng *rand.Rand, s *server, tp *tap.Tap, now []byte)
 			}
 		case 3:
 			catchesUp(t, s, now)
+		case 4, 5: // a look at the present is a record of the server's own, ahead of changes that are on their way
+			if head, _ := s.line.Head(); true {
+				if snap, err := s.line.At("disk", head); err == nil {
+					snap.Close()
+				}
+			}
+		case 6, 7:
+			showsSoon(t, s, tp, past[len(past)-1])
 		}
 	}
 	return past
+}
+
+// showsSoon compares a time just past with what is shown for it as soon as the tap says that it can be.
+func showsSoon(t *testing.T, s *server, tp *tap.Tap, p seen) {
+	t.Helper()
+	for end := time.Now().Add(10 * time.Second); tp.Status().Reached.Before(p.when); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("the timeline is not said to have reached %v: %+v", p.when, tp.Status())
+		}
+	}
+	showsPast(t, s.line, p)
 }
 
 // catchesUp waits until the timeline holds what the disk does, outside of any gap.

@@ -3,6 +3,7 @@ package tap
 import (
 	"fmt"
 	"hash/crc32"
+	"time"
 
 	"tidemark/capture"
 	"tidemark/internal/vfs"
@@ -51,6 +52,7 @@ type segment struct {
 	memory  int     // that it takes beside its data; 0: it was dropped
 	holds   []place // regions that are dirty until it is acknowledged
 	mark    *mark   // comes behind its changes
+	born    time.Time
 	closed  bool
 	sent    bool
 	first   uint64 // number of its first change, since it was first sent
@@ -119,7 +121,7 @@ func (q *queue) open(n int) *segment {
 	if q.slab == nil || q.slab.room() < n {
 		q.slab = q.newSlab()
 	}
-	s := &segment{slot: noSlot, slab: q.slab, from: len(q.slab.buf)}
+	s := &segment{slot: noSlot, slab: q.slab, from: len(q.slab.buf), born: time.Now()}
 	q.hold(s.slab)
 	q.list = append(q.list, s)
 	return s
@@ -193,14 +195,28 @@ func (q *queue) bytes() (n int64) {
 	return n
 }
 
-// oldest returns the time of the first change in the queue, or 0.
-func (q *queue) oldest() int64 {
+// lag is how long the first change has been in the queue, by a clock that nobody sets.
+func (q *queue) lag() time.Duration {
 	for _, s := range q.list {
 		if len(s.entries) > 0 {
-			return s.entries[0].time
+			return time.Since(s.born)
 		}
 	}
 	return 0
+}
+
+// before returns a time before all that the queue holds, or now if it holds nothing; 0 if that is not known. Of both, the
+// unit is Unix nanoseconds.
+func (q *queue) before(now int64) int64 {
+	for _, s := range q.list {
+		switch m := s.mark; {
+		case len(s.entries) > 0:
+			return s.entries[0].time - 1
+		case m != nil && m.bookmark == nil && !m.whole:
+			return max(m.since-1, 0)
+		}
+	}
+	return now
 }
 
 // young reports whether what is to be sent next is a segment that may grow.

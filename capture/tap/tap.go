@@ -221,7 +221,10 @@ type Status struct {
 	Queued  int64         `json:"queued_bytes"`      // that are on their way, or wait to go
 	Reread  int64         `json:"reread_bytes"`      // that were read again, since the tap was opened
 	Lag     time.Duration `json:"lag"`               // age of the oldest change that the timeline has not durably
-	Unread  string        `json:"unread,omitempty"`  // why the disk could not be read again
+	// Reached is a time up to which the timeline has durably what was written, or knows that it does not have it;
+	// zero if there is none yet.
+	Reached time.Time `json:"reached,omitzero"`
+	Unread  string    `json:"unread,omitempty"` // why the disk could not be read again
 	// Failing is what is wrong with the primaries themselves, Failures how often they failed since the tap was opened,
 	// and LastFailure when they did last.
 	Failing     string    `json:"failing,omitempty"`
@@ -240,8 +243,9 @@ func (t *Tap) Status() Status {
 	if t.readErr != nil {
 		s.Unread = t.readErr.Error()
 	}
-	if since := t.queue.oldest(); since != 0 {
-		s.Lag = max(0, time.Duration(t.o.now().UnixNano()-since))
+	s.Lag = t.queue.lag()
+	if n := t.queue.before(t.o.now().UnixNano()); n != 0 {
+		s.Reached = time.Unix(0, n).UTC()
 	}
 	t.health.tell(&s)
 	if t.doubt != nil {
