@@ -114,7 +114,7 @@ func (c *Control) app(name string) (app, error) {
 }
 
 // at finds the application and position that a reference names.
-func (c *Control) at(ref string) (app, tidemark.Position, error) {
+func (c *Control) at(ctx context.Context, ref string) (app, tidemark.Position, error) {
 	r, err := tidemark.ParseRef(ref)
 	if err != nil {
 		return app{}, 0, err
@@ -123,7 +123,7 @@ func (c *Control) at(ref string) (app, tidemark.Position, error) {
 	if err != nil {
 		return a, 0, err
 	}
-	pos, err := a.t.Resolve(r.Point)
+	pos, err := c.resolve(ctx, a, r.Point)
 	return a, pos, err
 }
 
@@ -242,7 +242,7 @@ func pointAt(t *timeline.Timeline, pos tidemark.Position) (tidemark.RecoveryPoin
 
 // Expire forgets a point.
 func (c *Control) Expire(ctx context.Context, ref string) (tidemark.RecoveryPoint, error) {
-	a, pos, err := c.at(ref)
+	a, pos, err := c.at(ctx, ref)
 	if err != nil {
 		return tidemark.RecoveryPoint{}, err
 	}

@@ -62,6 +62,8 @@ type shotNote struct {
 	Application string  `json:"application"`
 	Bookmark    string  `json:"bookmark"`
 	Hold        float64 `json:"hold_ms"`
+	// Ran is for how long the timeline had been served by then, in nanoseconds: its age by a clock that nobody sets.
+	Ran time.Duration `json:"ran"`
 }
 
 func (n shotNote) key() string { return n.Application + "@" + n.Bookmark }
@@ -203,7 +205,7 @@ func (c *Control) arrived(ctx context.Context, a app, m capture.Mark, hold time.
 	}
 	p = tidemark.RecoveryPoint{Position: r.pos, Time: time.Unix(0, r.time).UTC(), Bookmark: m.Name, Consistency: m.Consistency,
 		Images: []tidemark.Image{}, Labels: m.Labels, Hold: float64(hold.Microseconds()) / 1000}
-	n := shotNote{Application: a.name, Bookmark: p.Bookmark, Hold: p.Hold}
+	n := shotNote{Application: a.name, Bookmark: p.Bookmark, Hold: p.Hold, Ran: a.t.Ran()}
 	if err := c.catalog.Put(ctx, catalog.Shots, n.key(), n); err != nil {
 		c.log.Error("the hold of an AppShot was not noted", "application", a.name, "error", err)
 	}
@@ -212,19 +214,25 @@ func (c *Control) arrived(ctx context.Context, a app, m capture.Mark, hold time.
 
 // addHolds adds to points what is known of their AppShots.
 func (c *Control) addHolds(ctx context.Context, name string, points []tidemark.RecoveryPoint) {
-	notes, err := catalog.List[shotNote](ctx, c.catalog, catalog.Shots)
+	notes, err := c.shotNotes(ctx, name)
 	if err != nil {
 		c.log.Error("the holds of AppShots cannot be read", "error", err)
 	}
-	holds := map[string]float64{}
-	for _, n := range notes {
+	for i := range points {
+		points[i].Hold = notes[points[i].Bookmark].Hold
+	}
+}
+
+// shotNotes returns what is known of the AppShots of an application, by their names.
+func (c *Control) shotNotes(ctx context.Context, name string) (map[string]shotNote, error) {
+	list, err := catalog.List[shotNote](ctx, c.catalog, catalog.Shots)
+	notes := map[string]shotNote{}
+	for _, n := range list {
 		if n.Application == name {
-			holds[n.Bookmark] = n.Hold
+			notes[n.Bookmark] = n
 		}
 	}
-	for i := range points {
-		points[i].Hold = holds[points[i].Bookmark]
-	}
+	return notes, err
 }
 
 // captureTapped is a capture of what is journaled anyway: an AppShot.
@@ -250,27 +258,49 @@ func (c *Control) keepShots(ctx context.Context, a app) {
 		case <-ctx.Done():
 			return
 		case now := <-tick.C:
-			_, err := c.shoot(ctx, a, scheduledPrefix+now.UTC().Format("20060102-150405.000"))
+			_, err := c.shoot(ctx, a, unusedName(a, scheduledPrefix+now.UTC().Format("20060102-150405.000")))
 			if err != nil && !failed && ctx.Err() == nil {
 				c.event("warning", a.name, "no AppShot of %s is made: %v", a.name, err)
 			}
 			failed = err != nil
-			if err := c.expireShots(ctx, a, now); err != nil && ctx.Err() == nil {
+			if err := c.expireShots(ctx, a); err != nil && ctx.Err() == nil {
 				c.log.Error("old AppShots were not expired", "application", a.name, "error", err)
 			}
 		}
 	}
 }
 
-// expireShots forgets AppShots that were made by interval and are older than they are to be kept.
-func (c *Control) expireShots(ctx context.Context, a app, now time.Time) error {
+// unusedName makes a name that was made of the time one that no bookmark has: a clock that was set back gives times again.
+func unusedName(a app, name string) string {
+	unused := name
+	for n := 2; a.t.HasBookmark(unused); n++ {
+		unused = fmt.Sprintf("%s-%d", name, n)
+	}
+	return unused
+}
+
+// expireShots forgets AppShots that were made by interval and are older than they are to be kept. As for the window, only the
+// time counts in which the timeline was served: a clock that is set forward makes nothing old.
+func (c *Control) expireShots(ctx context.Context, a app) error {
 	keep, err := time.ParseDuration(a.Options[optionKeep])
 	if err != nil {
 		keep = a.t.Window().For
 	}
+	notes, err := c.shotNotes(ctx, a.name)
+	if err != nil {
+		return err
+	}
 	var errs []error
 	for _, p := range a.t.Points() {
-		if strings.HasPrefix(p.Bookmark, scheduledPrefix) && p.Time.Before(now.Add(-keep)) {
+		if !strings.HasPrefix(p.Bookmark, scheduledPrefix) {
+			continue
+		}
+		n := notes[p.Bookmark]
+		switch {
+		case n.Ran == 0: // it was not noted when it was made
+			n.Application, n.Bookmark, n.Ran = a.name, p.Bookmark, a.t.Ran()
+			errs = append(errs, c.catalog.Put(ctx, catalog.Shots, n.key(), n))
+		case a.t.Ran()-n.Ran > keep:
 			_, err := c.Expire(ctx, a.name+"@"+p.Bookmark)
 			errs = append(errs, err)
 		}

@@ -23,7 +23,7 @@ type keptClone struct {
 
 // Clone makes a thin writable copy of a point and brings its application up.
 func (c *Control) Clone(ctx context.Context, spec tidemark.CloneSpec) (tidemark.Job, error) {
-	src, err := c.planClone(spec)
+	src, err := c.planClone(ctx, spec)
 	if err == nil {
 		err = c.portIsFree(ctx, spec.Port)
 	}
@@ -61,7 +61,7 @@ type plan struct {
 }
 
 // planClone checks a request and finds the point to branch from.
-func (c *Control) planClone(spec tidemark.CloneSpec) (plan, error) {
+func (c *Control) planClone(ctx context.Context, spec tidemark.CloneSpec) (plan, error) {
 	ref, err := tidemark.ParseRef(spec.Ref)
 	if err != nil {
 		return plan{}, err
@@ -83,7 +83,7 @@ func (c *Control) planClone(spec tidemark.CloneSpec) (plan, error) {
 		p, err := newestPoint(a)
 		return plan{src: a, pos: p.Position}, err
 	}
-	pos, err := a.t.Resolve(ref.Point)
+	pos, err := c.resolve(ctx, a, ref.Point)
 	return plan{src: a, pos: pos}, err
 }
 
@@ -442,7 +442,7 @@ func (c *Control) Refresh(ctx context.Context, spec tidemark.RefreshSpec) (tidem
 	if k.Type != tidemark.TypePostgres {
 		again.Port = 0
 	}
-	p, err := c.planClone(again)
+	p, err := c.planClone(ctx, again)
 	if err != nil {
 		return tidemark.Job{}, err
 	}

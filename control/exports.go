@@ -27,7 +27,7 @@ func (c *Control) Export(ctx context.Context, spec tidemark.ExportSpec) (tidemar
 	if err != nil {
 		return tidemark.Export{}, err
 	}
-	a, pos, err := c.at(spec.Ref)
+	a, pos, err := c.at(ctx, spec.Ref)
 	if err != nil {
 		return tidemark.Export{}, err
 	}

@@ -18,11 +18,11 @@ func (c *Control) Halve(ctx context.Context, spec tidemark.HalveSpec) (h tidemar
 	if !(spec.At >= 0 && spec.At < 1) {
 		return h, tidemark.Errorf(tidemark.Invalid, "%v does not lie between 0 and 1", spec.At)
 	}
-	good, err := endOf(a, spec.Good)
+	good, err := c.endOf(ctx, a, spec.Good)
 	if err != nil {
 		return h, err
 	}
-	bad, err := endOf(a, spec.Bad)
+	bad, err := c.endOf(ctx, a, spec.Bad)
 	if err != nil {
 		return h, err
 	}
@@ -81,7 +81,7 @@ func (c *Control) stepsOf(ctx context.Context, a app, disk string, good, bad tid
 }
 
 // endOf finds the position of a good or bad end.
-func endOf(a app, text string) (tidemark.Position, error) {
+func (c *Control) endOf(ctx context.Context, a app, text string) (tidemark.Position, error) {
 	p, err := tidemark.ParsePoint(text)
 	if err != nil {
 		return 0, err
@@ -90,7 +90,7 @@ func endOf(a app, text string) (tidemark.Position, error) {
 		newest, err := newestPoint(a)
 		return newest.Position, err
 	}
-	return a.t.Resolve(p)
+	return c.resolve(ctx, a, p)
 }
 
 func describeHalves(t *timeline.Timeline, h tidemark.Halves, good, bad tidemark.Position, between []tidemark.Position, at float64) (_ tidemark.Halves, err error) {

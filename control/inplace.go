@@ -29,7 +29,7 @@ func stamp(at time.Time) string { return at.UTC().Format("20060102-150405") }
 // restoreInPlace takes the disks of a tapped application back to a point, by writing what differs through
 // the tap. What they held becomes a clone first, so that it can be undone.
 func (c *Control) restoreInPlace(ctx context.Context, spec tidemark.RestoreSpec) (tidemark.Job, error) {
-	a, pos, err := c.at(spec.Ref)
+	a, pos, err := c.at(ctx, spec.Ref)
 	if err != nil {
 		return tidemark.Job{}, err
 	}

@@ -18,7 +18,7 @@ import (
 // written goes with it.
 func (c *Control) Mount(ctx context.Context, spec tidemark.MountSpec) (m tidemark.Mount, err error) {
 	begun := time.Now()
-	src, pos, err := c.at(spec.Ref)
+	src, pos, err := c.at(ctx, spec.Ref)
 	if err != nil {
 		return m, err
 	}

@@ -33,6 +33,10 @@ func (c *Control) Status(ctx context.Context) (tidemark.Status, error) {
 		return s, err
 	}
 	for _, t := range c.set.List() {
+		if behind := t.ClockBehind(); behind > 0 {
+			s.Warnings = append(s.Warnings, fmt.Sprintf("the clock is %v behind the newest write of %s: until it has come there, what is written has times just behind that one",
+				behind.Round(time.Second), t.Name()))
+		}
 		s.K = max(s.K, t.K())
 		s.Pool.JournalBytes += t.JournalBytes()
 		s.Pool.ArchivedBytes += t.ArchivedBytes()
@@ -68,7 +72,7 @@ func (c *Control) Verify(ctx context.Context, ref string) (tidemark.Job, error) 
 	var mark func(*image.Keeper) error
 	if ref != "" {
 		var err error
-		if mark, err = c.markOf(ref); err != nil {
+		if mark, err = c.markOf(ctx, ref); err != nil {
 			return tidemark.Job{}, err
 		}
 	}
@@ -128,7 +132,7 @@ func (c *Control) verifyPool(ctx context.Context, t *task, mark func(*image.Keep
 }
 
 // markOf marks one point, or all points of an application.
-func (c *Control) markOf(ref string) (func(*image.Keeper) error, error) {
+func (c *Control) markOf(ctx context.Context, ref string) (func(*image.Keeper) error, error) {
 	r, err := tidemark.ParseRef(ref)
 	if err != nil {
 		return nil, err
@@ -139,7 +143,7 @@ func (c *Control) markOf(ref string) (func(*image.Keeper) error, error) {
 	}
 	points := a.t.Points()
 	if strings.Contains(ref, "@") {
-		pos, err := a.t.Resolve(r.Point)
+		pos, err := c.resolve(ctx, a, r.Point)
 		if err != nil {
 			return nil, err
 		}

@@ -280,7 +280,7 @@ func (c *Control) Capture(ctx context.Context, spec tidemark.CaptureSpec) (tidem
 		if err := t.doing(ctx, "copy", undoing{}); err != nil {
 			return nil, err
 		}
-		res, err := how(ctx, t, a, bookmarkName(spec.Bookmark, begun))
+		res, err := how(ctx, t, a, bookmarkName(a, spec.Bookmark, begun))
 		if err != nil {
 			return nil, err
 		}

@@ -29,7 +29,7 @@ func (c *Control) Restore(ctx context.Context, spec tidemark.RestoreSpec) (tidem
 	if spec.InPlace {
 		return c.restoreInPlace(ctx, spec)
 	}
-	a, pos, err := c.at(spec.Ref)
+	a, pos, err := c.at(ctx, spec.Ref)
 	if err != nil {
 		return tidemark.Job{}, err
 	}
@@ -167,11 +167,11 @@ const maxDiff = 100_000
 // Diff lists what differs between two points.
 func (c *Control) Diff(ctx context.Context, spec tidemark.DiffSpec) (tidemark.Diff, error) {
 	d := tidemark.Diff{A: spec.A, B: spec.B, Extents: []tidemark.DiffExtent{}}
-	a, apos, err := c.at(spec.A)
+	a, apos, err := c.at(ctx, spec.A)
 	if err != nil {
 		return d, err
 	}
-	b, bpos, err := c.at(spec.B)
+	b, bpos, err := c.at(ctx, spec.B)
 	if err != nil {
 		return d, err
 	}

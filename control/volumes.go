@@ -159,7 +159,7 @@ func (c *Control) importInto(ctx context.Context, t *task, a app, spec tidemark.
 	if err != nil {
 		return res, err
 	}
-	pos, err := c.bookmarkNow(ctx, a, bookmarkName(spec.Bookmark, time.Now()), tidemark.CrashConsistent, map[string]string{"source": spec.Path})
+	pos, err := c.bookmarkNow(ctx, a, bookmarkName(a, spec.Bookmark, time.Now()), tidemark.CrashConsistent, map[string]string{"source": spec.Path})
 	if err != nil {
 		return res, err
 	}
@@ -182,11 +182,11 @@ func (c *Control) bookmarkNow(ctx context.Context, a app, name string, consisten
 }
 
 // bookmarkName is what the user asked for, or a name made of the time.
-func bookmarkName(asked string, at time.Time) string {
+func bookmarkName(a app, asked string, at time.Time) string {
 	if asked != "" {
 		return asked
 	}
-	return "c" + at.UTC().Format("20060102-150405.000")
+	return unusedName(a, "c"+at.UTC().Format("20060102-150405.000"))
 }
 
 // RemoveVolume deletes a volume with all its points.

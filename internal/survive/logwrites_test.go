@@ -12,16 +12,12 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
 	"tidemark"
 	"tidemark/mount"
 )
-
-// inGuest says that these tests run under another kernel, in a machine of their own.
-var inGuest = os.Getenv("TIDEMARK_GUEST") != ""
 
 // TestLogged has the kernel's own recorder of writes judge the tap: below a tapped disk lies dm-log-writes, which
 // logs whatever reaches the primary, in order and with its flushes. What the timeline says the
@@ -31,27 +27,8 @@ func TestLogged(t *testing.T) {
 		logged(t)
 		return
 	}
-	need(t, "qemu-system-x86_64", "busybox", "mkfs.ext4", "dmsetup")
-	dmsetup, err := exec.LookPath("dmsetup")
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.Command("../../mount/testdata/guest.sh", os.Args[0], "-test.v", "-test.run=^TestLogged$", "-test.timeout=3m")
-	cmd.Env = append(os.Environ(), "TIDEMARK_GUEST_PROGRAMS="+binary+" "+dmsetup, "TIDEMARK_GUEST_TIMEOUT=240",
-		"TIDEMARK_GUEST_MODULES=drivers/block/brd drivers/md/dm-mod drivers/md/dm-log-writes")
-	begin := time.Now()
-	out, err := cmd.CombinedOutput()
-	t.Logf("%v\n%s", time.Since(begin), out)
-	var exit *exec.ExitError
-	if errors.As(err, &exit) && exit.ExitCode() == 97 && os.Getenv("CI") == "" {
-		t.Skip("needs a kernel from Debian's archive")
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !bytes.Contains(out, []byte("--- PASS: TestLogged")) {
-		t.Error("the guest did not run the test")
-	}
+	need(t, "mkfs.ext4", "dmsetup")
+	runInGuest(t, "drivers/block/brd drivers/md/dm-mod drivers/md/dm-log-writes", "dmsetup")
 }
 
 const loggedSize = 32 << 20

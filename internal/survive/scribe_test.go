@@ -114,10 +114,12 @@ func (w *scribe) model(writes int) []byte {
 	return p
 }
 
-// checkMoments asks for moments of the time in which w wrote: those within a gap are refused, the others are what the disk was.
+// checkMoments asks for moments of the time in which w wrote: those within a gap are refused, the others are what the disk was. Of
+// what was given up for space nothing is asked.
 func (x *tapping) checkMoments(w *scribe, most int) (shown, refused int) {
 	x.t.Helper()
 	gaps := ask[tidemark.Points](x.stage, "points", "prod", "--intervals").Gaps
+	lost := ask[tidemark.Status](x.stage, "status").Applications[0].Lost
 	out := filepath.Join(x.dir, "then")
 	for range 50 * most {
 		if shown >= most && refused >= most {
@@ -125,7 +127,7 @@ func (x *tapping) checkMoments(w *scribe, most int) (shown, refused int) {
 		}
 		m := w.moments[x.rng.IntN(len(w.moments))]
 		in := inside(gaps, m.when)
-		if in && refused >= most || !in && shown >= most {
+		if in && refused >= most || !in && shown >= most || lost != nil && !m.when.After(lost.To) {
 			continue
 		}
 		ref := "prod@" + m.when.UTC().Format(time.RFC3339Nano)

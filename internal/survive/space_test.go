@@ -74,8 +74,12 @@ func TestHistoryGivesWay(t *testing.T) {
 	x.follows()
 	kept := ask[tidemark.RecoveryPoint](x.stage, "bookmark", "prod", "kept")
 	sum := checksum(t, x.disk)
-	for n := 0; !x.warns("prod", "lost its any-point history"); n++ {
-		if n == 40 {
+	beyond := func() bool { // the history that led to the bookmark is gone
+		c := ask[tidemark.Status](x.stage, "status").Applications[0].Covered
+		return c != nil && c.From.After(kept.Time)
+	}
+	for n := 0; !x.warns("prod", "lost its any-point history") || !beyond(); n++ {
+		if n == 60 {
 			t.Fatalf("nothing was given up: %s", x.run("status"))
 		}
 		x.overwrite()
@@ -100,7 +104,7 @@ func TestHistoryGivesWay(t *testing.T) {
 	}
 	holds()
 	a := ask[tidemark.Status](x.stage, "status").Applications[0]
-	if a.Lost == nil || a.Covered == nil || !a.Covered.From.After(kept.Time) || a.Covered.From.Before(a.Lost.To) {
+	if a.Lost == nil || a.Covered == nil || !a.Lost.To.After(a.Lost.From) || a.Covered.From.Before(a.Lost.To) {
 		t.Errorf("of what is left: lost %+v, covered %+v", a.Lost, a.Covered)
 	}
 

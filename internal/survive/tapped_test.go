@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"tidemark"
 	"tidemark/agent/taps"
 )
@@ -291,5 +293,51 @@ func TestEveryMomentOfADatabase(t *testing.T) {
 	}
 	p.stop(syscall.SIGINT)
 	must(t, "umount", at)
+	x.run("unprotect", "prod")
+}
+
+// TestJustPast asks for the time that it is behind a write that is on its way: the answer waits for the write, or says that it does not know.
+func TestJustPast(t *testing.T) {
+	need(t, "mkfs.ext4")
+	const size = 4 << 20
+	x := newTapping(t, size, func(string) {}, "--window", "1h")
+	f, err := os.OpenFile(x.device, os.O_RDWR|unix.O_DIRECT, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	buf, err := unix.Mmap(-1, 0, 64<<10, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := filepath.Join(x.dir, "then")
+	stop, goOn := func() { syscall.Kill(x.tap().PID(), syscall.SIGSTOP) }, func() { syscall.Kill(x.tap().PID(), syscall.SIGCONT) }
+	for n := range 8 {
+		for i := range buf {
+			buf[i] = byte(n + 1)
+		}
+		if _, err := f.WriteAt(buf, int64(n)*int64(len(buf))); err != nil {
+			t.Fatal(err)
+		}
+		now := "prod@" + time.Now().UTC().Format(time.RFC3339Nano)
+		stop() // with the write in its queue, most likely
+		time.AfterFunc(300*time.Millisecond, goOn)
+		x.run("restore", now, "--to", out, "--force")
+		have, err := os.ReadFile(out)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want := bytes.Repeat([]byte{byte(n + 1)}, len(buf)); !bytes.Equal(have[n*len(buf):(n+1)*len(buf)], want) {
+			t.Errorf("the write just before %s is not in what is shown for then", now)
+		}
+	}
+	stop()
+	now := "prod@" + time.Now().UTC().Format(time.RFC3339Nano)
+	x.refused([]string{"is not known yet", "prod@latest"}, "restore", now, "--to", out, "--force")
+	x.run("restore", "prod@latest", "--to", out, "--force")
+	goOn()
+	x.follows()
+	x.run("restore", now, "--to", out, "--force")
+	f.Close()
 	x.run("unprotect", "prod")
 }
