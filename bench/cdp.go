@@ -32,6 +32,12 @@ const (
 	gone    = "tapped, server gone"
 )
 
+// productionSides are all sides, in the order in which they are listed.
+var productionSides = []string{native, through, tapped, gone, unmirrored, mirrored}
+
+// productionSize is the size in bytes of each side's disk.
+const productionSize = 2 << 30
+
 // production is a disk with an XFS and a PostgreSQL on it, as one side has it.
 type production struct {
 	side, image, device string
@@ -66,6 +72,11 @@ func benchCDP(ctx context.Context, e *env, r *Result) error {
 	}
 	defer p.kill()
 	list, err := e.productions(ctx, p, images, sockets)
+	if err == nil {
+		var more []*production
+		more, err = e.qemuProductions(ctx, images)
+		list = append(list, more...)
+	}
 	defer func() {
 		for _, x := range list {
 			if x.undo != nil {
@@ -80,6 +91,7 @@ func benchCDP(ctx context.Context, e *env, r *Result) error {
 		return err
 	}
 	rowsCDP(r)
+	rowsMirror(r)
 	if err := e.shots(ctx, r, list, sockets); err != nil {
 		return err
 	}
@@ -111,7 +123,7 @@ func (e *env) productionImages(ctx context.Context) (sockets string, images map[
 		return "", nil, err
 	}
 	first := e.disk + "/first.img"
-	if err := sparseFile(first, 2<<30); err != nil {
+	if err := sparseFile(first, productionSize); err != nil {
 		return "", nil, err
 	}
 	at := e.disk + "/first"
@@ -121,7 +133,7 @@ func (e *env) productionImages(ctx context.Context) (sockets string, images map[
 		}
 	}
 	images = map[string]string{}
-	for i, side := range []string{native, through, tapped, gone} {
+	for i, side := range productionSides {
 		images[side] = fmt.Sprintf("%s/side%d.img", e.disk, i)
 		// A device has all of its blocks; a file with holes would have the file system below it commit for each new one.
 		if _, err := run(ctx, "cp", "--sparse=never", first, images[side]); err != nil {
@@ -291,8 +303,7 @@ func (e *env) roundsCDP(ctx context.Context, r *Result, p *product, list []*prod
 		slices.Reverse(list)
 	}
 	slices.SortFunc(list, func(a, b *production) int {
-		order := []string{native, through, tapped, gone}
-		return slices.Index(order, a.side) - slices.Index(order, b.side)
+		return slices.Index(productionSides, a.side) - slices.Index(productionSides, b.side)
 	})
 	return nil
 }
