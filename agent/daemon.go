@@ -53,6 +53,9 @@ func (d *Daemon) Run(ctx context.Context) error {
 	if err := thawAttached(PlacesIn(d.Dir)); err != nil {
 		d.Logger.Error("a file system may be frozen", "error", err)
 	}
+	if err := Revive(ctx, PlacesIn(d.Dir)); err != nil {
+		d.Logger.Error("not all that was tapped is", "error", err)
+	}
 	feeds, err := nbd.Listen("unix:" + PlacesIn(d.Dir).Feeds)
 	if err != nil {
 		return err

@@ -1,7 +1,9 @@
 package agent
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -133,11 +135,19 @@ func doRunTap(ctx context.Context, s *session, t Tapping, _ func(any)) (r Runnin
 	if err := t.check(); err != nil {
 		return r, err
 	}
-	x, err := taps.Find(s.tapDir(t.Timeline))
+	tapCfg := s.tapConfig(t)
+	x, err := taps.Find(tapCfg.Dir)
 	if err != nil || !x.Alive() { // a record that cannot be read is made anew
-		if x, err = taps.Start(ctx, s.tapConfig(t)); err != nil {
+		if x, err = taps.Start(ctx, tapCfg); err != nil {
 			return r, err
 		}
+	}
+	if err := t.save(tapCfg.Dir); err != nil {
+		return r, err
+	}
+	revive, err := json.Marshal(tapCfg)
+	if err != nil {
+		return r, err
 	}
 	if r.Status, err = x.Status(ctx); err != nil {
 		return r, err
@@ -148,13 +158,56 @@ func doRunTap(ctx context.Context, s *session, t Tapping, _ func(any)) (r Runnin
 				WithHint("unprotect it and protect it anew")
 		}
 		link := s.places.Device(t.Application, d.Name, len(t.Disks))
-		cfg := mount.Config{Name: attachmentName(t.Application, d.Name), StateDir: s.places.Attached, Socket: x.Socket(), Export: taps.Export(i), Sector: r.Sectors[i]}
+		cfg := mount.Config{Name: attachmentName(t.Application, d.Name), StateDir: s.places.Attached, Socket: x.Socket(), Export: taps.Export(i), Sector: r.Sectors[i],
+			Revive: &mount.Revive{Arg: taps.Arg, Config: revive}}
 		if err := s.attachTapped(ctx, t, i, cfg, link); err != nil {
 			return r, err
 		}
 		r.Devices = append(r.Devices, link)
 	}
 	return r, nil
+}
+
+// savedName is the file in a tap's directory that says what is tapped, for an agent whose server is away.
+const savedName = "tapping.json"
+
+// save notes what is tapped, if that is not noted yet.
+func (t Tapping) save(dir string) error {
+	data, err := json.MarshalIndent(t, "", "\t")
+	if err != nil {
+		return err
+	}
+	path := filepath.Join(dir, savedName)
+	if was, err := os.ReadFile(path); err == nil && bytes.Equal(was, data) {
+		return nil
+	}
+	return vfs.WriteFile(vfs.OS, path, data)
+}
+
+// Revive has the taps of a host run, and their disks attached, as they were before its restart: with no server, and before one is
+// ready. What cannot be had is an error; the rest is there.
+func Revive(ctx context.Context, p Places) error {
+	files, err := filepath.Glob(filepath.Join(p.Taps, "*", savedName))
+	if err != nil {
+		return err
+	}
+	s := newSession(nil)
+	s.places = p
+	var errs []error
+	for _, f := range files {
+		var t Tapping
+		data, err := os.ReadFile(f)
+		if err == nil {
+			err = json.Unmarshal(data, &t)
+		}
+		if err == nil {
+			_, err = doRunTap(ctx, s, t, nil)
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("the tap of %s: %w", f, err))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // check refuses names that would lead to other places.
@@ -301,6 +354,9 @@ func doStopTap(ctx context.Context, s *session, t Tapping, _ func(any)) (none, e
 		if err := s.detachTapped(ctx, t, d); err != nil {
 			return none{}, err
 		}
+	}
+	if err := os.Remove(filepath.Join(s.tapDir(t.Timeline), savedName)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return none{}, err
 	}
 	if x, err := s.findTap(t.Timeline); err == nil {
 		if err := x.Stop(ctx); err != nil {

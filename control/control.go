@@ -116,9 +116,12 @@ func Open(ctx context.Context, o Options) (_ *Control, err error) {
 	}
 	c.launcher = mount.NewLauncher()
 	c.agent = agent.New(agent.Config{Command: o.Agent, Lock: c.path("run", "agent.lock"), Places: agent.PlacesIn(o.Dir), Logger: c.log})
+	revived := c.reviveTaps(ctx)
 	if err := c.openStores(ctx); err != nil {
+		<-revived
 		return nil, errors.Join(err, c.Close())
 	}
+	<-revived
 	if err := errors.Join(c.serveDisks(), c.serveTaps(), c.serveHosts(ctx)); err != nil {
 		return nil, errors.Join(err, c.Close())
 	}

@@ -379,6 +379,28 @@ func (c *Control) tappedDevice(a app, disk string) string {
 	return agent.PlacesIn(c.o.Dir).Device(a.name, disk, len(a.Taps))
 }
 
+// reviveLimit is how long a start of the server waits for taps.
+const reviveLimit = 30 * time.Second
+
+// reviveTaps has the taps of this host run again, as they were before a restart of it. Production needs them, and not
+// us: they do not wait until the stores are open, which may take its time behind a power cut, or fail. done is closed when they run, or
+// could not be had so far; [Control.keepTap] goes on with them.
+func (c *Control) reviveTaps(ctx context.Context) (done <-chan struct{}) {
+	ctx, cancel := context.WithTimeout(ctx, reviveLimit)
+	end := make(chan struct{})
+	go func() {
+		if err := agent.Revive(ctx, agent.PlacesIn(c.o.Dir)); err != nil {
+			c.log.Error("not all that was tapped is tapped again", "error", err)
+		}
+		cancel()
+	}()
+	go func() {
+		<-ctx.Done() // one whose disk hangs is not waited for
+		close(end)
+	}()
+	return end
+}
+
 // Pauses of who keeps a tap running.
 const (
 	tapLook  = 2 * time.Second // between two looks at a tap that runs

@@ -120,10 +120,14 @@ func (a *attacher) start(ctx context.Context, starter *process.Starter, held err
 		a.log.Warn("the process may have to wait for memory that it is needed to free", "err", held)
 	}
 	network, address := a.cfg.endpoint()
-	a.relay, err = relay.Open(ctx, relay.Options{
+	o := relay.Options{
 		Network: network, Address: address, Export: a.cfg.Export, ReadOnly: a.cfg.ReadOnly,
 		Conns: a.cfg.Connections, LogBytes: a.cfg.ReplayBytes, GiveUp: a.cfg.GiveUp, Log: a.log,
-	})
+	}
+	if a.cfg.Revive != nil {
+		o.Revive = a.cfg.Revive.run
+	}
+	a.relay, err = relay.Open(ctx, o)
 	if err != nil {
 		return nil, err
 	}
@@ -148,6 +152,23 @@ func (a *attacher) start(ctx context.Context, starter *process.Starter, held err
 	}
 	go process.Answer(l, a.answer)
 	return func() { l.Close() }, nil
+}
+
+// reviveLimit is how long a process may take to begin that serves a disk.
+const reviveLimit = time.Minute
+
+// run starts the process.
+func (v *Revive) run(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, reviveLimit)
+	defer cancel()
+	p, err := process.Start(v.Arg)
+	if err == nil {
+		err = p.Tell(ctx, v.Config)
+	}
+	if err != nil {
+		return fmt.Errorf("start what serves the disk: %w", err)
+	}
+	return nil
 }
 
 // present makes the block device.

@@ -207,7 +207,7 @@ func (a *Attachment) removeDevice(force bool) error {
 		return err // "": gone, or somebody else's by now
 	}
 	if !force {
-		return detachDevice(a.rec.Device, tag, false)
+		return removeUnused(a.rec.Device, tag)
 	}
 	mounted, err := Mounts(a.rec.Device)
 	if err != nil {
@@ -224,6 +224,21 @@ func (a *Attachment) removeDevice(force bool) error {
 		}
 	}
 	return nil
+}
+
+// removeUnused takes down a device whose attacher is gone, unless it is in use: ErrBusy. It is not flushed, for
+// there is nobody to flush it to.
+func removeUnused(path, tag string) error {
+	dev, err := os.OpenFile(path, os.O_RDONLY|unix.O_EXCL, 0)
+	switch {
+	case errors.Is(err, unix.EBUSY):
+		return fmt.Errorf("%s: %w", path, ErrBusy)
+	case errors.Is(err, os.ErrNotExist), errors.Is(err, unix.ENXIO):
+		return nil
+	case err != nil:
+		return err
+	}
+	return errors.Join(detachDevice(path, tag, true), dev.Close()) // closed last: nobody else can mount it in between
 }
 
 // newRecord describes the running process.

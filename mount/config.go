@@ -1,6 +1,7 @@
 package mount
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -72,6 +73,16 @@ type Config struct {
 	// Via says what makes the block device; see [Via]. Default: ViaKernel where the
 	// kernel has it, otherwise ViaFUSE.
 	Via Via `json:",omitempty"`
+	// Revive starts the process that serves the export anew when it has died; nil: that is for others to do, and I/O waits
+	// for them.
+	Revive *Revive `json:",omitempty"`
+}
+
+// Revive says which process of this program serves an export, as [process.Start] and its Tell want to know it. It has to keep a second one of
+// itself out: several may be started at once.
+type Revive struct {
+	Arg    string
+	Config json.RawMessage
 }
 
 // attachConfig is what an attacher process is told.

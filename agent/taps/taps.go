@@ -72,7 +72,10 @@ type Status struct {
 	Sectors []int   `json:"sectors"`
 }
 
-// Start starts the process of a tap, which is this executable with the argument "tap", and returns when
+// Arg is the argument with which this executable is the process of a tap, which reads its [Config].
+const Arg = "tap"
+
+// Start starts the process of a tap, and returns when
 // it serves its disks. It goes on when the caller ends. If the disks cannot be tapped the error says why; that they are in
 // use is in its text.
 func Start(ctx context.Context, cfg Config) (*Tap, error) {
@@ -85,7 +88,7 @@ func Start(ctx context.Context, cfg Config) (*Tap, error) {
 	if err := os.Chmod(cfg.Dir, 0o700); err != nil {
 		return nil, err
 	}
-	p, err := process.Start("tap")
+	p, err := process.Start(Arg)
 	if err == nil {
 		err = p.Tell(ctx, cfg)
 	}

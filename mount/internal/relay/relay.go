@@ -22,6 +22,10 @@ const (
 	backoffMin = 10 * time.Millisecond
 	backoffMax = time.Second
 
+	// reviveAfter leaves whoever usually starts a server that died the time to do so.
+	reviveAfter = 300 * time.Millisecond
+	reviveEvery = 2 * time.Second
+
 	// tcpDead is how long a TCP peer may leave our bytes unacknowledged before the
 	// connection counts as broken: a host that lost power says nothing.
 	tcpDead = 30 * time.Second
@@ -38,7 +42,10 @@ type Options struct {
 	Conns            int           // the most connections; 0 for the default
 	LogBytes         int           // memory for writes that are not durable; at least 8 MiB
 	GiveUp           time.Duration // fail everything after so long without a server; 0 never
-	Log              *slog.Logger
+	// Revive starts a server that is gone; nil: others do. It is called when nobody has done so for a moment, and
+	// again after a while as long as nobody listens at the address.
+	Revive func(context.Context) error
+	Log    *slog.Logger
 }
 
 // Relay is one export, kept alive. All methods may be called concurrently.
@@ -309,18 +316,32 @@ func (r *Relay) reconnect() []*socket.Conn {
 		case <-ctx.Done():
 		}
 	}()
+	revive := time.Now().Add(reviveAfter)
 	for wait := backoffMin; ctx.Err() == nil; wait = min(2*wait, backoffMax) {
 		conns, err := r.session(ctx)
 		if err == nil {
 			return conns
 		}
 		r.note(err)
+		if r.opt.Revive != nil && nobodyListens(err) && time.Now().After(revive) {
+			if err = r.opt.Revive(ctx); err == nil {
+				wait = 0
+			} else {
+				r.note(err)
+			}
+			revive = time.Now().Add(reviveEvery)
+		}
 		select {
 		case <-time.After(wait):
 		case <-ctx.Done():
 		}
 	}
 	return nil
+}
+
+// nobodyListens reports whether a connection failed because there is no process at the other end.
+func nobodyListens(err error) bool {
+	return errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, unix.ENOENT)
 }
 
 // session tries once to connect, to replay and to go on.
