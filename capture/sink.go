@@ -2,6 +2,8 @@ package capture
 
 import (
 	"context"
+	"crypto/sha256"
+	"fmt"
 
 	"tidemark"
 )
@@ -24,6 +26,27 @@ type Mark struct {
 	Time int64 `json:"time,omitempty"`
 }
 
+// Sample is what the source of a stream has at a place of a disk, between the changes before and after it.
+type Sample struct {
+	Disk uint16 // number of the disk in its timeline
+	Off  int64  // bytes
+	Len  int64  // bytes, at most MaxChange
+	Sum  [sha256.Size]byte
+}
+
+// SampleOf is the sample of data at an offset.
+func SampleOf(disk uint16, off int64, data []byte) Sample {
+	return Sample{Disk: disk, Off: off, Len: int64(len(data)), Sum: sha256.Sum256(data)}
+}
+
+// Check returns an error that wraps [ErrChange] unless a disk of size bytes has the place.
+func (s *Sample) Check(size int64) error {
+	if s.Off < 0 || s.Len <= 0 || s.Len > MaxChange || s.Off > size-s.Len {
+		return fmt.Errorf("%w: a sample of %d bytes at %d, of a disk of %d", ErrChange, s.Len, s.Off, size)
+	}
+	return nil
+}
+
 // Stream takes changes in order. One goroutine may call Sync while another calls the rest. After an
 // error the stream takes no more, and has to be opened again.
 type Stream interface {
@@ -43,6 +66,10 @@ type Stream interface {
 	Bookmark(m Mark) error
 	// Whole says that nothing is missing any more.
 	Whole() error
+	// Sample has compared what the timeline has with what the source has. If that is not the same, somebody has
+	// written past the source, or the timeline is wrong; then the stream ends, and the next one is not
+	// Known. After a connection was lost a sample may come a second time.
+	Sample(s Sample) error
 	// Sync makes durable all that was sent before, and returns how many changes of the stream that is.
 	Sync() (durable uint64, err error)
 	// Close ends the connection, whatever it waits for.

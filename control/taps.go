@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"path/filepath"
@@ -188,6 +189,15 @@ func (f *feed) Whole() error {
 	err := f.Feed.Whole()
 	if err == nil && had {
 		f.c.event("info", f.a.name, "every write of %s arrives, and any point from now on can be had", f.a.name)
+	}
+	return err
+}
+
+// Sample implements [wire.Feed].
+func (f *feed) Sample(s capture.Sample) error {
+	err := f.Feed.Sample(s)
+	if errors.Is(err, timeline.ErrDiffers) {
+		f.c.event("error", f.a.name, "all of %s is sent again, and its points so far may lack what was written past the tap: %v", f.a.name, err)
 	}
 	return err
 }

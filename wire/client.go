@@ -127,6 +127,9 @@ func (s *stream) Bookmark(m capture.Mark) error {
 	return s.send(frameMark, body)
 }
 
+// Sample implements [capture.Stream].
+func (s *stream) Sample(x capture.Sample) error { return s.send(frameSample, encodeSample(&x)) }
+
 // Whole implements [capture.Stream].
 func (s *stream) Whole() error { return s.send(frameWhole) }
 

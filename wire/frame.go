@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -11,7 +12,7 @@ import (
 	"tidemark/capture"
 )
 
-// Kinds of frames. Those up to frameMark are the client's.
+// Kinds of frames. Those up to frameSample are the client's.
 const (
 	frameHello   = 1
 	frameChanges = 2
@@ -19,6 +20,7 @@ const (
 	frameWhole   = 4
 	frameSync    = 5
 	frameMark    = 6
+	frameSample  = 7
 	frameWelcome = 65
 	frameSynced  = 66
 	frameRefused = 67
@@ -143,6 +145,26 @@ func parseChanges(b []byte) ([]capture.Change, error) {
 		return nil, fmt.Errorf("%w: %d bytes of no change", ErrProtocol, len(data))
 	}
 	return list, nil
+}
+
+// sampleSize is the length of a sample, in bytes.
+const sampleSize = 2 + 8 + 8 + sha256.Size
+
+func encodeSample(s *capture.Sample) []byte {
+	b := binary.LittleEndian.AppendUint16(make([]byte, 0, sampleSize), s.Disk)
+	b = binary.LittleEndian.AppendUint64(b, uint64(s.Off))
+	b = binary.LittleEndian.AppendUint64(b, uint64(s.Len))
+	return append(b, s.Sum[:]...)
+}
+
+// parseSample is the reverse of encodeSample. Whether a disk has the place is not looked at.
+func parseSample(b []byte) (s capture.Sample, err error) {
+	if len(b) != sampleSize {
+		return s, fmt.Errorf("%w: a sample of %d bytes", ErrProtocol, len(b))
+	}
+	s.Disk, s.Off, s.Len = binary.LittleEndian.Uint16(b), int64(binary.LittleEndian.Uint64(b[2:])), int64(binary.LittleEndian.Uint64(b[10:]))
+	copy(s.Sum[:], b[18:])
+	return s, nil
 }
 
 // appendText appends a text with its length.

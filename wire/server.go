@@ -22,6 +22,7 @@ type Feed interface {
 	Lose(since int64, why string) error
 	Whole() error
 	Bookmark(m capture.Mark) error
+	Sample(s capture.Sample) error
 	Sync() (durable uint64, err error)
 	Close() error
 }
@@ -152,6 +153,12 @@ func (s *session) handle(kind byte, body []byte) error {
 			return fmt.Errorf("%w: a mark that cannot be read: %w", ErrProtocol, err)
 		}
 		return s.feed.Bookmark(m)
+	case frameSample:
+		x, err := parseSample(body)
+		if err != nil {
+			return err
+		}
+		return s.feed.Sample(x)
 	case frameSync:
 		s.sync()
 		return nil

@@ -64,6 +64,10 @@ func (b *book) Bookmark(m capture.Mark) error {
 	b.said = append(b.said, fmt.Sprint("mark ", m))
 	return nil
 }
+func (b *book) Sample(s capture.Sample) error {
+	b.said = append(b.said, fmt.Sprintf("sample %d at %d of %d: %x", s.Len, s.Off, s.Disk, s.Sum[:4]))
+	return nil
+}
 func (b *book) Whole() error          { b.said = append(b.said, "whole"); return nil }
 func (b *book) Sync() (uint64, error) { return b.Applied(), b.full }
 func (b *book) Close() error          { b.closed = true; return nil }
@@ -220,6 +224,8 @@ func FuzzFrames(f *testing.F) {
 	f.Add(hello.Bytes()[headSize:], byte(frameHello))
 	f.Add(changes.Bytes()[headSize:], byte(frameChanges))
 	f.Add([]byte("12345678\x02\x00no"), byte(frameLose))
+	sample := capture.SampleOf(1, 4096, []byte("abc"))
+	f.Add(encodeSample(&sample), byte(frameSample))
 	f.Fuzz(func(t *testing.T, body []byte, kind byte) {
 		if names, err := parseHello(kind, body); err == nil {
 			again := []byte(magic)
@@ -234,6 +240,9 @@ func FuzzFrames(f *testing.F) {
 			if again := bytes.Join(encodeChanges(list), nil); !bytes.Equal(again, body) {
 				t.Errorf("changes that are not what they say")
 			}
+		}
+		if x, err := parseSample(body); err == nil && !bytes.Equal(encodeSample(&x), body) {
+			t.Errorf("a sample that is not what it says")
 		}
 		s := &session{feed: &book{}}
 		if kind != frameSync {

@@ -73,8 +73,9 @@ func (c *copyOf) Apply(list []capture.Change) error {
 		}
 	})
 }
-func (c *copyOf) Lose(int64, string) error { return c.locked(func() { c.lost = true }) }
-func (c *copyOf) Whole() error             { return c.locked(func() { c.lost = false }) }
+func (c *copyOf) Lose(int64, string) error    { return c.locked(func() { c.lost = true }) }
+func (c *copyOf) Sample(capture.Sample) error { return nil }
+func (c *copyOf) Whole() error                { return c.locked(func() { c.lost = false }) }
 func (c *copyOf) Bookmark(m capture.Mark) error {
 	return c.locked(func() { c.marks = append(c.marks, m.Name) })
 }

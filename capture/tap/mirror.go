@@ -173,6 +173,8 @@ func (c *connection) give(s *segment, data []byte, skip int) error {
 	case s.mark == nil:
 	case s.mark.bookmark != nil:
 		err = c.stream.Bookmark(*s.mark.bookmark)
+	case s.mark.sample != nil:
+		err = c.stream.Sample(*s.mark.sample)
 	case s.mark.whole:
 		err = c.stream.Whole()
 	default:

@@ -2,6 +2,7 @@ package tap
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -177,6 +178,8 @@ type timeline struct {
 	// numbered, if it is not nil, has the newest write before each mark.
 	numbered map[string]int64
 	took     atomic.Int64 // bytes of data
+	samples  int
+	bypassed bool // somebody writes past the tap
 }
 
 func (l *timeline) Open(_ context.Context, id, before string) (capture.Stream, error) {
@@ -307,6 +310,29 @@ func (s *stream) Bookmark(m capture.Mark) error {
 		s.l.numbered[m.ID] = s.l.last
 	}
 	s.l.keep()
+	return nil
+}
+
+func (s *stream) Sample(x capture.Sample) error {
+	if err := s.ready(); err != nil {
+		return err
+	}
+	s.l.mu.Lock()
+	defer s.l.mu.Unlock()
+	if s.l.open != s {
+		return errGone
+	}
+	data := make([]byte, x.Len)
+	s.l.now.read(data, x.Off)
+	s.l.samples++
+	if s.l.lost || sha256.Sum256(data) == x.Sum {
+		return nil
+	}
+	if s.l.bypassed {
+		s.l.stream = "none"
+		return errors.New("the disk is not what the timeline has")
+	}
+	s.l.complain("a sample of %d bytes at %d is not what was sent", x.Len, x.Off)
 	return nil
 }
 

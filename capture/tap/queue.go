@@ -3,6 +3,7 @@ package tap
 import (
 	"fmt"
 	"hash/crc32"
+	"slices"
 	"time"
 
 	"tidemark/capture"
@@ -77,8 +78,12 @@ type mark struct {
 	since int64 // Unix nanoseconds, 0 if not known
 	why   string
 
-	bookmark *capture.Mark // the disks are as this says; nothing of the above
+	bookmark *capture.Mark   // the disks are as this says; nothing of the above
+	sample   *capture.Sample // a disk holds this at a place; nothing of the above
 }
+
+// loss reports whether it says that something is missing.
+func (m *mark) loss() bool { return m.bookmark == nil && m.sample == nil && !m.whole }
 
 func (s *segment) end() uint64 { return s.first + uint64(len(s.entries)) }
 
@@ -187,6 +192,11 @@ func (q *queue) putMark(m *mark) {
 	s.mark, s.closed = m, true
 }
 
+// hasSample reports whether a sample is on its way.
+func (q *queue) hasSample() bool {
+	return slices.ContainsFunc(q.list, func(s *segment) bool { return s.mark != nil && s.mark.sample != nil })
+}
+
 // bytes returns how much data is in the queue, in memory or not.
 func (q *queue) bytes() (n int64) {
 	for _, s := range q.list {
@@ -212,7 +222,7 @@ func (q *queue) before(now int64) int64 {
 		switch m := s.mark; {
 		case len(s.entries) > 0:
 			return s.entries[0].time - 1
-		case m != nil && m.bookmark == nil && !m.whole:
+		case m != nil && m.loss():
 			return max(m.since-1, 0)
 		}
 	}

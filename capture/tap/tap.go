@@ -40,6 +40,7 @@ type Options struct {
 	mapBits func(string, int64) (marks, error) // nil: mapFile
 	pace    time.Duration                      // between two acknowledgements asked for; 0: syncPace
 	look    time.Duration                      // between two looks at the primaries; 0: lookPace
+	compare time.Duration                      // between two samples; 0: samplePace
 }
 
 const (
@@ -139,6 +140,7 @@ func Open(o Options) (*Tap, error) {
 	t.ended.Go(t.spillOver)
 	t.ended.Go(func() { t.settleAll(ctx) })
 	t.ended.Go(func() { t.watch(ctx) })
+	t.ended.Go(func() { t.sampleAll(ctx) })
 	return t, nil
 }
 
@@ -164,6 +166,9 @@ func (o *Options) setDefaults() {
 	}
 	if o.look == 0 {
 		o.look = lookPace
+	}
+	if o.compare == 0 {
+		o.compare = samplePace
 	}
 }
 

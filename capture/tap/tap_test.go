@@ -60,7 +60,7 @@ func (h *machine) open() {
 	}
 	tap, err := Open(Options{
 		Dir: "/tap", Primaries: []Primary{primary}, Sink: h.line, Memory: 4 << 20, Spill: h.spill, Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
-		fs: h.fs, boot: fmt.Sprint(h.boots), pace: time.Millisecond, look: 10 * time.Millisecond, now: func() time.Time { return time.Unix(0, h.wrote.Load()) },
+		fs: h.fs, boot: fmt.Sprint(h.boots), pace: time.Millisecond, look: 10 * time.Millisecond, compare: 2 * time.Millisecond, now: func() time.Time { return time.Unix(0, h.wrote.Load()) },
 		mapBits: func(path string, n int64) (marks, error) {
 			m := marks{sync: func() error { return nil }, fresh: h.words[path] == nil}
 			if m.fresh {
