@@ -16,6 +16,9 @@ import (
 const (
 	KLimit    = 8
 	spanLimit = 4
+	// spanStep is how many segments come before an image that is made in a stretch which is too long: as many as FoldAfter lets come
+	// before one near the present, so that points of a burst open as quickly as others.
+	spanStep = 3
 )
 
 // stretch is a part of the past without an image in it: the points in (from, to) are made from the image at from.
@@ -90,7 +93,7 @@ func (t *Timeline) wanted() (pos tidemark.Position, at int64, ok bool) {
 		if s.to == 0 || len(s.segments) <= spanLimit {
 			continue
 		}
-		g := s.segments[spanLimit-1]
+		g := s.segments[spanStep-1]
 		if pos := tidemark.Position(g.LastPos); pos > s.from && pos < s.to {
 			return pos, g.Last, true
 		}
