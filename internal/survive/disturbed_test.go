@@ -54,6 +54,25 @@ var disturbances = []disturbance{
 		syscall.Kill(x.tap().PID(), syscall.SIGKILL)
 		x.pause(0, 500)
 	}, false},
+	{"the server is killed, and then the tap", func(x *tapping) {
+		x.end(syscall.SIGKILL)
+		x.pause(0, 1000)
+		x.killTap()
+		x.pause(500, 2000)
+		x.start()
+	}, false},
+}
+
+// disturbance is what a round does: each in turn first, then any one, and now and then for minutes.
+func (x *tapping) disturbance(round int) (d disturbance, times int) {
+	if round < len(disturbances) {
+		return disturbances[round], 1
+	}
+	times = 1
+	if x.rng.IntN(10) == 0 {
+		times = 5 + x.rng.IntN(25)
+	}
+	return disturbances[x.rng.IntN(len(disturbances))], times
 }
 
 // pause waits a random time.
@@ -196,11 +215,13 @@ func TestTappedDisturbed(t *testing.T) {
 	}
 	x := newTapping(t, disturbedSize, func(disk string) {}, "--window", "3m", "-o", "queue_memory=4MiB", "-o", "queue=8MiB")
 	for round := range n {
-		d := disturbances[round%len(disturbances)]
+		d, times := x.disturbance(round)
 		w := newScribe(x, disturbedSize)
 		x.pause(200, 600)
 		begun := time.Now()
-		d.do(x)
+		for range times {
+			d.do(x)
+		}
 		x.pause(200, 600)
 		w.stop()
 		if t.Failed() {
@@ -211,7 +232,7 @@ func TestTappedDisturbed(t *testing.T) {
 		}
 		x.mended(w)
 		shown, refused := x.checkMoments(w, 2)
-		t.Logf("round %d: %s for %v: %d writes, the slowest %v; %d moments shown, %d refused", round, d.name,
+		t.Logf("round %d: %s (%d times) for %v: %d writes, the slowest %v; %d moments shown, %d refused", round, d.name, times,
 			time.Since(begun).Round(time.Millisecond), len(w.log), w.slowest.Round(time.Millisecond), shown, refused)
 	}
 	for _, g := range ask[tidemark.Points](x.stage, "points", "prod", "--intervals").Gaps {
