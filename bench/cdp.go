@@ -22,6 +22,7 @@ import (
 	"tidemark/capture/tap"
 	"tidemark/client"
 	"tidemark/export/nbd"
+	"tidemark/internal/process"
 	"tidemark/mount"
 )
 
@@ -196,6 +197,7 @@ func serveRaw(args []string) error {
 	f := flag.NewFlagSet("raw", flag.ExitOnError)
 	file, socket := f.String("file", "", "`path` of the disk"), f.String("socket", "", "unix socket `path`")
 	f.Parse(args)
+	process.SpareProcessors()
 	d, err := tap.OpenPrimary(*file)
 	if err != nil {
 		return err

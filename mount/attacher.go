@@ -11,7 +11,6 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -27,12 +26,6 @@ import (
 // fuseReaders is how many goroutines take requests from the kernel; see
 // DESIGN.md, "Measured".
 const fuseReaders = 1
-
-// blockedThreads is how many processors the runtime is told there are: one for each
-// thread that waits in the kernel for requests or replies, and some for the rest. With fewer
-// than there are such threads, the runtime's monitor takes them away and gives
-// them back all the time, a tenth of all the attacher's time.
-const blockedThreads = 6
 
 // lingerRelease is how long a detached device may stay held by somebody who
 // merely looks at it (udev does) before its detaching counts as failed.
@@ -80,7 +73,7 @@ type attacher struct {
 // SIGTERM and SIGINT, or the end of ctx, detach cleanly, unless the device is in
 // use: then they are refused. What was no configuration is ErrConfig.
 func RunAttacher(ctx context.Context) error {
-	runtime.GOMAXPROCS(max(runtime.GOMAXPROCS(0), blockedThreads))
+	process.SpareProcessors()
 	held := process.Hold()
 	cfg, err := readAttachConfig(os.Stdin)
 	if errors.Is(err, io.EOF) {

@@ -77,6 +77,7 @@ const longestHold = 2 * time.Second
 // SIGTERM and SIGINT, or the end of ctx, stop it, unless its disks are attached: then they are refused. It takes
 // the process over: signals, memory locks, descriptors.
 func Run(ctx context.Context) error {
+	process.SpareProcessors()
 	held := process.Hold()
 	var cfg Config
 	err := process.ReadConfig(os.Stdin, &cfg)

@@ -51,7 +51,7 @@ var disturbances = []disturbance{
 		x.start()
 	}, true},
 	{"the tap is killed", func(x *tapping) {
-		syscall.Kill(x.tap().PID(), syscall.SIGKILL)
+		x.killTap()
 		x.pause(0, 500)
 	}, false},
 	{"the server is killed, and then the tap", func(x *tapping) {
@@ -125,7 +125,7 @@ func (x *tapping) slowAndCut() {
 	}
 	l.(*net.UnixListener).SetUnlinkOnClose(false)
 	go p.accept(l)
-	syscall.Kill(x.tap().PID(), syscall.SIGKILL)
+	x.killTap()
 	for range 3 {
 		x.pause(300, 1500)
 		p.cut()
