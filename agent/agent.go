@@ -43,6 +43,8 @@ type Agent struct {
 	mu     sync.Mutex
 	link   *link // to the process that runs; nil: none does
 	closed bool
+	// expected are who waits for a connection that brings a ticket: see OpenTapped.
+	expected map[string]chan<- dialled
 }
 
 // New returns an Agent whose process is started by the first call.

@@ -169,7 +169,7 @@ func (d *Daemon) stayConnected(ctx context.Context, id *remote.Identity) error {
 				d.Ready(id.Host())
 			}
 			ready = true
-			err = d.serve(ctx, conn)
+			err = d.serve(ctx, id, conn)
 			d.Logger.Warn("the connection to the server ended", "error", err)
 		}
 		if ctx.Err() != nil {
@@ -222,11 +222,12 @@ func (d *Daemon) rejoin(ctx context.Context, id *remote.Identity) bool {
 }
 
 // serve answers the server's calls until the connection ends.
-func (d *Daemon) serve(ctx context.Context, conn net.Conn) error {
+func (d *Daemon) serve(ctx context.Context, id *remote.Identity, conn net.Conn) error {
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
 	defer conn.Close()
 	s := newSession(conn)
 	s.places = PlacesIn(d.Dir)
+	s.dial = func(ctx context.Context) (net.Conn, error) { return id.Dial(ctx, d.Server, remote.WriteBack) }
 	return s.serve(ctx)
 }
 

@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"maps"
+	"net"
 	"os"
 	"os/signal"
 	"runtime/debug"
@@ -51,6 +52,8 @@ type session struct {
 	lock      *os.File
 	places    Places
 	receivers receivers
+	// dial makes one more connection to the server, on which it says what is to be written; nil: the server writes itself.
+	dial func(context.Context) (net.Conn, error)
 
 	mu       sync.Mutex
 	live     map[uint64]context.CancelFunc // calls that run

@@ -60,6 +60,7 @@ var tapVerbs = map[string]verb{
 	"tap-stop":    on(doStopTap),
 	"tap-resync":  on(doResyncTap),
 	"tap-thaw":    on(doThawTapped),
+	"tap-write":   on(doWriteTapped),
 	"shoot":       on(doShot),
 	"proceed":     on(doProceed),
 }

@@ -215,8 +215,12 @@ func (h *hosts) Take(ctx context.Context, host, purpose string, conn net.Conn) {
 		return
 	}
 	defer context.AfterFunc(l.ctx, func() { conn.Close() })()
-	if purpose == remote.Feed {
+	switch purpose {
+	case remote.Feed:
 		h.c.takeFeed(ctx, host, conn)
+		return
+	case remote.WriteBack:
+		l.agent.TakeWriteBack(conn)
 		return
 	}
 	h.c.log.Info("a host is connected", "host", host, "address", conn.RemoteAddr())

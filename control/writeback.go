@@ -3,7 +3,6 @@ package control
 import (
 	"context"
 	"io"
-	"unsafe"
 
 	"tidemark"
 	"tidemark/block"
@@ -52,7 +51,7 @@ func differingBlocks(a, b []byte, fn func(from, to int) error) error {
 // writeBack makes a disk that holds now hold then: it writes what differs, at a grain of a block, and nothing else.
 // It returns how many bytes that was. What was written is not synced.
 func (c *Control) writeBack(ctx context.Context, now, then image.Root, onto io.WriterAt, report func(tidemark.Progress)) (int64, error) {
-	w := gathered{to: onto, buf: aligned(gatherLimit)[:0]}
+	w := gathered{to: onto, buf: block.Aligned(gatherLimit)[:0]}
 	err := c.differing(now, then, func(off int64, a, b []byte) error {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -72,13 +71,6 @@ type gathered struct {
 	off   int64
 	buf   []byte // aligned, as direct I/O wants it
 	total int64
-}
-
-// aligned returns n bytes that begin at a multiple of a block in memory.
-func aligned(n int) []byte {
-	p := make([]byte, n+block.BlockSize)
-	skip := -uintptr(unsafe.Pointer(&p[0])) & (block.BlockSize - 1)
-	return p[skip : int(skip)+n : int(skip)+n]
 }
 
 // gatherLimit is the longest write that gathered makes of others.

@@ -19,6 +19,8 @@ const (
 	Calls = "calls"
 	// Feed carries the stream of a tap.
 	Feed = "feed"
+	// WriteBack carries what the server writes to tapped disks of the host.
+	WriteBack = "write-back"
 
 	join  = "join"  // trades a token for a certificate
 	renew = "renew" // trades a certificate for its successor

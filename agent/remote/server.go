@@ -84,7 +84,7 @@ func (s *Server) serve(ctx context.Context, raw net.Conn) {
 		s.log.Warn("an agent was turned away", "address", raw.RemoteAddr(), "host", host, "error", err)
 		return
 	}
-	if purpose == Calls || purpose == Feed {
+	if purpose == Calls || purpose == Feed || purpose == WriteBack {
 		s.owner.Take(ctx, host, purpose, conn)
 	}
 }
@@ -129,7 +129,7 @@ func (s *Server) admit(ctx context.Context, certs []*x509.Certificate, o opening
 	switch o.For {
 	case renew:
 		return s.certify(ctx, a.Host, o.Request)
-	case Calls, Feed:
+	case Calls, Feed, WriteBack:
 		return a, nil
 	}
 	return a, tidemark.Errorf(tidemark.Invalid, "this server has nothing for agents by the name %q", o.For).WithHint("server and agent must be of one version")
