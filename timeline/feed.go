@@ -362,6 +362,35 @@ func (t *Timeline) addGap(g Gap) error {
 	return nil
 }
 
+// Void takes the positions between two points away from the points that can be had, for good: the disks were on their way from
+// the one to the other, and what they held meanwhile nobody meant. That is durable when Void returns.
+func (t *Timeline) Void(from, to tidemark.Position, why string) error {
+	start, err := t.TimeAt(from)
+	if err != nil {
+		return err
+	}
+	end, err := t.TimeAt(to)
+	if err != nil {
+		return err
+	}
+	if err := t.journal.Sync(); err != nil { // the positions may not come again
+		return t.writeError("note a gap", err)
+	}
+	t.facts.Lock()
+	defer t.facts.Unlock()
+	old := t.state.Gaps
+	i := len(old)
+	for i > 0 && (old[i-1].To == 0 || old[i-1].From > from) { // one that lasts stays the last
+		i--
+	}
+	t.state.Gaps = slices.Insert(slices.Clone(old), i, Gap{From: from, To: to, Start: start.UTC(), End: end.UTC(), Why: why})
+	if err := t.saveState(); err != nil {
+		t.state.Gaps = old
+		return err
+	}
+	return nil
+}
+
 func (t *Timeline) closeGap() error {
 	if t.openGapOf() == nil {
 		return nil

@@ -373,3 +373,73 @@ func TestFeedMarkOfThePast(t *testing.T) {
 		t.Errorf("%+v, and the mark was at %v", points, then.UnixNano()+5)
 	}
 }
+
+// Of what lies between two points that were taken apart no point can be had, now and after a restart; of all else it can, also while
+// the disks do not follow their source.
+func TestVoid(t *testing.T) {
+	seed := uint64(time.Now().UnixNano())
+	rng := rand.New(rand.NewPCG(seed, 3))
+	t.Logf("seed %d", seed)
+	mem := vfs.NewMem()
+	w := open(t, mem, "/d")
+	line, err := w.set.Create(t.Context(), "fed", []DiskSpec{{Name: "a", Size: diskSize}, {Name: "b", Size: diskSize}}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, _, err := line.Feed("one", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &source{t: t, rng: rng}
+	var voids [][2]tidemark.Position
+	var from tidemark.Position
+	for range 6 {
+		for range 1 + rng.IntN(8) {
+			if err := f.Apply([]capture.Change{s.next()}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		pos, _ := line.Head()
+		if from != 0 && rng.IntN(2) == 0 {
+			voids = append(voids, [2]tidemark.Position{from, pos})
+		}
+		from = pos
+	}
+	rng.Shuffle(len(voids), func(i, j int) { voids[i], voids[j] = voids[j], voids[i] })
+	if err := f.Lose(0, "the queue was full"); err != nil {
+		t.Fatal(err)
+	}
+	for _, v := range voids {
+		if err := line.Void(v[0], v[1], "it was taken back"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	head := from
+	for _, when := range []string{"now", "after a restart"} {
+		if !line.Lacks() {
+			t.Errorf("%s: the gap that lasts is forgotten", when)
+		}
+		for pos := tidemark.Position(1); pos <= head; pos++ {
+			inside := false
+			for _, v := range voids {
+				inside = inside || pos > v[0] && pos < v[1]
+			}
+			snap, err := line.At("a", pos)
+			if inside && tidemark.KindOf(err) != tidemark.Unavailable || !inside && err != nil {
+				t.Errorf("%s: %v, inside %v: %v", when, pos, inside, err)
+			}
+			if err != nil {
+				continue
+			}
+			got := make([]byte, diskSize)
+			if _, err := snap.ReadAt(got, 0); err != nil || !bytes.Equal(got, s.content(int(pos))[0]) {
+				t.Errorf("%s: %v holds something else (%v)", when, pos, err)
+			}
+			snap.Close()
+		}
+		w.close(t)
+		w = open(t, mem, "/d")
+		line = w.set.Get(line.ID())
+	}
+	w.close(t)
+}
