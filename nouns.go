@@ -157,6 +157,25 @@ type MemberPoint struct {
 	RecoveryPoint
 }
 
+// GroupRestored is what a restore in place of a group did.
+type GroupRestored struct {
+	Group string `json:"group"`
+	Ref   string `json:"ref"` // GROUP@POINT that its members are again
+	// Before is the bookmark of what all of them held until then.
+	Before  string           `json:"before"`
+	Members []MemberRestored `json:"members"`
+	Changed int64            `json:"changed_bytes"`
+	Seconds float64          `json:"seconds"`
+}
+
+// MemberRestored is what became of one member.
+type MemberRestored struct {
+	Application string `json:"application"`
+	To          string `json:"to"`
+	Before      string `json:"before"`        // the clone that holds what was there until then
+	Changed     int64  `json:"changed_bytes"` // written, at a grain of 4 KiB
+}
+
 // Export is a point served over the network.
 type Export struct {
 	Name     string `json:"name"`

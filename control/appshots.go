@@ -73,6 +73,9 @@ const arrival = 30 * time.Second
 
 // shoot makes an AppShot of a tapped application: one mark in the stream of its tap, while it is still.
 func (c *Control) shoot(ctx context.Context, a app, name string) (tidemark.RecoveryPoint, error) {
+	if err := c.settled(a); err != nil {
+		return tidemark.RecoveryPoint{}, err
+	}
 	list, err := c.shootAll(ctx, []app{a}, name, nil)
 	if err != nil {
 		return tidemark.RecoveryPoint{}, err
@@ -258,6 +261,9 @@ func (c *Control) keepShots(ctx context.Context, a app) {
 		case <-ctx.Done():
 			return
 		case now := <-tick.C:
+			if c.settled(a) != nil {
+				continue // no moment of a restore in place is a state that anybody meant
+			}
 			_, err := c.shoot(ctx, a, unusedName(a, scheduledPrefix+now.UTC().Format("20060102-150405.000")))
 			if err != nil && !failed && ctx.Err() == nil {
 				c.event("warning", a.name, "no AppShot of %s is made: %v", a.name, err)

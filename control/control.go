@@ -94,6 +94,8 @@ type Control struct {
 	gate  sync.RWMutex // held by requests, and alone by what replaces the stores
 	mu    sync.Mutex   // guards the names of applications while one is made, and sockets
 	names map[string]bool
+	// returning are the applications whose disks are taken back in place now; guarded by mu.
+	returning map[string]bool
 }
 
 func (c *Control) path(parts ...string) string {

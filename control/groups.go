@@ -100,6 +100,11 @@ func (c *Control) BookmarkGroup(ctx context.Context, spec tidemark.BookmarkSpec)
 	if len(members) == 0 {
 		return g, tidemark.Errorf(tidemark.NotFound, "there is no group %q", spec.Application).WithHint("`tidemark group ls` lists them")
 	}
+	for _, a := range members {
+		if err := c.settled(a); err != nil {
+			return g, err
+		}
+	}
 	list, err := c.shootAll(ctx, members, spec.Name, map[string]string{labelGroup: spec.Application})
 	for i, p := range list {
 		g.Points = append(g.Points, tidemark.MemberPoint{Application: members[i].name, RecoveryPoint: p})

@@ -4,23 +4,64 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math"
-	"os"
+	"slices"
+	"strings"
+	"sync"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"tidemark"
 	"tidemark/catalog"
 )
 
-// restoredInPlace is the result of a restore in place.
-type restoredInPlace struct {
-	restored
-	// Before is the clone that holds what was there until then.
-	Before string `json:"before"`
-	// Changed is how many bytes differed; only they were written.
-	Changed int64 `json:"changed_bytes"`
+// A restore in place writes to the disks of tapped applications what differs between now and a point, through their taps. First all devices
+// are open for us alone, on whatever hosts they are, and what they hold is kept; only then is something written. From there on it goes on
+// until it is done: over a stop of the server, and over that of an agent.
+
+// takingBack is a restore in place, as it is noted while it writes.
+type takingBack struct {
+	// Ref is what the disks go back to, as it can be asked for again; Group, if they are those of a group.
+	Ref   string `json:"ref"`
+	Group string `json:"group,omitempty"`
+	// Before is the bookmark of what was there until then.
+	Before  string      `json:"before"`
+	Members []takenBack `json:"members"`
+}
+
+// takenBack is one application of a restore in place.
+type takenBack struct {
+	Application string            `json:"application"`
+	Position    tidemark.Position `json:"position"` // that it goes back to
+	Present     tidemark.Position `json:"present"`  // where it was before
+	Clone       string            `json:"clone"`    // of its present
+	Changed     int64             `json:"changed"`
+	Done        bool              `json:"done,omitempty"`
+}
+
+// cutTakeBack is the job of one that a stop of the server has cut.
+type cutTakeBack struct {
+	tidemark.Job
+	takingBack
+}
+
+// inPlace is a restore in place that runs.
+type inPlace struct {
+	takingBack // Members is made of members, when it is noted
+	c          *Control
+	t          *task
+	begun      time.Time
+	members    []*returning
+
+	mu sync.Mutex // guards what is noted of members, and their progress
+}
+
+// returning is an application of an [inPlace].
+type returning struct {
+	takenBack
+	a     app
+	disks *tappedDisks      // open for us alone; nil: not now
+	now   tidemark.Position // where it is, when they were opened last
+	waits bool              // until they can be opened
+	err   error             // why it is not done
 }
 
 // stamp names what is made of a moment.
@@ -42,204 +83,320 @@ func (c *Control) restoreInPlace(ctx context.Context, spec tidemark.RestoreSpec)
 		return tidemark.Job{}, tidemark.Errorf(tidemark.Invalid, "the disks of %s are not tapped", a.name).
 			WithHint("restore it with --to; a clone or volume is taken back by `tidemark rewind`")
 	}
-	if a.Agent != "" {
-		return tidemark.Job{}, tidemark.Errorf(tidemark.Invalid, "the disks of %s are on host %s, and are not written from here", a.name, a.Agent).
-			WithHint("export the point, and copy it there: `tidemark export " + spec.Ref + " --nbd tcp:HOST:PORT --tls DIR`")
+	p := &inPlace{c: c, takingBack: takingBack{Ref: fmt.Sprintf("%s@%v", a.name, pos)}}
+	p.members = []*returning{{a: a, takenBack: takenBack{Application: a.name, Position: pos}}}
+	return p.start(ctx, spec)
+}
+
+// subject is what is taken back: the name of the application, or the group.
+func (p *inPlace) subject() string {
+	if p.Group != "" {
+		return p.Group
 	}
-	devices, err := c.openTapped(a) // to see that nobody uses them
+	return p.members[0].Application
+}
+
+// start begins the job, unless a disk is in use.
+func (p *inPlace) start(ctx context.Context, spec tidemark.RestoreSpec) (tidemark.Job, error) {
+	release, err := p.c.claimDisks(p.members)
 	if err != nil {
 		return tidemark.Job{}, err
 	}
-	closeAll(devices)
-	return c.run(ctx, "restore", a.name, spec, func(ctx context.Context, t *task) (any, error) {
-		begun := time.Now()
-		r := restoredInPlace{restored: restored{Ref: spec.Ref, To: a.Source}, Before: c.freeName(a.name + "-before-" + stamp(begun))}
-		var err error
-		r.Changed, err = c.restoreTapped(ctx, t, a, pos, r.Before)
-		r.Bytes, r.Seconds = r.Changed, time.Since(begun).Seconds()
-		if err == nil {
-			c.event("warning", a.name, "%s was taken back to %s in place; what it held is the clone %s", a.name, spec.Ref, r.Before)
-		}
-		return r, err
-	})
+	err = p.open(ctx)
+	p.close()
+	var j tidemark.Job
+	if err == nil {
+		j, err = p.c.run(ctx, "restore", p.subject(), spec, func(ctx context.Context, t *task) (any, error) {
+			defer release()
+			p.t, p.begun = t, time.Now()
+			return p.run(ctx, spec.Ref)
+		})
+	}
+	if err != nil {
+		release()
+	}
+	return j, err
 }
 
-// restoreTapped makes the tapped disks of an application what they were at a point. Their present becomes the clone before
-// first.
-func (c *Control) restoreTapped(ctx context.Context, t *task, a app, pos tidemark.Position, before string) (changed int64, err error) {
-	devices, err := c.openTapped(a) // nobody else writes from here on
-	if err != nil {
-		return 0, err
+// run takes the disks back. ref is how that was asked for.
+func (p *inPlace) run(ctx context.Context, ref string) (any, error) {
+	defer p.close()
+	free, err := p.hold()
+	defer free()
+	if err == nil {
+		err = p.open(ctx) // nobody else writes from here on
 	}
-	defer closeAll(devices)
 	// A tap that was overrun by the writes that are now regretted has no point of the present until it has caught up.
-	if err := t.doing(ctx, "catch up", undoing{}); err != nil {
-		return 0, err
+	if err == nil {
+		err = p.t.doing(ctx, "catch up", undoing{})
 	}
-	if err := c.catchUp(ctx, t, a, patience); err != nil {
-		return 0, err
+	for _, m := range p.members {
+		if err == nil {
+			m.now, err = p.c.catchUp(ctx, m.a, patience, p.t.report)
+		}
 	}
-	present, err := c.keepPresent(ctx, a, before)
-	if err != nil {
-		return 0, err
+	if err == nil {
+		err = p.keepPresent(ctx)
 	}
 	// From here on the disks are neither one nor the other: what is cut is done again at the next start.
-	if err := t.doing(ctx, "write", undoing{TakeBack: &takingBack{Position: pos, Before: before}}); err != nil {
-		return 0, err
+	if err == nil {
+		err = p.note(ctx)
 	}
-	changed, err = c.writeTapped(ctx, t, a, pos, present.Position, devices)
+	if err == nil {
+		err = p.writeAll(ctx)
+	}
+	if err == nil {
+		p.tell(ref)
+	}
+	return p.result(ref), err
+}
+
+func (p *inPlace) tell(ref string) {
+	for _, m := range p.members {
+		p.c.event("warning", m.Application, "%s was taken back to %s in place; what it held is the clone %s", m.Application, ref, m.Clone)
+	}
+}
+
+// writeAll brings all members where they are to be; one that fails does not keep the others from it.
+func (p *inPlace) writeAll(ctx context.Context) error {
+	var all sync.WaitGroup
+	for _, m := range p.members {
+		if m.Done {
+			continue
+		}
+		all.Go(func() {
+			_, m.err = p.t.protect(ctx, func(ctx context.Context, _ *task) (any, error) { return nil, p.bring(ctx, m) })
+		})
+	}
+	all.Wait()
+	if err := p.verdict(); err != nil {
+		return err
+	}
+	return p.t.doing(ctx, "end", undoing{})
+}
+
+// note records that it writes, or that a member waits, and what is to be done again if the job is cut.
+func (p *inPlace) note(ctx context.Context) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	step := "write"
+	p.Members = nil
+	for _, m := range p.members {
+		p.Members = append(p.Members, m.takenBack)
+		if m.waits {
+			step = "wait"
+		}
+	}
+	return p.t.doing(ctx, step, undoing{TakeBack: &p.takingBack})
+}
+
+// restoredInPlace is the result of a restore in place.
+type restoredInPlace struct {
+	restored
+	// Before is the clone that holds what was there until then.
+	Before string `json:"before"`
+	// Changed is how many bytes differed; only they were written.
+	Changed int64 `json:"changed_bytes"`
+}
+
+// result says what was done; ref is how it was asked for.
+func (p *inPlace) result(ref string) any {
+	seconds := time.Since(p.begun).Seconds()
+	if p.Group == "" {
+		m := p.members[0]
+		return restoredInPlace{restored: restored{Ref: ref, To: m.a.Source, Bytes: m.Changed, Seconds: seconds}, Before: m.Clone, Changed: m.Changed}
+	}
+	g := tidemark.GroupRestored{Group: p.Group, Ref: p.Ref, Before: p.Before, Seconds: seconds, Members: []tidemark.MemberRestored{}}
+	for _, m := range p.members {
+		g.Changed += m.Changed
+		g.Members = append(g.Members, tidemark.MemberRestored{Application: m.Application, To: m.a.Source, Before: m.Clone, Changed: m.Changed})
+	}
+	return g
+}
+
+// verdict is an error if a member is not where it is to be. It says where each is, and how to go either way.
+func (p *inPlace) verdict() error {
+	var done, not []string
+	var cause error
+	for _, m := range p.members {
+		if m.err == nil {
+			done = append(done, m.Application)
+			continue
+		}
+		cause = unlessCancelled(m.err)
+		not = append(not, fmt.Sprintf("%s is not (%v)", m.Application, cause))
+	}
+	switch {
+	case len(not) == 0:
+		return nil
+	case p.Group == "":
+		return tidemark.Errorf(tidemark.Unavailable, "the disks of %s are neither what they were nor what they should be: %w", p.subject(), cause).
+			WithHint(fmt.Sprintf("do it again: `tidemark restore %s --in-place`; what they were is the bookmark %s", p.Ref, p.Before))
+	case len(done) > 0:
+		done = []string{strings.Join(done, " and ") + " what it was at " + p.Ref}
+	}
+	return tidemark.Errorf(tidemark.Unavailable, "the disks of group %s are in the middle of a restore: %s", p.Group, strings.Join(append(done, not...), "; ")).
+		WithHint(fmt.Sprintf("do it again: `tidemark group restore %s --in-place`; what they were is the bookmark %s", p.Ref, p.Before))
+}
+
+// unlessCancelled makes sure that it is told how the disks are when somebody has cancelled the job, which else is all that is said.
+func unlessCancelled(err error) error {
+	if errors.Is(err, context.Canceled) {
+		return errors.New("the restore was cancelled")
+	}
+	return err
+}
+
+// claimDisks keeps other restores, bookmarks and the end of protection away from applications until release.
+func (c *Control) claimDisks(members []*returning) (release func(), err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, m := range members {
+		if c.returning[m.Application] {
+			return nil, beingTakenBack(m.Application)
+		}
+	}
+	if c.returning == nil {
+		c.returning = map[string]bool{}
+	}
+	for _, m := range members {
+		c.returning[m.Application] = true
+	}
+	return func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		for _, m := range members {
+			delete(c.returning, m.Application)
+		}
+	}, nil
+}
+
+// settled is an error while the disks of an application are taken back: then they are neither what they were nor what they shall be.
+func (c *Control) settled(a app) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.returning[a.name] {
+		return beingTakenBack(a.name)
+	}
+	return nil
+}
+
+func beingTakenBack(name string) error {
+	return tidemark.Errorf(tidemark.Conflict, "the disks of %s are being taken back in place", name).WithHint("wait for it: `tidemark jobs`")
+}
+
+// keepPresent bookmarks what the disks hold now, all of them in one moment, and makes a clone of each.
+func (p *inPlace) keepPresent(ctx context.Context) (err error) {
+	base, labels := p.subject()+"-before-"+stamp(p.begun), map[string]string(nil)
+	if p.Group != "" {
+		labels = map[string]string{labelGroup: p.Group}
+	}
+	p.Before = p.c.freeName(base)
+	var list []app
+	for _, m := range p.members {
+		list = append(list, m.a)
+		for n := 2; m.a.t.HasBookmark(p.Before); n++ {
+			p.Before = p.c.freeName(fmt.Sprintf("%s-%d", base, n))
+		}
+	}
+	points, err := p.c.shootAll(ctx, list, p.Before, labels)
 	if err != nil {
-		return changed, halfRestored(a, pos, before, err)
+		return err
 	}
-	return changed, t.doing(ctx, "end", undoing{})
-}
-
-// takingBack is a restore in place that has begun to write.
-type takingBack struct {
-	Position tidemark.Position `json:"position"`
-	Before   string            `json:"before"` // the clone of what was there until then
-}
-
-// cutTakeBack is the job of one that a stop of the server has cut.
-type cutTakeBack struct {
-	tidemark.Job
-	takingBack
-}
-
-// finishTakingBack does again what a stop of the server has cut, when the tap runs. Until then the job is one that must be
-// done again, also after the next stop.
-func (c *Control) finishTakingBack(b cutTakeBack) {
-	c.begin(b.Job, func(ctx context.Context, t *task) (any, error) {
-		begun := time.Now()
-		a, err := c.app(b.Application)
-		if err != nil {
-			return nil, err
+	for i, m := range p.members {
+		m.Present, m.now, m.Clone = points[i].Position, points[i].Position, p.Before
+		if p.Group != "" {
+			m.Clone = p.c.freeName(strings.Replace(p.Before, p.Group, m.Application, 1))
 		}
-		r := restoredInPlace{restored: restored{Ref: fmt.Sprintf("%s@%v", a.name, b.Position), To: a.Source}, Before: b.Before}
-		if err := c.catchUp(ctx, t, a, forEver); err != nil {
-			return nil, err
-		}
-		if r.Changed, err = c.rewriteTapped(ctx, t, a, b); err != nil {
-			err = halfRestored(a, b.Position, b.Before, err)
-		}
-		r.Bytes, r.Seconds = r.Changed, time.Since(begun).Seconds()
-		return r, err
-	})
-}
-
-// rewriteTapped writes once more what a cut restore in place was about to write.
-func (c *Control) rewriteTapped(ctx context.Context, t *task, a app, b cutTakeBack) (changed int64, err error) {
-	devices, err := c.openTapped(a)
-	if err != nil {
-		return 0, err
-	}
-	defer closeAll(devices)
-	present, err := c.shoot(ctx, a, fmt.Sprintf("cut-%s-%d", stamp(time.Now()), t.id))
-	if err != nil {
-		return 0, err
-	}
-	return c.writeTapped(ctx, t, a, b.Position, present.Position, devices)
-}
-
-// halfRestored says that the disks of an application are in the middle of a restore, and how to go either way.
-func halfRestored(a app, pos tidemark.Position, before string, err error) error {
-	return tidemark.Errorf(tidemark.Unavailable, "the disks of %s are neither what they were nor what they should be: %w", a.name, err).
-		WithHint(fmt.Sprintf("do it again: `tidemark restore %s@%v --in-place`; what they were is the bookmark %s", a.name, pos, before))
-}
-
-// How long a restore in place waits for a tap that is away or does not run. One that sends what the timeline lacks is
-// waited for however long that takes.
-const (
-	patience = 10 * time.Second
-	forEver  = time.Duration(math.MaxInt64)
-)
-
-// catchUp waits until the timeline of a tapped application has all of its disks, and reports how much is there.
-func (c *Control) catchUp(ctx context.Context, t *task, a app, patience time.Duration) error {
-	seen, total := time.Now(), int64(0)
-	for {
-		var d tidemark.Application
-		c.describeTap(ctx, a, &d)
-		switch {
-		case d.Tap.State == tidemark.TapFollowing:
-			t.report(tidemark.Progress{})
-			return nil
-		case d.Tap.State == tidemark.TapSyncing:
-			seen, total = time.Now(), max(total, d.Tap.LostBytes)
-			t.report(tidemark.Progress{Done: total - d.Tap.LostBytes, Total: total, Unit: "bytes"})
-		case time.Since(seen) > patience:
-			return tidemark.Errorf(tidemark.Unavailable, "%s has no point for now: its tap is %s (%s)", a.name, d.Tap.State, d.Tap.Detail).
-				WithHint("`tidemark status` says how the tap is; `tidemark restore --to` needs none")
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(100 * time.Millisecond):
+		if err := p.c.keepClone(ctx, m.a, m.Clone, m.Present); err != nil {
+			for _, made := range p.members[:i] {
+				err = errors.Join(err, p.c.demolish(context.WithoutCancel(ctx), made.Clone))
+			}
+			return err
 		}
 	}
+	return nil
 }
 
-// keepPresent bookmarks what the disks of an application hold now, and makes a clone of that, both under one name.
-func (c *Control) keepPresent(ctx context.Context, a app, name string) (p tidemark.RecoveryPoint, err error) {
+// keepClone makes a clone of a tapped application that is not served.
+func (c *Control) keepClone(ctx context.Context, a app, name string, pos tidemark.Position) error {
 	release, err := c.claim(name)
 	if err != nil {
-		return p, err
+		return err
 	}
 	defer release()
-	if p, err = c.shoot(ctx, a, name); err != nil {
-		return p, err
-	}
-	note := about{Type: tidemark.TypeVolume, Host: hostname(), Of: a.name + "@" + p.Position.String(), Role: roleClone, Options: a.Options}
-	if _, err := a.t.Branch(ctx, name, p.Position, nil, mustJSON(note)); err != nil {
-		return p, err
+	note := about{Type: tidemark.TypeVolume, Host: hostname(), Of: a.name + "@" + pos.String(), Role: roleClone, Options: a.Options}
+	if _, err := a.t.Branch(ctx, name, pos, nil, mustJSON(note)); err != nil {
+		return err
 	}
 	k := keptClone{Spec: tidemark.CloneSpec{Ref: note.Of, Name: name},
 		Clone: tidemark.Clone{Name: name, Source: note.Of, Type: note.Type, State: "kept", Created: time.Now()}}
-	return p, c.catalog.Put(ctx, catalog.Clones, name, k)
+	return c.catalog.Put(ctx, catalog.Clones, name, k)
 }
 
-// openTapped opens the tapped devices of an application for itself alone.
-func (c *Control) openTapped(a app) (devices []*os.File, err error) {
-	for _, d := range a.t.Disks() {
-		path := c.tappedDevice(a, d.Name())
-		f, err := os.OpenFile(path, os.O_WRONLY|unix.O_DIRECT|unix.O_EXCL, 0)
+// finishTakingBack does again what a stop of the server has cut, when the taps run. Until then the job is one that must be
+// done again, also after the next stop.
+func (c *Control) finishTakingBack(b cutTakeBack) {
+	p := &inPlace{c: c, takingBack: b.takingBack, begun: time.Now()}
+	for _, m := range b.Members {
+		p.members = append(p.members, &returning{takenBack: m})
+	}
+	release, err := c.claimDisks(p.members)
+	if err != nil { // nobody was there before us
+		c.log.Error("a restore in place goes on beside another", "error", err)
+		release = func() {}
+	}
+	c.begin(b.Job, func(ctx context.Context, t *task) (any, error) {
+		defer release()
+		defer p.close()
+		p.t = t
+		err := p.again(ctx)
 		if err == nil {
-			devices = append(devices, f)
-			continue
+			p.tell(p.Ref)
 		}
-		closeAll(devices)
-		if errors.Is(err, unix.EBUSY) {
-			return nil, tidemark.Errorf(tidemark.Conflict, "%s is in use", path).WithHint("stop the application and unmount it first (`findmnt " + path + "`)")
-		}
-		return nil, tidemark.Errorf(tidemark.Unavailable, "%w", err).WithHint("`tidemark status` says how the tap is")
-	}
-	return devices, nil
+		return p.result(p.Ref), err
+	})
 }
 
-func closeAll(files []*os.File) {
-	for _, f := range files {
-		f.Close()
+// again writes what a cut restore has not written yet.
+func (p *inPlace) again(ctx context.Context) (err error) {
+	for _, m := range p.members {
+		if err == nil {
+			m.a, err = p.c.app(m.Application)
+		}
 	}
+	free := func() {}
+	if err == nil {
+		free, err = p.hold()
+	}
+	defer func() { free() }()
+	if err == nil {
+		return p.writeAll(ctx)
+	}
+	for _, m := range p.members {
+		if !m.Done {
+			m.err = err
+		}
+	}
+	return p.verdict()
 }
 
-// writeTapped writes to each disk's device what a point has and the present does not, and flushes it.
-func (c *Control) writeTapped(ctx context.Context, t *task, a app, point, present tidemark.Position, devices []*os.File) (changed int64, err error) {
-	x := c.store.Begin()
-	defer x.End()
-	for i, d := range a.t.Disks() {
-		then, err := a.t.Root(ctx, x, d.Name(), point)
-		if err != nil {
-			return changed, err
-		}
-		now, err := a.t.Root(ctx, x, d.Name(), present)
-		if err != nil {
-			return changed, err
-		}
-		n, err := c.writeBack(ctx, now, then, devices[i], t.report)
-		changed += n
-		if err := errors.Join(err, devices[i].Sync()); err != nil {
-			return changed, fmt.Errorf("write disk %s: %w", d.Name(), err)
+// hold keeps what the points need that are gone back to, for as long as that takes.
+func (p *inPlace) hold() (free func(), err error) {
+	var held []func() error
+	free = func() {
+		for _, close := range slices.Backward(held) {
+			close()
 		}
 	}
-	return changed, nil
+	for _, m := range p.members {
+		for _, d := range m.a.t.Disks() {
+			s, err := m.a.t.At(d.Name(), m.Position)
+			if err != nil {
+				return free, err
+			}
+			held = append(held, s.Close)
+		}
+	}
+	return free, nil
 }

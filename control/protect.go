@@ -251,6 +251,9 @@ func (c *Control) Unprotect(ctx context.Context, name string) error {
 	if a.Role != "" {
 		return tidemark.Errorf(tidemark.Conflict, "%s is a %s", name, a.Role).WithHint("`tidemark clone rm` or `tidemark unmount` removes it")
 	}
+	if err := c.settled(a); err != nil {
+		return err
+	}
 	c.receivers.stop(name)
 	if a.Type == tidemark.TypePostgres {
 		if err := c.dropSlot(ctx, a); err != nil {

@@ -514,8 +514,8 @@ func (c *Control) Resync(ctx context.Context, name string) error {
 	return err
 }
 
-// tappedDisks describes the disks of a tapped application.
-func (c *Control) tappedDisks(a app, kept *tapping) (list []tidemark.TappedDisk) {
+// describeTapped describes the disks of a tapped application.
+func (c *Control) describeTapped(a app, kept *tapping) (list []tidemark.TappedDisk) {
 	var devices []string
 	if kept != nil {
 		devices = kept.shown()
@@ -559,7 +559,7 @@ func (c *Control) describeTap(ctx context.Context, a app, d *tidemark.Applicatio
 		return
 	}
 	kept := c.taps.of(a.name)
-	d.Tap = &tidemark.Tap{Host: a.Agent, Disks: c.tappedDisks(a, kept)}
+	d.Tap = &tidemark.Tap{Host: a.Agent, Disks: c.describeTapped(a, kept)}
 	if kept != nil && kept.trouble() != nil {
 		d.Tap.State, d.Tap.Detail = tidemark.TapStopped, kept.trouble().Error()
 		d.State, d.Detail = "degraded", "its tap is not seen to run: "+d.Tap.Detail
