@@ -70,6 +70,7 @@ func (h *handler) routes(c *control.Control) {
 	verb(h, "groups", func(ctx context.Context, _ none) (any, error) { return c.Groups(ctx) })
 	verb(h, "group", func(ctx context.Context, r tidemark.GroupSpec) (any, error) { return c.ChangeGroup(ctx, r) })
 	verb(h, "group-bookmark", func(ctx context.Context, r tidemark.BookmarkSpec) (any, error) { return c.BookmarkGroup(ctx, r) })
+	verb(h, "group-restore", func(ctx context.Context, r tidemark.RestoreSpec) (any, error) { return c.RestoreGroup(ctx, r) })
 	verb(h, "hosts", func(ctx context.Context, _ none) (any, error) { return c.Hosts(ctx) })
 	verb(h, "host-add", func(ctx context.Context, r tidemark.HostSpec) (any, error) { return c.AddHost(ctx, r) })
 	verb(h, "host-rm", func(ctx context.Context, r tidemark.HostRemoval) (any, error) { return none{}, c.RemoveHost(ctx, r) })

@@ -112,3 +112,59 @@ func (c *Control) BookmarkGroup(ctx context.Context, spec tidemark.BookmarkSpec)
 	}
 	return g, err
 }
+
+// RestoreGroup takes the disks of all members of a group back to one moment, in place: a bookmark of the group, or a time.
+func (c *Control) RestoreGroup(ctx context.Context, spec tidemark.RestoreSpec) (tidemark.Job, error) {
+	ref, err := tidemark.ParseRef(spec.Ref)
+	if err != nil {
+		return tidemark.Job{}, err
+	}
+	members := c.membersOf(ref.App)
+	switch {
+	case len(members) == 0:
+		return tidemark.Job{}, tidemark.Errorf(tidemark.NotFound, "there is no group %q", ref.App).WithHint("`tidemark group ls` lists them")
+	case !spec.InPlace || spec.To != "" || spec.Disk != "":
+		return tidemark.Job{}, tidemark.Errorf(tidemark.Invalid, "a group is restored in place, with all disks of its members").WithHint("give --in-place; a member alone is restored by `tidemark restore APP@POINT --to`")
+	case ref.Point.Latest() || ref.Point.IsPosition():
+		return tidemark.Job{}, tidemark.Errorf(tidemark.Invalid, "%s is no moment of all members of group %s", ref.Point, ref.App).WithHint("name a bookmark of the group, or a time: `tidemark points " + members[0].name + "` lists them")
+	}
+	at, err := momentOf(members, ref.Point)
+	if err != nil {
+		return tidemark.Job{}, err
+	}
+	p := &inPlace{c: c, takingBack: takingBack{Ref: ref.App + "@" + at.String(), Group: ref.App}}
+	for _, a := range members {
+		pos, err := c.resolve(ctx, a, at)
+		if err == nil && at.Bookmark != "" {
+			err = isOfGroup(a, pos, ref.App, at.Bookmark)
+		}
+		if err != nil {
+			return tidemark.Job{}, err
+		}
+		p.members = append(p.members, &returning{a: a, takenBack: takenBack{Application: a.name, Position: pos}})
+	}
+	return p.start(ctx, spec)
+}
+
+// momentOf makes of a time that is counted from now one that stays, and is the same for all members.
+func momentOf(members []app, p tidemark.Point) (tidemark.Point, error) {
+	for _, a := range members {
+		when, timed, err := a.t.When(p)
+		if err != nil {
+			return p, err
+		}
+		if timed {
+			p = tidemark.Point{Time: when}
+		}
+	}
+	return p, nil
+}
+
+// isOfGroup refuses a bookmark that a member has, but not as one of its group.
+func isOfGroup(a app, pos tidemark.Position, group, bookmark string) error {
+	if p, err := pointAt(a.t, pos); err == nil && p.Labels[labelGroup] != group {
+		return tidemark.Errorf(tidemark.Invalid, "the bookmark %s of %s was not made with those of the other members of %s", bookmark, a.name, group).
+			WithHint("`tidemark group bookmark` makes one of all of them; a time names one moment as well")
+	}
+	return nil
+}

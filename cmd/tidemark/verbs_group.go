@@ -13,7 +13,7 @@ import (
 
 func groupCommand() *cobra.Command {
 	return group(&cobra.Command{Use: "group", Short: "Tapped applications that are bookmarked in one moment"},
-		groupJoin(), groupLeave(), groupList(), groupBookmark(), groupClone())
+		groupJoin(), groupLeave(), groupList(), groupBookmark(), groupClone(), groupRestore())
 }
 
 // namesFrom checks that there are at least so many arguments, all of them names.
@@ -89,6 +89,31 @@ func groupClone() *cobra.Command {
 		Long:    "Clone each member at a bookmark of the group, under PREFIX-MEMBER. Either all\nclones are made, or none.",
 		Example: "  tidemark group clone bank@before-closing test",
 		RunE:    func(cmd *cobra.Command, args []string) error { return cloneGroup(cmd, args[0], args[1]) }}
+}
+
+func groupRestore() *cobra.Command {
+	var spec tidemark.RestoreSpec
+	c := &cobra.Command{Use: "restore GROUP@POINT --in-place", Short: "Take the disks of all members back to one moment", Args: takes(0, aRef),
+		Long: `Take the disks of all members back to a bookmark of the group, or a time, as
+restore --in-place does for one. Nothing is written unless the disks of all
+members can be had, on all hosts. What they held until then is a bookmark of the
+group, and a clone of each; to restore that bookmark in place undoes it.`,
+		Example: "  tidemark group restore bank@before-closing --in-place",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if spec.Ref = args[0]; !spec.InPlace {
+				return usage(errors.New("give --in-place; a member alone is restored by `tidemark restore`"))
+			}
+			return work(cmd, "group-restore", spec, printGroupRestored)
+		}}
+	c.Flags().BoolVar(&spec.InPlace, "in-place", false, "take the tapped disks themselves back")
+	return c
+}
+
+func printGroupRestored(g tidemark.GroupRestored) {
+	for _, m := range g.Members {
+		fmt.Printf("%s, %s: %s differed; what it held is the clone %s\n", m.Application, m.To, size(m.Changed), m.Before)
+	}
+	fmt.Printf("%s is what it was, in %s; to undo this: tidemark group restore %s@%s --in-place\n", g.Ref, seconds(g.Seconds), g.Group, g.Before)
 }
 
 // cloneGroup clones the members of a group that have a bookmark.
