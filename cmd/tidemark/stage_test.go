@@ -106,6 +106,9 @@ func (s *stage) strike() {
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
+	for _, pid := range s.agents() { // before what they would attach again
+		syscall.Kill(pid, syscall.SIGKILL)
+	}
 	for _, at := range s.attachments() {
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 		if err := at.Detach(ctx, true); err != nil {
@@ -135,6 +138,25 @@ func (s *stage) postmasters() (pids []int) {
 		}
 		line, _, _ := strings.Cut(string(text), "\n")
 		if pid, err := strconv.Atoi(line); err == nil && pid > 1 && syscall.Kill(pid, 0) == nil {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// agents are the agents of other hosts that the scenario has started, which note their ids in *.pid and live in its directory.
+func (s *stage) agents() (pids []int) {
+	files, _ := filepath.Glob(filepath.Join(s.dir, "*.pid"))
+	for _, f := range files {
+		text, err := os.ReadFile(f)
+		if err != nil {
+			continue
+		}
+		pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+		if err != nil {
+			continue
+		}
+		if dir, err := os.Readlink(fmt.Sprintf("/proc/%d/cwd", pid)); err == nil && dir == s.dir {
 			pids = append(pids, pid)
 		}
 	}
