@@ -6,9 +6,9 @@
 //
 // Everything lies below one directory:
 //
-//	pool/       the bucket: packs, descriptors and points; all that a new server needs
-//	pool/open/  packs that still grow (inside the pool, so that copying it copies them)
-//	index/      where chunks lie; a cache
+//	pool/       the bucket: packs, descriptors and points
+//	store/open/   packs that still grow; with pool/ all that a new server needs
+//	store/index/  where chunks lie; a cache
 //	timelines/  journals and states
 //	catalog.db  the ledger
 //	run/        sockets, and the state of attached disks
@@ -17,6 +17,7 @@
 //	clones/     where clones are mounted
 //	taps/       notes and queues of taps, which outlive the server
 //	devices/    links to tapped disks
+//	machines/   sockets to machines of QEMU that are followed
 //	authority/  the key that certificates of hosts are signed with
 //
 // Begin with [Open]. All methods may be called concurrently.

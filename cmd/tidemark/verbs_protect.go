@@ -27,9 +27,9 @@ func discoverCommand() *cobra.Command {
 
 func protectCommand() *cobra.Command {
 	var f protectFlags
-	c := &cobra.Command{Use: "protect postgres://…|DIR|DEVICE... --name APP", Short: "Make something an application", Args: cobra.MinimumNArgs(1),
-		Long: `Make a PostgreSQL cluster, a directory or a block device an application. Nothing
-is captured yet.
+	c := &cobra.Command{Use: "protect postgres://…|DIR|DEVICE...|qemu:SOCKET --name APP", Short: "Make something an application", Args: cobra.MinimumNArgs(1),
+		Long: `Make a PostgreSQL cluster, a directory, a block device or a virtual machine an
+application. Nothing is captured yet.
 
 A cluster is named by a connection URL without password: passwords come from
 the server's PGPASSWORD or password file. Its log is streamed from now on.
@@ -43,11 +43,18 @@ writes. The disk itself stays complete at any moment, with Tidemark or without.
 With --host it is one of another host, whose agent has joined.
 Options: postgres=URL of a cluster on the disk, or scripts=DIR with the programs
 pre and post, by which a bookmark makes it still; appshot=INTERVAL makes such
-bookmarks by itself, and appshot_keep=TIME says for how long they are kept.
+bookmarks by itself, and appshot_keep=TIME says for how long they are kept;
+queue_memory=SIZE and queue=SIZE are what the tap may keep of writes that the
+server has not, in memory and then on disk (default 64MiB and 1GiB).
+
+qemu:SOCKET, with --cdp, is a running machine of QEMU by a QMP socket of it:
+every write of the guest to its disks is journaled, with nothing installed in
+the guest. Options: disk=NAME,NAME for some of its disks, nbd=PATH of the unix
+socket of its own NBD server, if it has one.
 
 Of a volume or clone, whose writes are journaled as they are, --cdp sets the
 window.`,
-		Example: "  tidemark protect 'postgres:///?host=/var/run/postgresql' --name orders\n  tidemark protect /srv/files --name files\n  tidemark protect /dev/vg0/orders --cdp --name orders -o appshot=1m\n  tidemark protect scratch --cdp --window 48h",
+		Example: "  tidemark protect 'postgres:///?host=/var/run/postgresql' --name orders\n  tidemark protect /srv/files --name files\n  tidemark protect /dev/vg0/orders --cdp --name orders -o appshot=1m\n  tidemark protect qemu:/run/shop.qmp --cdp --name shop\n  tidemark protect scratch --cdp --window 48h",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			spec, err := f.spec(args)
 			if err != nil {
