@@ -356,7 +356,7 @@ func (w *world) kill(stop func(), cut bool) {
 	w.life.Lock() // no write is half done, as none is of a process that is gone
 	w.dead.Store(true)
 	w.life.Unlock()
-	if err := w.srv.Close(); err != nil {
+	if err := w.Hide(); err != nil {
 		w.t.Error(err)
 	}
 	stop()
