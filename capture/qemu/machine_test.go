@@ -290,7 +290,7 @@ type world struct {
 	srv   *nbd.Server
 	shown []Inlet
 
-	read atomic.Int64                  // bytes read of our disks
+	read []atomic.Int64                // bytes read of each of our disks
 	hang atomic.Pointer[chan struct{}] // if not nil, writes to our disks wait until it is closed
 	dead atomic.Bool                   // the server was killed: nothing reaches the timeline any more
 	life sync.RWMutex                  // held by writes, and by who kills
@@ -301,7 +301,7 @@ func newWorld(t *testing.T, disks int) *world {
 	for i := range disks {
 		specs = append(specs, timeline.DiskSpec{Name: fmt.Sprintf("disk%d", i), Size: diskSize})
 	}
-	w := &world{t: t, fs: vfs.NewMem(), dir: t.TempDir()}
+	w := &world{t: t, fs: vfs.NewMem(), dir: t.TempDir(), read: make([]atomic.Int64, disks)}
 	w.open()
 	var err error
 	if w.line, err = w.set.Create(t.Context(), "vm", specs, nil); err != nil {
@@ -367,13 +367,14 @@ func (w *world) kill(stop func(), cut bool) {
 // mortal is a disk of a server that can be killed.
 type mortal struct {
 	*timeline.Disk
-	w *world
+	w      *world
+	number int
 }
 
 var errDead = errors.New("the server was killed")
 
 func (d mortal) ReadAt(p []byte, off int64) (int, error) {
-	d.w.read.Add(int64(len(p)))
+	d.w.read[d.number].Add(int64(len(p)))
 	return d.Disk.ReadAt(p, off)
 }
 
@@ -400,8 +401,8 @@ func (d mortal) change(do func() error) error {
 
 // Disks implements Target, as all of these do.
 func (w *world) Disks() (list []block.Device) {
-	for _, d := range w.line.Disks() {
-		list = append(list, mortal{d, w})
+	for i, d := range w.line.Disks() {
+		list = append(list, mortal{d, w, i})
 	}
 	return list
 }

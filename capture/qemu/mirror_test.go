@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io/fs"
 	"math/rand/v2"
 	"os"
@@ -136,7 +137,7 @@ func (w *world) mended(n int) {
 	})
 }
 
-// TestServerDies kills the server under writes: the guest notices nothing, what the timeline offers is true, and
+// TestServerDies (J4) kills the server under writes: the guest notices nothing, what the timeline offers is true, and
 // a bitmap says what has to be read again.
 func TestServerDies(t *testing.T) {
 	for _, cut := range []bool{false, true} {
@@ -190,10 +191,10 @@ func TestResyncReadsWhatChanged(t *testing.T) {
 	w.kill(stop, true)
 	g.write(p[:4096], 9<<20)
 	g.write(p[:512], 64<<10)
-	w.read.Store(0)
+	w.read[0].Store(0)
 	mirror, _ = w.follow(m)
 	ready(t, mirror)
-	if n := w.read.Load(); n == 0 || n > 2*granule+samples*block.BlockSize { // not the holes in them
+	if n := w.read[0].Load(); n == 0 || n > 2*granule+samples*block.BlockSize { // not the holes in them
 		t.Errorf("%d bytes were compared, of 2 granules written", n)
 	}
 	w.same(m)
@@ -273,7 +274,7 @@ func TestForget(t *testing.T) {
 	}
 }
 
-// TestMachineRestarts follows a machine that was off, and whose disk was changed meanwhile.
+// TestMachineRestarts (C1, C4) follows a machine that was killed, and with it its bitmaps, and whose disk was changed meanwhile.
 func TestMachineRestarts(t *testing.T) {
 	rng := seeded(t)
 	m, w := newMachine(t, rng, "raw", 1), newWorld(t, 1)
@@ -302,7 +303,7 @@ func TestMachineRestarts(t *testing.T) {
 	}
 }
 
-// TestDiskHangs holds that a guest does not wait for a disk of ours that hangs, and that the write which comes
+// TestDiskHangs (J1) holds that a guest does not wait for a disk of ours that hangs, and that the write which comes
 // late is not offered as if it had been there in time.
 func TestDiskHangs(t *testing.T) {
 	rng := seeded(t)
@@ -440,7 +441,68 @@ func TestBitmapLies(t *testing.T) {
 	ready(t, mirror)
 	stop()
 	w.restart(false)
-	f, err := os.OpenFile(m.image(0), os.O_WRONLY, 0)
+	overwrite(t, rng, m.image(0))
+	mirror, _ = w.follow(m)
+	ready(t, mirror)
+	w.same(m)
+}
+
+// TestOneBitmapIsBad (C4) has the server find, of two disks, the bitmap of one gone, or one that lacks a change: that disk is compared as a
+// whole, and of the other what its bitmap names. Both are what the machine's disks are.
+func TestOneBitmapIsBad(t *testing.T) {
+	for _, how := range []string{"gone", "short of a change"} {
+		t.Run(how, func(t *testing.T) {
+			rng := seeded(t)
+			m, w := newMachine(t, rng, "raw", 2), newWorld(t, 2)
+			mirror, stop := w.follow(m)
+			ready(t, mirror)
+			w.kill(stop, true)
+			bad := rng.IntN(2)
+			p := make([]byte, 4096)
+			for i := range 2 { // in no hole, so that there is something to compare
+				noise(rng, p)
+				g := m.guestOf(i)
+				g.write(p, 1<<20)
+				g.Close()
+			}
+			if how == "gone" {
+				dropBitmaps(t, m, fmt.Sprintf("disk%d", bad))
+			} else {
+				overwrite(t, rng, m.image(bad))
+			}
+			w.read[0].Store(0)
+			w.read[1].Store(0)
+			mirror, _ = w.follow(m)
+			ready(t, mirror)
+			if n := w.read[bad].Load(); n < diskSize/8 { // holes are not read
+				t.Errorf("of the disk with the bad bitmap %d bytes were compared", n)
+			}
+			if n := w.read[1-bad].Load(); n == 0 || n > 3*granule+samples*block.BlockSize {
+				t.Errorf("of the other disk %d bytes were compared, of a granule that was written", n)
+			}
+			w.same(m)
+		})
+	}
+}
+
+// dropBitmaps takes the bitmaps out of a node.
+func dropBitmaps(t *testing.T, m *machine, name string) {
+	t.Helper()
+	list := inspect(t, m).bitmaps
+	q, err := Dial(t.Context(), m.other())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer q.Close()
+	for _, b := range list {
+		_ = q.Run(t.Context(), "block-dirty-bitmap-remove", map[string]any{"node": name, "name": b.Name}, nil) // one name may be on both
+	}
+}
+
+// overwrite changes a good part of an image behind QEMU's back.
+func overwrite(t *testing.T, rng *rand.Rand, image string) {
+	t.Helper()
+	f, err := os.OpenFile(image, os.O_WRONLY, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -452,12 +514,9 @@ func TestBitmapLies(t *testing.T) {
 	if err := f.Close(); err != nil {
 		t.Fatal(err)
 	}
-	mirror, _ = w.follow(m)
-	ready(t, mirror)
-	w.same(m)
 }
 
-// TestBypass notices writes to the disk that do not come through the mirror.
+// TestBypass (C2) notices writes to the disk that do not come through the mirror.
 func TestBypass(t *testing.T) {
 	rng := seeded(t)
 	m, w := newMachine(t, rng, "raw", 1), newWorld(t, 1)

@@ -36,7 +36,7 @@ type past struct {
 	hash uint64
 }
 
-// TestTruth lets servers die, hang and stop, hosts lose power, machines go and connections break, at random, under writes to two
+// TestTruth (C1, C4, J1, J3, J4) lets servers die, hang and stop, hosts lose power, machines go and connections break, at random, under writes to two
 // disks. Whenever the guest pauses, the newest point is the machine's disks, byte for byte; a point of the past stays what it was;
 // in an outage no point is offered; and a write that follows another, on the other disk, is never there without it.
 func TestTruth(t *testing.T) {
