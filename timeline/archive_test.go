@@ -3,10 +3,18 @@ package timeline
 import (
 	"bytes"
 	"context"
+	"errors"
+	"io"
 	"math/rand/v2"
+	"regexp"
+	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 
 	"tidemark"
 	"tidemark/internal/vfs"
@@ -181,6 +189,152 @@ func TestRemoveTakesTheArchive(t *testing.T) {
 	if keys := archivedKeys(t, w); len(keys) > 0 {
 		t.Errorf("left: %v", keys)
 	}
+}
+
+// poisoned is a bucket that never takes some segments of journals.
+type poisoned struct {
+	object.Bucket
+	bad atomic.Pointer[regexp.Regexp] // their keys; nil: it takes all
+}
+
+var errPoisoned = errors.New("it is refused, whatever is tried")
+
+func (p *poisoned) Put(ctx context.Context, key string, r io.Reader, size int64) error {
+	if bad := p.bad.Load(); bad != nil && bad.MatchString(key) {
+		return errPoisoned
+	}
+	return p.Bucket.Put(ctx, key, r, size)
+}
+
+// String implements errorfs.Injector, as MaybeError does.
+func (p *poisoned) String() string { return "poisoned" }
+
+// MaybeError refuses files on our own disk, too.
+func (p *poisoned) MaybeError(op errorfs.Op) error {
+	if bad := p.bad.Load(); bad != nil && op.Kind == errorfs.OpOpen && bad.MatchString(op.Path) {
+		return errPoisoned
+	}
+	return nil
+}
+
+// TestPoisonedSegment (J2) has a bucket that takes one segment of the journal never, or none at all, or has no segment ever packed, while much more is
+// written than the window may hold. The window stays as short as it was asked to be, all else goes on, at once, it is told, and every point that is offered has
+// its bytes. When the bucket takes it again, nothing is left of that.
+func TestPoisonedSegment(t *testing.T) {
+	for name, bad := range map[string]string{"one": "/journal/.*/0000000000000009-", "all": "/journal/.*/", "unpacked": "/rewrite$"} {
+		t.Run(name, func(t *testing.T) {
+			seed := rand.Uint64()
+			t.Logf("seed %d", seed)
+			rng := rand.New(rand.NewPCG(seed, 1))
+			bucket, k := &poisoned{}, &heard{}
+			bucket.bad.Store(regexp.MustCompile(bad))
+			var fs vfs.FS = vfs.NewMem()
+			if name == "unpacked" {
+				fs = errorfs.Wrap(fs, bucket)
+			}
+			w, err := openWorld(fs, "/d", func(o *Options) {
+				bucket.Bucket = o.Bucket
+				o.Bucket, o.Notify, o.Manual, o.FoldAfter, o.SegmentSize, o.HotBytes = bucket, k.notify, false, 192<<10, 64<<10, 128<<10
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { w.close(t) }()
+			const window = 1 << 20
+			line, err := w.set.Create(t.Context(), "a", []DiskSpec{{Name: "d", Size: diskSize}}, nil)
+			if err == nil {
+				err = line.SetWindow(Window{For: time.Hour, Bytes: window})
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			var history []remembered
+			now := make([]byte, diskSize)
+			told := false
+			write := func(blocks int) {
+				t.Helper()
+				for i := range blocks {
+					pos := writeNoise(t, line, rng, now)
+					if i%10 == 0 {
+						history = append(history, remembered{pos, bytes.Clone(now)})
+					}
+				}
+				// Much less than the pause behind a fold that failed.
+				for end := time.Now().Add(foldRetry / 3); line.due() || line.JournalBytes() > window+512<<10; time.Sleep(10 * time.Millisecond) {
+					told = told || line.Trouble() != nil
+					if time.Now().After(end) {
+						t.Fatalf("the journal takes %d bytes of %d, and %d are not folded; %v", line.JournalBytes(), window, line.Backlog(), line.Trouble())
+					}
+				}
+				told = told || line.Trouble() != nil
+			}
+			for range 20 {
+				write(100) // more than is waited for
+			}
+			if !told || !k.has("error a ", errPoisoned.Error()) {
+				t.Errorf("told by the status: %v; by events: %q", told, k.list)
+			}
+			opened := 0
+			check := func() {
+				t.Helper()
+				from := line.anyPoint()
+				for _, h := range history {
+					same, err := h.shows(line)
+					if err == nil && !same || err != nil && (h.pos >= from || tidemark.KindOf(err) != tidemark.NotFound) {
+						t.Fatalf("at %v, of those from %v on: %v, %v", h.pos, from, same, err)
+					}
+					if err == nil {
+						opened++
+					}
+				}
+			}
+			check()
+			bucket.bad.Store(nil)
+			write(100)
+			for end := time.Now().Add(foldRetry / 3); line.Trouble() != nil || line.ArchivedBytes() == 0; time.Sleep(10 * time.Millisecond) {
+				if time.Now().After(end) {
+					t.Fatalf("%d bytes are archived, and %v", line.ArchivedBytes(), line.Trouble())
+				}
+			}
+			check()
+			if opened < 20 {
+				t.Errorf("%d points of %d were there, in two looks", opened, len(history))
+			}
+		})
+	}
+}
+
+// writeNoise writes a block that nothing makes smaller, somewhere.
+func writeNoise(t *testing.T, line *Timeline, rng *rand.Rand, now []byte) tidemark.Position {
+	t.Helper()
+	off := rng.Int64N(diskSize/4096) * 4096
+	for i := range 4096 {
+		now[off+int64(i)] = byte(rng.Uint32())
+	}
+	if _, err := line.Disks()[0].WriteAt(now[off:off+4096], off); err != nil {
+		t.Fatal(err)
+	}
+	pos, _ := line.Head()
+	return pos
+}
+
+// heard collects what operators are told.
+type heard struct {
+	mu   sync.Mutex
+	list []string
+}
+
+func (k *heard) notify(level, timeline, message string) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.list = append(k.list, level+" "+timeline+" "+message)
+	return nil
+}
+
+func (k *heard) has(prefix, part string) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return slices.ContainsFunc(k.list, func(s string) bool { return strings.HasPrefix(s, prefix) && strings.Contains(s, part) })
 }
 
 // TestColdByAge archives what is older than the hot set, by the times of records and not by the clock.

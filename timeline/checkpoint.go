@@ -2,6 +2,7 @@ package timeline
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"tidemark"
@@ -76,21 +77,24 @@ func (t *Timeline) checkpoint(ctx context.Context) error {
 	if !t.Window().open() {
 		return nil // there is no past but its points
 	}
-	for {
-		pos, at, ok := t.wanted()
+	var errs error
+	for after := tidemark.Position(0); ctx.Err() == nil; {
+		pos, at, ok := t.wanted(after)
 		if !ok {
-			return nil
+			return errs
 		}
 		if err := t.imageAt(ctx, pos, at); err != nil {
-			return fmt.Errorf("make an image of %s at %v: %w", t.Name(), pos, err)
+			errs = errors.Join(errs, fmt.Errorf("make an image of %s at %v: %w", t.Name(), pos, err))
+			after = pos // other stretches do not suffer from what is wrong with this one
 		}
 	}
+	return errors.Join(errs, ctx.Err())
 }
 
-// wanted returns where an image is to be made: at the end of a segment.
-func (t *Timeline) wanted() (pos tidemark.Position, at int64, ok bool) {
+// wanted returns where an image is to be made, at the end of a segment, in a stretch that begins at or behind a position.
+func (t *Timeline) wanted(after tidemark.Position) (pos tidemark.Position, at int64, ok bool) {
 	for _, s := range t.stretches() {
-		if s.to == 0 || len(s.segments) <= spanLimit {
+		if s.to == 0 || s.from < after || len(s.segments) <= spanLimit {
 			continue
 		}
 		g := s.segments[spanStep-1]

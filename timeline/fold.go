@@ -2,6 +2,7 @@ package timeline
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"runtime"
 	"slices"
@@ -49,6 +50,32 @@ func (t *Timeline) fold(ctx context.Context, nice int) error {
 		}
 	}
 	return t.trim(ctx)
+}
+
+// keepHistory keeps history quick to open, small and short, behind a fold. Each of these goes on where another one fails, and the
+// next fold does not wait: one segment that cannot be read, or that the bucket does not take, must not let the journal
+// grow. What failed is told, and tried again behind the next fold, and later.
+func (t *Timeline) keepHistory(ctx context.Context) error {
+	err, raw := t.checkpoint(ctx), t.Pack(ctx)
+	t.facts.Lock()
+	t.raw = raw != nil
+	t.facts.Unlock()
+	err = errors.Join(err, raw, t.trim(ctx)) // now that it is known what history takes
+	err = errors.Join(err, t.Archive(ctx))
+	if ctx.Err() != nil {
+		return err
+	}
+	t.facts.Lock()
+	was, name := t.unkept, t.desc.Name
+	t.unkept = err
+	t.facts.Unlock()
+	switch {
+	case err != nil && was == nil:
+		t.set.notify("error", name, fmt.Sprintf("the history of %s is not kept as it should be, which is tried again: %v", name, err))
+	case err == nil && was != nil:
+		t.set.notify("info", name, fmt.Sprintf("the history of %s is kept as it should be again", name))
+	}
+	return err
 }
 
 // Pack compresses what only history needs of the journal: records that are in an image, and are

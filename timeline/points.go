@@ -2,6 +2,7 @@ package timeline
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -457,11 +458,11 @@ func (t *Timeline) StoredBytes() int64 {
 	return t.state.Stored + t.stored.Load()
 }
 
-// Trouble returns why the last fold failed, or nil.
+// Trouble returns why the last fold, or what keeps history short behind it, failed, or nil.
 func (t *Timeline) Trouble() error {
 	t.facts.Lock()
 	defer t.facts.Unlock()
-	return t.failed
+	return errors.Join(t.failed, t.unkept)
 }
 
 // Backlog returns the bytes that were written and are not in an image yet.

@@ -514,16 +514,25 @@ func (s *Set) folder(ctx context.Context) {
 				if !errors.Is(err, context.Canceled) { // by Remove, which wants none of it
 					s.o.Logger.Error("folding failed; it is tried again", "timeline", t.Name(), "error", err)
 				}
-				time.AfterFunc(foldRetry, func() {
-					t.resting.Store(false)
-					s.askFold(t)
-				})
+				s.retry(t)
 			}
 		}
 	}
 }
 
-// foldBacklog folds what is frozen, and cuts first if much was written since the last cut.
+// retry asks for what failed again, later.
+func (s *Set) retry(t *Timeline) {
+	if t.retrying.Swap(true) {
+		return
+	}
+	time.AfterFunc(foldRetry, func() {
+		t.retrying.Store(false)
+		t.resting.Store(false)
+		s.askFold(t)
+	})
+}
+
+// foldBacklog folds what is frozen, and cuts first if much was written since the last cut. Then it sees to history.
 func (t *Timeline) foldBacklog(ctx context.Context) (err error) {
 	if s := t.set; s.Get(t.id) != t {
 		return nil
@@ -531,33 +540,30 @@ func (t *Timeline) foldBacklog(ctx context.Context) (err error) {
 	if t.postpones() {
 		return nil
 	}
+	folded := false
 	defer func() {
-		t.resting.Store(err != nil)
+		t.resting.Store(!folded)
 		t.asked.Store(false)
 		t.wroteSome() // what was written meanwhile, if it was the last for now
 	}()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	t.background.Store(&cancel)
+	if err := t.cutAndFold(ctx); err != nil {
+		return err
+	}
+	folded = true
+	return t.keepHistory(ctx)
+}
+
+func (t *Timeline) cutAndFold(ctx context.Context) error {
 	if t.due() {
 		t.urgent.Store(false)
 		if _, err := t.cut(nil); err != nil {
 			return err
 		}
 	}
-	if err := t.fold(ctx, t.niceness()); err != nil {
-		return err
-	}
-	if err := t.checkpoint(ctx); err != nil {
-		return err
-	}
-	if err := t.Pack(ctx); err != nil {
-		return err
-	}
-	if err := t.trim(ctx); err != nil { // now that it is known what history takes
-		return err
-	}
-	return t.Archive(ctx)
+	return t.fold(ctx, t.niceness())
 }
 
 // A burst of writes is not folded while it lasts, but for one of more than foldLimit

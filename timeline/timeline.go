@@ -56,6 +56,8 @@ type Timeline struct {
 	cuts   []*cut                       // frozen layers that are not folded yet, oldest first
 	pins   map[string]tidemark.Position // branches and snapshots that still read our journal after this position
 	failed error                        // the first error of a fold, until one succeeds
+	unkept error                        // what failed of the last keepHistory
+	raw    bool                         // its Pack failed: history is larger than it might be
 	told   time.Time                    // when a loss of history was told last
 
 	// archiveMu is held by the one that archives.
@@ -70,6 +72,7 @@ type Timeline struct {
 	unlooked atomic.Int64 // bytes written since free space was looked at
 	tight    atomic.Bool  // there was too little then
 	resting  atomic.Bool  // a fold failed, and none is asked for until the next is due
+	retrying atomic.Bool  // the next is due, some time from now
 	// cutSegment and topSegment are the segments of the journal that hold the last cut and the newest record.
 	cutSegment, topSegment atomic.Uint64
 	bulk                   atomic.Bool  // large writes go to the pool at once

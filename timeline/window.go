@@ -127,9 +127,9 @@ func (t *Timeline) pastByTime(w Window) (pos tidemark.Position) {
 }
 
 // pastBySize returns the position before which the journal has more than w.Bytes of history. It waits until all of
-// it is packed, which changes its size. The caller holds facts.
+// it is packed, which changes its size, unless that fails. The caller holds facts.
 func (t *Timeline) pastBySize(w Window) tidemark.Position {
-	if w.Bytes == 0 || t.journal.Raw(uint64(t.state.Base)) {
+	if w.Bytes == 0 || !t.raw && t.journal.Raw(uint64(t.state.Base)) {
 		return 0
 	}
 	bytes := int64(0)
