@@ -197,20 +197,31 @@ func (t *Timeline) keepBase(ctx context.Context, roots []image.Root) error {
 	for _, p := range t.points {
 		wanted = wanted && p.Position != base
 	}
-	created := t.desc.Created
-	if n := len(t.points); n > 0 {
-		created = t.points[n-1].Time
-	}
 	t.facts.Unlock()
 	if !wanted {
 		return nil
 	}
-	m := t.manifest(&cut{pos: base, time: created.UnixNano()}, roots)
+	m := t.manifest(&cut{pos: base, time: t.timeOfBase(base).UnixNano()}, roots)
 	if err := putSealed(ctx, t.set.o.Bucket, imageKey(t.id, base), m); err != nil {
 		return err
 	}
 	t.addPoint(m)
 	return nil
+}
+
+// timeOfBase is the time of the record at the base, which is no point. If that cannot be read it is the latest that it may have.
+func (t *Timeline) timeOfBase(base tidemark.Position) time.Time {
+	at, err := t.TimeAt(base)
+	if err == nil {
+		return at
+	}
+	for _, s := range t.journal.Segments() {
+		if s.LastPos >= uint64(base) {
+			return fromNano(s.Last)
+		}
+	}
+	_, at = t.Head()
+	return at
 }
 
 func (t *Timeline) manifest(c *cut, roots []image.Root) manifest {

@@ -123,6 +123,11 @@ func (t *Timeline) TimeAt(pos tidemark.Position) (at time.Time, err error) {
 	if !at.IsZero() {
 		return at, nil
 	}
+	if segments := t.journal.Segments(); len(segments) > 0 && uint64(pos)+1 == segments[0].FirstPos {
+		if after := fromNano(segments[0].After); after.After(created) {
+			return after, nil
+		}
+	}
 	if pos <= t.oldestInJournal() {
 		return created, nil // where a branch begins
 	}
