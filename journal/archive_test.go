@@ -226,7 +226,7 @@ func TestOutlinesAreRebuilt(t *testing.T) {
 	}
 }
 
-// A segment that is missing or damaged in the archive is named, and affects its own records only, in the middle as at the old end.
+// J3, D2: A segment that is missing or damaged in the archive is named, and affects its own records only, in the middle as at the old end.
 func TestMissingInTheArchive(t *testing.T) {
 	for _, number := range []int{1, 3} {
 		for _, how := range []string{"missing", "damaged"} {

@@ -88,7 +88,7 @@ func archivedKeys(t *testing.T, w *world) (keys []string) {
 	return keys
 }
 
-// TestPointsOfTheArchive has the points of a history that lies in the pool, also after a restart, and of a branch; then a
+// TestPointsOfTheArchive (J3) has the points of a history that lies in the pool, also after a restart, and of a branch; then a
 // segment is lost: its points are refused as damaged and shown as a gap, and nothing else is affected.
 func TestPointsOfTheArchive(t *testing.T) {
 	seed := rand.Uint64()
@@ -337,7 +337,7 @@ func (k *heard) has(prefix, part string) bool {
 	return slices.ContainsFunc(k.list, func(s string) bool { return strings.HasPrefix(s, prefix) && strings.Contains(s, part) })
 }
 
-// TestColdByAge archives what is older than the hot set, by the times of records and not by the clock.
+// TestColdByAge (K1) archives what is older than the hot set, by the times of records and not by the clock.
 func TestColdByAge(t *testing.T) {
 	w := open(t, vfs.NewMem(), "/d")
 	defer func() { w.close(t) }()

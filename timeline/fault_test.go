@@ -52,7 +52,7 @@ func takesSpace(k errorfs.OpKind) bool {
 	return k == errorfs.OpFileWrite || k == errorfs.OpFileWriteAt || k == errorfs.OpCreate || k == errorfs.OpLink || k == errorfs.OpFilePreallocate
 }
 
-// TestFaults lets each operation on the file system fail in turn, once with EIO
+// TestFaults (D1, F3) lets each operation on the file system fail in turn, once with EIO
 // and for a while with ENOSPC. Whatever was acknowledged by a flush is there after
 // the next start, each other block holds something that was written to it, and
 // when space is back the timeline goes on.
@@ -199,7 +199,7 @@ func (w *written) check(t *testing.T, d *Disk, f *failing) {
 	}
 }
 
-// TestDamagedPoint flips a bit in the object of a point: that point is named, no
+// TestDamagedPoint (D2) flips a bit in the object of a point: that point is named, no
 // other is affected, nothing is reclaimed until it is forgotten.
 func TestDamagedPoint(t *testing.T) {
 	ctx := context.Background()
@@ -230,7 +230,7 @@ func TestDamagedPoint(t *testing.T) {
 	}
 }
 
-// TestDamagedState flips a bit in the state: the timeline stands on its newest
+// TestDamagedState (D2) flips a bit in the state: the timeline stands on its newest
 // point with the journal behind it, or, if the journal does not reach back so far, says so.
 func TestDamagedState(t *testing.T) {
 	mem := vfs.NewMem()

@@ -71,7 +71,7 @@ func (s *source) content(n int) (data [2][]byte) {
 	return data
 }
 
-// TestFeedResumes sends a stream of changes and cuts the power at random operations on
+// TestFeedResumes (J3, R4) sends a stream of changes and cuts the power at random operations on
 // the file system. What was acknowledged is there after the restart, nothing is half
 // there, and the timeline knows to the change where to go on.
 func TestFeedResumes(t *testing.T) {
@@ -287,7 +287,7 @@ func TestFeedIsTheOnlyWriter(t *testing.T) {
 	}
 }
 
-// A time within a gap names no point, one outside does; the time of a change is its source's.
+// J1, J7: A time within a gap names no point, one outside does; the time of a change is its source's.
 func TestGapsHaveTimes(t *testing.T) {
 	now := time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC)
 	mem := vfs.NewMem()
@@ -345,7 +345,7 @@ func TestGapsHaveTimes(t *testing.T) {
 	}
 }
 
-// A mark has the time at which the disks were so, not that at which it came.
+// J7: A mark has the time at which the disks were so, not that at which it came.
 func TestFeedMarkOfThePast(t *testing.T) {
 	w := open(t, vfs.NewMem(), "/d")
 	defer w.close(t)

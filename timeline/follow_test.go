@@ -8,7 +8,7 @@ import (
 	"tidemark/internal/vfs"
 )
 
-// TestFollow notes gaps of a disk that somebody writes, and finds them again after the power is cut.
+// TestFollow (J1) notes gaps of a disk that somebody writes, and finds them again after the power is cut.
 func TestFollow(t *testing.T) {
 	mem := vfs.NewMem()
 	w := open(t, mem, "/d")

@@ -178,7 +178,7 @@ func (j *jumper) step() {
 	}
 }
 
-// TestClockIsSet sets the clock back and forward while a timeline is written, with power cuts in between: points keep their
+// TestClockIsSet (J7, K1) sets the clock back and forward while a timeline is written, with power cuts in between: points keep their
 // order, and a time that was told to name a point names that for ever.
 func TestClockIsSet(t *testing.T) {
 	rounds := 40
@@ -209,7 +209,7 @@ func TestClockIsSet(t *testing.T) {
 	}
 }
 
-// While the clock is behind the records, nobody is told what was five minutes ago; a time of the day still names a point.
+// J7, K1: While the clock is behind the records, nobody is told what was five minutes ago; a time of the day still names a point.
 func TestClockBehind(t *testing.T) {
 	j := &jumper{t: t, rng: rand.New(rand.NewPCG(1, 1)), fs: vfs.NewMem(), disk: make([]byte, diskSize), now: time.Date(2026, 5, 1, 12, 0, 0, 0, time.UTC)}
 	j.open("")
@@ -236,7 +236,7 @@ func TestClockBehind(t *testing.T) {
 	}
 }
 
-// What a time names outlives a power cut though nothing was written behind it, and a bookmark outlives the journal that it was made in: what
+// J7, K1: What a time names outlives a power cut though nothing was written behind it, and a bookmark outlives the journal that it was made in: what
 // is written next is later than both, by a clock that was set back.
 func TestToldSurvives(t *testing.T) {
 	j := &jumper{t: t, rng: rand.New(rand.NewPCG(1, 1)), fs: vfs.NewMem(), disk: make([]byte, diskSize), now: time.Date(2026, 5, 1, 12, 0, 0, 0, time.UTC)}

@@ -34,7 +34,7 @@ func setFree(mem *vfs.MemFS, free uint64) {
 	mem.TestingSetDiskUsage(pebblevfs.DiskUsage{AvailBytes: free, TotalBytes: 10 << 20, UsedBytes: 10<<20 - free})
 }
 
-// TestOldestHistoryGoes takes the room away: history goes, of all timelines the oldest first, and is told; bookmarks stay, with
+// TestOldestHistoryGoes (J1, J6) takes the room away: history goes, of all timelines the oldest first, and is told; bookmarks stay, with
 // their bytes, and so does what a snapshot shows; and what was told is remembered over a restart.
 func TestOldestHistoryGoes(t *testing.T) {
 	rng := rand.New(rand.NewPCG(rand.Uint64(), 1))

@@ -95,7 +95,7 @@ type seen struct {
 	data []byte
 }
 
-// TestTappedDiskAtAnyTime writes to a tapped file while the server of its timeline is stopped and
+// TestTappedDiskAtAnyTime (J3, J7) writes to a tapped file while the server of its timeline is stopped and
 // loses power. Then, at any time that is not in a gap, the timeline shows what the disk held: every write
 // answered before, and none that was begun later.
 func TestTappedDiskAtAnyTime(t *testing.T) {

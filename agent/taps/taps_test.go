@@ -222,7 +222,7 @@ func TestTapProcess(t *testing.T) {
 	}
 }
 
-// A tap that is killed while its server is away leaves nothing undone.
+// C1, J4: A tap that is killed while its server is away leaves nothing undone.
 func TestTapProcessKilled(t *testing.T) {
 	f := newFixture(t)
 	stop := f.copy.serve(t, f.cfg.Server)

@@ -21,7 +21,7 @@ import (
 	"tidemark/block"
 )
 
-// TestInitialSync follows a machine whose guest writes all the time.
+// TestInitialSync (C6) follows a machine whose guest writes all the time.
 func TestInitialSync(t *testing.T) {
 	for _, format := range []string{"raw", "qcow2"} {
 		t.Run(format, func(t *testing.T) {

@@ -150,7 +150,7 @@ func TestPrimaryCannotBeRead(t *testing.T) {
 	h.close()
 }
 
-// After a flush that failed nobody knows what the primary has. The timeline has no point until another tap has read all of it
+// F3: After a flush that failed nobody knows what the primary has. The timeline has no point until another tap has read all of it
 // that was being written.
 func TestPrimaryFailsToFlush(t *testing.T) {
 	h, f := newFailing(t)

@@ -58,7 +58,7 @@ func mirrored(t *testing.T, dir, path, boot string) {
 	closeNow(t, tap)
 }
 
-// A disk that was written by others while it was not tapped is sent again as a whole, and one that was not, not.
+// C1, J4: A disk that was written by others while it was not tapped is sent again as a whole, and one that was not, not.
 func TestWrittenWhileNotTapped(t *testing.T) {
 	disks := map[string]func(t *testing.T) string{"file": aFile, "device": aDevice}
 	for kind, make := range disks {

@@ -215,7 +215,7 @@ func (h *machine) marked() {
 	}
 }
 
-// TestTapTellsAll writes through a tap at random while the timeline goes away, hangs, and
+// TestTapTellsAll (C1, J1, J3, J4) writes through a tap at random while the timeline goes away, hangs, and
 // crashes, and the tap is killed, its host loses power, and all are started again.
 func TestTapTellsAll(t *testing.T) {
 	rounds := 25
@@ -313,7 +313,7 @@ func (h *machine) forget() {
 	}
 }
 
-// An extent that is written while the tap flushes the primary is not at rest, even
+// C6: An extent that is written while the tap flushes the primary is not at rest, even
 // if the timeline has everything when the flush is over.
 func TestWriteBesideSettle(t *testing.T) {
 	for seed := range uint64(8) {
@@ -333,7 +333,7 @@ func TestWriteBesideSettle(t *testing.T) {
 	}
 }
 
-// A tap that is killed when the timeline has everything, and has not been told so, tells it at its next start.
+// J1: A tap that is killed when the timeline has everything, and has not been told so, tells it at its next start.
 func TestGapEndsAfterKill(t *testing.T) {
 	h := newMachine(t, 5)
 	h.open()

@@ -17,7 +17,7 @@ import (
 	"tidemark"
 )
 
-// TestClockSet sets the clock of a host, forward and back, while a tapped disk is written there, in a machine whose clock is its own: points
+// TestClockSet (J7, K1) sets the clock of a host, forward and back, while a tapped disk is written there, in a machine whose clock is its own: points
 // keep their order, each bookmark is what the disk was, a time that named a point once names it for ever, also
 // behind a kill, and nothing is old because the clock says so.
 func TestClockSet(t *testing.T) {

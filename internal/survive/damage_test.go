@@ -16,7 +16,7 @@ type damaging struct {
 	sums map[string]string
 }
 
-// TestDamage flips a bit in a file of every kind, with the server stopped, and
+// TestDamage (D2) flips a bit in a file of every kind, with the server stopped, and
 // deletes what is said to be rebuilt. What is damaged is named or healed, is
 // never served with other bytes, and everything else works.
 func TestDamage(t *testing.T) {

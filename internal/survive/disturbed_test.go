@@ -204,7 +204,7 @@ func (x *stage) smallData(size string) {
 	must(x.t, "mount", "-o", "loop", file, x.data) // strike takes it away
 }
 
-// TestTappedDisturbed lets production write to a tapped disk, with a model of every byte at every moment, while bad things
+// TestTappedDisturbed (C1, J1, J3) lets production write to a tapped disk, with a model of every byte at every moment, while bad things
 // happen behind the tap. Production sees no error and, where the tap itself lives, does not wait; afterwards the primary is the
 // model, the timeline is the primary, and of the time in between every moment is what it was or is refused.
 func TestTappedDisturbed(t *testing.T) {

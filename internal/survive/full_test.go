@@ -10,7 +10,7 @@ import (
 	"tidemark"
 )
 
-// TestFullDisk lets the disk of the data directory run full during imports. The
+// TestFullDisk (D1) lets the disk of the data directory run full during imports. The
 // server stays up and says so, what it acknowledged is there, and when room is
 // made it goes on.
 func TestFullDisk(t *testing.T) {

@@ -63,7 +63,7 @@ func (x *tapping) until(what string, is func() bool) {
 	}
 }
 
-// TestHistoryGivesWay writes through a tap more than the disk of the data directory holds: the oldest history goes, loudly, and
+// TestHistoryGivesWay (J1) writes through a tap more than the disk of the data directory holds: the oldest history goes, loudly, and
 // neither production nor a bookmark does. With no history left, production still goes on; and with room made, all does.
 func TestHistoryGivesWay(t *testing.T) {
 	need(t, "mkfs.ext4", "fallocate")

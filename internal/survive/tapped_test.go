@@ -99,7 +99,7 @@ func (x *tapping) same() {
 	}
 }
 
-// TestTapped writes and verifies through a tap while the server is killed, stopped and started, and the
+// TestTapped (J1, J4) writes and verifies through a tap while the server is killed, stopped and started, and the
 // tap is killed: production never sees an error, and in the end the timeline has every byte.
 func TestTapped(t *testing.T) {
 	need(t, "fio")
@@ -253,7 +253,7 @@ func (x *tapping) checkPoint(pos tidemark.Position, options string, check []stri
 	x.run("unmount", m.Name)
 }
 
-// TestEveryMomentOfADatabase keeps a database on a tapped disk busy, and then brings it up as it was at moments of
+// TestEveryMomentOfADatabase (J7) keeps a database on a tapped disk busy, and then brings it up as it was at moments of
 // that time: what was committed before is there, and the database is whole.
 func TestEveryMomentOfADatabase(t *testing.T) {
 	need(t, "mkfs.xfs", "psql")
@@ -296,7 +296,7 @@ func TestEveryMomentOfADatabase(t *testing.T) {
 	x.run("unprotect", "prod")
 }
 
-// TestJustPast asks for the time that it is behind a write that is on its way: the answer waits for the write, or says that it does not know.
+// TestJustPast (J7) asks for the time that it is behind a write that is on its way: the answer waits for the write, or says that it does not know.
 func TestJustPast(t *testing.T) {
 	need(t, "mkfs.ext4")
 	const size = 4 << 20
