@@ -97,6 +97,8 @@ type Control struct {
 	names map[string]bool
 	// returning are the applications whose disks are taken back in place now; guarded by mu.
 	returning map[string]bool
+
+	grouping sync.Mutex // held by who changes what groups an application is in, which is noted as a whole
 }
 
 func (c *Control) path(parts ...string) string {

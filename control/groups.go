@@ -49,6 +49,8 @@ func (c *Control) ChangeGroup(ctx context.Context, spec tidemark.GroupSpec) (tid
 	if _, err := c.app(spec.Name); err == nil {
 		return g, tidemark.Errorf(tidemark.Conflict, "%s is an application", spec.Name).WithHint("choose another name for the group")
 	}
+	c.grouping.Lock()
+	defer c.grouping.Unlock()
 	var join, leave []app
 	for _, name := range spec.Join {
 		a, err := c.app(name)
