@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"errors"
 	"math/rand/v2"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -174,5 +176,39 @@ func TestWritersLeaveRoomToFold(t *testing.T) {
 	setFree(mem, 1)
 	if err := write(5); err != nil {
 		t.Fatalf("without a reserve: %v", err)
+	}
+}
+
+// TestReserveHoldsThoughThePoolRefuses (J2) lets space run out beside a pool, on another file system, that takes no history: then history goes that should
+// have moved there, the reserve is there again, bookmarks stay, and it is told.
+func TestReserveHoldsThoughThePoolRefuses(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	mem, bucket, k := vfs.NewMem(), &poisoned{}, &told{}
+	w, err := openWorld(mem, "/d", func(o *Options) {
+		bucket.Bucket = o.Bucket
+		o.Bucket, o.PoolDir, o.Notify = bucket, "/d/pool", k.notify
+		o.HotBytes = 0
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { w.close(t) }()
+	line, history := longHistory(t, w, rand.New(rand.NewPCG(seed, 1)))
+	bucket.bad.Store(regexp.MustCompile("/journal/"))
+	before := line.JournalBytes()
+	setFree(mem, 1<<20-1)
+	w.set.keepRoom(t.Context())
+	w.set.tellLosses(true)
+	if line.Lost() == nil || line.ArchivedBytes() > 0 || line.JournalBytes() > before/2 {
+		t.Errorf("%+v is lost, %d bytes are archived, and the journal takes %d bytes of %d", line.Lost(), line.ArchivedBytes(), line.JournalBytes(), before)
+	}
+	if !slices.ContainsFunc(k.list, func(s string) bool { return strings.Contains(s, "were given up") }) {
+		t.Errorf("told: %q", k.list)
+	}
+	for i, p := range line.Points() {
+		if same, err := (&remembered{p.Position, history[100*i+99].data}).shows(line); err != nil || !same {
+			t.Errorf("the bookmark %s: %v, %v", p.Bookmark, same, err)
+		}
 	}
 }
