@@ -130,6 +130,55 @@ func TestKStaysBounded(t *testing.T) {
 	w.close(t)
 }
 
+// TestCheckpointsBehindDamage (J2) has two long stretches without an image, and loses a segment of the first: that is said, and the second is made short.
+func TestCheckpointsBehindDamage(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	rng := rand.New(rand.NewPCG(seed, 1))
+	mem := vfs.NewMem()
+	w := open(t, mem, "/d")
+	line, err := w.set.Create(t.Context(), "a", []DiskSpec{{Name: "d", Size: diskSize}}, nil)
+	if err == nil {
+		err = line.SetWindow(Window{For: time.Hour})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := make([]byte, diskSize)
+	for range 2 {
+		for range 700 { // 11 segments
+			writeNoise(t, line, rng, now)
+		}
+		if _, err := line.cut(nil); err != nil {
+			t.Fatal(err)
+		}
+		if err := line.Fold(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := line.Archive(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.bucket.Delete(t.Context(), archivedKeys(t, w)[2]); err != nil {
+		t.Fatal(err)
+	}
+	w.close(t)
+	w = open(t, mem, "/d")
+	defer func() { w.close(t) }()
+	line = w.set.List()[0]
+	if list := line.stretches(); len(list) < 2 || len(list[0].segments) <= spanLimit || len(list[1].segments) <= spanLimit {
+		t.Fatalf("the stretches are %+v", list)
+	}
+	if err := line.checkpoint(t.Context()); tidemark.KindOf(err) != tidemark.Corrupt {
+		t.Errorf("a lost segment: %v", err)
+	}
+	for i, s := range line.stretches()[1:] {
+		if len(s.segments) > spanLimit {
+			t.Errorf("stretch %d has %d segments", i+1, len(s.segments))
+		}
+	}
+}
+
 // TestFoldsWhatABurstLeaves writes in one burst, and nothing afterwards: all of it is folded, and no stretch of it is long.
 func TestFoldsWhatABurstLeaves(t *testing.T) {
 	w := open(t, vfs.NewMem(), "/d")
