@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"time"
 
@@ -102,7 +103,10 @@ func (s Scripts) Run(ctx context.Context, name string, limit time.Duration, env 
 	cmd := exec.CommandContext(ctx, path)
 	cmd.Dir, cmd.Stdout, cmd.Stderr = "/", &said, &said
 	cmd.Env = append([]string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8"}, env...)
-	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true}
+	// It ends with us, that is with the thread that starts it.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true, Pdeathsig: unix.SIGKILL}
 	cmd.Cancel = func() error { return unix.Kill(-cmd.Process.Pid, unix.SIGKILL) }
 	cmd.WaitDelay = time.Second
 	err := cmd.Run()
