@@ -19,14 +19,17 @@ import (
 	"golang.org/x/sys/unix"
 
 	"tidemark"
+	"tidemark/agent/taps"
 	"tidemark/app/postgres"
+	"tidemark/mount"
 )
 
-// TestMain makes this test binary an agent, too, with a few verbs for tests.
+// TestMain makes this test binary an agent, too, with a few verbs for tests, and what it starts: taps and attachers.
 func TestMain(m *testing.M) {
-	if len(os.Args) == 2 && os.Args[1] == "agent" {
+	processes := map[string]func(context.Context) error{"agent": Run, "tap": taps.Run, "attach": mount.RunAttacher}
+	if len(os.Args) == 2 && processes[os.Args[1]] != nil {
 		verbs["test"] = on(doTest)
-		if err := Run(context.Background()); err != nil {
+		if err := processes[os.Args[1]](context.Background()); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}

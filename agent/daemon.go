@@ -67,6 +67,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	all.Go(func() { d.carryFeeds(ctx, id, feeds) })
 	all.Go(func() { d.keepFresh(ctx, id) })
 	defer feeds.Close()
+	postAllLeft(PlacesIn(d.Dir))
 	return d.stayConnected(ctx, id)
 }
 
@@ -137,25 +138,6 @@ func (d *Daemon) identity(ctx context.Context) (*remote.Identity, error) {
 		return nil, err
 	}
 	return remote.Join(ctx, d.Server, t, dir)
-}
-
-// thawAttached thaws what an agent that was killed has left frozen.
-func thawAttached(p Places) error {
-	list, err := mount.List(p.Attached)
-	if err != nil {
-		return err
-	}
-	var dirs []string
-	for _, at := range list {
-		mounted, err := mount.Mounts(at.Device())
-		if err != nil {
-			return err
-		}
-		for _, m := range mounted {
-			dirs = append(dirs, m.Dir)
-		}
-	}
-	return newSession(nil).thaw(dirs)
 }
 
 // stayConnected lets the server call, over one connection after another.

@@ -23,8 +23,8 @@ import (
 )
 
 // Run is the agent's process: it serves the server that started it, on the socket that it was
-// given as descriptor 3, until that server closes it or dies. It then thaws what is frozen and
-// returns at once, whatever is going on: the caller must end the process, which cuts it.
+// given as descriptor 3, until that server closes it or dies. It then thaws what is frozen, has the programs run that let applications
+// go on, and returns, whatever else is going on: the caller must end the process, which cuts it.
 //
 // Before anything else it takes the lock of its configuration, so that it begins only when the
 // agent of an earlier server is gone, which may have to finish a system call first.
@@ -41,7 +41,7 @@ func Run(ctx context.Context) error {
 	// Caught rather than ignored, because programs that we start would inherit the ignoring.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	s := newSession(f)
-	s.own = true
+	s.own, s.tidied = true, make(chan none)
 	return s.serve(ctx)
 }
 
@@ -53,25 +53,33 @@ type session struct {
 	places    Places
 	receivers receivers
 	// dial makes one more connection to the server, on which it says what is to be written; nil: the server writes itself.
-	dial func(context.Context) (net.Conn, error)
+	dial   func(context.Context) (net.Conn, error)
+	limits limits
+	syncFS func(dir string) error
+	tidied chan none // closed when what an agent that was killed has left has been let go on
+	shots  sync.WaitGroup
 
 	mu       sync.Mutex
 	live     map[uint64]context.CancelFunc // calls that run
 	frozen   map[string]bool               // file systems that we froze, by where they are mounted
+	writing  map[string]bool               // file systems that are being written back for a shot
 	barriers map[string]*barrier           // of shots that have parts on other hosts
+	ended    bool                          // no shot begins any more
 }
 
 func newSession(server io.ReadWriter) *session {
-	s := &session{wire: newWire(server), live: map[uint64]context.CancelFunc{}, frozen: map[string]bool{}, barriers: map[string]*barrier{}}
+	s := &session{wire: newWire(server), limits: shotLimits, syncFS: syncFS, tidied: make(chan none), live: map[uint64]context.CancelFunc{},
+		frozen: map[string]bool{}, writing: map[string]bool{}, barriers: map[string]*barrier{}}
 	s.receivers.live = map[string]*postgres.Receiver{}
+	close(s.tidied)
 	return s
 }
 
 // serve works off calls until the server is gone.
 func (s *session) serve(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
+	defer s.endShots()
 	defer cancel()
-	defer s.thawAll()
 	for {
 		m, err := s.receive()
 		if errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET) || ctx.Err() != nil {
@@ -166,6 +174,13 @@ func doHello(ctx context.Context, s *session, g greeting, _ func(any)) (none, er
 	}
 	// For as long as the process lives.
 	s.lock, s.places = f, g.Places
+	if err := thawAttached(g.Places); err != nil { // before anybody can freeze again
+		slog.Error("a file system may be frozen", "error", err)
+	}
+	go func() { // which may take as long as programs may
+		defer close(s.tidied)
+		postAllLeft(g.Places)
+	}()
 	return none{}, nil
 }
 

@@ -4,18 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"path/filepath"
+	"log/slog"
+	"runtime/debug"
 	"strings"
+	"sync"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"tidemark"
 	"tidemark/agent/taps"
 	"tidemark/app/postgres"
-	"tidemark/app/script"
 	"tidemark/capture"
-	"tidemark/mount"
 )
 
 // Shot asks for one point of tapped disks at which their applications are still: an AppShot. What of that
@@ -34,14 +32,23 @@ type ShotMember struct {
 	Mark     capture.Mark     `json:"mark"`               // its consistency is found here
 	Postgres *postgres.Source `json:"postgres,omitempty"` // a cluster that lies on the disks
 	Scripts  string           `json:"scripts,omitempty"`  // a directory of programs: see package script
+	// ScriptLimit is how long each of them may take; 0: ScriptLimit.
+	ScriptLimit time.Duration `json:"script_limit,omitempty"`
 }
 
 // ShotResult is what a shot came to.
 type ShotResult struct {
-	Marks []capture.Mark `json:"marks"` // as they were put into the streams, in the order of the members
-	// Hold is for how long writes were held.
+	Members []MemberResult `json:"members"` // in the order of those of the shot
+	// Hold is for how long writes were held: of all file systems and taps the longest time.
 	Hold time.Duration `json:"hold"`
-	// Problems is what went wrong when the applications were let go on.
+}
+
+// MemberResult is what a shot came to for one of its members.
+type MemberResult struct {
+	Mark capture.Mark `json:"mark"` // as it was put into the stream
+	// Scripts is the time from the begin of its program pre to the end of post.
+	Scripts time.Duration `json:"scripts,omitempty"`
+	// Problems is what went wrong when the application was let go on.
 	Problems []string `json:"problems,omitempty"`
 }
 
@@ -51,12 +58,22 @@ const (
 	LabelProblems = "problems" // why the point is worth less than it could be
 )
 
-// Limits of what may hold an application.
-const (
-	scriptLimit = 30 * time.Second
-	freezeLimit = 10 * time.Second
-	markLimit   = 10 * time.Second
-)
+// ScriptLimit is how long a program may take that makes an application still, or lets it go on, unless its application says otherwise.
+const ScriptLimit = 30 * time.Second
+
+// limits bound what a shot does. While something is held, all that is waited for is in hold's part.
+type limits struct {
+	write time.Duration // the first writing back of a file system, before anything is held
+	again time.Duration // the second one, of what was written since
+	mark  time.Duration // a cluster's answers; the marks
+
+	freeze time.Duration // until all file systems are frozen
+	frozen time.Duration // from the begin of a freeze until the thaw, whatever happens in between
+}
+
+// shotLimits are the limits but for tests. A freeze has to last while all file systems are frozen, and then
+// as long as a tap holds at most.
+var shotLimits = limits{write: 30 * time.Second, again: 10 * time.Second, mark: 10 * time.Second, freeze: 2 * time.Second, frozen: 5 * time.Second}
 
 // Shoot makes an application still, puts a mark into the streams of its taps, and lets it go on. Whatever
 // fails or hangs, what was stopped goes on. It fails if the taps take no mark.
@@ -66,108 +83,82 @@ func (a *Agent) Shoot(ctx context.Context, shot Shot) (ShotResult, error) {
 
 // shooting is a shot that is being made.
 type shooting struct {
-	s        *session
-	barrier  *barrier // with other hosts; nil: alone
-	members  []*quieting
-	problems []string  // of letting go
-	release  []func()  // in reverse, let the applications go on
-	held     time.Time // since when they do not; zero: they do
+	s       *session
+	barrier *barrier // with other hosts; nil: alone
+	members []*quieting
+	hold    time.Duration // the longest of a tap
 }
 
-// quieting is a member that is being made still.
-type quieting struct {
-	ShotMember
-	x        *shooting
-	dirs     []string // file systems on the disks that are mounted here
-	problems []string
-	still    tidemark.Consistency
-}
-
-func doShot(ctx context.Context, s *session, shot Shot, note func(any)) (res ShotResult, err error) {
+func doShot(ctx context.Context, s *session, shot Shot, note func(any)) (ShotResult, error) {
+	leave, err := s.enterShot(ctx)
+	if err != nil {
+		return ShotResult{}, err
+	}
+	defer leave()
 	x := &shooting{s: s}
 	if shot.Barrier != "" {
 		x.barrier = s.openBarrier(shot.Barrier, note)
 		defer s.closeBarrier(shot.Barrier)
 	}
 	for _, m := range shot.Members {
-		if m.Mark.Labels == nil {
-			m.Mark.Labels = map[string]string{}
+		t, err := s.findTap(m.Tapping.Timeline)
+		if err != nil {
+			return ShotResult{}, err
 		}
-		x.members = append(x.members, &quieting{ShotMember: m, x: x, still: tidemark.CrashConsistent})
+		x.members = append(x.members, newQuieting(s, m, t))
 	}
 	err = x.shoot(ctx)
-	x.letGo()
-	if !x.held.IsZero() {
-		res.Hold = time.Since(x.held)
-	}
-	for _, m := range x.members {
-		res.Marks = append(res.Marks, m.Mark)
-	}
-	res.Problems = x.problems
-	return res, err
+	x.letGo(ctx)
+	return x.result(err)
 }
 
-// shoot makes the applications still and puts the marks into the streams.
+// shoot makes the applications still and puts the marks into the streams. It does so in phases, each of all members at once, and no host begins one
+// before all hosts have ended the one before: while a file system is frozen or a tap holds, nobody runs programs, or waits for anything that may take long.
 func (x *shooting) shoot(ctx context.Context) (err error) {
-	defer func() {
-		if p := recover(); p != nil { // whatever happens, the applications go on
-			err = fmt.Errorf("a fault of Tidemark: %v", p)
+	for _, phase := range []func(*quieting, context.Context){(*quieting).prepare, (*quieting).makeStill, (*quieting).freeze} {
+		x.each(func(q *quieting) { phase(q, ctx) })
+		if err := errors.Join(ctx.Err(), x.barrier.pass(ctx)); err != nil {
+			return err
 		}
-	}()
-	for _, m := range x.members {
-		m.quiesce(ctx)
-	}
-	if err := x.barrier.pass(ctx); err != nil { // no host holds its writes while another one runs its scripts
-		return err
 	}
 	return x.mark(ctx)
 }
 
-// hold notes that writes are held from now on, and how they go on.
-func (x *shooting) hold(release func()) {
-	if x.held.IsZero() {
-		x.held = time.Now()
+// each calls fn for all members at once. A fault is a problem of the member that has it: whatever happens, the applications go on.
+func (x *shooting) each(fn func(*quieting)) {
+	var all sync.WaitGroup
+	for _, q := range x.members {
+		all.Go(func() {
+			defer func() {
+				if p := recover(); p != nil {
+					slog.Error("an AppShot panicked", "panic", p, "stack", string(debug.Stack()))
+					q.problem(fmt.Errorf("a fault of Tidemark: %v", p))
+				}
+			}()
+			fn(q)
+		})
 	}
-	x.release = append(x.release, release)
+	all.Wait()
 }
 
-// letGo lets the applications go on.
-func (x *shooting) letGo() {
-	for i := len(x.release) - 1; i >= 0; i-- {
-		x.release[i]()
-	}
-	x.release = nil
+// letGo lets the applications go on: first what is frozen, for programs may take their time.
+func (x *shooting) letGo(ctx context.Context) {
+	x.each((*quieting).thaw)
+	x.each(func(q *quieting) { q.post(context.WithoutCancel(ctx)) })
 }
 
 // mark puts the marks into the streams, with all taps held if there are several.
 func (x *shooting) mark(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, markLimit)
+	ctx, cancel := context.WithTimeout(ctx, x.s.limits.mark)
 	defer cancel()
-	var list []*taps.Tap
-	for _, m := range x.members {
-		t, err := x.s.findTap(m.Tapping.Timeline)
-		if err != nil {
-			return err
-		}
-		list = append(list, t)
+	if len(x.members) == 1 && x.barrier == nil {
+		return x.put(ctx)
 	}
-	put := func() error {
-		for i, m := range x.members {
-			m.describe()
-			if err := list[i].Bookmark(ctx, m.Mark); err != nil {
-				return err
-			}
-		}
-		return nil
-	}
-	if len(list) == 1 && x.barrier == nil {
-		return put()
-	}
-	return x.holding(ctx, list, func() error {
+	return x.holding(ctx, func() error {
 		if err := x.barrier.pass(ctx); err != nil { // all hosts hold from here on
 			return err
 		}
-		if err := put(); err != nil {
+		if err := x.put(ctx); err != nil {
 			return err
 		}
 		return x.barrier.pass(ctx) // and until all have marked
@@ -175,166 +166,84 @@ func (x *shooting) mark(ctx context.Context) error {
 }
 
 // holding calls fn with the writes of all taps held. It fails if they were not held all the time.
-func (x *shooting) holding(ctx context.Context, list []*taps.Tap, fn func() error) (err error) {
-	for _, t := range list {
-		if err := t.Hold(ctx); err != nil {
+func (x *shooting) holding(ctx context.Context, fn func() error) (err error) {
+	for _, m := range x.members {
+		begun := time.Now()
+		if err := m.tap.Hold(ctx); err != nil {
 			return err
 		}
-		x.hold(func() {})
-		defer func() { err = errors.Join(err, t.Release(ctx)) }()
+		defer func() {
+			err = errors.Join(err, x.release(ctx, m.tap))
+			x.hold = max(x.hold, time.Since(begun))
+		}()
 	}
 	return fn()
 }
 
-// problem notes what could not be done.
-func (q *quieting) problem(err error) { q.problems = append(q.problems, err.Error()) }
-
-// describe completes the mark by what was reached.
-func (q *quieting) describe() {
-	q.Mark.Consistency = q.still
-	if len(q.problems) > 0 {
-		q.Mark.Consistency = tidemark.CrashConsistent
-		q.Mark.Labels[LabelProblems] = strings.Join(q.problems, "; ")
-	}
-}
-
-func (q *quieting) quiesce(ctx context.Context) {
-	dirs, err := q.x.s.tappedMounts(q.Tapping)
-	if err != nil {
-		q.problem(err)
-		return
-	}
-	q.dirs = dirs
-	if q.Scripts != "" {
-		q.runScripts(ctx)
-	}
-	if q.Postgres != nil {
-		q.markLog(ctx)
-	}
-	// A cluster recovers from what its disks hold at any moment: its file systems need not be held.
-	if q.still != tidemark.ApplicationConsistent || q.Postgres == nil {
-		q.freeze()
-	}
-}
-
-// runScripts has the administrator's programs make the application still.
-func (q *quieting) runScripts(ctx context.Context) {
-	p, err := script.Load(q.Scripts)
-	if err != nil {
-		q.problem(err)
-		return
-	}
-	env := []string{"TIDEMARK_BOOKMARK=" + q.Mark.Name}
-	q.x.hold(func() {
-		if err := p.Run(context.WithoutCancel(ctx), script.Post, scriptLimit, env...); err != nil {
-			q.x.problems = append(q.x.problems, err.Error())
-		}
-	})
-	if err := p.Run(ctx, script.Pre, scriptLimit, env...); err != nil {
-		q.problem(err)
-		return
-	}
-	q.still = tidemark.ApplicationConsistent
-}
-
-// markLog puts a restore point into a cluster's log.
-func (q *quieting) markLog(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, markLimit)
+// release lets a tap go on, also when the shot was cut.
+func (x *shooting) release(ctx context.Context, t *taps.Tap) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), x.s.limits.frozen)
 	defer cancel()
-	conn, err := q.Postgres.Connect(ctx)
-	if err != nil {
-		q.problem(err)
-		return
-	}
-	defer conn.Close(context.WithoutCancel(ctx))
-	places, err := postgres.Places(ctx, conn)
-	if err != nil {
-		q.problem(err)
-		return
-	}
-	for _, place := range places {
-		if !q.covers(place) {
-			q.problem(fmt.Errorf("%s of the cluster does not lie on the tapped disks", place))
-			return
-		}
-	}
-	lsn, err := postgres.Mark(ctx, conn, q.Mark.Name)
-	if err != nil {
-		q.problem(err)
-		return
-	}
-	q.Mark.Labels[LabelLSN] = lsn.String()
-	q.still = tidemark.ApplicationConsistent
+	return t.Release(ctx)
 }
 
-// covers reports whether a directory lies on one of the file systems.
-func (q *quieting) covers(place string) bool {
-	var at unix.Stat_t
-	if unix.Stat(place, &at) != nil {
-		return false
-	}
-	for _, dir := range q.dirs {
-		var fs unix.Stat_t
-		if unix.Stat(dir, &fs) == nil && fs.Dev == at.Dev {
-			return true
+// put puts the marks into the streams.
+func (x *shooting) put(ctx context.Context) error {
+	for _, m := range x.members {
+		if err := m.putMark(ctx); err != nil {
+			return err
 		}
-	}
-	return false
-}
-
-// freeze stops the writes of all file systems. What is to be written back is written back before.
-func (q *quieting) freeze() {
-	if len(q.dirs) == 0 {
-		return
-	}
-	for _, dir := range q.dirs {
-		if err := syncFS(dir); err != nil {
-			q.problem(err)
-			return
-		}
-	}
-	for _, dir := range q.dirs {
-		if err := q.freezeOne(dir); err != nil {
-			q.problem(err)
-			return
-		}
-	}
-	if q.still == tidemark.CrashConsistent {
-		q.still = tidemark.FilesystemConsistent
-	}
-}
-
-// freezeOne stops the writes of a file system. One that hangs is thawed when it comes back.
-func (q *quieting) freezeOne(dir string) error {
-	q.x.s.noteFrozen(dir)
-	q.x.hold(func() {
-		if err := q.x.s.thaw([]string{dir}); err != nil {
-			q.x.problems = append(q.x.problems, err.Error())
-		}
-	})
-	frozen := make(chan error, 1)
-	go func() { frozen <- mount.Freeze(dir) }()
-	select {
-	case err := <-frozen:
-		return err
-	case <-time.After(freezeLimit):
-		go func() {
-			if <-frozen == nil {
-				q.x.s.thaw([]string{dir})
-			}
-		}()
-		return fmt.Errorf("%s could not be frozen within %v", dir, freezeLimit)
-	}
-}
-
-// syncFS writes a file system back.
-func syncFS(dir string) error {
-	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err == nil {
-		err = errors.Join(unix.Syncfs(fd), unix.Close(fd))
-	}
-	if err != nil {
-		return fmt.Errorf("write %s back: %w", filepath.Clean(dir), err)
 	}
 	return nil
+}
+
+// result is what the shot came to.
+func (x *shooting) result(err error) (ShotResult, error) {
+	r := ShotResult{Hold: x.hold}
+	var after []string
+	for _, m := range x.members {
+		for _, f := range m.frozen {
+			r.Hold = max(r.Hold, f.held())
+		}
+		r.Members = append(r.Members, MemberResult{Mark: m.Mark, Scripts: m.scripted, Problems: m.after})
+		after = append(after, m.after...)
+	}
+	if err != nil && len(after) > 0 {
+		err = fmt.Errorf("%w; besides, %s", err, strings.Join(after, "; "))
+	}
+	return r, err
+}
+
+// enterShot has the end of the session wait for a shot until leave is called. A shot begins when what one left behind that was killed has been let go on.
+func (s *session) enterShot(ctx context.Context) (leave func(), err error) {
+	select {
+	case <-s.tidied:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ended {
+		return nil, tidemark.Errorf(tidemark.Unavailable, "the server is gone")
+	}
+	s.shots.Add(1)
+	return s.shots.Done, nil
+}
+
+// endShots waits until the shots that were cut have let their applications go on.
+func (s *session) endShots() {
+	s.mu.Lock()
+	s.ended = true
+	s.mu.Unlock()
+	gone := make(chan none)
+	go func() {
+		s.shots.Wait()
+		close(gone)
+	}()
+	select {
+	case <-gone:
+	case <-time.After(time.Second): // they thaw at once, unless they hang
+	}
+	s.thawAll()
+	<-gone // each of their programs is killed when its time is over
 }

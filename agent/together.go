@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"errors"
+	"time"
 
 	"tidemark"
 )
@@ -18,11 +19,21 @@ type Part struct {
 	Shot  Shot
 }
 
-// barriers is how often the parts of a shot wait for each other: when the applications are still, when writes are held, and when the marks are made.
-const barriers = 3
+// barriers is how often the parts of a shot wait for each other: when all is prepared that may take long, when the applications are still, when
+// file systems are frozen, when taps hold, and when the marks are made.
+const barriers = 5
 
-// togetherLimit is how long a shot of several hosts may take, most of it for scripts.
-const togetherLimit = 2 * (scriptLimit + freezeLimit)
+// togetherLimit is how long a shot of several hosts may take, most of it for programs.
+func togetherLimit(parts []Part) time.Duration {
+	scripts := ScriptLimit
+	for _, p := range parts {
+		for _, m := range p.Shot.Members {
+			scripts = max(scripts, m.ScriptLimit)
+		}
+	}
+	l := shotLimits
+	return l.write + l.again + 4*l.mark + l.frozen + 2*scripts
+}
 
 // ShootTogether makes one shot of several hosts, and returns the results in the order of the parts. Its marks
 // are one moment of all of them, or it fails.
@@ -32,7 +43,7 @@ func ShootTogether(ctx context.Context, parts []Part) ([]ShotResult, error) {
 		results[0], errs[0] = parts[0].Agent.Shoot(ctx, parts[0].Shot)
 		return results, errs[0]
 	}
-	ctx, cancel := context.WithTimeout(ctx, togetherLimit)
+	ctx, cancel := context.WithTimeout(ctx, togetherLimit(parts))
 	defer cancel()
 	name, arrived, ended := rand.Text(), make(chan none, len(parts)), make(chan none, len(parts))
 	for i, p := range parts {

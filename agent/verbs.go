@@ -148,6 +148,12 @@ func (s *session) noteFrozen(dir string) {
 	s.frozen[dir] = true
 }
 
+func (s *session) forgetFrozen(dir string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.frozen, dir)
+}
+
 // Thaw lets file systems go on; one that is not frozen is fine.
 func (a *Agent) Thaw(ctx context.Context, dirs []string) error {
 	_, err := do[none](ctx, a, "thaw", dirs, nil)
@@ -165,9 +171,7 @@ func (s *session) thaw(dirs []string) error {
 			errs = append(errs, err)
 			continue
 		}
-		s.mu.Lock()
-		delete(s.frozen, dir)
-		s.mu.Unlock()
+		s.forgetFrozen(dir)
 	}
 	return errors.Join(errs...)
 }

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -19,16 +21,23 @@ import (
 
 // Options of a tapped application that say how it is made still for a bookmark, and how often that is done.
 const (
-	optionPostgres = "postgres"     // URL of a cluster that lies on the disks
-	optionScripts  = "scripts"      // directory of programs
-	optionEvery    = "appshot"      // interval
-	optionKeep     = "appshot_keep" // how long those are kept that were made by interval
-	optionMemory   = "queue_memory" // how much the queue of the tap may take in memory
-	optionQueue    = "queue"        // and then on the disk of the data directory
+	optionPostgres = "postgres"       // URL of a cluster that lies on the disks
+	optionScripts  = "scripts"        // directory of programs
+	optionTimeout  = "script_timeout" // how long each of them may take
+	optionEvery    = "appshot"        // interval
+	optionKeep     = "appshot_keep"   // how long those are kept that were made by interval
+	optionMemory   = "queue_memory"   // how much the queue of the tap may take in memory
+	optionQueue    = "queue"          // and then on the disk of the data directory
 )
 
 // leastInterval is the shortest interval of AppShots.
 const leastInterval = time.Second
+
+// Bounds of the time that a program may be given: while it runs its application stands still.
+const (
+	leastTimeout = time.Second
+	mostTimeout  = 5 * time.Minute
+)
 
 // checkTapOptions refuses options of a tapped application that mean nothing.
 func checkTapOptions(options map[string]string) error {
@@ -40,6 +49,12 @@ func checkTapOptions(options map[string]string) error {
 				err = nil // its disk is not even tapped: it is down
 			}
 		case optionScripts: // is looked at on its host
+		case optionTimeout:
+			if d, perr := time.ParseDuration(value); perr != nil || d < leastTimeout || d > mostTimeout {
+				err = tidemark.Errorf(tidemark.Invalid, "%s=%q is no time from %v to %v", key, value, leastTimeout, mostTimeout).WithHint("write 5s, 30s, 2m")
+			} else if options[optionScripts] == "" {
+				err = tidemark.Errorf(tidemark.Invalid, "%s is for scripts, and there are none", key).WithHint("add -o scripts=DIR")
+			}
 		case optionMemory, optionQueue:
 			_, err = tidemark.ParseSize(value)
 		case optionEvery, optionKeep:
@@ -48,7 +63,7 @@ func checkTapOptions(options map[string]string) error {
 			}
 		default:
 			err = tidemark.Errorf(tidemark.Invalid, "there is no option %q of a tapped disk", key).
-				WithHint("there are postgres=URL, scripts=DIR, appshot=INTERVAL, appshot_keep=TIME, queue=SIZE and queue_memory=SIZE")
+				WithHint("there are postgres=URL, scripts=DIR, script_timeout=TIME, appshot=INTERVAL, appshot_keep=TIME, queue=SIZE and queue_memory=SIZE")
 		}
 		if err != nil {
 			return err
@@ -62,11 +77,39 @@ type shotNote struct {
 	Application string  `json:"application"`
 	Bookmark    string  `json:"bookmark"`
 	Hold        float64 `json:"hold_ms"`
+	// Scripts is the time from the begin of pre to the end of post, in milliseconds; 0: there were none.
+	Scripts float64 `json:"scripts_ms,omitempty"`
+	// After is what went wrong when the application was let go on.
+	After string `json:"after,omitempty"`
 	// Ran is for how long the timeline had been served by then, in nanoseconds: its age by a clock that nobody sets.
 	Ran time.Duration `json:"ran"`
 }
 
 func (n shotNote) key() string { return n.Application + "@" + n.Bookmark }
+
+// Labels of an AppShot's point that are known only when its application has gone on.
+const (
+	labelScripts = "scripts_ms"
+	labelAfter   = "after"
+)
+
+// describe adds to a point what is known of its AppShot.
+func (n shotNote) describe(p *tidemark.RecoveryPoint) {
+	p.Hold = n.Hold
+	labels := maps.Clone(p.Labels)
+	if labels == nil {
+		labels = map[string]string{}
+	}
+	if n.Scripts > 0 {
+		labels[labelScripts] = strconv.FormatFloat(n.Scripts, 'f', 1, 64)
+	}
+	if n.After != "" {
+		labels[labelAfter] = n.After
+	}
+	if len(labels) > 0 {
+		p.Labels = labels
+	}
+}
 
 // arrival is how long a mark may take from the tap to the timeline.
 const arrival = 30 * time.Second
@@ -87,8 +130,8 @@ func (c *Control) shoot(ctx context.Context, a app, name string) (tidemark.Recov
 func (c *Control) shootAll(ctx context.Context, members []app, name string, labels map[string]string) ([]tidemark.RecoveryPoint, error) {
 	var came []<-chan shotResult
 	var parts []agent.Part
-	where := map[*agent.Agent]int{} // the part of a host
-	marks := make([]capture.Mark, len(members))
+	where := map[*agent.Agent]int{}     // the part of a host
+	ids := make([]string, len(members)) // of the marks
 	for i, a := range members {
 		m, err := c.shotMember(a, name, labels)
 		if err != nil {
@@ -104,19 +147,19 @@ func (c *Control) shootAll(ctx context.Context, members []app, name string, labe
 			where[x], parts = n, append(parts, agent.Part{Agent: x})
 		}
 		parts[n].Shot.Members = append(parts[n].Shot.Members, m)
-		marks[i].ID = m.Mark.ID
+		ids[i] = m.Mark.ID
 		came = append(came, c.taps.await(m.Mark.ID))
-		defer c.taps.awaited(m.Mark.ID)
+		defer c.taps.take(m.Mark.ID)
 	}
 	results, err := agent.ShootTogether(ctx, parts)
 	if err != nil {
-		c.dropMarks(ctx, members, name, came)
+		c.dropMarks(ctx, members, name, ids, came)
 		return nil, c.explainShot(members, err)
 	}
-	hold := c.joinShots(members[0], name, results, marks)
+	made, hold := c.joinShots(members, name, ids, results)
 	var list []tidemark.RecoveryPoint
 	for i, a := range members {
-		p, err := c.arrived(ctx, a, marks[i], hold, came[i])
+		p, err := c.arrived(ctx, a, made[i], hold, came[i])
 		if err != nil {
 			return list, err
 		}
@@ -125,42 +168,40 @@ func (c *Control) shootAll(ctx context.Context, members []app, name string, labe
 	return list, nil
 }
 
-// joinShots completes marks by what the hosts have made of them, tells what went wrong behind them, and returns the longest hold.
-func (c *Control) joinShots(first app, name string, results []agent.ShotResult, marks []capture.Mark) (hold time.Duration) {
-	made := map[string]capture.Mark{}
+// joinShots puts what the hosts have made in the order of the members, tells what went wrong behind the marks, and returns the longest hold.
+func (c *Control) joinShots(members []app, name string, ids []string, results []agent.ShotResult) (made []agent.MemberResult, hold time.Duration) {
+	made = make([]agent.MemberResult, len(members))
 	for _, r := range results {
 		hold = max(hold, r.Hold)
-		for _, m := range r.Marks {
-			made[m.ID] = m
-		}
-		for _, problem := range r.Problems {
-			c.event("error", first.name, "after the bookmark %s: %s", name, problem)
+		for _, m := range r.Members {
+			i := slices.Index(ids, m.Mark.ID)
+			if i < 0 {
+				continue // of no shot of ours
+			}
+			made[i] = m
+			for _, problem := range m.Problems {
+				c.event("error", members[i].name, "after the bookmark %s: %s", name, problem)
+			}
 		}
 	}
-	for i := range marks {
-		marks[i] = made[marks[i].ID]
-	}
-	return hold
+	return made, hold
 }
 
-// dropTime is how long a mark that is of no use is waited for.
-const dropTime = 2 * time.Second
-
-// dropMarks forgets the marks of a shot that failed when some were in their streams already: without the others they
-// are no point of the group.
-func (c *Control) dropMarks(ctx context.Context, members []app, name string, came []<-chan shotResult) {
-	if len(members) == 1 {
-		return
-	}
-	wait := time.After(dropTime)
+// dropMarks forgets the marks of a shot that failed when some were on their way already: without the others they
+// are no point of the group, and one that comes late may say what was not true any more.
+func (c *Control) dropMarks(ctx context.Context, members []app, name string, ids []string, came []<-chan shotResult) {
+	late := time.After(arrival)
 	for i, a := range members {
+		if c.taps.refuse(ids[i]) {
+			continue
+		}
 		select {
 		case r := <-came[i]:
 			if r.err == nil {
 				c.forgetPoint(context.WithoutCancel(ctx), a, name)
 			}
-		case <-wait:
-			return
+		case <-late:
+			c.log.Error("a mark of a shot that failed may stay", "application", a.name, "bookmark", name)
 		}
 	}
 }
@@ -171,6 +212,9 @@ func (c *Control) shotMember(a app, name string, labels map[string]string) (m ag
 		return m, tidemark.Errorf(tidemark.Conflict, "%s has a bookmark %q already", a.name, name).WithHint("choose another name")
 	}
 	m = agent.ShotMember{Tapping: c.tapping(a), Mark: capture.Mark{Name: name, ID: rand.Text(), Labels: maps.Clone(labels)}, Scripts: a.Options[optionScripts]}
+	if d, err := time.ParseDuration(a.Options[optionTimeout]); err == nil {
+		m.ScriptLimit = d
+	}
 	if url, ok := a.Options[optionPostgres]; ok {
 		m.Postgres = &postgres.Source{Conn: url} // one that cannot be reached now makes the point worth less
 	}
@@ -193,7 +237,8 @@ func (c *Control) explainShot(members []app, err error) error {
 }
 
 // arrived waits until a mark is in the timeline, and describes its point.
-func (c *Control) arrived(ctx context.Context, a app, m capture.Mark, hold time.Duration, came <-chan shotResult) (p tidemark.RecoveryPoint, err error) {
+func (c *Control) arrived(ctx context.Context, a app, made agent.MemberResult, hold time.Duration, came <-chan shotResult) (p tidemark.RecoveryPoint, err error) {
+	m := made.Mark
 	var r shotResult
 	select {
 	case r = <-came:
@@ -207,13 +252,17 @@ func (c *Control) arrived(ctx context.Context, a app, m capture.Mark, hold time.
 		return p, r.err
 	}
 	p = tidemark.RecoveryPoint{Position: r.pos, Time: time.Unix(0, r.time).UTC(), Bookmark: m.Name, Consistency: m.Consistency,
-		Images: []tidemark.Image{}, Labels: m.Labels, Hold: float64(hold.Microseconds()) / 1000}
-	n := shotNote{Application: a.name, Bookmark: p.Bookmark, Hold: p.Hold, Ran: a.t.Ran()}
+		Images: []tidemark.Image{}, Labels: m.Labels}
+	n := shotNote{Application: a.name, Bookmark: p.Bookmark, Hold: milliseconds(hold), Scripts: milliseconds(made.Scripts),
+		After: strings.Join(made.Problems, "; "), Ran: a.t.Ran()}
+	n.describe(&p)
 	if err := c.catalog.Put(ctx, catalog.Shots, n.key(), n); err != nil {
 		c.log.Error("the hold of an AppShot was not noted", "application", a.name, "error", err)
 	}
 	return p, nil
 }
+
+func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 
 // addHolds adds to points what is known of their AppShots.
 func (c *Control) addHolds(ctx context.Context, name string, points []tidemark.RecoveryPoint) {
@@ -222,7 +271,9 @@ func (c *Control) addHolds(ctx context.Context, name string, points []tidemark.R
 		c.log.Error("the holds of AppShots cannot be read", "error", err)
 	}
 	for i := range points {
-		points[i].Hold = notes[points[i].Bookmark].Hold
+		if n, ok := notes[points[i].Bookmark]; ok {
+			n.describe(&points[i])
+		}
 	}
 }
 

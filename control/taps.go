@@ -51,7 +51,8 @@ func (a app) sizeOption(key string, usual int64) int64 {
 type tappings struct {
 	mu     sync.Mutex
 	live   map[string]*tapping
-	shots  map[string]chan shotResult // who waits for a mark, by its id
+	shots  map[string]chan shotResult // who waits for a mark, by its id; guarded by mu
+	late   map[string]bool            // ids of marks that are to be forgotten if they still come; guarded by mu
 	socket net.Listener
 }
 
@@ -119,7 +120,7 @@ func (c *Control) tapping(a app) agent.Tapping {
 
 // serveTaps takes the streams of taps.
 func (c *Control) serveTaps() error {
-	c.taps.live, c.taps.shots = map[string]*tapping{}, map[string]chan shotResult{}
+	c.taps.live, c.taps.shots, c.taps.late = map[string]*tapping{}, map[string]chan shotResult{}, map[string]bool{}
 	l, err := nbd.Listen("unix:" + agent.PlacesIn(c.o.Dir).Feeds)
 	if err != nil {
 		return err
@@ -211,8 +212,12 @@ type shotResult struct {
 
 // Bookmark implements [wire.Feed].
 func (f *feed) Bookmark(m capture.Mark) error {
+	waiting, refused := f.c.taps.take(m.ID)
+	if refused {
+		return nil
+	}
 	pos, err := f.Feed.Bookmark(m)
-	if waiting := f.c.taps.awaited(m.ID); waiting != nil {
+	if waiting != nil {
 		waiting <- shotResult{pos, m.Time, err}
 	} else if err != nil {
 		f.c.event("error", f.a.name, "the bookmark %s of %s was lost: %v", m.Name, f.a.name, err)
@@ -233,13 +238,33 @@ func (p *tappings) await(id string) <-chan shotResult {
 	return ch
 }
 
-// awaited returns who waits for a mark, once.
-func (p *tappings) awaited(id string) chan shotResult {
+// take returns who waits for a mark that has come, once, and whether it is refused.
+func (p *tappings) take(id string) (waiting chan shotResult, refused bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	ch := p.shots[id]
+	waiting, refused = p.shots[id], p.late[id]
 	delete(p.shots, id)
-	return ch
+	return waiting, refused // it may come again, on another connection
+}
+
+// lateTime is how long a mark is known that is refused.
+const lateTime = time.Hour
+
+// refuse has a mark forgotten if it still comes. It reports false if it has come, and who waits for it is told.
+func (p *tappings) refuse(id string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.shots[id] == nil {
+		return false
+	}
+	delete(p.shots, id)
+	p.late[id] = true
+	time.AfterFunc(lateTime, func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		delete(p.late, id)
+	})
+	return true
 }
 
 // of returns what keeps an application's tap running, or nil.

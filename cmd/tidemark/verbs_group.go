@@ -75,9 +75,7 @@ func groupBookmark() *cobra.Command {
 			return ask(cmd, "group-bookmark", tidemark.BookmarkSpec{Application: args[0], Name: args[1]}, func(g tidemark.GroupPoint) {
 				for _, p := range g.Points {
 					fmt.Printf("%s@%s  %v  %s-consistent\n", p.Application, p.Bookmark, p.Position, p.Consistency)
-					if why := p.Labels["problems"]; why != "" {
-						fmt.Println("note:", why)
-					}
+					printNotes(p.RecoveryPoint)
 				}
 				fmt.Printf("writes held for %.1f ms\n", g.Hold)
 			})

@@ -219,19 +219,30 @@ func bookmarkCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return ask(cmd, "bookmark", tidemark.BookmarkSpec{Application: args[0], Name: args[1]}, func(p tidemark.RecoveryPoint) {
 				fmt.Printf("%s@%s  %v  %s-consistent%s\n", args[0], p.Bookmark, p.Position, p.Consistency, held(p))
-				if why := p.Labels["problems"]; why != "" {
-					fmt.Println("note:", why)
-				}
+				printNotes(p)
 			})
 		}}
 }
 
-// held says for how long a bookmark held writes, if it did.
-func held(p tidemark.RecoveryPoint) string {
-	if p.Hold == 0 {
-		return ""
+// held says for how long a bookmark held writes, and programs the application, if they did.
+func held(p tidemark.RecoveryPoint) (text string) {
+	if p.Hold > 0 {
+		text = fmt.Sprintf(", writes held for %.1f ms", p.Hold)
 	}
-	return fmt.Sprintf(", writes held for %.1f ms", p.Hold)
+	if ms := p.Labels["scripts_ms"]; ms != "" {
+		text += ", from pre to post " + ms + " ms"
+	}
+	return text
+}
+
+// printNotes says why a bookmark is worth less than it could be, and what went wrong behind it.
+func printNotes(p tidemark.RecoveryPoint) {
+	if why := p.Labels["problems"]; why != "" {
+		fmt.Println("note:", why)
+	}
+	if after := p.Labels["after"]; after != "" {
+		fmt.Println("after the mark:", after)
+	}
 }
 
 func volumeCommand() *cobra.Command {
