@@ -1,10 +1,12 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -128,20 +130,74 @@ func cloneGroup(cmd *cobra.Command, ref, prefix string) error {
 	if i < 0 {
 		return tidemark.Errorf(tidemark.NotFound, "there is no group %q", name).WithHint("`tidemark group ls` lists them")
 	}
-	clones := []tidemark.Clone{}
-	for _, member := range groups[i].Members {
-		var k tidemark.Clone
-		if err := run(cmd, "clone", tidemark.CloneSpec{Ref: member + "@" + bookmark, Name: prefix + "-" + member}, &k); err != nil {
-			for _, made := range clones {
-				err = errors.Join(err, server().Named(cmd.Context(), "clone-rm", made.Name, nil))
-			}
-			return err
-		}
-		clones = append(clones, k)
+	clones, err := cloneMembers(cmd, groups[i].Members, bookmark, prefix)
+	if err != nil {
+		return err
 	}
 	return show(clones, func() {
 		for _, k := range clones {
 			fmt.Printf("%s  %s\n", k.Name, k.Connection)
 		}
 	})
+}
+
+// undoTime is how long it is tried to take clones back that are of no use. An interrupted command does that, too.
+const undoTime = time.Minute
+
+// cloneMembers clones members at their bookmarks of one name, all or none.
+func cloneMembers(cmd *cobra.Command, members []string, bookmark, prefix string) ([]tidemark.Clone, error) {
+	undo, cancel := context.WithTimeout(context.WithoutCancel(cmd.Context()), undoTime)
+	defer cancel()
+	clones := []tidemark.Clone{}
+	for _, member := range members {
+		k, err := cloneMember(cmd, undo, tidemark.CloneSpec{Ref: member + "@" + bookmark, Name: prefix + "-" + member})
+		if err == nil {
+			clones = append(clones, k)
+			continue
+		}
+		for _, made := range clones {
+			if rerr := server().Named(undo, "clone-rm", made.Name, nil); rerr != nil {
+				err = fmt.Errorf("%w; besides, the clone %s was not removed: %w", err, made.Name, rerr)
+			}
+		}
+		return nil, err
+	}
+	return clones, nil
+}
+
+// errInterrupted: the command was, and has taken back what it had made.
+var errInterrupted = tidemark.Errorf(tidemark.Cancelled, "interrupted: no clone was made")
+
+// cloneMember makes one clone. If the command is interrupted, it is taken back.
+func cloneMember(cmd *cobra.Command, undo context.Context, spec tidemark.CloneSpec) (k tidemark.Clone, err error) {
+	if cmd.Context().Err() != nil {
+		return k, errInterrupted
+	}
+	bar := newProgress(cmd.Name())
+	defer bar.finish()
+	var j tidemark.Job
+	if err := server().Do(undo, "clone", spec, &j); err != nil {
+		return k, err
+	}
+	err = server().Wait(cmd.Context(), j.ID, &k, bar.report)
+	if cmd.Context().Err() == nil {
+		return k, err
+	}
+	if err := takeBack(undo, j.ID, spec.Name); err != nil {
+		return k, fmt.Errorf("interrupted; the clone %s may be left: %w", spec.Name, err)
+	}
+	return k, errInterrupted
+}
+
+// takeBack cancels the job that makes a clone, and removes the clone if it was made all the same.
+func takeBack(ctx context.Context, job int64, name string) error {
+	cancelled := server().Cancel(ctx, job) // one that has ended cannot be
+	err := server().Wait(ctx, job, nil, nil)
+	switch {
+	case err == nil:
+		return server().Named(ctx, "clone-rm", name, nil)
+	case tidemark.KindOf(err) == tidemark.Unavailable || ctx.Err() != nil: // nobody knows how it ended
+		return errors.Join(cancelled, err)
+	}
+	return nil // it has cleaned up behind itself
 }
