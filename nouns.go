@@ -139,8 +139,9 @@ type CaptureResult struct {
 
 // Group is a consistency group: applications that are bookmarked in one moment.
 type Group struct {
-	Name    string   `json:"name"`
-	Members []string `json:"members"`
+	Name    string            `json:"name"`
+	Members []string          `json:"members"`
+	Options map[string]string `json:"options,omitempty"` // how often it is bookmarked by itself
 }
 
 // GroupPoint is one moment of all members of a group.

@@ -44,6 +44,8 @@ type GroupSpec struct {
 	Name  string   `json:"name"`
 	Join  []string `json:"join,omitempty"`
 	Leave []string `json:"leave,omitempty"`
+	// Options are to be changed: appshot, the interval at which the group is bookmarked, and appshot_keep. An empty value takes one away.
+	Options map[string]string `json:"options,omitempty"`
 }
 
 // HostSpec asks that a host may join.

@@ -32,6 +32,8 @@ type about struct {
 	Home *home `json:"home,omitempty"`
 	// Groups are the consistency groups that it is a member of.
 	Groups []string `json:"groups,omitempty"`
+	// Schedules are the options of these groups, by name: how often the group is bookmarked.
+	Schedules map[string]map[string]string `json:"schedules,omitempty"`
 	// Role tells clones and mounts from applications of their own.
 	Role role `json:"role,omitempty"`
 }

@@ -3,7 +3,6 @@ package control
 import (
 	"context"
 	"crypto/rand"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -58,9 +57,7 @@ func checkTapOptions(options map[string]string) error {
 		case optionMemory, optionQueue:
 			_, err = tidemark.ParseSize(value)
 		case optionEvery, optionKeep:
-			if d, perr := time.ParseDuration(value); perr != nil || d < leastInterval {
-				err = tidemark.Errorf(tidemark.Invalid, "%s=%q is no time of %v or more", key, value, leastInterval).WithHint("write 30s, 5m, 24h")
-			}
+			err = checkInterval(key, value)
 		default:
 			err = tidemark.Errorf(tidemark.Invalid, "there is no option %q of a tapped disk", key).
 				WithHint("there are postgres=URL, scripts=DIR, script_timeout=TIME, appshot=INTERVAL, appshot_keep=TIME, queue=SIZE and queue_memory=SIZE")
@@ -68,6 +65,13 @@ func checkTapOptions(options map[string]string) error {
 		if err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+func checkInterval(key, value string) error {
+	if d, err := time.ParseDuration(value); err != nil || d < leastInterval {
+		return tidemark.Errorf(tidemark.Invalid, "%s=%q is no time of %v or more", key, value, leastInterval).WithHint("write 30s, 5m, 24h")
 	}
 	return nil
 }
@@ -128,6 +132,11 @@ func (c *Control) shoot(ctx context.Context, a app, name string) (tidemark.Recov
 
 // shootAll makes one AppShot of several tapped applications: their points are one moment, on whatever hosts they are.
 func (c *Control) shootAll(ctx context.Context, members []app, name string, labels map[string]string) ([]tidemark.RecoveryPoint, error) {
+	leave, err := c.taps.turn(ctx, members)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
 	var came []<-chan shotResult
 	var parts []agent.Part
 	where := map[*agent.Agent]int{}     // the part of a host
@@ -293,76 +302,6 @@ func (c *Control) shotNotes(ctx context.Context, name string) (map[string]shotNo
 func (c *Control) captureTapped(ctx context.Context, _ *task, a app, bookmark string) (res tidemark.CaptureResult, err error) {
 	res.Point, err = c.shoot(ctx, a, bookmark)
 	return res, err
-}
-
-// scheduledPrefix begins the names of AppShots that were made by interval.
-const scheduledPrefix = "auto-"
-
-// keepShots makes AppShots by interval, as the application's options say, until ctx is done.
-func (c *Control) keepShots(ctx context.Context, a app) {
-	every, err := time.ParseDuration(a.Options[optionEvery])
-	if err != nil {
-		return // it has no interval
-	}
-	tick := time.NewTicker(every)
-	defer tick.Stop()
-	failed := false
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case now := <-tick.C:
-			if c.settled(a) != nil {
-				continue // no moment of a restore in place is a state that anybody meant
-			}
-			_, err := c.shoot(ctx, a, unusedName(a, scheduledPrefix+now.UTC().Format("20060102-150405.000")))
-			if err != nil && !failed && ctx.Err() == nil {
-				c.event("warning", a.name, "no AppShot of %s is made: %v", a.name, err)
-			}
-			failed = err != nil
-			if err := c.expireShots(ctx, a); err != nil && ctx.Err() == nil {
-				c.log.Error("old AppShots were not expired", "application", a.name, "error", err)
-			}
-		}
-	}
-}
-
-// unusedName makes a name that was made of the time one that no bookmark has: a clock that was set back gives times again.
-func unusedName(a app, name string) string {
-	unused := name
-	for n := 2; a.t.HasBookmark(unused); n++ {
-		unused = fmt.Sprintf("%s-%d", name, n)
-	}
-	return unused
-}
-
-// expireShots forgets AppShots that were made by interval and are older than they are to be kept. As for the window, only the
-// time counts in which the timeline was served: a clock that is set forward makes nothing old.
-func (c *Control) expireShots(ctx context.Context, a app) error {
-	keep, err := time.ParseDuration(a.Options[optionKeep])
-	if err != nil {
-		keep = a.t.Window().For
-	}
-	notes, err := c.shotNotes(ctx, a.name)
-	if err != nil {
-		return err
-	}
-	var errs []error
-	for _, p := range a.t.Points() {
-		if !strings.HasPrefix(p.Bookmark, scheduledPrefix) {
-			continue
-		}
-		n := notes[p.Bookmark]
-		switch {
-		case n.Ran == 0: // it was not noted when it was made
-			n.Application, n.Bookmark, n.Ran = a.name, p.Bookmark, a.t.Ran()
-			errs = append(errs, c.catalog.Put(ctx, catalog.Shots, n.key(), n))
-		case a.t.Ran()-n.Ran > keep:
-			_, err := c.Expire(ctx, a.name+"@"+p.Bookmark)
-			errs = append(errs, err)
-		}
-	}
-	return errors.Join(errs...)
 }
 
 // protectOurs sets the window of a volume or clone, whose writes are journaled as they are.

@@ -87,6 +87,7 @@ type Control struct {
 	jobs      runner
 	receivers receivers
 	taps      tappings
+	groups    groupings
 	hosts     hosts
 	mirrors   mirrors
 	again     []tidemark.CloneSpec // clones to be made once more at the end of Open
@@ -97,8 +98,6 @@ type Control struct {
 	names map[string]bool
 	// returning are the applications whose disks are taken back in place now; guarded by mu.
 	returning map[string]bool
-
-	grouping sync.Mutex // held by who changes what groups an application is in, which is noted as a whole
 }
 
 func (c *Control) path(parts ...string) string {

@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"maps"
 	"slices"
 
 	"tidemark"
@@ -31,7 +32,7 @@ func (c *Control) Groups(context.Context) ([]tidemark.Group, error) {
 			i := slices.IndexFunc(list, func(g tidemark.Group) bool { return g.Name == name })
 			if i < 0 {
 				i = len(list)
-				list = append(list, tidemark.Group{Name: name})
+				list = append(list, tidemark.Group{Name: name, Options: a.Schedules[name]})
 			}
 			list[i].Members = append(list[i].Members, a.name)
 		}
@@ -40,8 +41,10 @@ func (c *Control) Groups(context.Context) ([]tidemark.Group, error) {
 	return list, nil
 }
 
-// ChangeGroup lets applications join and leave a group, which needs no stop of anything.
+// ChangeGroup lets applications join and leave a group, and changes its options, which needs no stop of anything.
 func (c *Control) ChangeGroup(ctx context.Context, spec tidemark.GroupSpec) (tidemark.Group, error) {
+	c.groups.change.Lock()
+	defer c.groups.change.Unlock()
 	g := tidemark.Group{Name: spec.Name}
 	if err := tidemark.CheckName(spec.Name); err != nil {
 		return g, err
@@ -49,16 +52,49 @@ func (c *Control) ChangeGroup(ctx context.Context, spec tidemark.GroupSpec) (tid
 	if _, err := c.app(spec.Name); err == nil {
 		return g, tidemark.Errorf(tidemark.Conflict, "%s is an application", spec.Name).WithHint("choose another name for the group")
 	}
-	c.grouping.Lock()
-	defer c.grouping.Unlock()
-	var join, leave []app
+	join, leave, err := c.comeAndGo(spec)
+	if err != nil {
+		return g, err
+	}
+	options, err := changedOptions(c.groupOptions(spec.Name), spec.Options)
+	if err != nil {
+		return g, err
+	}
+	defer c.keepGroup(spec.Name) // also if it fails in the middle
+	members := append(c.membersOf(spec.Name), join...)
+	if len(members) == 0 {
+		return g, errNoGroup(spec.Name)
+	}
+	slices.SortStableFunc(members, func(a, b app) int { return compare(a.name, b.name) })
+	for _, a := range members {
+		if err := a.join(ctx, spec.Name, options); err != nil {
+			return g, err
+		}
+	}
+	for _, a := range leave {
+		if err := a.leave(ctx, spec.Name); err != nil {
+			return g, err
+		}
+	}
+	for _, a := range c.membersOf(spec.Name) {
+		g.Members, g.Options = append(g.Members, a.name), a.Schedules[spec.Name]
+	}
+	return g, nil
+}
+
+func errNoGroup(name string) error {
+	return tidemark.Errorf(tidemark.NotFound, "there is no group %q", name).WithHint("`tidemark group ls` lists them")
+}
+
+// comeAndGo finds the applications that are to join a group, and those that are to leave it.
+func (c *Control) comeAndGo(spec tidemark.GroupSpec) (join, leave []app, err error) {
 	for _, name := range spec.Join {
 		a, err := c.app(name)
 		if err == nil && !a.tapped() {
 			err = tidemark.Errorf(tidemark.Invalid, "%s is not tapped, and cannot be marked in the moment of others", name).WithHint("`tidemark protect DEVICE --cdp` taps a disk")
 		}
 		if err != nil {
-			return g, err
+			return nil, nil, err
 		}
 		join = append(join, a)
 	}
@@ -68,28 +104,41 @@ func (c *Control) ChangeGroup(ctx context.Context, spec tidemark.GroupSpec) (tid
 			err = tidemark.Errorf(tidemark.NotFound, "%s is no member of %s", name, spec.Name).WithHint("`tidemark group ls` lists the members")
 		}
 		if err != nil {
-			return g, err
+			return nil, nil, err
 		}
 		leave = append(leave, a)
 	}
-	for _, a := range join {
-		if !slices.Contains(a.Groups, spec.Name) {
-			a.Groups = append(a.Groups, spec.Name)
-		}
-		if err := a.t.SetAbout(ctx, mustJSON(a.about)); err != nil {
-			return g, err
-		}
+	return join, leave, nil
+}
+
+// join makes an application a member of a group with these options.
+func (a app) join(ctx context.Context, group string, options map[string]string) error {
+	if slices.Contains(a.Groups, group) && maps.Equal(a.Schedules[group], options) {
+		return nil
 	}
-	for _, a := range leave {
-		a.Groups = slices.DeleteFunc(a.Groups, func(n string) bool { return n == spec.Name })
-		if err := a.t.SetAbout(ctx, mustJSON(a.about)); err != nil {
-			return g, err
-		}
+	if !slices.Contains(a.Groups, group) {
+		a.Groups = append(a.Groups, group)
 	}
-	for _, a := range c.membersOf(spec.Name) {
-		g.Members = append(g.Members, a.name)
+	a.Schedules = maps.Clone(a.Schedules)
+	if a.Schedules == nil {
+		a.Schedules = map[string]map[string]string{}
 	}
-	return g, nil
+	a.Schedules[group] = options
+	if len(options) == 0 {
+		delete(a.Schedules, group)
+	}
+	return a.t.SetAbout(ctx, mustJSON(a.about))
+}
+
+// leave ends the membership of an application in a group.
+func (a app) leave(ctx context.Context, group string) error {
+	now, err := appOf(a.t) // it may have got other options since it was found
+	if err != nil {
+		return err
+	}
+	now.Groups = slices.DeleteFunc(now.Groups, func(n string) bool { return n == group })
+	delete(now.Schedules, group)
+	return a.t.SetAbout(ctx, mustJSON(now.about))
 }
 
 // BookmarkGroup marks one moment of all members of a group.
@@ -100,7 +149,7 @@ func (c *Control) BookmarkGroup(ctx context.Context, spec tidemark.BookmarkSpec)
 	}
 	members := c.membersOf(spec.Application)
 	if len(members) == 0 {
-		return g, tidemark.Errorf(tidemark.NotFound, "there is no group %q", spec.Application).WithHint("`tidemark group ls` lists them")
+		return g, errNoGroup(spec.Application)
 	}
 	for _, a := range members {
 		if err := c.settled(a); err != nil {

@@ -250,6 +250,13 @@ func (c *Control) comeBack(ctx context.Context) error {
 			c.event("error", a.name, "%s did not come back whole: %v", a.name, err)
 		}
 	}
+	groups, err := c.Groups(ctx)
+	if err != nil {
+		return err
+	}
+	for _, g := range groups {
+		c.keepGroup(g.Name)
+	}
 	c.makeAgain(ctx)
 	c.keepReserve()
 	return nil

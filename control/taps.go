@@ -53,6 +53,7 @@ type tappings struct {
 	live   map[string]*tapping
 	shots  map[string]chan shotResult // who waits for a mark, by its id; guarded by mu
 	late   map[string]bool            // ids of marks that are to be forgotten if they still come; guarded by mu
+	turns  map[string]chan struct{}   // of AppShots of an application, one at a time; guarded by mu
 	socket net.Listener
 }
 
@@ -227,6 +228,37 @@ func (f *feed) Bookmark(m capture.Mark) error {
 		return nil // the stream goes on without it
 	}
 	return err
+}
+
+// turn waits until no other AppShot of these applications is made. Two at once would stop each other. Each of several is
+// waited for in the order of their names.
+func (p *tappings) turn(ctx context.Context, members []app) (leave func(), err error) {
+	var taken []chan struct{}
+	leave = func() {
+		for _, t := range taken {
+			<-t
+		}
+	}
+	for _, a := range members {
+		p.mu.Lock()
+		if p.turns == nil {
+			p.turns = map[string]chan struct{}{}
+		}
+		t := p.turns[a.name]
+		if t == nil {
+			t = make(chan struct{}, 1)
+			p.turns[a.name] = t
+		}
+		p.mu.Unlock()
+		select {
+		case t <- struct{}{}:
+			taken = append(taken, t)
+		case <-ctx.Done():
+			leave()
+			return nil, ctx.Err()
+		}
+	}
+	return leave, nil
 }
 
 // await registers for what becomes of the mark with an id.

@@ -186,7 +186,7 @@ func bookmarkName(a app, asked string, at time.Time) string {
 	if asked != "" {
 		return asked
 	}
-	return unusedName(a, "c"+at.UTC().Format("20060102-150405.000"))
+	return unusedName([]app{a}, "c"+at.UTC().Format("20060102-150405.000"))
 }
 
 // RemoveVolume deletes a volume with all its points.

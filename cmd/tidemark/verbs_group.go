@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -15,7 +16,7 @@ import (
 
 func groupCommand() *cobra.Command {
 	return group(&cobra.Command{Use: "group", Short: "Tapped applications that are bookmarked in one moment"},
-		groupJoin(), groupLeave(), groupList(), groupBookmark(), groupClone(), groupRestore())
+		groupJoin(), groupLeave(), groupSet(), groupList(), groupBookmark(), groupClone(), groupRestore())
 }
 
 // namesFrom checks that there are at least so many arguments, all of them names.
@@ -39,14 +40,52 @@ func printGroup(g tidemark.Group) {
 		return
 	}
 	fmt.Println(g.Name+":", strings.Join(g.Members, ", "))
+	if len(g.Options) > 0 {
+		fmt.Println("options:", groupOptions(g))
+	}
+}
+
+// groupOptions are the options of a group in one line.
+func groupOptions(g tidemark.Group) string {
+	var list []string
+	for _, key := range slices.Sorted(maps.Keys(g.Options)) {
+		list = append(list, key+"="+g.Options[key])
+	}
+	return strings.Join(list, " ")
+}
+
+// changeGroup asks for a change of a group.
+func changeGroup(cmd *cobra.Command, spec tidemark.GroupSpec, options []string) (err error) {
+	if spec.Options, err = parseOptions(options); err != nil {
+		return usage(err)
+	}
+	return ask(cmd, "group", spec, printGroup)
 }
 
 func groupJoin() *cobra.Command {
-	return &cobra.Command{Use: "join GROUP APP...", Short: "Let applications join a group, which is made by its first", Args: namesFrom(2), ValidArgsFunction: named("applications"),
-		Example: "  tidemark group join bank ledger queue",
+	var options []string
+	c := &cobra.Command{Use: "join GROUP APP...", Short: "Let applications join a group, which is made by its first", Args: namesFrom(2), ValidArgsFunction: named("applications"),
+		Example: "  tidemark group join bank ledger queue -o appshot=1m",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return ask(cmd, "group", tidemark.GroupSpec{Name: args[0], Join: args[1:]}, printGroup)
+			return changeGroup(cmd, tidemark.GroupSpec{Name: args[0], Join: args[1:]}, options)
 		}}
+	c.Flags().StringArrayVarP(&options, "option", "o", nil, "KEY=VALUE of the group: see group set")
+	return c
+}
+
+func groupSet() *cobra.Command {
+	var options []string
+	c := &cobra.Command{Use: "set GROUP -o KEY=VALUE...", Short: "Change the options of a group", Args: takes(0, aName),
+		Long:    "Change the options of a group. appshot=INTERVAL bookmarks it by itself, and\nappshot_keep=TIME says for how long these bookmarks are kept; by default as\nlong as each member's window. An empty value takes an option away.",
+		Example: "  tidemark group set bank -o appshot=5m -o appshot_keep=72h\n  tidemark group set bank -o appshot= -o appshot_keep=",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(options) == 0 {
+				return usage(errors.New("give at least one option: -o appshot=1m"))
+			}
+			return changeGroup(cmd, tidemark.GroupSpec{Name: args[0]}, options)
+		}}
+	c.Flags().StringArrayVarP(&options, "option", "o", nil, "KEY=VALUE: appshot=INTERVAL, appshot_keep=TIME")
+	return c
 }
 
 func groupLeave() *cobra.Command {
@@ -62,9 +101,9 @@ func groupList() *cobra.Command {
 		return ask(cmd, "groups", nil, func(list []tidemark.Group) {
 			var rows [][]string
 			for _, g := range list {
-				rows = append(rows, []string{g.Name, strings.Join(g.Members, ", ")})
+				rows = append(rows, []string{g.Name, strings.Join(g.Members, ", "), dash(groupOptions(g))})
 			}
-			table("GROUP MEMBERS", rows)
+			table("GROUP MEMBERS OPTIONS", rows)
 		})
 	}}
 }

@@ -42,10 +42,11 @@ so that any moment of the window can be had. Several devices share one order of
 writes. The disk itself stays complete at any moment, with Tidemark or without.
 With --host it is one of another host, whose agent has joined.
 Options: postgres=URL of a cluster on the disk, or scripts=DIR with the programs
-pre and post, by which a bookmark makes it still; appshot=INTERVAL makes such
-bookmarks by itself, and appshot_keep=TIME says for how long they are kept;
-queue_memory=SIZE and queue=SIZE are what the tap may keep of writes that the
-server has not, in memory and then on disk (default 64MiB and 1GiB).
+pre and post, by which a bookmark makes it still, each in script_timeout=TIME;
+appshot=INTERVAL makes such bookmarks by itself, and appshot_keep=TIME says for
+how long they are kept; queue_memory=SIZE and queue=SIZE are what the tap may
+keep of writes that the server has not, in memory and then on disk (default
+64MiB and 1GiB).
 
 qemu:SOCKET, with --cdp, is a running machine of QEMU by a QMP socket of it:
 every write of the guest to its disks is journaled, with nothing installed in
@@ -82,7 +83,7 @@ type protectFlags struct {
 
 // spec makes a request of the flags and arguments.
 func (f *protectFlags) spec(args []string) (spec tidemark.ProtectSpec, err error) {
-	spec = tidemark.ProtectSpec{Name: f.name, CDP: f.cdp, Host: f.host, Options: map[string]string{}}
+	spec = tidemark.ProtectSpec{Name: f.name, CDP: f.cdp, Host: f.host}
 	ours := f.cdp && f.name == "" && f.host == "" && len(args) == 1 && tidemark.CheckName(args[0]) == nil // a volume or clone, which has a name
 	if _, err := os.Stat(args[0]); ours && err == nil {
 		ours = false
@@ -114,15 +115,24 @@ func (f *protectFlags) spec(args []string) (spec tidemark.ProtectSpec, err error
 			spec.Also = append(spec.Also, source)
 		}
 	}
-	for _, o := range f.options {
-		k, v, ok := strings.Cut(o, "=")
-		if !ok {
-			return spec, tidemark.Errorf(tidemark.Invalid, "%q is not KEY=VALUE", o)
-		}
-		spec.Options[k] = v
+	if spec.Options, err = parseOptions(f.options); err != nil {
+		return spec, err
 	}
 	spec.Window, err = f.windowSpec()
 	return spec, err
+}
+
+// parseOptions reads options that were written as KEY=VALUE.
+func parseOptions(list []string) (map[string]string, error) {
+	options := map[string]string{}
+	for _, o := range list {
+		k, v, ok := strings.Cut(o, "=")
+		if !ok {
+			return nil, tidemark.Errorf(tidemark.Invalid, "%q is not KEY=VALUE", o)
+		}
+		options[k] = v
+	}
+	return options, nil
 }
 
 // windowSpec is the window that was asked for, or nil.
