@@ -11,10 +11,12 @@ import (
 	"tidemark/mount"
 )
 
-// frozen is a file system whose writes are stopped for a shot, or about to be. At a certain time it goes on, whatever happens.
+// frozen is a file system, or are those of a virtual machine, whose writes are stopped for a shot, or about to be. At a certain time they
+// go on, whatever happens.
 type frozen struct {
-	s     *session
-	dir   string
+	name  string // for people
+	begin func() error
+	end   func() error
 	begun time.Time
 	until time.Time
 	came  chan error // of the kernel; buffered
@@ -28,40 +30,49 @@ type frozen struct {
 	ended time.Time   // nobody wants it frozen since; guarded by mu
 }
 
-// freeze begins to stop the writes of a file system.
-func (s *session) freeze(dir string) *frozen {
-	f := &frozen{s: s, dir: dir, begun: time.Now(), came: make(chan error, 1)}
-	f.until = f.begun.Add(s.limits.frozen)
+// freezeDir begins to stop the writes of a file system that is mounted here.
+func (s *session) freezeDir(dir string) *frozen {
 	s.noteFrozen(dir)
+	return s.freeze("the file system at "+dir, func() error {
+		err := mount.Freeze(dir)
+		if err != nil {
+			s.forgetFrozen(dir)
+		}
+		return err
+	}, func() error { return s.thaw([]string{dir}) })
+}
+
+// freeze begins to stop writes, by a function that may hang.
+func (s *session) freeze(name string, begin, end func() error) *frozen {
+	f := &frozen{name: name, begin: begin, end: end, begun: time.Now(), came: make(chan error, 1)}
+	f.until = f.begun.Add(s.limits.frozen)
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.guard = time.AfterFunc(s.limits.frozen, func() {
-		if err := f.thaw(); err != nil {
-			slog.Error("a file system stays frozen", "directory", dir, "error", err)
-		}
-	})
+	f.guard = time.AfterFunc(s.limits.frozen, func() { f.tell(f.thaw()) })
 	go func() { f.came <- f.stop() }()
 	return f
 }
 
-// stop has the kernel stop the writes. If that takes so long that nobody wants it any more, they go on at once.
+// tell tells of a thaw that failed when nobody waited for it.
+func (f *frozen) tell(err error) {
+	if err != nil {
+		slog.Error("something stays frozen", "what", f.name, "error", err)
+	}
+}
+
+// stop stops the writes. If that takes so long that nobody wants it any more, they go on at once.
 func (f *frozen) stop() error {
-	if err := mount.Freeze(f.dir); err != nil {
-		f.s.forgetFrozen(f.dir)
+	if err := f.begin(); err != nil {
 		return err
 	}
 	f.mu.Lock()
 	f.is = true
 	late := !f.ended.IsZero()
 	f.mu.Unlock()
-	if !late {
-		return nil
+	if late {
+		f.tell(f.end())
 	}
-	err := f.s.thaw([]string{f.dir})
-	if err != nil {
-		slog.Error("a file system stays frozen", "directory", f.dir, "error", err)
-	}
-	return err
+	return nil
 }
 
 // await waits until it is frozen.
@@ -73,7 +84,7 @@ func (f *frozen) await(ctx context.Context, limit time.Duration) error {
 		if !errors.Is(ctx.Err(), context.DeadlineExceeded) {
 			return ctx.Err()
 		}
-		return fmt.Errorf("%s could not be frozen within %v", f.dir, limit)
+		return fmt.Errorf("%s could not be frozen within %v", f.name, limit)
 	}
 }
 
@@ -86,7 +97,7 @@ func (f *frozen) thaw() error {
 		is := f.is
 		f.mu.Unlock()
 		if is {
-			f.err = f.s.thaw([]string{f.dir})
+			f.err = f.end()
 		}
 		f.mu.Lock()
 		f.ended = time.Now()
@@ -97,7 +108,7 @@ func (f *frozen) thaw() error {
 
 // thawWithin thaws a file system, and leaves a thaw to itself that hangs.
 func (s *session) thawWithin(f *frozen) error {
-	_, err := within(context.Background(), s.limits.freeze, "thaw "+f.dir, func() (none, error) { return none{}, f.thaw() })
+	_, err := within(context.Background(), s.limits.freeze, "thaw "+f.name, func() (none, error) { return none{}, f.thaw() })
 	return err
 }
 

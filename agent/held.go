@@ -12,35 +12,40 @@ import (
 	"time"
 
 	"tidemark/app/script"
+	"tidemark/capture/qemu"
 	"tidemark/internal/vfs"
 	"tidemark/mount"
 )
 
-// heldApplication is what is noted beside a tap from before pre is run until post has been: an application
-// goes on also if the agent is killed in between.
+// heldApplication is what is noted from before pre is run, or a guest frozen, until it goes on: it does so
+// also if the agent is killed in between.
 type heldApplication struct {
-	Scripts  string        `json:"scripts"`
+	Scripts  string        `json:"scripts,omitempty"`
+	Guest    string        `json:"guest,omitempty"` // socket of a guest agent
 	Bookmark string        `json:"bookmark"`
 	Limit    time.Duration `json:"limit"`
 }
 
-// heldName is the file in the directory of a tap that has it.
-const heldName = "held.json"
+// heldFile is the file that has it, of an application with a timeline.
+func (p Places) heldFile(timeline string) string { return filepath.Join(p.Held, timeline+".json") }
 
 // env is what the programs are told.
 func (h heldApplication) env() []string { return []string{"TIDEMARK_BOOKMARK=" + h.Bookmark} }
 
 func (s *session) noteHeld(timeline string, h heldApplication) error {
-	return vfs.WriteFile(vfs.OS, filepath.Join(s.tapDir(timeline), heldName), mustJSON(h))
+	if err := vfs.MkdirAll(vfs.OS, s.places.Held); err != nil {
+		return err
+	}
+	return vfs.WriteFile(vfs.OS, s.places.heldFile(timeline), mustJSON(h))
 }
 
 func (s *session) forgetHeld(timeline string) error {
-	return os.Remove(filepath.Join(s.tapDir(timeline), heldName))
+	return os.Remove(s.places.heldFile(timeline))
 }
 
 // postAllLeft lets applications go on that an agent that was killed has left held.
 func postAllLeft(p Places) {
-	files, err := filepath.Glob(filepath.Join(p.Taps, "*", heldName))
+	files, err := filepath.Glob(p.heldFile("*"))
 	if err != nil {
 		slog.Error("it is not known whether an application is held", "error", err)
 	}
@@ -65,11 +70,23 @@ func postLeft(file string) error {
 	if err := json.Unmarshal(text, &h); err != nil {
 		return errors.Join(fmt.Errorf("read %s: %w", file, err), os.Remove(file))
 	}
+	return errors.Join(h.letGo(context.Background()), os.Remove(file))
+}
+
+// letGo lets an application go on, whatever of it is held.
+func (h heldApplication) letGo(ctx context.Context) error {
+	var thawed error
+	if h.Guest != "" {
+		thawed = qemu.ThawGuest(ctx, h.Guest)
+	}
+	if h.Scripts == "" {
+		return thawed
+	}
 	p, err := script.Load(h.Scripts)
 	if err == nil {
-		err = p.Run(context.Background(), script.Post, h.Limit, h.env()...)
+		err = p.Run(ctx, script.Post, h.Limit, h.env()...)
 	}
-	return errors.Join(err, os.Remove(file))
+	return errors.Join(thawed, err)
 }
 
 // thawLimit is how long the thaw of what was left is waited for, of each file system: its disk may hang.

@@ -16,6 +16,7 @@ import (
 	"tidemark/agent/taps"
 	"tidemark/app/postgres"
 	"tidemark/app/script"
+	"tidemark/capture/qemu"
 )
 
 // quieting is a member of a shot that is being made still. What fails makes its point crash-consistent; nothing else is
@@ -25,12 +26,15 @@ type quieting struct {
 	s        *session
 	tap      *taps.Tap
 	dirs     []string // file systems on the disks that are mounted here
+	guest    string   // socket of the guest agent of a virtual machine, whose file systems are frozen by it; empty: of none
 	programs script.Scripts
 	conn     *pgx.Conn // to the cluster; nil: there is none
 	frozen   []*frozen
 	problems []string
 	still    tidemark.Consistency
 
+	noted    bool          // that it is held
+	left     bool          // something stays frozen
 	begun    time.Time     // since when pre runs, or has run; zero: it does not
 	scripted time.Duration // from then to the end of post
 	after    []string      // problems of letting the application go on
@@ -52,7 +56,7 @@ func (q *quieting) problem(err error) { q.problems = append(q.problems, err.Erro
 func (q *quieting) failed() bool { return len(q.problems) > 0 }
 
 // freezes reports whether the file systems are to be frozen. A cluster recovers from what its disks hold at any moment: its file systems need not be held.
-func (q *quieting) freezes() bool { return q.Postgres == nil && len(q.dirs) > 0 }
+func (q *quieting) freezes() bool { return q.Postgres == nil && (len(q.dirs) > 0 || q.guest != "") }
 
 // prepare does what may take long, and holds nothing.
 func (q *quieting) prepare(ctx context.Context) {
@@ -118,8 +122,8 @@ func (q *quieting) makeStill(ctx context.Context) {
 	if q.failed() {
 		return
 	}
-	var err error
-	if q.Scripts != "" {
+	err := q.note()
+	if err == nil && q.Scripts != "" {
 		if err = q.pre(ctx); err == nil {
 			q.still = tidemark.ApplicationConsistent
 		}
@@ -135,17 +139,23 @@ func (q *quieting) makeStill(ctx context.Context) {
 	}
 }
 
-// pre runs the program that makes the application still. That post has to be run is noted before.
-func (q *quieting) pre(ctx context.Context) error {
-	if err := q.s.noteHeld(q.Tapping.Timeline, q.holding()); err != nil {
-		return err
+// note notes what is about to be held and is not found by looking what is mounted.
+func (q *quieting) note() error {
+	if q.Scripts == "" && q.guest == "" {
+		return nil
 	}
+	q.noted = true
+	return q.s.noteHeld(q.Tapping.Timeline, q.holding())
+}
+
+// pre runs the program that makes the application still.
+func (q *quieting) pre(ctx context.Context) error {
 	q.begun = time.Now()
 	return q.programs.Run(ctx, script.Pre, q.ScriptLimit, q.holding().env()...)
 }
 
 func (q *quieting) holding() heldApplication {
-	return heldApplication{Scripts: q.Scripts, Bookmark: q.Mark.Name, Limit: q.ScriptLimit}
+	return heldApplication{Scripts: q.Scripts, Guest: q.guest, Bookmark: q.Mark.Name, Limit: q.ScriptLimit}
 }
 
 // post runs the program that lets the application go on, if pre was run, whatever came of it.
@@ -157,14 +167,22 @@ func (q *quieting) post(ctx context.Context) {
 			slog.Warn("a connection to a cluster was not ended well", "error", err)
 		}
 	}
-	if q.begun.IsZero() {
+	if !q.begun.IsZero() {
+		if err := q.programs.Run(ctx, script.Post, q.ScriptLimit, q.holding().env()...); err != nil {
+			q.after = append(q.after, err.Error())
+		}
+		q.scripted = time.Since(q.begun)
+	}
+	if !q.noted {
 		return
 	}
-	err := q.programs.Run(ctx, script.Post, q.ScriptLimit, q.holding().env()...)
-	if err = errors.Join(err, q.s.forgetHeld(q.Tapping.Timeline)); err != nil {
+	forget := func() error { return q.s.forgetHeld(q.Tapping.Timeline) }
+	if q.left && q.guest != "" { // the next agent tries again
+		forget = func() error { return q.s.noteHeld(q.Tapping.Timeline, heldApplication{Guest: q.guest}) }
+	}
+	if err := forget(); err != nil {
 		q.after = append(q.after, err.Error())
 	}
-	q.scripted = time.Since(q.begun)
 }
 
 // markLog puts a restore point into a cluster's log.
@@ -201,7 +219,12 @@ func (q *quieting) freeze(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, q.s.limits.freeze)
 	defer cancel()
 	for _, dir := range q.dirs {
-		q.frozen = append(q.frozen, q.s.freeze(dir))
+		q.frozen = append(q.frozen, q.s.freezeDir(dir))
+	}
+	if q.guest != "" {
+		begin := func() error { return qemu.FreezeGuest(context.WithoutCancel(ctx), q.guest) }
+		end := func() error { return qemu.ThawGuest(context.WithoutCancel(ctx), q.guest) }
+		q.frozen = append(q.frozen, q.s.freeze("the guest", begin, end))
 	}
 	for _, f := range q.frozen {
 		if err := f.await(ctx, q.s.limits.freeze); err != nil {
@@ -223,17 +246,16 @@ func (q *quieting) thaw() {
 	}
 	for range q.frozen {
 		if err := <-came; err != nil {
-			q.after = append(q.after, err.Error())
+			q.after, q.left = append(q.after, err.Error()), true
 		}
 	}
 }
 
-// putMark completes the mark by what was reached, and puts it into the stream: as long as what it says is true.
-func (q *quieting) putMark(ctx context.Context) error {
-	until := time.Time{}
+// complete completes the mark by what was reached, and returns until when that is true; zero: for good.
+func (q *quieting) complete() (until time.Time) {
 	for _, f := range q.frozen {
 		if !f.lasts(q.s.limits.frozen / 10) {
-			q.problem(fmt.Errorf("the file system at %s went on before the mark: it is not frozen for longer than %v", f.dir, q.s.limits.frozen))
+			q.problem(fmt.Errorf("%s went on before the mark: it is not frozen for longer than %v", f.name, q.s.limits.frozen))
 		}
 		if until.IsZero() || f.until.Before(until) {
 			until = f.until
@@ -243,7 +265,24 @@ func (q *quieting) putMark(ctx context.Context) error {
 	if q.failed() {
 		q.Mark.Consistency = tidemark.CrashConsistent
 		q.Mark.Labels[LabelProblems] = strings.Join(q.problems, "; ")
-	} else if !until.IsZero() {
+		return time.Time{}
+	}
+	return until
+}
+
+// lasts reports whether what is frozen is so yet.
+func (q *quieting) lasts() bool {
+	for _, f := range q.frozen {
+		if !f.lasts(0) {
+			return false
+		}
+	}
+	return true
+}
+
+// putMark puts the mark into the stream, as long as what it says is true.
+func (q *quieting) putMark(ctx context.Context) error {
+	if until := q.complete(); !until.IsZero() {
 		bounded, cancel := context.WithDeadline(ctx, until)
 		defer cancel()
 		ctx = bounded

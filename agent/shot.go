@@ -114,14 +114,22 @@ func doShot(ctx context.Context, s *session, shot Shot, note func(any)) (ShotRes
 
 // shoot makes the applications still and puts the marks into the streams. It does so in phases, each of all members at once, and no host begins one
 // before all hosts have ended the one before: while a file system is frozen or a tap holds, nobody runs programs, or waits for anything that may take long.
-func (x *shooting) shoot(ctx context.Context) (err error) {
+func (x *shooting) shoot(ctx context.Context) error {
+	if err := x.quiet(ctx); err != nil {
+		return err
+	}
+	return x.mark(ctx)
+}
+
+// quiet does the phases before the marks.
+func (x *shooting) quiet(ctx context.Context) error {
 	for _, phase := range []func(*quieting, context.Context){(*quieting).prepare, (*quieting).makeStill, (*quieting).freeze} {
 		x.each(func(q *quieting) { phase(q, ctx) })
 		if err := errors.Join(ctx.Err(), x.barrier.pass(ctx)); err != nil {
 			return err
 		}
 	}
-	return x.mark(ctx)
+	return nil
 }
 
 // each calls fn for all members at once. A fault is a problem of the member that has it: whatever happens, the applications go on.

@@ -363,7 +363,7 @@ func TestShootFails(t *testing.T) {
 		if r.Hold > 2*time.Second || c.problem != "" && r.Hold != 0 {
 			t.Errorf("%s: writes were held for %v", c.name, r.Hold)
 		}
-		if _, err := os.Stat(filepath.Join(p.places.Taps, "one", heldName)); !errors.Is(err, os.ErrNotExist) {
+		if _, err := os.Stat(p.places.heldFile("one")); !errors.Is(err, os.ErrNotExist) {
 			t.Errorf("%s: it is noted as held: %v", c.name, err)
 		}
 	}

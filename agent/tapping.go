@@ -28,12 +28,13 @@ type Places struct {
 	Attached string `json:"attached"` // of attached disks
 	Devices  string `json:"devices"`  // links to tapped disks
 	Feeds    string `json:"feeds"`    // the socket on which the server takes what taps send
+	Held     string `json:"held"`     // notes of applications that are held for an AppShot
 }
 
 // PlacesIn are the places in a data directory.
 func PlacesIn(dir string) Places {
 	return Places{Taps: filepath.Join(dir, "taps"), Attached: filepath.Join(dir, "run", "attached"), Devices: filepath.Join(dir, "devices"),
-		Feeds: filepath.Join(dir, "run", "taps.sock")}
+		Feeds: filepath.Join(dir, "run", "taps.sock"), Held: filepath.Join(dir, "run", "held")}
 }
 
 // Device is the path at which a tapped disk is found, whatever its device is called today. disks is how many the application has.

@@ -219,8 +219,8 @@ func (c *Control) Bookmark(ctx context.Context, spec tidemark.BookmarkSpec) (tid
 		return tidemark.RecoveryPoint{}, tidemark.Errorf(tidemark.Conflict, "what is kept of %s is its last capture: a bookmark would give that the time of now", a.name).
 			WithHint("capture it: `tidemark capture " + a.name + " --bookmark " + spec.Name + "`")
 	}
-	if a.tapped() {
-		return c.shoot(ctx, a, spec.Name)
+	if a.followed() {
+		return c.bookmarkFollowed(ctx, a, spec.Name)
 	}
 	pos, err := c.markFrozen(ctx, a, timeline.Mark{Name: spec.Name, Consistency: tidemark.CrashConsistent})
 	if err != nil {

@@ -221,13 +221,20 @@ func (c *Control) shotMember(a app, name string, labels map[string]string) (m ag
 		return m, tidemark.Errorf(tidemark.Conflict, "%s has a bookmark %q already", a.name, name).WithHint("choose another name")
 	}
 	m = agent.ShotMember{Tapping: c.tapping(a), Mark: capture.Mark{Name: name, ID: rand.Text(), Labels: maps.Clone(labels)}, Scripts: a.Options[optionScripts]}
-	if d, err := time.ParseDuration(a.Options[optionTimeout]); err == nil {
-		m.ScriptLimit = d
-	}
+	m.ScriptLimit = a.scriptLimit()
 	if url, ok := a.Options[optionPostgres]; ok {
 		m.Postgres = &postgres.Source{Conn: url} // one that cannot be reached now makes the point worth less
 	}
 	return m, nil
+}
+
+// scriptLimit is how long a program may take that makes an application still; 0: as long as usual.
+func (a app) scriptLimit() time.Duration {
+	d, err := time.ParseDuration(a.Options[optionTimeout])
+	if err != nil {
+		return 0
+	}
+	return d
 }
 
 // explainShot says why there is no mark.
@@ -260,7 +267,13 @@ func (c *Control) arrived(ctx context.Context, a app, made agent.MemberResult, h
 	if r.err != nil {
 		return p, r.err
 	}
-	p = tidemark.RecoveryPoint{Position: r.pos, Time: time.Unix(0, r.time).UTC(), Bookmark: m.Name, Consistency: m.Consistency,
+	return c.noteShot(ctx, a, made, hold, r.pos, r.time), nil
+}
+
+// noteShot notes what is known of an AppShot, and describes its point.
+func (c *Control) noteShot(ctx context.Context, a app, made agent.MemberResult, hold time.Duration, pos tidemark.Position, at int64) tidemark.RecoveryPoint {
+	m := made.Mark
+	p := tidemark.RecoveryPoint{Position: pos, Time: time.Unix(0, at).UTC(), Bookmark: m.Name, Consistency: m.Consistency,
 		Images: []tidemark.Image{}, Labels: m.Labels}
 	n := shotNote{Application: a.name, Bookmark: p.Bookmark, Hold: milliseconds(hold), Scripts: milliseconds(made.Scripts),
 		After: strings.Join(made.Problems, "; "), Ran: a.t.Ran()}
@@ -268,7 +281,7 @@ func (c *Control) arrived(ctx context.Context, a app, made agent.MemberResult, h
 	if err := c.catalog.Put(ctx, catalog.Shots, n.key(), n); err != nil {
 		c.log.Error("the hold of an AppShot was not noted", "application", a.name, "error", err)
 	}
-	return p, nil
+	return p
 }
 
 func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
@@ -298,9 +311,32 @@ func (c *Control) shotNotes(ctx context.Context, name string) (map[string]shotNo
 	return notes, err
 }
 
-// captureTapped is a capture of what is journaled anyway: an AppShot.
-func (c *Control) captureTapped(ctx context.Context, _ *task, a app, bookmark string) (res tidemark.CaptureResult, err error) {
-	res.Point, err = c.shoot(ctx, a, bookmark)
+// shootOne makes an AppShot of an application whose disks are elsewhere.
+func (c *Control) shootOne(ctx context.Context, a app, name string) (tidemark.RecoveryPoint, error) {
+	if a.mirrored() {
+		return c.shootMachine(ctx, a, name)
+	}
+	return c.shoot(ctx, a, name)
+}
+
+// bookmarkFollowed is shootOne for who waits for it.
+func (c *Control) bookmarkFollowed(ctx context.Context, a app, name string) (tidemark.RecoveryPoint, error) {
+	p, err := c.shootOne(ctx, a, name)
+	if err != nil || !a.mirrored() {
+		return p, err
+	}
+	if err := a.t.Fold(ctx); err != nil {
+		return p, err
+	}
+	c.keepPoint(ctx, a)
+	folded, err := pointAt(a.t, p.Position)
+	p.Images = folded.Images
+	return p, err
+}
+
+// captureFollowed is a capture of what is journaled anyway: an AppShot.
+func (c *Control) captureFollowed(ctx context.Context, _ *task, a app, bookmark string) (res tidemark.CaptureResult, err error) {
+	res.Point, err = c.bookmarkFollowed(ctx, a, bookmark)
 	return res, err
 }
 

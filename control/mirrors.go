@@ -35,8 +35,9 @@ const machinePrefix = "qemu:"
 
 // Options of a mirrored application.
 const (
-	optionDisk = "disk"
-	optionNBD  = "nbd"
+	optionDisk  = "disk"
+	optionNBD   = "nbd"
+	optionGuest = "guest_agent" // socket of the guest agent
 )
 
 // mirrored reports whether the writes of an application come from a virtual machine.
@@ -138,16 +139,26 @@ func checkMachine(spec tidemark.ProtectSpec) error {
 	case len(spec.Also) > 0:
 		return tidemark.Errorf(tidemark.Invalid, "a virtual machine is protected alone").WithHint("protect each machine under its own name; -o disk=NAME,NAME chooses among the disks of one")
 	}
-	for key := range spec.Options {
-		if key != optionDisk && key != optionNBD {
+	return checkMachineOptions(spec.Options)
+}
+
+func checkMachineOptions(options map[string]string) error {
+	still := map[string]string{}
+	for key, value := range options {
+		switch key {
+		case optionDisk:
+		case optionNBD, optionGuest:
+			if !filepath.IsAbs(value) {
+				return tidemark.Errorf(tidemark.Invalid, "%q is no absolute path of a socket", value).WithHint("write " + key + "=/path/to/" + key + ".sock")
+			}
+		case optionScripts, optionTimeout, optionEvery, optionKeep:
+			still[key] = value
+		default:
 			return tidemark.Errorf(tidemark.Invalid, "there is no option %q of a virtual machine", key).
-				WithHint("there are disk=NAME,… (else all disks are taken) and nbd=PATH, the unix socket of the machine's own NBD server")
+				WithHint("there are disk=NAME,… (else all disks are taken), nbd=PATH and guest_agent=PATH, sockets of the machine's own NBD server and of its guest agent, scripts=DIR, script_timeout=TIME, appshot=INTERVAL and appshot_keep=TIME")
 		}
 	}
-	if nbd, ok := spec.Options[optionNBD]; ok && !filepath.IsAbs(nbd) {
-		return tidemark.Errorf(tidemark.Invalid, "%q is no absolute path of a socket", nbd).WithHint("write nbd=/path/to/nbd.sock")
-	}
-	return nil
+	return checkTapOptions(still)
 }
 
 // howToMirror looks at a virtual machine that is to be protected.
@@ -156,6 +167,11 @@ func (c *Control) howToMirror(spec tidemark.ProtectSpec) (func(context.Context, 
 	var names []string
 	if asked, ok := spec.Options[optionDisk]; ok {
 		names = strings.Split(asked, ",")
+	}
+	if dir, ok := spec.Options[optionScripts]; ok {
+		if err := c.agent.CheckScripts(c.jobs.ctx, dir); err != nil {
+			return nil, err
+		}
 	}
 	found, err := qemu.Find(c.jobs.ctx, m.Socket, names)
 	if err != nil {
@@ -226,6 +242,9 @@ func (c *Control) mirror(a app) (*mirroring, error) {
 	c.mirrors.live[a.name] = x
 	go func() {
 		defer close(x.ended)
+		var shots sync.WaitGroup
+		defer shots.Wait()
+		shots.Go(func() { c.keepShots(ctx, a) })
 		if err := x.Run(ctx); err != nil {
 			c.event("error", a.name, "the machine of %s is not followed any more: %v", a.name, err)
 		}

@@ -298,9 +298,9 @@ type captureFunc func(ctx context.Context, t *task, a app, bookmark string) (tid
 // captureOf returns how an application is captured, or nil.
 func (c *Control) captureOf(a app) captureFunc {
 	switch {
-	case a.tapped():
-		return c.captureTapped
-	case a.Role != "", a.mirrored():
+	case a.followed():
+		return c.captureFollowed
+	case a.Role != "":
 		return c.captureClone
 	case a.Type == tidemark.TypePostgres:
 		return c.capturePostgres

@@ -27,7 +27,7 @@ func (c *Control) keepShots(ctx context.Context, a app) {
 		if c.settled(a) != nil {
 			return nil // no moment of a restore in place is a state that anybody meant
 		}
-		_, err := c.shoot(ctx, a, unusedName([]app{a}, name))
+		_, err := c.shootOne(ctx, a, unusedName([]app{a}, name))
 		c.expireShots(ctx, a, "", a.Options[optionKeep])
 		return err
 	})
