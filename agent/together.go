@@ -32,7 +32,7 @@ func togetherLimit(parts []Part) time.Duration {
 		}
 	}
 	l := shotLimits
-	return l.write + l.again + 4*l.mark + l.frozen + 2*scripts
+	return l.write + l.again + 6*l.mark + l.frozen + 2*scripts
 }
 
 // ShootTogether makes one shot of several hosts, and returns the results in the order of the parts. Its marks
