@@ -5,7 +5,13 @@
 // they check that nothing acknowledged is lost, that every error names what is
 // affected, and that the next use works.
 //
+// Another part asks whether what a tapped disk was at any moment is told truly.
+// There a tap and a timeline run in the process of the test (rig), so that it
+// can stand between them: a witness notes what production asked and was told,
+// and a ledger what came through the wire. Points are held to both.
+//
 // The tests need root and the tools of scripts/install-test-deps. Where these
 // are missing, the tests are skipped, but not where CI is set. TIDEMARK_LONG=1
-// runs fifty rounds of kills instead of six; TIDEMARK_SEED repeats a run.
+// runs fifty rounds of kills instead of six, and looks at thousands of points
+// instead of hundreds; TIDEMARK_SEED repeats a run.
 package survive

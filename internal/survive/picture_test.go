@@ -93,6 +93,14 @@ func (p *picture) reach(changes int) {
 	}
 }
 
+// when is the time of the last change, in Unix nanoseconds; 0: there is none.
+func (p *picture) when() int64 {
+	if p.changes == 0 {
+		return 0
+	}
+	return p.entries[p.changes-1].Time
+}
+
 // errOther: a disk is not what the picture says.
 var errOther = errors.New("it is not what was written")
 

@@ -134,24 +134,49 @@ func (p *production) bench(rate int) (stop func()) {
 // consistent checks a database: pgbench's sums agree, and pg_amcheck finds nothing.
 func consistent(t *testing.T, conn string) {
 	t.Helper()
-	sums := sql(t, conn, `SELECT count(DISTINCT s) FROM (SELECT sum(abalance) AS s FROM pgbench_accounts
+	if err := inconsistency(conn); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// inconsistency returns what consistent finds.
+func inconsistency(conn string) error {
+	sums, err := query(conn, `SELECT count(DISTINCT s) FROM (SELECT sum(abalance) AS s FROM pgbench_accounts
 		UNION ALL SELECT sum(tbalance) FROM pgbench_tellers UNION ALL SELECT sum(bbalance) FROM pgbench_branches
 		UNION ALL SELECT coalesce(sum(delta), 0) FROM pgbench_history) x`)
-	if sums != "1" {
-		t.Fatalf("pgbench's sums differ at %s", conn)
+	if err != nil {
+		return err
 	}
-	args := []string{"--heapallindexed"}
+	if sums != "1" {
+		return fmt.Errorf("pgbench's sums differ at %s", conn)
+	}
+	args := []string{program("pg_amcheck"), "--heapallindexed"}
 	for field := range strings.FieldsSeq(conn) {
 		key, value, _ := strings.Cut(field, "=")
 		args = append(args, map[string]string{"host": "--host=", "port": "--port=", "user": "--username=", "dbname": "--maintenance-db="}[key]+value)
 	}
-	must(t, program("pg_amcheck"), append(args, "postgres")...)
+	return tryTool(append(args, "postgres")...)
 }
 
 // sql returns what a query yields.
-func sql(t *testing.T, conn, query string) string {
+func sql(t *testing.T, conn, text string) string {
 	t.Helper()
-	return strings.TrimSpace(must(t, program("psql"), "-d", conn, "-XAtc", query))
+	out, err := query(conn, text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// query is sql for those who may not end the test.
+func query(conn, text string) (string, error) {
+	cmd := exec.Command(program("psql"), "-d", conn, "-XAtc", text)
+	cmd.Env = append(os.Environ(), "LC_ALL=C")
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		err = fmt.Errorf("%s, at %s: %w: %s", text, conn, err, out)
+	}
+	return strings.TrimSpace(string(out)), err
 }
 
 // must runs a program that has to succeed, and returns what it printed.

@@ -169,7 +169,11 @@ func (x *rig) serveWire() (path string) {
 			x.mu.Lock()
 			x.conns = append(x.conns, conn)
 			x.mu.Unlock()
-			all.Go(func() { _ = wire.Serve(ctx, conn, open) }) // the client knows why it ended
+			all.Go(func() {
+				if err := wire.Serve(ctx, conn, open); err != nil {
+					x.t.Logf("a connection of the tap ended: %v", err)
+				}
+			})
 		}
 	})
 	x.stops = append(x.stops, func() {
@@ -245,7 +249,8 @@ func (x *rig) attach() {
 		serving.Wait()
 	})
 	for i := range x.seen {
-		a, err := mount.Attach(x.t.Context(), mount.Config{Name: fmt.Sprint("prod", i), StateDir: filepath.Join(x.dir, "attached"), Socket: socket, Export: fmt.Sprint(i)})
+		a, err := mount.Attach(x.t.Context(), mount.Config{Name: fmt.Sprint("prod", i), StateDir: filepath.Join(x.dir, "attached"), Socket: socket, Export: fmt.Sprint(i),
+			GiveUp: time.Minute})
 		if err != nil {
 			x.t.Fatal(err)
 		}
@@ -339,34 +344,48 @@ func (x *rig) picture(entries []entered) (*picture, func(), error) {
 	return p, done, err
 }
 
-// lookMeanwhile compares points with what came, while production writes and the timeline folds, packs and archives, until the returned function is called.
-func (x *rig) lookMeanwhile() (stop func() (looks int)) {
+// meanwhile compares points with what came, while production writes and the timeline folds, packs and archives. Now and then it cuts the wire, or
+// makes a bookmark. That goes on until the returned function is called.
+func (x *rig) meanwhile() (stop func()) {
 	end, looks := make(chan struct{}), 0
 	rng := rand.New(rand.NewPCG(x.rng.Uint64(), 3))
-	var looking sync.WaitGroup
-	looking.Go(func() {
-		for {
-			select {
-			case <-end:
-				return
-			case <-time.After(20 * time.Millisecond):
+	var all sync.WaitGroup
+	each := func(pause time.Duration, do func(n int) error) {
+		all.Go(func() {
+			for n := 0; ; n++ {
+				select {
+				case <-end:
+					return
+				case <-time.After(pause):
+				}
+				if err := do(n); err != nil {
+					x.t.Errorf("while production writes: %v", err)
+					return
+				}
 			}
-			entries := x.ledger.soFar()
-			if len(entries) == 0 {
-				continue
-			}
-			n := 1 + rng.IntN(len(entries))
-			if err := x.look(entries[:n], entries[n-1].after); err != nil {
-				x.t.Errorf("while production writes: %v", err)
-				return
-			}
-			looks++
+		})
+	}
+	each(20*time.Millisecond, func(int) error {
+		entries := x.ledger.soFar()
+		if len(entries) == 0 {
+			return nil
 		}
+		n := 1 + rng.IntN(len(entries))
+		looks++
+		return x.look(entries[:n], entries[n-1].after)
 	})
-	return func() int {
+	each(250*time.Millisecond, func(n int) error {
+		if n%2 == 0 {
+			x.cutWire()
+			return nil
+		}
+		name := fmt.Sprint("m", n) // also tells it from another when it comes twice, which it may when the wire is cut
+		return x.tap.Bookmark(capture.Mark{Name: name, ID: name, Consistency: tidemark.CrashConsistent})
+	})
+	return func() {
 		close(end)
-		looking.Wait()
-		return looks
+		all.Wait()
+		x.t.Logf("%d looks at the past while it was made", looks)
 	}
 }
 

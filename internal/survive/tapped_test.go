@@ -165,92 +165,10 @@ func (x *tapping) disturb() {
 	}
 }
 
-// TestEveryPointIsSound changes a file system through a tap, and then looks at it as it was between any two writes:
-// it mounts, and is whole.
-func TestEveryPointIsSound(t *testing.T) {
-	need(t, "mkfs.ext4", "mkfs.xfs", "e2fsck", "xfs_repair")
-	for _, fs := range []struct {
-		name, size, options string
-		make, check         []string
-	}{
-		{"ext4", "128M", "defaults", []string{"mkfs.ext4", "-q"}, []string{"e2fsck", "-fn"}},
-		{"xfs", "320M", "nouuid", []string{"mkfs.xfs", "-q"}, []string{"xfs_repair", "-n"}},
-	} {
-		t.Run(fs.name, func(t *testing.T) {
-			size, err := tidemark.ParseSize(fs.size)
-			if err != nil {
-				t.Fatal(err)
-			}
-			x := newTapping(t, size, func(disk string) { must(t, fs.make[0], append(fs.make[1:], disk)...) })
-			first := x.head()
-			x.useFiles()
-			last := x.head()
-			if last < first+100 {
-				t.Fatalf("only %d writes", last-first)
-			}
-			for range 4 * rounds() {
-				pos := first + tidemark.Position(x.rng.Uint64N(uint64(last-first)+1))
-				x.checkPoint(pos, fs.options, fs.check)
-			}
-			x.run("unprotect", "prod")
-		})
-	}
-}
-
 // head marks the present and returns its position.
 func (x *tapping) head() tidemark.Position {
 	x.t.Helper()
 	return ask[tidemark.RecoveryPoint](x.stage, "bookmark", "prod", fmt.Sprintf("m%d", x.rng.Uint64())).Position
-}
-
-// useFiles makes, changes, renames and deletes files.
-func (x *tapping) useFiles() {
-	x.t.Helper()
-	at := filepath.Join(x.dir, "at")
-	if err := os.MkdirAll(at, 0o700); err != nil {
-		x.t.Fatal(err)
-	}
-	must(x.t, "mount", x.device, at)
-	for i := range 600 {
-		dir := filepath.Join(at, fmt.Sprint("d", x.rng.IntN(8)))
-		file := filepath.Join(dir, fmt.Sprint("f", x.rng.IntN(30)))
-		var err error
-		switch x.rng.IntN(6) {
-		case 0:
-			os.Remove(file)
-		case 1:
-			os.Rename(file, file+"x")
-		case 2:
-			os.RemoveAll(dir)
-		default:
-			os.MkdirAll(dir, 0o700)
-			err = os.WriteFile(file, bytes.Repeat([]byte{byte(i)}, x.rng.IntN(40_000)), 0o600)
-		}
-		if err != nil {
-			x.t.Fatal(err)
-		}
-		if i%20 == 0 {
-			must(x.t, "sync", "-f", at)
-		}
-	}
-	must(x.t, "umount", at)
-}
-
-// checkPoint mounts a point, which replays the file system's log, and checks what that left.
-func (x *tapping) checkPoint(pos tidemark.Position, options string, check []string) {
-	x.t.Helper()
-	ref := fmt.Sprintf("prod@%v", pos)
-	m := ask[tidemark.Mount](x.stage, "mount", ref)
-	at := filepath.Join(x.dir, "point")
-	if err := os.MkdirAll(at, 0o700); err != nil {
-		x.t.Fatal(err)
-	}
-	must(x.t, "mount", "-o", options, m.Device, at)
-	must(x.t, "umount", at)
-	if out, err := exec.Command(check[0], append(check[1:], m.Device)...).CombinedOutput(); err != nil {
-		x.t.Errorf("%s is not sound: %v: %s", ref, err, out)
-	}
-	x.run("unmount", m.Name)
 }
 
 // TestEveryMomentOfADatabase (J7) keeps a database on a tapped disk busy, and then brings it up as it was at moments of

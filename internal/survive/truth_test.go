@@ -18,7 +18,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"tidemark"
-	"tidemark/capture"
 	"tidemark/timeline"
 )
 
@@ -151,9 +150,7 @@ func (x *rig) show(p *picture, pos tidemark.Position, whole bool) (s *shown, err
 	if err != nil {
 		return nil, errors.Join(err, s.close())
 	}
-	if p.changes > 0 {
-		s.when = p.entries[p.changes-1].Time
-	}
+	s.when = p.when()
 	return s, nil
 }
 
@@ -178,10 +175,10 @@ func (s *shown) close() (err error) {
 	return err
 }
 
-// TestEveryMoment has three disks under one tap written to by fio, and by one who writes to each only when the one before has answered. Then
+// TestEveryMomentOfThreeDisks has three disks under one tap written to by fio, and by one who writes to each only when the one before has answered. Then
 // the disks are looked at as they were when each flush began, at times and at positions between: they hold what was
 // answered before, and nothing that began later, in one order across the disks. (Lessons J3, J4, J7.)
-func TestEveryMoment(t *testing.T) {
+func TestEveryMomentOfThreeDisks(t *testing.T) {
 	need(t, "fio")
 	rng := seeded(t)
 	s := newStage(t)
@@ -191,16 +188,18 @@ func TestEveryMoment(t *testing.T) {
 	}
 	x := newRig(t, s, rng, tricks{}, bases...)
 	x.attach()
-	looks := x.lookMeanwhile()
+	stop := x.meanwhile()
 	x.writeInTurn()
-	t.Logf("%d looks at the past while it was made", looks())
+	stop()
 	if err := x.finish(); err != nil {
 		t.Fatal(err)
 	}
+	times, positions := 500, 2500
+	if long() {
+		times, positions = 5000, 1<<30
+	}
 	flushes := x.flushes()
-	list := append(flushes, x.times(500)...)
-	list = append(list, x.bookmarks()...)
-	list = append(list, x.positions(2500)...)
+	list := slices.Concat(flushes, x.bookmarks(), x.times(times), x.positions(positions))
 	begin := time.Now()
 	if err := x.showAll(list, inTurn); err != nil {
 		t.Error(err)
@@ -233,28 +232,18 @@ const (
 	turnAt   = 6<<20 + 512
 )
 
-// writeInTurn writes to all disks at once, while the wire is cut now and then, and bookmarks are made.
+// writeInTurn writes to all disks at once.
 func (x *rig) writeInTurn() {
 	x.t.Helper()
-	end := make(chan struct{})
-	var others sync.WaitGroup
-	turns := 0
-	others.Go(func() { turns = x.takeTurns(end, rand.New(rand.NewPCG(x.rng.Uint64(), 4))) })
-	others.Go(func() {
-		for n := 0; ; n++ {
-			select {
-			case <-end:
-				return
-			case <-time.After(250 * time.Millisecond):
-			}
-			if n%2 == 0 {
-				x.cutWire()
-			} else if err := x.tap.Bookmark(capture.Mark{Name: fmt.Sprint("m", n), Consistency: tidemark.CrashConsistent}); err != nil {
-				x.t.Error(err)
-			}
-		}
-	})
-	args := []string{"--ioengine=libaio", "--direct=1", "--bsrange=4k-24k", "--rw=randwrite", "--iodepth=4", "--fsync=8", "--size=2M", "--loops=3",
+	end, turns := make(chan struct{}), 0
+	rng := rand.New(rand.NewPCG(x.rng.Uint64(), 4))
+	var turning sync.WaitGroup
+	turning.Go(func() { turns = x.takeTurns(end, rng) })
+	loops := 3
+	if long() {
+		loops = 10
+	}
+	args := []string{"--ioengine=libaio", "--direct=1", "--bsrange=4k-24k", "--rw=randwrite", "--iodepth=4", "--fsync=8", "--size=2M", fmt.Sprint("--loops=", loops),
 		"--verify=crc32c", "--do_verify=1", "--verify_fatal=1", fmt.Sprint("--randseed=", x.rng.Uint32())}
 	for i, d := range x.devices {
 		args = append(args, fmt.Sprint("--name=d", i), "--filename="+d)
@@ -265,7 +254,7 @@ func (x *rig) writeInTurn() {
 		x.t.Errorf("fio: %v: %s", err, out)
 	}
 	close(end)
-	others.Wait()
+	turning.Wait()
 	x.t.Logf("%d turns", turns)
 	if turns < 20 {
 		x.t.Error("these are too few turns")

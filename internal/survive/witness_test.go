@@ -129,6 +129,7 @@ func (s seenPrimary) WriteAt(p []byte, off int64) (int, error) {
 	return n, err
 }
 
+// Zero is of the discards under way that have the place: nobody here discards one twice at a time.
 func (s seenPrimary) Zero(off, n int64) error {
 	begun := s.begin()
 	err := s.Primary.Zero(off, n)
