@@ -175,8 +175,8 @@ func (s *shown) close() (err error) {
 	return err
 }
 
-// TestEveryMomentOfThreeDisks has three disks under one tap written to by fio, and by one who writes to each only when the one before has answered. Then
-// the disks are looked at as they were when each flush began, at times and at positions between: they hold what was
+// TestEveryMomentOfThreeDisks has three disks under one tap written to by fio, by one who writes to each only when the one before has answered, and by two who
+// write over each other. Then the disks are looked at as they were when each flush began, at times and at positions between: they hold what was
 // answered before, and nothing that began later, in one order across the disks. (Lessons J3, J4, J7.)
 func TestEveryMomentOfThreeDisks(t *testing.T) {
 	need(t, "fio")
@@ -227,9 +227,10 @@ func (x *rig) bookmarks() (list []target) {
 }
 
 const (
-	fioPart  = 2 << 20 // of each disk, at its beginning, is fio's
-	holePart = 1 << 20 // behind it is written and discarded
-	turnAt   = 6<<20 + 512
+	fioPart   = 2 << 20  // of each disk, at its beginning, is fio's
+	holePart  = 1 << 20  // behind it is written and discarded
+	rivalPart = 32 << 10 // and behind that rivals write
+	turnAt    = 6<<20 + 512
 )
 
 // writeInTurn writes to all disks at once.
@@ -239,6 +240,10 @@ func (x *rig) writeInTurn() {
 	rng := rand.New(rand.NewPCG(x.rng.Uint64(), 4))
 	var turning sync.WaitGroup
 	turning.Go(func() { turns = x.takeTurns(end, rng) })
+	for range 2 {
+		rng := rand.New(rand.NewPCG(x.rng.Uint64(), 6))
+		turning.Go(func() { x.rival(end, rng) })
+	}
 	loops := 3
 	if long() {
 		loops = 10
@@ -296,6 +301,37 @@ func (x *rig) takeTurns(end chan struct{}, rng *rand.Rand) (turns int) {
 				x.t.Errorf("turn %d, disk %d: %v", n, i, err)
 				return n
 			}
+		}
+	}
+}
+
+// rival writes to a part of the last disk to which others write as well, without asking them: whose bytes are there in the end, the primary decides.
+func (x *rig) rival(end chan struct{}, rng *rand.Rand) {
+	f, err := os.OpenFile(x.devices[len(x.devices)-1], os.O_RDWR|unix.O_DIRECT, 0)
+	if err != nil {
+		x.t.Error(err)
+		return
+	}
+	defer f.Close()
+	buf, err := unix.Mmap(-1, 0, rivalPart/2, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
+	if err != nil {
+		x.t.Error(err)
+		return
+	}
+	defer unix.Munmap(buf)
+	for {
+		select {
+		case <-end:
+			return
+		case <-time.After(time.Millisecond):
+		}
+		p := buf[:512*(1+rng.IntN(len(buf)/512))]
+		for at := 0; at < len(p); at += 512 {
+			enc.LittleEndian.PutUint64(p[at:], rng.Uint64())
+		}
+		if _, err := f.WriteAt(p, fioPart+holePart+rng.Int64N((rivalPart-int64(len(p)))/512+1)*512); err != nil {
+			x.t.Error(err)
+			return
 		}
 	}
 }
