@@ -3,10 +3,12 @@ package survive
 import (
 	"bytes"
 	"cmp"
+	"errors"
 	"fmt"
 	"hash/maphash"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"tidemark"
 	"tidemark/capture"
@@ -18,6 +20,8 @@ import (
 type ledger struct {
 	line   *timeline.Timeline
 	record func(*timeline.Feed, *capture.Change) error // what gives a change to the timeline; nil: its feed does
+
+	cut atomic.Int64 // behind so many changes more the connection ends, if it is more than 0
 
 	mu      sync.Mutex
 	entries []entered
@@ -50,9 +54,15 @@ func (f feed) Apply(list []capture.Change) error {
 		if err := f.l.apply(f.Feed, &list[i]); err != nil {
 			return err
 		}
+		if f.l.cut.Add(-1) == 0 {
+			return errCut
+		}
 	}
 	return nil
 }
+
+// errCut ends a connection between two changes that came together.
+var errCut = errors.New("it is cut on purpose")
 
 // apply gives one change to the timeline, and enters it if that took it.
 func (l *ledger) apply(f *timeline.Feed, c *capture.Change) error {

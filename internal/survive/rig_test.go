@@ -170,7 +170,7 @@ func (x *rig) serveWire() (path string) {
 			x.conns = append(x.conns, conn)
 			x.mu.Unlock()
 			all.Go(func() {
-				if err := wire.Serve(ctx, conn, open); err != nil {
+				if err := wire.Serve(ctx, conn, open); err != nil && !errors.Is(err, errCut) {
 					x.t.Logf("a connection of the tap ended: %v", err)
 				}
 			})
@@ -374,8 +374,13 @@ func (x *rig) meanwhile() (stop func()) {
 		looks++
 		return x.look(entries[:n], entries[n-1].after)
 	})
-	each(250*time.Millisecond, func(n int) error {
-		if n%2 == 0 {
+	cuts := rand.New(rand.NewPCG(x.rng.Uint64(), 7))
+	each(80*time.Millisecond, func(n int) error {
+		switch n % 6 {
+		case 0, 1, 2, 3:
+			x.ledger.cut.Store(1 + cuts.Int64N(40))
+			return nil
+		case 4:
 			x.cutWire()
 			return nil
 		}
