@@ -68,7 +68,7 @@ type Stream interface {
 	Whole() error
 	// Sample has compared what the timeline has with what the source has. If that is not the same, somebody has
 	// written past the source, or the timeline is wrong; then the stream ends, and the next one is not
-	// Known. After a connection was lost a sample may come a second time.
+	// Known.
 	Sample(s Sample) error
 	// Sync makes durable all that was sent before, and returns how many changes of the stream that is.
 	Sync() (durable uint64, err error)

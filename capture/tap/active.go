@@ -108,6 +108,26 @@ func (a *active) begin(i int64) error {
 	return nil
 }
 
+// beginAll is begin for all extents at once.
+func (a *active) beginAll() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.set.setRange(0, a.set.n)
+	var data []byte
+	for first := int64(0); first < a.set.n; first += activeBits {
+		data = append(data, a.page(first)...)
+	}
+	_, err := a.file.WriteAt(data, 0)
+	if err == nil {
+		err = a.file.SyncData()
+	}
+	if err != nil {
+		return fmt.Errorf("note that all of the disk is to be sent: %w", err)
+	}
+	a.sure.setRange(0, a.set.n)
+	return nil
+}
+
 // end notes that extent i is not written any more, and all of it is with the timeline. It need not be
 // durable. The caller keeps others from beginning it.
 func (a *active) end(i int64) error {

@@ -48,6 +48,7 @@ func TestWriteToWhatIsSentAgain(t *testing.T) {
 	base := rand.Uint64()
 	for i := range rounds {
 		h := newMachine(t, base+i)
+		h.compare = time.Hour // samples read, too
 		late, dies := i&1 != 0, i&2 != 0
 		p := &stopping{disk: h.disk, late: late, at: make(chan [2]int64), letGo: make(chan struct{})}
 		h.primary = p

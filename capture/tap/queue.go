@@ -255,10 +255,15 @@ func (q *queue) resume(applied uint64) (skip int, ok bool) {
 	if applied > q.seq {
 		return 0, false
 	}
+	for _, s := range q.list { // a server that does not take samples would get the same one for ever
+		if s.mark != nil && s.mark.sample != nil {
+			s.mark = nil
+		}
+	}
 	for i, s := range q.list {
 		// A mark right behind the last change that is there may not have come through.
 		if !s.sent || s.end() > applied || s.mark != nil && s.end() == applied {
-			if s.sent && s.first > applied {
+			if s.sent && s.first > applied || !s.sent && applied != q.seq {
 				return 0, false
 			}
 			q.next = i

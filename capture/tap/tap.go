@@ -449,15 +449,21 @@ func (t *Tap) drop(s *segment) {
 	s.holds = nil
 }
 
-// loseAll begins a new stream that has everything sent again: what the timeline has is not known.
+// loseAll begins a new stream that has everything sent again: what the timeline has is not known. When it returns, that outlives
+// a power cut.
 func (t *Tap) loseAll(why string) {
 	t.mu.Lock()
-	defer t.mu.Unlock()
 	for _, d := range t.disks {
 		d.marks.bits.setRange(0, d.lost.n)
 		t.lost += d.lost.setRange(0, d.lost.n)
 	}
 	t.restart(why)
+	t.mu.Unlock()
+	for _, d := range t.disks {
+		if err := d.active.beginAll(); err != nil {
+			t.unsafe(err)
+		}
+	}
 }
 
 // loseQueue begins a new stream without what is in the queue, which is read from the primary again.

@@ -34,10 +34,11 @@ type machine struct {
 	tap     *Tap
 	wrote   atomic.Int64
 	spill   int64
+	compare time.Duration // between samples
 }
 
 func newMachine(t *testing.T, seed uint64) *machine {
-	h := &machine{t: t, seed: seed, rng: rand.New(rand.NewPCG(seed, 3)), fs: vfs.NewMem(), words: map[string][]uint64{},
+	h := &machine{t: t, seed: seed, compare: 2 * time.Millisecond, rng: rand.New(rand.NewPCG(seed, 3)), fs: vfs.NewMem(), words: map[string][]uint64{},
 		disk: &disk{now: sparse{}, durable: sparse{}, died: make(chan struct{})}, line: &timeline{now: sparse{}, marks: map[string]int{}}}
 	h.line.keep()
 	if h.rng.IntN(2) == 0 {
@@ -60,7 +61,7 @@ func (h *machine) open() {
 	}
 	tap, err := Open(Options{
 		Dir: "/tap", Primaries: []Primary{primary}, Sink: h.line, Memory: 4 << 20, Spill: h.spill, Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
-		fs: h.fs, boot: fmt.Sprint(h.boots), pace: time.Millisecond, look: 10 * time.Millisecond, compare: 2 * time.Millisecond, now: func() time.Time { return time.Unix(0, h.wrote.Load()) },
+		fs: h.fs, boot: fmt.Sprint(h.boots), pace: time.Millisecond, look: 10 * time.Millisecond, compare: h.compare, now: func() time.Time { return time.Unix(0, h.wrote.Load()) },
 		mapBits: func(path string, n int64) (marks, error) {
 			m := marks{sync: func() error { return nil }, fresh: h.words[path] == nil}
 			if m.fresh {
@@ -173,8 +174,11 @@ func (h *machine) settled() {
 	h.t.Helper()
 	h.line.away.Store(false)
 	h.line.hangs.Store(false)
+	var memory int
+	var marked int64
 	for end := time.Now().Add(30 * time.Second); ; time.Sleep(time.Millisecond) {
 		h.tap.mu.Lock()
+		memory, marked = h.tap.queue.memory, h.tap.disks[0].marks.bits.count()
 		idle := h.tap.online && h.tap.lost == 0 && !h.tap.gap && len(h.tap.queue.list) == 0 && len(h.tap.holds) == 0
 		state := fmt.Sprintf("online %v, lost %d, gap %v, %d segments, %d holds, trouble %v, %v", h.tap.online, h.tap.lost, h.tap.gap, len(h.tap.queue.list), len(h.tap.holds), h.tap.trouble, h.tap.readErr)
 		h.tap.mu.Unlock()
@@ -185,9 +189,6 @@ func (h *machine) settled() {
 			h.fail("it does not come to rest: %s", state)
 		}
 	}
-	h.tap.mu.Lock()
-	memory, marked := h.tap.queue.memory, h.tap.disks[0].marks.bits.count()
-	h.tap.mu.Unlock()
 	if memory != 0 || marked != 0 {
 		h.fail("at rest the queue takes %d bytes, and %d regions are dirty", memory, marked)
 	}
