@@ -100,6 +100,16 @@ func (s *Store) checkOne(n Name, kd kind, level, chunk int, at place, p *pack, b
 	return &d, s.markBad(bad)
 }
 
+// Doubt reports whether the error of a read is about damage, and not about reaching what is stored. What it names is marked then, as by a
+// [Store.Check]: a later Put of the same content stores it again.
+func (s *Store) Doubt(err error) (damaged bool, _ error) {
+	var c *CorruptError
+	if errors.As(err, &c) && c.Name != (Name{}) {
+		return true, s.markBad(c.Name)
+	}
+	return isDamage(err), nil
+}
+
 // markBad makes the next Put of n store it again.
 func (s *Store) markBad(n Name) error {
 	s.cache.forget(&n)

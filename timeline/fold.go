@@ -57,6 +57,9 @@ func (t *Timeline) fold(ctx context.Context, nice int) error {
 // grow. What failed is told, and tried again behind the next fold, and later.
 func (t *Timeline) keepHistory(ctx context.Context) error {
 	err, raw := t.checkpoint(ctx), t.Pack(ctx)
+	if ctx.Err() != nil { // it was cut, which is no reason to let go of what is not packed
+		return errors.Join(err, raw)
+	}
 	t.facts.Lock()
 	t.raw = raw != nil
 	t.facts.Unlock()

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"sync"
 	"testing"
 	"time"
 
@@ -278,4 +279,67 @@ func TestToldSurvives(t *testing.T) {
 	if _, at := j.line.Head(); !at.After(marked) {
 		t.Errorf("a write behind the bookmark of %v has the time %v", marked, at)
 	}
+}
+
+// A time names one point for ever while others write: what they write between the answer and the look at it belongs behind it.
+func TestTimesBesideWriters(t *testing.T) {
+	w := open(t, vfs.NewMem(), "/d")
+	line, err := w.set.Create(t.Context(), "busy", []DiskSpec{{Name: "a", Size: diskSize, Chunk: testChunk}}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := line.SetWindow(Window{For: time.Hour}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := line.Disks()[0].WriteAt(bytes.Repeat([]byte{1}, 4096), 0); err != nil {
+		t.Fatal(err)
+	}
+	end := make(chan struct{})
+	var writing sync.WaitGroup
+	for n := range 3 {
+		writing.Go(func() {
+			p := make([]byte, 4096)
+			for i := 0; ; i++ {
+				select {
+				case <-end:
+					return
+				default:
+				}
+				copy(p, fmt.Sprint(n, " wrote ", i))
+				if _, err := line.Disks()[0].WriteAt(p, int64(n)*4096); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	shown := func(when time.Time) []byte {
+		pos, err := line.Resolve(tidemark.Point{Time: when})
+		if err != nil {
+			t.Fatal(err)
+		}
+		snap, err := line.At("a", pos)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer snap.Close()
+		data := make([]byte, 3*4096)
+		if _, err := snap.ReadAt(data, 0); err != nil {
+			t.Fatal(err)
+		}
+		return data
+	}
+	told := map[time.Time][]byte{}
+	for range 300 {
+		now := time.Now()
+		told[now] = shown(now)
+	}
+	close(end)
+	writing.Wait()
+	for when, data := range told {
+		if !bytes.Equal(shown(when), data) {
+			t.Fatalf("%v names another point than it did", when)
+		}
+	}
+	w.close(t)
 }

@@ -83,7 +83,7 @@ func (s *Set) tellLosses(all bool) {
 	for _, t := range s.List() {
 		t.facts.Lock()
 		l, name := t.state.Untold, t.desc.Name
-		tell := l != nil && (all || time.Since(t.told) >= tellEvery)
+		tell := l != nil && (all || time.Since(t.toldLoss) >= tellEvery)
 		t.facts.Unlock()
 		if tell && s.notify("error", name, lossMessage(name, l)) {
 			t.toldOf(l)
@@ -101,7 +101,7 @@ func lossMessage(name string, l *Loss) string {
 func (t *Timeline) toldOf(l *Loss) {
 	t.facts.Lock()
 	defer t.facts.Unlock()
-	t.told = time.Now()
+	t.toldLoss = time.Now()
 	if rest := t.state.Untold; rest == l {
 		t.state.Untold = nil
 	} else if rest != nil {

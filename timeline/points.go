@@ -159,7 +159,7 @@ func (t *Timeline) resolveTime(when time.Time) (tidemark.Position, error) {
 			return 0, t.gapError(g)
 		}
 	}
-	if inJournal {
+	if inJournal || t.standsAt(pos, when) {
 		return pos, nil
 	}
 	for _, m := range slices.Backward(t.points) {
@@ -172,6 +172,16 @@ func (t *Timeline) resolveTime(when time.Time) (tidemark.Position, error) {
 		return 0, none.WithHint("its oldest is of " + t.points[0].Time.Local().Format(time.RFC3339))
 	}
 	return 0, none.WithHint("it has no retained point yet")
+}
+
+// standsAt reports whether the disks are at a position at which the journal ends or begins, and were so at a time already: then what is
+// there need not be a point that somebody keeps. The caller holds facts.
+func (t *Timeline) standsAt(pos tidemark.Position, when time.Time) bool {
+	segments := t.journal.Segments()
+	if pos == 0 || pos != t.state.Base || len(segments) == 0 || uint64(pos)+1 != segments[0].FirstPos || when.Before(fromNano(segments[0].After)) {
+		return false
+	}
+	return !slices.ContainsFunc(t.state.Disks, func(d diskState) bool { return d.Origin != nil })
 }
 
 // oldestInJournal returns the position after which all records are in the journal.
@@ -251,7 +261,13 @@ func (t *Timeline) settle(pos tidemark.Position) (tidemark.Position, error) {
 	t.facts.Unlock()
 	switch {
 	case quiet:
-		return pos, t.keepTold()
+		if err := t.keepTold(); err != nil {
+			return pos, err
+		}
+		if head, _ := t.Head(); pos < head { // what was written meanwhile is its successor
+			return pos, t.syncPast(pos)
+		}
+		return pos, nil
 	case g != nil && g.From == pos: // a gap begins at a durable record
 		return pos, nil
 	}
@@ -260,6 +276,9 @@ func (t *Timeline) settle(pos tidemark.Position) (tidemark.Position, error) {
 		return pos, err
 	}
 	t.set.askFold(t)
+	if c.pos != pos+1 { // others wrote before the cut was made, and that is not what was asked for
+		return pos, nil
+	}
 	return c.pos, nil
 }
 

@@ -4,8 +4,8 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"slices"
 
-	"tidemark"
 	"tidemark/capture"
 )
 
@@ -31,7 +31,7 @@ func (f *Feed) Sample(s capture.Sample) error {
 	if err != nil || why == "" {
 		return err
 	}
-	if f.err = errors.Join(f.t.openGap(0, why), f.t.distrustFeed()); f.err == nil {
+	if f.err = f.t.distrust(why); f.err == nil {
 		f.err = fmt.Errorf("%w: %s", ErrDiffers, why)
 	}
 	return f.err
@@ -48,26 +48,39 @@ func (t *Timeline) differs(s *capture.Sample) (why string, err error) {
 	}
 	data := make([]byte, s.Len)
 	_, err = d.ReadAt(data, s.Off)
-	switch {
-	case tidemark.KindOf(err) == tidemark.Corrupt:
-		return fmt.Sprintf("%d bytes at %d of disk %s cannot be read from the pool: %v", s.Len, s.Off, d.name, err), nil
-	case err != nil: // that says nothing of what is there
-		t.set.o.Logger.Error("a disk could not be compared with its source", "timeline", t.Name(), "error", err)
+	if err != nil {
+		damaged, merr := t.set.store.Doubt(err)
+		if damaged && merr == nil {
+			return fmt.Sprintf("%d bytes at %d of disk %s cannot be read from the pool: %v", s.Len, s.Off, d.name, err), nil
+		}
+		if !t.unread.Swap(true) { // that says nothing of what is there
+			t.set.o.Logger.Error("a disk cannot be compared with its source", "timeline", t.Name(), "error", errors.Join(err, merr))
+		}
 		return "", nil
-	case sha256.Sum256(data) != s.Sum:
-		return fmt.Sprintf("within %d bytes at %d disk %s is not what the timeline has: it was written past its tap, at an unknown time", s.Len, s.Off, d.name), nil
+	}
+	t.unread.Store(false)
+	if sha256.Sum256(data) != s.Sum {
+		return fmt.Sprintf("within %d bytes at %d disk %s is not what the timeline has: it was written past its tap at an unknown time, or the journal is damaged", s.Len, s.Off, d.name), nil
 	}
 	return "", nil
 }
 
-// distrustFeed forgets which stream the timeline had: it is as if it had none of it.
-func (t *Timeline) distrustFeed() error {
+// distrust begins a gap, and forgets which stream the timeline had, as if it had none of it. Both are there or neither is: a gap alone
+// would be ended by a source that knows of nothing to send.
+func (t *Timeline) distrust(why string) error {
+	if err := t.journal.Sync(); err != nil { // the position may not come again
+		return t.writeError("note a gap", err)
+	}
+	head, last := t.Head()
 	t.facts.Lock()
 	defer t.facts.Unlock()
-	old := t.state.Feed
+	old, gaps := t.state.Feed, t.state.Gaps
 	t.state.Feed.ID = noStream
+	if t.state.openGap() == nil {
+		t.state.Gaps = append(slices.Clip(gaps), Gap{From: head, Start: last.UTC(), Why: why})
+	}
 	if err := t.saveState(); err != nil {
-		t.state.Feed = old
+		t.state.Feed, t.state.Gaps = old, gaps
 		return err
 	}
 	return nil

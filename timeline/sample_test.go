@@ -3,6 +3,8 @@ package timeline
 import (
 	"bytes"
 	"errors"
+	"fmt"
+	"math/rand/v2"
 	"testing"
 	"time"
 
@@ -56,7 +58,7 @@ func TestSampleDiffers(t *testing.T) {
 			t.Fatalf("what follows is believed: %v, %v", known, err)
 		}
 		line = w.set.Get(line.ID())
-		if err := line.distrustFeed(); err != nil {
+		if err := line.distrust("a second time"); err != nil {
 			t.Fatal(err)
 		}
 		id := line.ID()
@@ -88,4 +90,89 @@ func TestSampleDiffers(t *testing.T) {
 		t.Errorf("the gap is closed: %v", err)
 	}
 	w.close(t)
+}
+
+// TestSampleOfDamage flips bits in what the pool has of a tapped disk: the next sample of it has everything sent again, and that heals the
+// pool, which has the same content by another record. Lesson G7.
+func TestSampleOfDamage(t *testing.T) {
+	fs := vfs.NewMem()
+	w := open(t, fs, "/d")
+	line, err := w.set.Create(t.Context(), "tapped", []DiskSpec{{Name: "disk", Size: diskSize, Chunk: testChunk}}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, _, err := line.Feed("first", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	data := make([]byte, 64<<10)
+	rand.NewChaCha8([32]byte{1}).Read(data)
+	marks := 0
+	send := func() {
+		t.Helper()
+		if err := f.Apply([]capture.Change{{Off: 64 << 10, Len: int64(len(data)), Data: data, Time: 1}}); err != nil {
+			t.Fatal(err)
+		}
+		if err := f.Whole(); err != nil {
+			t.Fatal(err)
+		}
+		marks++
+		if _, err := f.Bookmark(Mark{Name: fmt.Sprint("m", marks), Consistency: tidemark.CrashConsistent}); err != nil {
+			t.Fatal(err)
+		}
+		if err := line.Fold(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	send()
+	damage(t, fs, "/d/store/open", data[1000:1064])
+	sample := capture.SampleOf(0, 64<<10, data)
+	if err := f.Sample(sample); !errors.Is(err, ErrDiffers) {
+		t.Fatalf("a sample of what is damaged: %v", err)
+	}
+	f, known, err := line.Feed("second", "first")
+	if known || err != nil {
+		t.Fatalf("what follows is believed: %v, %v", known, err)
+	}
+	send()
+	if err := f.Sample(sample); err != nil {
+		t.Errorf("a sample of what was sent again: %v", err)
+	}
+	r, err := w.store.Check(t.Context(), w.set.Keep, nil)
+	if err != nil || len(r.Damage) > 0 {
+		t.Errorf("after it was sent again there is still damage: %v, %v", r.Damage, err)
+	}
+	w.close(t)
+}
+
+// damage flips a bit in the file of a directory that holds some bytes.
+func damage(t *testing.T, fs *vfs.MemFS, dir string, bytesThere []byte) {
+	t.Helper()
+	names, err := fs.List(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range names {
+		path := fs.PathJoin(dir, name)
+		content, err := vfs.ReadFile(fs, path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		at := bytes.Index(content, bytesThere)
+		if at < 0 {
+			continue
+		}
+		file, err := vfs.OpenReadWrite(fs, path) // as who has it open sees it
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := file.WriteAt([]byte{content[at] ^ 4}, int64(at)); err != nil {
+			t.Fatal(err)
+		}
+		if err := file.Close(); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	t.Fatalf("what was to be damaged is not in %v", names)
 }

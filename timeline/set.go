@@ -512,7 +512,7 @@ func (s *Set) folder(ctx context.Context) {
 		case t := <-s.work:
 			if err := t.foldBacklog(ctx); err != nil && ctx.Err() == nil {
 				if !errors.Is(err, context.Canceled) { // by Remove, which wants none of it
-					s.o.Logger.Error("folding failed; it is tried again", "timeline", t.Name(), "error", err)
+					s.o.Logger.Error("what a fold does, or what comes behind it, failed, and is tried again", "timeline", t.Name(), "error", err)
 				}
 				s.retry(t)
 			}

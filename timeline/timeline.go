@@ -47,18 +47,18 @@ type Timeline struct {
 	fedSeq    atomic.Uint64 // changes of the feed that were applied; changed with mu held
 
 	// facts guards the fields below.
-	facts  sync.Mutex
-	state  state
-	desc   descriptor
-	descNo int                          // number of the newest descriptor object
-	points []manifest                   // retained points, by position
-	lost   map[tidemark.Position]error  // retained points that cannot be read, and why
-	cuts   []*cut                       // frozen layers that are not folded yet, oldest first
-	pins   map[string]tidemark.Position // branches and snapshots that still read our journal after this position
-	failed error                        // the first error of a fold, until one succeeds
-	unkept error                        // what failed of the last keepHistory
-	raw    bool                         // its Pack failed: history is larger than it might be
-	told   time.Time                    // when a loss of history was told last
+	facts    sync.Mutex
+	state    state
+	desc     descriptor
+	descNo   int                          // number of the newest descriptor object
+	points   []manifest                   // retained points, by position
+	lost     map[tidemark.Position]error  // retained points that cannot be read, and why
+	cuts     []*cut                       // frozen layers that are not folded yet, oldest first
+	pins     map[string]tidemark.Position // branches and snapshots that still read our journal after this position
+	failed   error                        // the first error of a fold, until one succeeds
+	unkept   error                        // what failed of the last keepHistory
+	raw      bool                         // its Pack failed: history is larger than it might be
+	toldLoss time.Time                    // when a loss of history was told last
 
 	// archiveMu is held by the one that archives.
 	archiveMu sync.Mutex
@@ -73,6 +73,7 @@ type Timeline struct {
 	tight    atomic.Bool  // there was too little then
 	resting  atomic.Bool  // a fold failed, and none is asked for until the next is due
 	retrying atomic.Bool  // the next is due, some time from now
+	unread   atomic.Bool  // what a sample was to be compared with could not be read
 	// cutSegment and topSegment are the segments of the journal that hold the last cut and the newest record.
 	cutSegment, topSegment atomic.Uint64
 	bulk                   atomic.Bool  // large writes go to the pool at once
