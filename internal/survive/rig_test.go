@@ -53,7 +53,7 @@ type rig struct {
 	conns []net.Conn // of the tap, at the server
 }
 
-// tricks are what a rig does wrong on purpose; see TestTruthIsTold.
+// tricks are what a rig does wrong on purpose; see TestLiesAreFound.
 type tricks struct {
 	disk   func(block.Device, int) block.Device        // below the witness, above the tap
 	sink   func(capture.Sink) capture.Sink             // before the wire
