@@ -1,8 +1,11 @@
 package main
 
 import (
+	"bufio"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -96,6 +99,24 @@ func run(cmd *cobra.Command, verb string, req, res any) error {
 	bar := newProgress(cmd.Name())
 	defer bar.finish()
 	return server().Run(cmd.Context(), verb, req, res, bar.report)
+}
+
+// atTerminal reports whether somebody can be asked.
+func atTerminal() bool {
+	return term.IsTerminal(int(os.Stdin.Fd())) && term.IsTerminal(int(os.Stderr.Fd()))
+}
+
+// confirm asks whether to go on. It is an error if that is not to be.
+func confirm(warning string) error {
+	fmt.Fprintf(os.Stderr, "%s Go on? [y/N] ", warning)
+	answer, err := bufio.NewReader(os.Stdin).ReadString('\n')
+	if err != nil && !errors.Is(err, io.EOF) {
+		return err
+	}
+	if a := strings.ToLower(strings.TrimSpace(answer)); a != "y" && a != "yes" {
+		return errors.New("nothing was changed")
+	}
+	return nil
 }
 
 // progress shows how far a job is, on a terminal.

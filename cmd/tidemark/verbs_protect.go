@@ -191,14 +191,41 @@ func resyncCommand() *cobra.Command {
 }
 
 func unprotectCommand() *cobra.Command {
-	return &cobra.Command{Use: "unprotect APP", Short: "End a protection and delete its points; clones stay", Args: takes(0, aName), ValidArgsFunction: named("applications"),
-		Example: "  tidemark unprotect orders",
+	var yes bool
+	c := &cobra.Command{Use: "unprotect APP", Short: "End a protection and delete its points; clones stay", Args: takes(0, aName), ValidArgsFunction: named("applications"),
+		Long: `End a protection, and delete all points of it: what only they have is gone.
+Clones and mounts stay. A tapped disk is what it was, without Tidemark. On a
+terminal it asks first.`,
+		Example: "  tidemark unprotect orders\n  tidemark unprotect orders --yes",
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if !yes {
+				if err := agreeToDelete(cmd, args[0]); err != nil {
+					return err
+				}
+			}
 			if err := server().Named(cmd.Context(), "unprotect", args[0], nil); err != nil {
 				return err
 			}
 			return show(map[string]string{"name": args[0]}, func() { fmt.Println(args[0], "is no longer protected") })
 		}}
+	c.Flags().BoolVar(&yes, "yes", false, "do not ask")
+	return c
+}
+
+// agreeToDelete asks whoever sits at a terminal whether the points of an application may go.
+func agreeToDelete(cmd *cobra.Command, app string) error {
+	if !atTerminal() {
+		return nil
+	}
+	var p tidemark.Points
+	if err := server().Named(cmd.Context(), "points", app, &p); err != nil || len(p.Points)+len(p.Covered) == 0 {
+		return err
+	}
+	what := fmt.Sprintf("%d bookmarks of %s", len(p.Points), app)
+	if n := len(p.Covered); n > 0 {
+		what += fmt.Sprintf(" and any moment since %s", when(p.Covered[0].From))
+	}
+	return confirm(what + " are deleted, and nothing brings them back.")
 }
 
 func printCapture(r tidemark.CaptureResult) {
