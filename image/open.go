@@ -226,7 +226,8 @@ func (s *Store) indexEntries(p *pack, entries []entry) error {
 // scanWindow is how much of a pack scan reads at a time; a record fits twice.
 const scanWindow = 4 << 20
 
-// scan lists the whole records at the front of the first size bytes of a pack.
+// scan lists the whole records at the front of the first size bytes of a pack. One that is damaged is left out; what
+// lies behind it was durable like it.
 func (s *Store) scan(p *pack, size int64) ([]entry, error) {
 	var entries []entry
 	buf := make([]byte, min(size, scanWindow))
@@ -239,7 +240,13 @@ func (s *Store) scan(p *pack, size int64) ([]entry, error) {
 		for {
 			h, _, err := parseRecord(window[n:])
 			if err != nil {
-				break
+				skip := damagedRecord(window[n:])
+				if skip == 0 {
+					break
+				}
+				s.log.Error("a record of a pack is damaged", "pack", p.key, "offset", off+int64(n))
+				n += skip
+				continue
 			}
 			entries = append(entries, entry{head: h, off: off + int64(n)})
 			n += headSize + h.length

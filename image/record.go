@@ -100,6 +100,19 @@ func parseHead(p []byte) (head, error) {
 	return h, nil
 }
 
+// damagedRecord returns the length of the record at the front of p if it has a head, is not whole, and a whole one follows it: so it is no end
+// that a crash has left. Records are looked for nowhere else: the content of a chunk may look like some. Otherwise it returns 0.
+func damagedRecord(p []byte) int {
+	h, err := parseHead(p)
+	if err != nil || len(p) <= headSize+h.length || recordCRC(p[:headSize+h.length]) == h.crc {
+		return 0
+	}
+	if _, _, err := parseRecord(p[headSize+h.length:]); err != nil {
+		return 0
+	}
+	return headSize + h.length
+}
+
 // parseRecord reads a whole record from the front of p and checks its checksum.
 func parseRecord(p []byte) (head, []byte, error) {
 	h, err := parseHead(p)
