@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"tidemark/capture/qemu"
 	"tidemark/mount"
 )
 
@@ -20,6 +21,7 @@ type frozen struct {
 	begun time.Time
 	until time.Time
 	came  chan error // of the kernel; buffered
+	back  chan none  // closed when begin has come back, and what came too late was thawed
 
 	once sync.Once // guards err
 	err  error     // of the thaw
@@ -28,6 +30,7 @@ type frozen struct {
 	guard *time.Timer // guarded by mu
 	is    bool        // by us; guarded by mu
 	ended time.Time   // nobody wants it frozen since; guarded by mu
+	left  bool        // it may be frozen, or become so; guarded by mu
 }
 
 // freezeDir begins to stop the writes of a file system that is mounted here.
@@ -44,11 +47,11 @@ func (s *session) freezeDir(dir string) *frozen {
 
 // freeze begins to stop writes, by a function that may hang.
 func (s *session) freeze(name string, begin, end func() error) *frozen {
-	f := &frozen{name: name, begin: begin, end: end, begun: time.Now(), came: make(chan error, 1)}
+	f := &frozen{name: name, begin: begin, end: end, begun: time.Now(), came: make(chan error, 1), back: make(chan none), left: true}
 	f.until = f.begun.Add(s.limits.frozen)
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.guard = time.AfterFunc(s.limits.frozen, func() { f.tell(f.thaw()) })
+	f.guard = time.AfterFunc(s.limits.frozen, func() { _ = f.thaw() }) // its error is told to whoever lets go of it
 	go func() { f.came <- f.stop() }()
 	return f
 }
@@ -62,7 +65,11 @@ func (f *frozen) tell(err error) {
 
 // stop stops the writes. If that takes so long that nobody wants it any more, they go on at once.
 func (f *frozen) stop() error {
+	defer close(f.back)
 	if err := f.begin(); err != nil {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.left = errors.Is(err, qemu.ErrMayBeFrozen)
 		return err
 	}
 	f.mu.Lock()
@@ -70,9 +77,25 @@ func (f *frozen) stop() error {
 	late := !f.ended.IsZero()
 	f.mu.Unlock()
 	if late {
-		f.tell(f.end())
+		f.tell(f.release())
 	}
 	return nil
+}
+
+// release thaws it.
+func (f *frozen) release() error {
+	err := f.end()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.left = err != nil
+	return err
+}
+
+// mayBeLeft reports whether it may be frozen, or become so.
+func (f *frozen) mayBeLeft() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.left
 }
 
 // await waits until it is frozen.
@@ -97,7 +120,7 @@ func (f *frozen) thaw() error {
 		is := f.is
 		f.mu.Unlock()
 		if is {
-			f.err = f.end()
+			f.err = f.release()
 		}
 		f.mu.Lock()
 		f.ended = time.Now()

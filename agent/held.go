@@ -8,8 +8,11 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"tidemark/app/script"
 	"tidemark/capture/qemu"
@@ -39,54 +42,135 @@ func (s *session) noteHeld(timeline string, h heldApplication) error {
 	return vfs.WriteFile(vfs.OS, s.places.heldFile(timeline), mustJSON(h))
 }
 
+// forgetHeld forgets a note, if there is one.
 func (s *session) forgetHeld(timeline string) error {
-	return os.Remove(s.places.heldFile(timeline))
+	if err := os.Remove(s.places.heldFile(timeline)); !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
 }
 
-// postAllLeft lets applications go on that an agent that was killed has left held.
-func postAllLeft(p Places) {
+// thawAgain is how soon a guest that does not answer is asked again, behind the time that it was given to answer.
+const thawAgain = time.Second
+
+// seeThawed goes on after a shot until a guest is known not to be frozen, and then forgets the note of it. f is what froze it; nil: an agent that is no more
+// did. When the session ends the guest is asked once more, and then left to the next agent, which finds the note.
+func (s *session) seeThawed(timeline, guest string, f *frozen) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if f == nil && s.ended {
+		return
+	}
+	s.thawing[timeline] = true
+	s.shots.Go(func() {
+		if !s.askToThaw(guest, f) {
+			return
+		}
+		if err := s.forgetHeld(timeline); err != nil {
+			slog.Error("it stays noted that a guest is frozen", "error", err)
+		}
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(s.thawing, timeline)
+	})
+}
+
+// askToThaw reports whether a guest is known not to be frozen. It returns false only when the session has ended.
+func (s *session) askToThaw(guest string, f *frozen) bool {
+	if f != nil {
+		<-f.back // no thaw is heard before
+		if !f.mayBeLeft() {
+			return true
+		}
+	}
+	for told := false; ; told = true {
+		err := qemu.ThawGuest(context.Background(), guest)
+		if !stillFrozen(err) {
+			return true
+		}
+		if !told {
+			slog.Error("a guest may be frozen, and is asked again until it answers", "guest", guest, "error", err)
+		}
+		select {
+		case <-s.over:
+			return false
+		case <-time.After(thawAgain):
+		}
+	}
+}
+
+// stillFrozen reports whether a guest may be frozen behind a thaw. Where nobody listens the machine is off, and nothing of it is held.
+func stillFrozen(err error) bool {
+	return err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ECONNREFUSED)
+}
+
+// isThawing reports whether the guest of a timeline may be frozen since a shot that has ended.
+func (s *session) isThawing(timeline string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.thawing[timeline]
+}
+
+// postAllLeft lets applications go on that an agent that was killed has left held. It returns the guests that may be frozen all the same, by
+// their timelines; they stay noted.
+func postAllLeft(p Places) map[string]string {
 	files, err := filepath.Glob(p.heldFile("*"))
 	if err != nil {
 		slog.Error("it is not known whether an application is held", "error", err)
 	}
+	guests := make([]string, len(files))
 	var all sync.WaitGroup
-	for _, file := range files {
+	for i, file := range files {
 		all.Go(func() {
-			if err := postLeft(file); err != nil {
-				slog.Error("an application may still be held, by a program that ran when the agent was killed", "error", err)
+			guest, err := postLeft(file)
+			if err != nil {
+				slog.Error("an application may still be held since the agent was killed", "error", err)
 			}
+			guests[i] = guest
 		})
 	}
 	all.Wait()
+	frozen := map[string]string{}
+	for i, guest := range guests {
+		if guest != "" {
+			frozen[strings.TrimSuffix(filepath.Base(files[i]), ".json")] = guest
+		}
+	}
+	return frozen
 }
 
-// postLeft runs the program post that an agent was killed before.
-func postLeft(file string) error {
+// postLeft thaws the guest that an agent has left, and runs the program post that it was killed before. It returns the guest if that may be frozen yet: then
+// that stays noted.
+func postLeft(file string) (guest string, err error) {
 	text, err := vfs.ReadFile(vfs.OS, file)
 	if err != nil {
-		return err
+		return "", err
 	}
 	var h heldApplication
 	if err := json.Unmarshal(text, &h); err != nil {
-		return errors.Join(fmt.Errorf("read %s: %w", file, err), os.Remove(file))
+		return "", errors.Join(fmt.Errorf("read %s: %w", file, err), os.Remove(file))
 	}
-	return errors.Join(h.letGo(context.Background()), os.Remove(file))
-}
-
-// letGo lets an application go on, whatever of it is held.
-func (h heldApplication) letGo(ctx context.Context) error {
 	var thawed error
 	if h.Guest != "" {
-		thawed = qemu.ThawGuest(ctx, h.Guest)
+		thawed = qemu.ThawGuest(context.Background(), h.Guest)
 	}
+	err = errors.Join(thawed, h.post(context.Background()))
+	if stillFrozen(thawed) {
+		return h.Guest, errors.Join(err, vfs.WriteFile(vfs.OS, file, mustJSON(heldApplication{Guest: h.Guest})))
+	}
+	return "", errors.Join(err, os.Remove(file))
+}
+
+// post runs the program post, if there are programs.
+func (h heldApplication) post(ctx context.Context) error {
 	if h.Scripts == "" {
-		return thawed
+		return nil
 	}
 	p, err := script.Load(h.Scripts)
-	if err == nil {
-		err = p.Run(ctx, script.Post, h.Limit, h.env()...)
+	if err != nil {
+		return err
 	}
-	return errors.Join(thawed, err)
+	return p.Run(ctx, script.Post, h.Limit, h.env()...)
 }
 
 // thawLimit is how long the thaw of what was left is waited for, of each file system: its disk may hang.

@@ -28,6 +28,8 @@ type guestAgent struct {
 	refuse string        // why it freezes nothing
 	mute   bool          // it answers nobody
 	cut    bool          // it hangs up instead of saying that it has frozen
+	stuck  string        // why it thaws nothing
+	conn   net.Conn      // of the client
 }
 
 func newGuestAgent(t *testing.T) *guestAgent {
@@ -48,6 +50,9 @@ func newGuestAgent(t *testing.T) *guestAgent {
 			if err != nil {
 				return
 			}
+			g.mu.Lock()
+			g.conn = conn
+			g.mu.Unlock()
 			g.serve(conn)
 			conn.Close()
 		}
@@ -94,10 +99,22 @@ func (g *guestAgent) serve(conn net.Conn) {
 	}
 }
 
+// hangUp ends what its client waits for.
+func (g *guestAgent) hangUp() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.mute = false
+	g.conn.Close()
+}
+
 func (g *guestAgent) do(what string) string {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	switch {
+	case what == "guest-fsfreeze-freeze" && g.frozen:
+		return `{"error": {"class": "CommandNotFound", "desc": "freeze has been disabled: the agent is in frozen state"}}`
+	case what == "guest-fsfreeze-thaw" && g.stuck != "":
+		return `{"error": {"class": "GenericError", "desc": "` + g.stuck + `"}}`
 	case what == "guest-fsfreeze-freeze" && g.refuse != "":
 		return `{"error": {"class": "GenericError", "desc": "` + g.refuse + `"}}`
 	case what == "guest-fsfreeze-freeze":
@@ -193,6 +210,7 @@ func TestQuiesceFails(t *testing.T) {
 		{name: "refused", spoil: func(g *guestAgent) { g.refuse = "not supported" }, problem: "not supported"},
 		{name: "mute", spoil: func(g *guestAgent) { g.mute = true }, problem: "could not be frozen within 300ms"},
 		{name: "slow", slow: time.Second, problem: "could not be frozen within 300ms"},
+		{name: "frozen before", spoil: func(g *guestAgent) { g.frozen, g.since = true, time.Now() }, problem: "is in frozen state"},
 		{name: "cut", spoil: func(g *guestAgent) { g.cut = true }, problem: "guest-fsfreeze-freeze: EOF"},
 		{name: "slow mark", marking: time.Second},
 	} {
@@ -204,7 +222,8 @@ func TestQuiesceFails(t *testing.T) {
 		}
 		g.mu.Unlock()
 		begun := time.Now()
-		r, err := a.Quiesce(t.Context(), Quiescing{Timeline: "vm", Bookmark: "m", Guest: g.socket}, func(m capture.Mark) error {
+		timeline := strings.ReplaceAll(c.name, " ", "-")
+		r, err := a.Quiesce(t.Context(), Quiescing{Timeline: timeline, Bookmark: "m", Guest: g.socket}, func(m capture.Mark) error {
 			time.Sleep(c.marking)
 			want := tidemark.CrashConsistent
 			if c.problem == "" {
@@ -226,7 +245,98 @@ func TestQuiesceFails(t *testing.T) {
 		if _, worst := g.is(); worst > 3*time.Second {
 			t.Errorf("%s: it was frozen for %v", c.name, worst)
 		}
+		g.hangUp()
+		forgotten(t, p.places.heldFile(timeline))
 	}
+}
+
+// forgotten waits until nothing is noted as held.
+func forgotten(t *testing.T, file string) {
+	t.Helper()
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		_, err := os.Stat(file)
+		if errors.Is(err, os.ErrNotExist) {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("it stays noted: %s, %v", file, err)
+		}
+	}
+}
+
+// set changes how a guest is.
+func (g *guestAgent) set(change func()) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	change()
+}
+
+// A guest whose thaw fails is asked again until it is thawed, and is noted until then. Meanwhile nothing is held for its points.
+func TestGuestStuck(t *testing.T) {
+	p, cfg := hostOf(t)
+	a, g := New(cfg), newGuestAgent(t)
+	defer a.Close()
+	quiesce := func(want tidemark.Consistency, problem string) Quiesced {
+		t.Helper()
+		r, err := a.Quiesce(t.Context(), Quiescing{Timeline: "vm", Bookmark: "m", Guest: g.socket}, func(m capture.Mark) error {
+			if m.Consistency != want || !strings.Contains(m.Labels[LabelProblems], problem) {
+				t.Errorf("marked as %+v", m)
+			}
+			return nil
+		})
+		if err != nil {
+			t.Error(err)
+		}
+		return r
+	}
+	stick := func() { g.stuck = "no such device" }
+	g.set(stick)
+	if r := quiesce(tidemark.FilesystemConsistent, ""); len(r.Problems) != 1 || !strings.Contains(r.Problems[0], "no such device") {
+		t.Errorf("it stays frozen, and the problems are %q", r.Problems)
+	}
+	quiesce(tidemark.CrashConsistent, "may be frozen since the last time")
+	if _, err := os.Stat(p.places.heldFile("vm")); err != nil {
+		t.Errorf("it is not noted: %v", err)
+	}
+	g.set(func() { g.stuck = "" })
+	g.thawed(t)
+	forgotten(t, p.places.heldFile("vm"))
+	quiesce(tidemark.FilesystemConsistent, "")
+
+	// So it is by the next agent, when this one ended before.
+	g.set(stick)
+	quiesce(tidemark.FilesystemConsistent, "")
+	if err := a.Close(); err != nil {
+		t.Fatal(err)
+	}
+	a = New(cfg)
+	defer a.Close()
+	quiesce(tidemark.CrashConsistent, "may be frozen since the last time")
+	g.set(func() { g.stuck = "" })
+	g.thawed(t)
+	forgotten(t, p.places.heldFile("vm"))
+}
+
+// An agent whose server ends waits for a freeze that nobody wants any more, and thaws what that has frozen.
+func TestServerEndsInFreeze(t *testing.T) {
+	p, cfg := hostOf(t)
+	a, g := New(cfg), newGuestAgent(t)
+	g.set(func() { g.slow = 5 * time.Second })
+	if _, err := a.Quiesce(t.Context(), Quiescing{Timeline: "vm", Bookmark: "m", Guest: g.socket}, func(capture.Mark) error { return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(p.places.heldFile("vm")); err != nil {
+		t.Errorf("it is not noted: %v", err)
+	}
+	if err := a.Close(); err != nil {
+		t.Fatal(err)
+	}
+	g.set(func() {
+		if g.frozen || strings.Join(g.did, " ") != "freeze thaw" {
+			t.Errorf("frozen: %v, behind %q", g.frozen, g.did)
+		}
+	})
+	forgotten(t, p.places.heldFile("vm"))
 }
 
 // An agent that is killed leaves the guest frozen; the next one thaws it.
@@ -241,13 +351,14 @@ func TestKilledInQuiesce(t *testing.T) {
 		if err != nil {
 			return err
 		}
+		if frozen, _ := g.is(); !frozen {
+			t.Error("it is not frozen")
+		}
 		return proc.Kill()
 	})
-	if tidemark.KindOf(err) != tidemark.Unavailable {
+	// The agent that is asked to go on is that one, or the next, which does not know the shot.
+	if kind := tidemark.KindOf(err); kind != tidemark.Unavailable && kind != tidemark.NotFound {
 		t.Errorf("%v", err)
-	}
-	if frozen, _ := g.is(); !frozen {
-		t.Error("it is not frozen")
 	}
 	pid(t, a)
 	g.thawed(t)

@@ -34,7 +34,8 @@ type quieting struct {
 	still    tidemark.Consistency
 
 	noted    bool          // that it is held
-	left     bool          // something stays frozen
+	visited  *frozen       // the guest; nil: it was not frozen
+	thawed   bool          // thaw was called
 	begun    time.Time     // since when pre runs, or has run; zero: it does not
 	scripted time.Duration // from then to the end of post
 	after    []string      // problems of letting the application go on
@@ -60,6 +61,10 @@ func (q *quieting) freezes() bool { return q.Postgres == nil && (len(q.dirs) > 0
 
 // prepare does what may take long, and holds nothing.
 func (q *quieting) prepare(ctx context.Context) {
+	if q.guest != "" && q.s.isThawing(q.Tapping.Timeline) {
+		q.problem(errors.New("the guest may be frozen since the last time, and is being thawed"))
+		return
+	}
 	var err error
 	q.dirs, err = within(ctx, q.s.limits.mark, "look at what is mounted", func() ([]string, error) { return q.s.tappedMounts(q.Tapping) })
 	if err == nil && q.Scripts != "" {
@@ -176,13 +181,19 @@ func (q *quieting) post(ctx context.Context) {
 	if !q.noted {
 		return
 	}
-	forget := func() error { return q.s.forgetHeld(q.Tapping.Timeline) }
-	if q.left && q.guest != "" { // the next agent tries again
-		forget = func() error { return q.s.noteHeld(q.Tapping.Timeline, heldApplication{Guest: q.guest}) }
-	}
-	if err := forget(); err != nil {
+	if err := q.forget(); err != nil {
 		q.after = append(q.after, err.Error())
 	}
+}
+
+// forget forgets the note. That a guest may be frozen stays noted until it is known that it is not.
+func (q *quieting) forget() error {
+	if q.visited == nil || !q.visited.mayBeLeft() {
+		return q.s.forgetHeld(q.Tapping.Timeline)
+	}
+	err := q.s.noteHeld(q.Tapping.Timeline, heldApplication{Guest: q.guest})
+	q.s.seeThawed(q.Tapping.Timeline, q.guest, q.visited)
+	return err
 }
 
 // markLog puts a restore point into a cluster's log.
@@ -224,7 +235,8 @@ func (q *quieting) freeze(ctx context.Context) {
 	if q.guest != "" {
 		begin := func() error { return qemu.FreezeGuest(context.WithoutCancel(ctx), q.guest) }
 		end := func() error { return qemu.ThawGuest(context.WithoutCancel(ctx), q.guest) }
-		q.frozen = append(q.frozen, q.s.freeze("the guest", begin, end))
+		q.visited = q.s.freeze("the guest", begin, end)
+		q.frozen = append(q.frozen, q.visited)
 	}
 	for _, f := range q.frozen {
 		if err := f.await(ctx, q.s.limits.freeze); err != nil {
@@ -238,15 +250,19 @@ func (q *quieting) freeze(ctx context.Context) {
 	}
 }
 
-// thaw lets the file systems go on.
+// thaw lets the file systems go on, once.
 func (q *quieting) thaw() {
+	if q.thawed {
+		return
+	}
+	q.thawed = true
 	came := make(chan error, len(q.frozen))
 	for _, f := range q.frozen {
 		go func() { came <- q.s.thawWithin(f) }()
 	}
 	for range q.frozen {
 		if err := <-came; err != nil {
-			q.after, q.left = append(q.after, err.Error()), true
+			q.after = append(q.after, err.Error())
 		}
 	}
 }

@@ -64,12 +64,14 @@ type session struct {
 	frozen   map[string]bool               // file systems that we froze, by where they are mounted
 	writing  map[string]bool               // file systems that are being written back for a shot
 	barriers map[string]*barrier           // of shots that have parts on other hosts
+	thawing  map[string]bool               // timelines whose guest may be frozen since a shot that has ended
 	ended    bool                          // no shot begins any more
+	over     chan none                     // closed when ended is set
 }
 
 func newSession(server io.ReadWriter) *session {
 	s := &session{wire: newWire(server), limits: shotLimits, syncFS: syncFS, tidied: make(chan none), live: map[uint64]context.CancelFunc{},
-		frozen: map[string]bool{}, writing: map[string]bool{}, barriers: map[string]*barrier{}}
+		frozen: map[string]bool{}, writing: map[string]bool{}, barriers: map[string]*barrier{}, thawing: map[string]bool{}, over: make(chan none)}
 	s.receivers.live = map[string]*postgres.Receiver{}
 	close(s.tidied)
 	return s
@@ -179,7 +181,9 @@ func doHello(ctx context.Context, s *session, g greeting, _ func(any)) (none, er
 	}
 	go func() { // which may take as long as programs may
 		defer close(s.tidied)
-		postAllLeft(g.Places)
+		for timeline, guest := range postAllLeft(g.Places) {
+			s.seeThawed(timeline, guest, nil)
+		}
 	}()
 	return none{}, nil
 }

@@ -238,10 +238,11 @@ func (s *session) enterShot(ctx context.Context) (leave func(), err error) {
 	return s.shots.Done, nil
 }
 
-// endShots waits until the shots that were cut have let their applications go on.
+// endShots waits until the shots that were cut have let their applications go on, and until guests that may be frozen were asked once more.
 func (s *session) endShots() {
 	s.mu.Lock()
 	s.ended = true
+	close(s.over)
 	s.mu.Unlock()
 	gone := make(chan none)
 	go func() {

@@ -18,21 +18,33 @@ import (
 // guestTimeout is how long a guest agent may take for an answer. It writes file systems back before they are frozen.
 const guestTimeout = 20 * time.Second
 
-// FreezeGuest has the guest agent behind a unix socket freeze all file systems of its guest, until [ThawGuest]. If it is not known
-// whether it has, they are thawed.
+// ErrMayBeFrozen is in the error of a [FreezeGuest] that has failed and could not thaw what it may have frozen.
+var ErrMayBeFrozen = errors.New("the guest may be frozen")
+
+// FreezeGuest has the guest agent behind a unix socket freeze all file systems of its guest, until [ThawGuest]. If it fails they are
+// thawed, whatever had frozen them: an agent refuses also because an earlier freeze lasts. Only where the agent was asked nothing, nothing is.
 func FreezeGuest(ctx context.Context, socket string) error {
 	n, err := askGuest(ctx, socket, "guest-fsfreeze-freeze")
 	if err == nil && n == 0 {
-		return errors.New("the guest agent has frozen no file system")
+		err = errors.New("the guest agent has frozen no file system")
 	}
-	var refused *CommandError
-	if err == nil || errors.As(err, &refused) || errors.Is(err, errNoGuest) {
+	if err == nil || errors.Is(err, errNoGuest) {
 		return err
 	}
-	if terr := ThawGuest(context.WithoutCancel(ctx), socket); terr != nil {
-		err = fmt.Errorf("%w; the guest may be frozen: %w", err, terr)
+	terr := ThawGuest(context.WithoutCancel(ctx), socket)
+	switch {
+	case terr == nil:
+		return err
+	case isRefusal(err) && isRefusal(terr): // it does neither
+		return fmt.Errorf("%w; %w", err, terr)
 	}
-	return err
+	return fmt.Errorf("%w; %w: %w", err, ErrMayBeFrozen, terr)
+}
+
+// isRefusal reports whether an error is an answer of the guest agent.
+func isRefusal(err error) bool {
+	var refused *CommandError
+	return errors.As(err, &refused)
 }
 
 // thawPause is how soon a thaw is tried again: a frozen guest waits for it.
@@ -44,8 +56,7 @@ func ThawGuest(ctx context.Context, socket string) error {
 	defer cancel()
 	for {
 		_, err := askGuest(ctx, socket, "guest-fsfreeze-thaw")
-		var refused *CommandError
-		if err == nil || errors.As(err, &refused) {
+		if err == nil || isRefusal(err) {
 			return err
 		}
 		select {
@@ -77,7 +88,8 @@ func askGuest(ctx context.Context, socket, command string) (n int, err error) {
 	if err := tellGuest(conn, command, nil); err != nil {
 		return 0, err
 	}
-	return n, hearGuest(r, command, &n)
+	err = hearGuest(r, command, &n)
+	return n, err
 }
 
 func tellGuest(w io.Writer, command string, args any) error {
