@@ -87,18 +87,42 @@ func checkRights(path string, dir bool) error {
 	return nil
 }
 
+// lastWait is how long a program that was killed may take to end. One that waits for a disk does not before that answers.
+const lastWait = 3 * time.Second
+
 // Run runs one of the programs with words added to its environment, for at most so long; one that is missing
-// is fine. Its error has what it said last.
+// is fine. Its error has what it said last. It returns soon after that time, or when ctx is done, also if the program cannot be killed because a disk
+// hangs: that is left to itself.
 func (s Scripts) Run(ctx context.Context, name string, limit time.Duration, env ...string) error {
 	path := filepath.Join(s.dir, name)
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	ended := make(chan error, 1)
+	go func() { ended <- run(ctx, path, env) }()
+	var err error
+	select {
+	case err = <-ended:
+	case <-ctx.Done():
+		select {
+		case err = <-ended:
+		case <-time.After(lastWait):
+			return fmt.Errorf("%s was killed, and does not end: does it wait for a disk?", path)
+		}
+	}
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return fmt.Errorf("%s was killed: it took longer than %v", path, limit)
+	}
+	return err
+}
+
+// run runs a program, if it is there, until it has ended.
+func run(ctx context.Context, path string, env []string) error {
 	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	if err := checkRights(path, false); err != nil { // it may have changed since
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, limit)
-	defer cancel()
 	var said bytes.Buffer
 	cmd := exec.CommandContext(ctx, path)
 	cmd.Dir, cmd.Stdout, cmd.Stderr = "/", &said, &said
@@ -109,11 +133,7 @@ func (s Scripts) Run(ctx context.Context, name string, limit time.Duration, env 
 	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true, Pdeathsig: unix.SIGKILL}
 	cmd.Cancel = func() error { return unix.Kill(-cmd.Process.Pid, unix.SIGKILL) }
 	cmd.WaitDelay = time.Second
-	err := cmd.Run()
-	switch {
-	case errors.Is(ctx.Err(), context.DeadlineExceeded):
-		return fmt.Errorf("%s was killed: it took longer than %v", path, limit)
-	case err != nil:
+	if err := cmd.Run(); err != nil {
 		return fmt.Errorf("%s: %w: %s", path, err, lastLine(said.String()))
 	}
 	return nil
