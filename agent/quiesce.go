@@ -68,7 +68,7 @@ func doQuiesce(ctx context.Context, s *session, q Quiescing, note func(any)) (r 
 	if err := tidemark.CheckName(q.Timeline); err != nil {
 		return r, err
 	}
-	leave, err := s.enterShot(ctx)
+	leave, err := s.enterShot(ctx, q.Timeline)
 	if err != nil {
 		return r, err
 	}

@@ -65,13 +65,14 @@ type session struct {
 	writing  map[string]bool               // file systems that are being written back for a shot
 	barriers map[string]*barrier           // of shots that have parts on other hosts
 	thawing  map[string]bool               // timelines whose guest may be frozen since a shot that has ended
+	turns    map[string]chan none          // of shots, by timeline: see turnOf
 	ended    bool                          // no shot begins any more
 	over     chan none                     // closed when ended is set
 }
 
 func newSession(server io.ReadWriter) *session {
 	s := &session{wire: newWire(server), limits: shotLimits, syncFS: syncFS, tidied: make(chan none), live: map[uint64]context.CancelFunc{},
-		frozen: map[string]bool{}, writing: map[string]bool{}, barriers: map[string]*barrier{}, thawing: map[string]bool{}, over: make(chan none)}
+		frozen: map[string]bool{}, writing: map[string]bool{}, barriers: map[string]*barrier{}, thawing: map[string]bool{}, turns: map[string]chan none{}, over: make(chan none)}
 	s.receivers.live = map[string]*postgres.Receiver{}
 	close(s.tidied)
 	return s

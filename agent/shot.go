@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -90,7 +91,11 @@ type shooting struct {
 }
 
 func doShot(ctx context.Context, s *session, shot Shot, note func(any)) (ShotResult, error) {
-	leave, err := s.enterShot(ctx)
+	var timelines []string
+	for _, m := range shot.Members {
+		timelines = append(timelines, m.Tapping.Timeline)
+	}
+	leave, err := s.enterShot(ctx, timelines...)
 	if err != nil {
 		return ShotResult{}, err
 	}
@@ -222,20 +227,59 @@ func (x *shooting) result(err error) (ShotResult, error) {
 	return r, err
 }
 
-// enterShot has the end of the session wait for a shot until leave is called. A shot begins when what one left behind that was killed has been let go on.
-func (s *session) enterShot(ctx context.Context) (leave func(), err error) {
+// enterShot has the end of the session wait for a shot until leave is called. A shot begins when what one left behind that was killed has been let go on,
+// and so have the applications that the last one held: a server gives up a call of another host while a program post may run there yet.
+func (s *session) enterShot(ctx context.Context, timelines ...string) (leave func(), err error) {
 	select {
 	case <-s.tidied:
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
+	release, err := s.takeTurns(ctx, timelines)
+	if err != nil {
+		return nil, err
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.ended {
+		release()
 		return nil, tidemark.Errorf(tidemark.Unavailable, "the server is gone")
 	}
 	s.shots.Add(1)
-	return s.shots.Done, nil
+	return func() {
+		release()
+		s.shots.Done()
+	}, nil
+}
+
+// takeTurns waits until no other shot holds these applications: for each in the order of their timelines, so that no two wait for each other.
+func (s *session) takeTurns(ctx context.Context, timelines []string) (release func(), err error) {
+	var taken []chan none
+	release = func() {
+		for _, turn := range taken {
+			<-turn
+		}
+	}
+	for _, timeline := range slices.Compact(slices.Sorted(slices.Values(timelines))) {
+		select {
+		case s.turnOf(timeline) <- none{}:
+			taken = append(taken, s.turnOf(timeline))
+		case <-ctx.Done():
+			release()
+			return nil, ctx.Err()
+		}
+	}
+	return release, nil
+}
+
+// turnOf is full while a shot holds an application.
+func (s *session) turnOf(timeline string) chan none {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.turns[timeline] == nil {
+		s.turns[timeline] = make(chan none, 1)
+	}
+	return s.turns[timeline]
 }
 
 // endShots waits until the shots that were cut have let their applications go on, and until guests that may be frozen were asked once more.

@@ -369,32 +369,6 @@ func TestShootFails(t *testing.T) {
 	}
 }
 
-// A program that cannot be killed, because it waits for a disk, holds up nobody for much longer than its time.
-func TestProgramThatCannotBeKilled(t *testing.T) {
-	p := newProduction(t, "one", "two")
-	a, _ := p.agent()
-	stuck := p.dir("two")
-	if err := mount.Freeze(stuck); err != nil {
-		t.Fatal(err)
-	}
-	defer mount.Thaw(stuck)
-	dir := p.scripts("one", "echo x >"+filepath.Join(stuck, "x"), "")
-	begun := time.Now()
-	got, _ := p.shoot(a, p.member("one", "m", dir))
-	if problem := got.Mark.Labels[LabelProblems]; got.Mark.Consistency != tidemark.CrashConsistent || !strings.Contains(problem, "was killed, and does not end") {
-		t.Errorf("%+v", got)
-	}
-	if d := time.Since(begun); d > 10*time.Second {
-		t.Errorf("it took %v", d)
-	}
-	if log := p.log("one"); log != "pre m, post m" {
-		t.Errorf("ran: %s", log)
-	}
-	if err := a.Close(); err != nil { // the session ends as well
-		t.Error(err)
-	}
-}
-
 // proceeded lets the part of a shot that has a barrier go on so often.
 func proceeded(t *testing.T, a *Agent, barrier string, arrived chan none, n int) {
 	t.Helper()
