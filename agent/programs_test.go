@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"fmt"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -9,6 +10,7 @@ import (
 
 	"tidemark"
 	"tidemark/capture"
+	"tidemark/capture/tap"
 	"tidemark/mount"
 )
 
@@ -69,5 +71,23 @@ func TestShotWaitsForPost(t *testing.T) {
 	got, _ := p.shoot(a, second)
 	if want := "pre first, post first, ended first, pre second, post second, ended second"; p.log("one") != want || len(got.Problems) > 0 {
 		t.Errorf("ran: %s; %+v", p.log("one"), got)
+	}
+}
+
+// Of a disk that its timeline does not follow there is no point, and its application is not held for one.
+func TestNotHeldInGap(t *testing.T) {
+	p := newProduction(t)
+	a, s := p.agent()
+	p.must("truncate", "-s", fmt.Sprint(productionSize), p.dir("gap")+".img")
+	t.Cleanup(func() { p.untap(s, "gap") })
+	if _, err := doRunTap(t.Context(), s, p.tapping("gap"), nil); err != nil {
+		t.Fatal(err)
+	}
+	m := p.member("gap", "m", p.scripts("gap", "", ""))
+	if _, err := a.Shoot(t.Context(), Shot{Members: []ShotMember{m}}); err == nil || !strings.Contains(err.Error(), tap.ErrGap.Error()) {
+		t.Errorf("%v", err)
+	}
+	if log := p.log("gap"); log != "" {
+		t.Errorf("ran: %s", log)
 	}
 }

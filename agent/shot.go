@@ -15,6 +15,7 @@ import (
 	"tidemark/agent/taps"
 	"tidemark/app/postgres"
 	"tidemark/capture"
+	"tidemark/capture/tap"
 )
 
 // Shot asks for one point of tapped disks at which their applications are still: an AppShot. What of that
@@ -112,9 +113,28 @@ func doShot(ctx context.Context, s *session, shot Shot, note func(any)) (ShotRes
 		}
 		x.members = append(x.members, newQuieting(s, m, t))
 	}
+	if err := x.followed(ctx); err != nil {
+		return ShotResult{}, err
+	}
 	err = x.shoot(ctx)
 	x.letGo(ctx)
 	return x.result(err)
+}
+
+// followed is [tap.ErrGap] if there can be no mark now: then nobody is held for one.
+func (x *shooting) followed(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, x.s.limits.mark)
+	defer cancel()
+	for _, m := range x.members {
+		st, err := m.tap.Status(ctx)
+		if err == nil && st.Gap {
+			err = tap.ErrGap
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // shoot makes the applications still and puts the marks into the streams. It does so in phases, each of all members at once, and no host begins one

@@ -215,10 +215,18 @@ func (c *Control) dropMarks(ctx context.Context, members []app, name string, ids
 	}
 }
 
+// unusedIn refuses a name that a bookmark of an application has.
+func unusedIn(a app, name string) error {
+	if a.t.HasBookmark(name) {
+		return tidemark.Errorf(tidemark.Conflict, "%s has a bookmark %q already", a.name, name).WithHint("choose another name")
+	}
+	return nil
+}
+
 // shotMember says how an application is made still.
 func (c *Control) shotMember(a app, name string, labels map[string]string) (m agent.ShotMember, err error) {
-	if a.t.HasBookmark(name) {
-		return m, tidemark.Errorf(tidemark.Conflict, "%s has a bookmark %q already", a.name, name).WithHint("choose another name")
+	if err := unusedIn(a, name); err != nil {
+		return m, err
 	}
 	m = agent.ShotMember{Tapping: c.tapping(a), Mark: capture.Mark{Name: name, ID: rand.Text(), Labels: maps.Clone(labels)}, Scripts: a.Options[optionScripts]}
 	m.ScriptLimit = a.scriptLimit()
@@ -243,12 +251,20 @@ func (c *Control) explainShot(members []app, err error) error {
 		return fmt.Errorf("bookmark %s: %w", members[0].name, err)
 	}
 	for _, a := range members {
-		if g := a.t.Gaps(); len(g) > 0 && g[len(g)-1].To == 0 {
-			return tidemark.Errorf(tidemark.Unavailable, "%s has no point for now: its timeline does not follow its disks (%s)", a.name, g[len(g)-1].Why).
-				WithHint("wait until `tidemark status` shows it as following")
+		if a.t.Lacks() {
+			return noPoint(a)
 		}
 	}
-	return tidemark.Errorf(tidemark.Unavailable, "%s has no point for now: its timeline does not follow its disks", members[0].name).
+	return noPoint(members[0])
+}
+
+// noPoint says that an application has no point for what its disks are now, and why, if its timeline knows.
+func noPoint(a app) error {
+	why := ""
+	if g := a.t.Gaps(); len(g) > 0 && g[len(g)-1].To == 0 {
+		why = " (" + g[len(g)-1].Why + ")"
+	}
+	return tidemark.Errorf(tidemark.Unavailable, "%s has no point for now: its timeline does not follow its disks%s", a.name, why).
 		WithHint("wait until `tidemark status` shows it as following")
 }
 

@@ -17,6 +17,9 @@ func (c *Control) shootMachine(ctx context.Context, a app, name string) (p tidem
 		return p, err
 	}
 	defer leave()
+	if err := markable(a, name); err != nil {
+		return p, err
+	}
 	var pos tidemark.Position
 	var at time.Time
 	marked := false
@@ -42,6 +45,17 @@ func (c *Control) shootMachine(ctx context.Context, a app, name string) (p tidem
 		return p, err
 	}
 	return c.noteShot(ctx, a, r.MemberResult, r.Hold, pos, at.UnixNano()), nil
+}
+
+// markable refuses a bookmark of a machine that could not be made, before anything is held for it.
+func markable(a app, name string) error {
+	if err := unusedIn(a, name); err != nil {
+		return err
+	}
+	if a.t.Lacks() {
+		return noPoint(a)
+	}
+	return nil
 }
 
 // wakeAgent has an agent run. One that comes after one that was killed lets go on what that has left.
