@@ -120,14 +120,27 @@ const arrival = 30 * time.Second
 
 // shoot makes an AppShot of a tapped application: one mark in the stream of its tap, while it is still.
 func (c *Control) shoot(ctx context.Context, a app, name string) (tidemark.RecoveryPoint, error) {
-	if err := c.settled(a); err != nil {
-		return tidemark.RecoveryPoint{}, err
-	}
-	list, err := c.shootAll(ctx, []app{a}, name, nil)
+	list, err := c.shootSettled(ctx, []app{a}, name, nil)
 	if err != nil {
 		return tidemark.RecoveryPoint{}, err
 	}
 	return list[0], nil
+}
+
+// shootSettled is shootAll, unless one of them is being taken back in place. That is asked when their turn has come: before, a restore may begin while
+// another AppShot is waited for. One that begins later makes an AppShot first, and waits for its turn.
+func (c *Control) shootSettled(ctx context.Context, members []app, name string, labels map[string]string) ([]tidemark.RecoveryPoint, error) {
+	leave, err := c.taps.turn(ctx, members)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
+	for _, a := range members {
+		if err := c.settled(a); err != nil {
+			return nil, err
+		}
+	}
+	return c.shootNow(ctx, members, name, labels)
 }
 
 // shootAll makes one AppShot of several tapped applications: their points are one moment, on whatever hosts they are.
@@ -137,6 +150,11 @@ func (c *Control) shootAll(ctx context.Context, members []app, name string, labe
 		return nil, err
 	}
 	defer leave()
+	return c.shootNow(ctx, members, name, labels)
+}
+
+// shootNow is shootAll when their turn has come.
+func (c *Control) shootNow(ctx context.Context, members []app, name string, labels map[string]string) ([]tidemark.RecoveryPoint, error) {
 	var came []<-chan shotResult
 	var parts []agent.Part
 	where := map[*agent.Agent]int{}     // the part of a host

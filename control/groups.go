@@ -151,12 +151,7 @@ func (c *Control) BookmarkGroup(ctx context.Context, spec tidemark.BookmarkSpec)
 	if len(members) == 0 {
 		return g, errNoGroup(spec.Application)
 	}
-	for _, a := range members {
-		if err := c.settled(a); err != nil {
-			return g, err
-		}
-	}
-	list, err := c.shootAll(ctx, members, spec.Name, map[string]string{labelGroup: spec.Application})
+	list, err := c.shootSettled(ctx, members, spec.Name, map[string]string{labelGroup: spec.Application})
 	for i, p := range list {
 		g.Points = append(g.Points, tidemark.MemberPoint{Application: members[i].name, RecoveryPoint: p})
 		g.Hold = p.Hold
@@ -173,7 +168,7 @@ func (c *Control) RestoreGroup(ctx context.Context, spec tidemark.RestoreSpec) (
 	members := c.membersOf(ref.App)
 	switch {
 	case len(members) == 0:
-		return tidemark.Job{}, tidemark.Errorf(tidemark.NotFound, "there is no group %q", ref.App).WithHint("`tidemark group ls` lists them")
+		return tidemark.Job{}, errNoGroup(ref.App)
 	case !spec.InPlace || spec.To != "" || spec.Disk != "":
 		return tidemark.Job{}, tidemark.Errorf(tidemark.Invalid, "a group is restored in place, with all disks of its members").WithHint("give --in-place; a member alone is restored by `tidemark restore APP@POINT --to`")
 	case ref.Point.Latest() || ref.Point.IsPosition():

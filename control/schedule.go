@@ -24,16 +24,19 @@ func (c *Control) keepShots(ctx context.Context, a app) {
 		return // it has no interval
 	}
 	c.keepInterval(ctx, every, a.name, func(name string) error {
+		_, err := c.shootOne(ctx, a, unusedName([]app{a}, name))
 		if c.settled(a) != nil {
 			return nil // no moment of a restore in place is a state that anybody meant
 		}
-		_, err := c.shootOne(ctx, a, unusedName([]app{a}, name))
 		c.expireShots(ctx, a, "", a.Options[optionKeep])
 		return err
 	})
 }
 
-// keepInterval calls shoot every so often, with a name made of the time, until ctx is done. That it fails is told once.
+// errEnds is what an interval returns that has nothing left to mark.
+var errEnds = errors.New("there is nothing to mark any more")
+
+// keepInterval calls shoot every so often, with a name made of the time, until ctx is done, or shoot returns errEnds. That it fails is told once.
 func (c *Control) keepInterval(ctx context.Context, every time.Duration, what string, shoot func(name string) error) {
 	tick := time.NewTicker(every)
 	defer tick.Stop()
@@ -44,6 +47,9 @@ func (c *Control) keepInterval(ctx context.Context, every time.Duration, what st
 			return
 		case now := <-tick.C:
 			err := shoot(scheduledPrefix + now.UTC().Format("20060102-150405.000"))
+			if errors.Is(err, errEnds) {
+				return
+			}
 			if err != nil && !failed && ctx.Err() == nil {
 				c.event("warning", what, "no AppShot of %s is made: %v", what, err)
 			}
@@ -133,17 +139,21 @@ func (c *Control) keepGroup(name string) {
 	}
 	c.groups.live[name] = cancel
 	c.jobs.wg.Go(func() {
+		defer cancel()
 		c.keepInterval(ctx, every, name, func(bookmark string) error { return c.shootGroup(ctx, name, bookmark) })
 	})
 }
 
-// shootGroup makes a bookmark of a group by interval. One whose members are all unprotected is gone.
+// shootGroup makes a bookmark of a group by interval. One whose members are all unprotected is gone, and its interval ends.
 func (c *Control) shootGroup(ctx context.Context, name, bookmark string) error {
 	members := c.membersOf(name)
-	if len(members) == 0 || slices.ContainsFunc(members, func(a app) bool { return c.settled(a) != nil }) {
-		return nil
+	if len(members) == 0 {
+		return errEnds
 	}
 	_, err := c.BookmarkGroup(ctx, tidemark.BookmarkSpec{Application: name, Name: unusedName(members, bookmark)})
+	if slices.ContainsFunc(members, func(a app) bool { return c.settled(a) != nil }) {
+		return nil // as of one application
+	}
 	for _, a := range members {
 		c.expireShots(ctx, a, name, a.Schedules[name][optionKeep])
 	}

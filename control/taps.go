@@ -249,11 +249,13 @@ func (p *tappings) stop(name string) {
 	}
 }
 
+// stopAll ends the keeping of all taps, at once: each may have to wait until an application was let go on.
 func (p *tappings) stopAll() {
 	p.mu.Lock()
 	var names []string
-	for n := range p.live {
+	for n, x := range p.live {
 		names = append(names, n)
+		x.cancel()
 	}
 	l := p.socket
 	p.mu.Unlock()
