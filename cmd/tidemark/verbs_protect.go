@@ -51,7 +51,9 @@ keep of writes that the server has not, in memory and then on disk (default
 qemu:SOCKET, with --cdp, is a running machine of QEMU by a QMP socket of it:
 every write of the guest to its disks is journaled, with nothing installed in
 the guest. Options: disk=NAME,NAME for some of its disks, nbd=PATH of the unix
-socket of its own NBD server, if it has one.
+socket of its own NBD server, if it has one, guest_agent=PATH of the unix socket
+of its guest agent, which freezes the guest for a bookmark; scripts=DIR,
+script_timeout=TIME, appshot=INTERVAL and appshot_keep=TIME as above.
 
 Of a volume or clone, whose writes are journaled as they are, --cdp sets the
 window.`,
