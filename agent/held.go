@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -32,8 +33,35 @@ type heldApplication struct {
 // heldFile is the file that has it, of an application with a timeline.
 func (p Places) heldFile(timeline string) string { return filepath.Join(p.Held, timeline+".json") }
 
-// env is what the programs are told.
-func (h heldApplication) env() []string { return []string{"TIDEMARK_BOOKMARK=" + h.Bookmark} }
+// runningFile is there while a program of an application with a timeline runs, and holds what tells what that has started from all other processes.
+func (p Places) runningFile(timeline string) string { return runningBeside(p.heldFile(timeline)) }
+
+func runningBeside(heldFile string) string { return strings.TrimSuffix(heldFile, ".json") + ".run" }
+
+// runName is the name of the word in a program's environment that its running file holds.
+const runName = "TIDEMARK_RUN"
+
+// run runs a program that makes an application still or lets it go on, with its running file.
+func (h heldApplication) run(ctx context.Context, running string, p script.Scripts, program string) error {
+	word := runName + "=" + rand.Text()
+	if err := os.WriteFile(running, []byte(word), 0o600); err != nil { // post is run all the same, and so pre may be
+		slog.Warn("what a program starts would not be found if the agent was killed", "error", err)
+	}
+	defer os.Remove(running)
+	return p.Run(ctx, program, h.Limit, "TIDEMARK_BOOKMARK="+h.Bookmark, word)
+}
+
+// killLeft kills what a program has started that ran when its agent was killed. What a pre has left that had ended is meant to be there.
+func killLeft(running string) error {
+	text, err := os.ReadFile(running)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if word := string(text); err == nil && len(word) == len(runName+"=")+len(rand.Text()) && strings.HasPrefix(word, runName+"=") {
+		_, err = within(context.Background(), thawLimit, "kill what a program has started", func() (none, error) { return none{}, script.KillLeft(word) })
+	}
+	return errors.Join(err, os.Remove(running))
+}
 
 func (s *session) noteHeld(timeline string, h heldApplication) error {
 	if err := vfs.MkdirAll(vfs.OS, s.places.Held); err != nil {
@@ -139,7 +167,7 @@ func postAllLeft(p Places) map[string]string {
 	return frozen
 }
 
-// postLeft thaws the guest that an agent has left, and runs the program post that it was killed before. It returns the guest if that may be frozen yet: then
+// postLeft ends the program that ran when an agent was killed, thaws the guest that it has left, and runs the program post that it was killed before. It returns the guest if that may be frozen yet: then
 // that stays noted.
 func postLeft(file string) (guest string, err error) {
 	text, err := vfs.ReadFile(vfs.OS, file)
@@ -150,11 +178,12 @@ func postLeft(file string) (guest string, err error) {
 	if err := json.Unmarshal(text, &h); err != nil {
 		return "", errors.Join(fmt.Errorf("read %s: %w", file, err), os.Remove(file))
 	}
+	killed := killLeft(runningBeside(file))
 	var thawed error
 	if h.Guest != "" {
 		thawed = qemu.ThawGuest(context.Background(), h.Guest)
 	}
-	err = errors.Join(thawed, h.post(context.Background()))
+	err = errors.Join(killed, thawed, h.post(context.Background(), runningBeside(file)))
 	if stillFrozen(thawed) {
 		return h.Guest, errors.Join(err, vfs.WriteFile(vfs.OS, file, mustJSON(heldApplication{Guest: h.Guest})))
 	}
@@ -162,7 +191,7 @@ func postLeft(file string) (guest string, err error) {
 }
 
 // post runs the program post, if there are programs.
-func (h heldApplication) post(ctx context.Context) error {
+func (h heldApplication) post(ctx context.Context, running string) error {
 	if h.Scripts == "" {
 		return nil
 	}
@@ -170,7 +199,7 @@ func (h heldApplication) post(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return p.Run(ctx, script.Post, h.Limit, h.env()...)
+	return h.run(ctx, running, p, script.Post)
 }
 
 // thawLimit is how long the thaw of what was left is waited for, of each file system: its disk may hang.

@@ -3,8 +3,10 @@ package agent
 import (
 	"context"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -89,5 +91,67 @@ func TestNotHeldInGap(t *testing.T) {
 	}
 	if log := p.log("gap"); log != "" {
 		t.Errorf("ran: %s", log)
+	}
+}
+
+// What a program has started does not outlive an agent that is killed, but for the next one's post. What a pre has left behind on purpose does.
+func TestKilledInProgram(t *testing.T) {
+	p := newProduction(t, "one")
+	a := New(Config{Lock: filepath.Join(t.TempDir(), "lock"), Places: p.places})
+	defer a.Close()
+	first, dir := pid(t, a), p.dir("one-scripts")
+	beats := func(name string) string {
+		return fmt.Sprintf("(for i in $(seq 400); do echo >>%s/%s; sleep 0.05; done) >/dev/null 2>&1 &\n", dir, name)
+	}
+	size := func(name string) int64 {
+		st, err := os.Stat(filepath.Join(dir, name))
+		if err != nil {
+			return 0
+		}
+		return st.Size()
+	}
+	p.scripts("one", "[ $TIDEMARK_BOOKMARK = cut ] || exec "+dir+"/meant\n"+beats("left")+"wait", "")
+	if err := os.WriteFile(filepath.Join(dir, "meant"), []byte("#!/bin/sh\n"+beats("kept")), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	m := p.member("one", "meant", dir)
+	m.ScriptLimit = 20 * time.Second
+	if got, _ := p.shoot(a, m); got.Mark.Consistency != tidemark.ApplicationConsistent {
+		t.Errorf("%+v", got)
+	}
+	m.Mark = capture.Mark{Name: "cut", ID: "cut"}
+	cut := make(chan error)
+	go func() {
+		_, err := a.Shoot(t.Context(), Shot{Members: []ShotMember{m}})
+		cut <- err
+	}()
+	waitFor(t, "pre runs", func() bool { return size("left") > 0 })
+	if err := syscall.Kill(first, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-cut; err == nil {
+		t.Error("it was not cut")
+	}
+	left := size("left")
+	waitFor(t, "what pre has started outlives it", func() bool { return size("left") > left })
+	pid(t, a)
+	waitFor(t, "post runs", func() bool { return strings.HasSuffix(p.log("one"), "pre cut, post cut") })
+	left, kept := size("left"), size("kept")
+	time.Sleep(500 * time.Millisecond)
+	if size("left") != left {
+		t.Error("what pre has started goes on behind post")
+	}
+	if size("kept") == kept {
+		t.Error("what pre has left behind on purpose was killed")
+	}
+	waitFor(t, "it is forgotten", func() bool { files, _ := filepath.Glob(filepath.Join(p.places.Held, "*")); return len(files) == 0 })
+}
+
+func waitFor(t *testing.T, what string, is func() bool) {
+	t.Helper()
+	for end := time.Now().Add(10 * time.Second); !is(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("waited for: %s", what)
+		}
 	}
 }

@@ -156,7 +156,7 @@ func (q *quieting) note() error {
 // pre runs the program that makes the application still.
 func (q *quieting) pre(ctx context.Context) error {
 	q.begun = time.Now()
-	return q.programs.Run(ctx, script.Pre, q.ScriptLimit, q.holding().env()...)
+	return q.holding().run(ctx, q.s.places.runningFile(q.Tapping.Timeline), q.programs, script.Pre)
 }
 
 func (q *quieting) holding() heldApplication {
@@ -173,7 +173,7 @@ func (q *quieting) post(ctx context.Context) {
 		}
 	}
 	if !q.begun.IsZero() {
-		if err := q.programs.Run(ctx, script.Post, q.ScriptLimit, q.holding().env()...); err != nil {
+		if err := q.holding().run(ctx, q.s.places.runningFile(q.Tapping.Timeline), q.programs, script.Post); err != nil {
 			q.after = append(q.after, err.Error())
 		}
 		q.scripted = time.Since(q.begun)
