@@ -29,6 +29,7 @@ type guestAgent struct {
 	mute   bool          // it answers nobody
 	cut    bool          // it hangs up instead of saying that it has frozen
 	stuck  string        // why it thaws nothing
+	none   bool          // it says that it has frozen no file system
 	conn   net.Conn      // of the client
 }
 
@@ -119,6 +120,9 @@ func (g *guestAgent) do(what string) string {
 		return `{"error": {"class": "GenericError", "desc": "` + g.refuse + `"}}`
 	case what == "guest-fsfreeze-freeze":
 		g.frozen, g.since = true, time.Now()
+		if g.none {
+			return `{"return": 0}`
+		}
 	case what == "guest-fsfreeze-thaw" && g.frozen:
 		g.frozen, g.worst = false, max(g.worst, time.Since(g.since))
 	default:
@@ -210,6 +214,7 @@ func TestQuiesceFails(t *testing.T) {
 		{name: "refused", spoil: func(g *guestAgent) { g.refuse = "not supported" }, problem: "not supported"},
 		{name: "mute", spoil: func(g *guestAgent) { g.mute = true }, problem: "could not be frozen within 300ms"},
 		{name: "slow", slow: time.Second, problem: "could not be frozen within 300ms"},
+		{name: "none", spoil: func(g *guestAgent) { g.none = true }, problem: "has frozen no file system"},
 		{name: "frozen before", spoil: func(g *guestAgent) { g.frozen, g.since = true, time.Now() }, problem: "is in frozen state"},
 		{name: "cut", spoil: func(g *guestAgent) { g.cut = true }, problem: "guest-fsfreeze-freeze: EOF"},
 		{name: "slow mark", marking: time.Second},
