@@ -125,6 +125,8 @@ func doInspectTap(_ context.Context, s *session, q Inspection, _ func(any)) (p P
 type Running struct {
 	taps.Status
 	Devices []string `json:"devices"` // to be used instead of the primaries
+	// Withheld: they are not shown to production: see [Agent.WithholdTap].
+	Withheld bool `json:"withheld,omitempty"`
 }
 
 // RunTap has the tap of disks run, and the disks attached, and returns how it is. All that is so already is left as it is.
@@ -132,7 +134,12 @@ func (a *Agent) RunTap(ctx context.Context, t Tapping) (Running, error) {
 	return do[Running](ctx, a, "tap-run", t, nil)
 }
 
-func doRunTap(ctx context.Context, s *session, t Tapping, _ func(any)) (r Running, err error) {
+func doRunTap(ctx context.Context, s *session, t Tapping, _ func(any)) (Running, error) {
+	return s.runTap(ctx, t, true)
+}
+
+// runTap does so. Disks that are withheld are attached only if the server has asked, which opens them then.
+func (s *session) runTap(ctx context.Context, t Tapping, asked bool) (r Running, err error) {
 	if err := t.check(); err != nil {
 		return r, err
 	}
@@ -146,27 +153,44 @@ func doRunTap(ctx context.Context, s *session, t Tapping, _ func(any)) (r Runnin
 	if err := t.save(tapCfg.Dir); err != nil {
 		return r, err
 	}
-	revive, err := json.Marshal(tapCfg)
-	if err != nil {
-		return r, err
-	}
 	if r.Status, err = x.Status(ctx); err != nil {
 		return r, err
 	}
+	if r.Withheld, err = s.withheld(t.Timeline); err != nil || r.Withheld && !asked {
+		return r, err
+	}
+	err = s.attachAll(ctx, t, x, &r)
+	return r, err
+}
+
+// attachAll has the disks of a tap attached.
+func (s *session) attachAll(ctx context.Context, t Tapping, x *taps.Tap, r *Running) error {
+	revive, err := json.Marshal(s.tapConfig(t))
+	if err != nil {
+		return err
+	}
 	for i, d := range t.Disks {
 		if r.Sizes[i] != d.Size {
-			return r, tidemark.Errorf(tidemark.Conflict, "%s has %d bytes now, and had %d", d.Primary, r.Sizes[i], d.Size).
+			return tidemark.Errorf(tidemark.Conflict, "%s has %d bytes now, and had %d", d.Primary, r.Sizes[i], d.Size).
 				WithHint("unprotect it and protect it anew")
 		}
-		link := s.places.Device(t.Application, d.Name, len(t.Disks))
 		cfg := mount.Config{Name: attachmentName(t.Application, d.Name), StateDir: s.places.Attached, Socket: x.Socket(), Export: taps.Export(i), Sector: r.Sectors[i],
 			Revive: &mount.Revive{Arg: taps.Arg, Config: revive}}
-		if err := s.attachTapped(ctx, t, i, cfg, link); err != nil {
-			return r, err
+		link := s.places.Device(t.Application, d.Name, len(t.Disks))
+		device, err := s.attachTapped(ctx, t, d, cfg)
+		switch {
+		case err != nil:
+		case r.Withheld:
+			err = unlink(link)
+		default:
+			err = linkDevice(link, device)
+		}
+		if err != nil {
+			return err
 		}
 		r.Devices = append(r.Devices, link)
 	}
-	return r, nil
+	return nil
 }
 
 // savedName is the file in a tap's directory that says what is tapped, for an agent whose server is away.
@@ -186,7 +210,7 @@ func (t Tapping) save(dir string) error {
 }
 
 // Revive has the taps of a host run, and their disks attached, as they were before its restart: with no server, and before one is
-// ready. What cannot be had is an error; the rest is there.
+// ready. Only disks that are withheld are not attached. What cannot be had is an error; the rest is there.
 func Revive(ctx context.Context, p Places) error {
 	files, err := filepath.Glob(filepath.Join(p.Taps, "*", savedName))
 	if err != nil {
@@ -202,13 +226,22 @@ func Revive(ctx context.Context, p Places) error {
 			err = json.Unmarshal(data, &t)
 		}
 		if err == nil {
-			_, err = doRunTap(ctx, s, t, nil)
+			err = s.revive(ctx, t)
 		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("the tap of %s: %w", f, err))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// revive has one tap run as it did. Where its disks were being taken back to a point, they stay withheld until the server has done that.
+func (s *session) revive(ctx context.Context, t Tapping) error {
+	if err := s.hide(t, true); err != nil {
+		return err
+	}
+	_, err := s.runTap(ctx, t, false)
+	return err
 }
 
 // check refuses names that would lead to other places.
@@ -251,26 +284,25 @@ func (s *session) attached(application, disk string) (*mount.Attachment, bool, e
 	return at, err == nil, err
 }
 
-// attachTapped has a tapped disk attached, and its device where it is expected.
-func (s *session) attachTapped(ctx context.Context, t Tapping, i int, cfg mount.Config, link string) error {
-	disk := t.Disks[i].Name
-	at, ok, err := s.attached(t.Application, disk)
+// attachTapped has a tapped disk attached, and returns its device.
+func (s *session) attachTapped(ctx context.Context, t Tapping, d TapDisk, cfg mount.Config) (device string, err error) {
+	at, ok, err := s.attached(t.Application, d.Name)
 	if err != nil {
-		return err
+		return "", err
 	}
 	if ok && !at.Alive() {
 		if err := at.Cleanup(false); err != nil { // never by force: production's file system is on it
-			return tidemark.Errorf(tidemark.Unavailable, "the process that showed disk %s of %s has died: %w", disk, t.Application, err).
+			return "", tidemark.Errorf(tidemark.Unavailable, "the process that showed disk %s of %s has died: %w", d.Name, t.Application, err).
 				WithHint("unmount " + at.Device() + "; then it is shown again")
 		}
 		ok = false
 	}
 	if !ok {
 		if at, err = mount.Attach(ctx, cfg); err != nil {
-			return fmt.Errorf("attach the tapped disk %s of %s: %w", disk, t.Application, err)
+			return "", fmt.Errorf("attach the tapped disk %s of %s: %w", d.Name, t.Application, err)
 		}
 	}
-	return linkDevice(link, at.Device())
+	return at.Device(), nil
 }
 
 // linkDevice makes a link to a device, if it is not there already.
@@ -378,10 +410,7 @@ func (s *session) detachTapped(ctx context.Context, t Tapping, d TapDisk) error 
 	if err != nil {
 		return fmt.Errorf("detach the tapped disk %s of %s: %w", d.Name, t.Application, err)
 	}
-	if err := os.Remove(s.places.Device(t.Application, d.Name, len(t.Disks))); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	return nil
+	return unlink(s.places.Device(t.Application, d.Name, len(t.Disks)))
 }
 
 // detach takes a tapped disk off this host, never by force: production uses it.

@@ -55,16 +55,17 @@ var verbs = map[string]verb{
 
 // tapVerbs are those that an agent of another host knows, too.
 var tapVerbs = map[string]verb{
-	"tap-inspect": on(doInspectTap),
-	"tap-run":     on(doRunTap),
-	"tap-status":  on(doTapStatus),
-	"tap-await":   on(doAwaitTap),
-	"tap-stop":    on(doStopTap),
-	"tap-resync":  on(doResyncTap),
-	"tap-thaw":    on(doThawTapped),
-	"tap-write":   on(doWriteTapped),
-	"shoot":       on(doShot),
-	"proceed":     on(doProceed),
+	"tap-inspect":  on(doInspectTap),
+	"tap-run":      on(doRunTap),
+	"tap-status":   on(doTapStatus),
+	"tap-await":    on(doAwaitTap),
+	"tap-stop":     on(doStopTap),
+	"tap-resync":   on(doResyncTap),
+	"tap-thaw":     on(doThawTapped),
+	"tap-write":    on(doWriteTapped),
+	"tap-withhold": on(doWithholdTap),
+	"shoot":        on(doShot),
+	"proceed":      on(doProceed),
 }
 
 // none is the answer of what has nothing to say.

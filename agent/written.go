@@ -13,12 +13,17 @@ import (
 	"tidemark/block"
 )
 
-// OpenTapped opens the devices of an application's tapped disks on this host for the caller alone, for direct I/O. That one is in use
-// is an error of kind Conflict.
+// OpenTapped opens the devices of an application's tapped disks on this host for the caller alone, for direct I/O, also
+// where they are withheld. That one is in use is an error of kind Conflict.
 func (p Places) OpenTapped(t Tapping) (devices []*os.File, err error) {
 	for _, d := range t.Disks {
 		path := p.Device(t.Application, d.Name, len(t.Disks))
-		f, err := os.OpenFile(path, os.O_WRONLY|unix.O_DIRECT|unix.O_EXCL, 0)
+		device, err := p.shownDevice(t, d)
+		if err != nil {
+			closeAll(devices)
+			return nil, err
+		}
+		f, err := os.OpenFile(device, os.O_WRONLY|unix.O_DIRECT|unix.O_EXCL, 0)
 		if err == nil {
 			devices = append(devices, f)
 			continue

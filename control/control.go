@@ -91,7 +91,7 @@ type Control struct {
 	hosts     hosts
 	mirrors   mirrors
 	again     []tidemark.CloneSpec // clones to be made once more at the end of Open
-	takeBacks []cutTakeBack        // restores in place to be finished then
+	takeBacks []*cutTakeBack       // restores in place to be finished then
 
 	gate  sync.RWMutex // held by requests, and alone by what replaces the stores
 	mu    sync.Mutex   // guards the names of applications while one is made, and sockets
@@ -239,6 +239,9 @@ func (c *Control) Close() error {
 	errs = append(errs, c.mirrors.stopAll())
 	c.jobs.stop()
 	c.receivers.stopAll()
+	for _, b := range c.takeBacks { // they were not begun
+		b.end()
+	}
 	if c.agent != nil {
 		errs = append(errs, c.agent.Close()) // while its disks are served
 	}

@@ -37,10 +37,18 @@ type takenBack struct {
 	Done        bool              `json:"done,omitempty"`
 }
 
-// cutTakeBack is the job of one that a stop of the server has cut.
+// cutTakeBack is one that a stop of the server has cut: its disks are claimed, and what its points need is held.
 type cutTakeBack struct {
 	tidemark.Job
-	takingBack
+	*inPlace
+	release, free func()
+	err           error // why it cannot go on
+}
+
+// end gives up what it has.
+func (b *cutTakeBack) end() {
+	b.free()
+	b.release()
 }
 
 // inPlace is a restore in place that runs.
@@ -119,8 +127,8 @@ func (p *inPlace) start(ctx context.Context, spec tidemark.RestoreSpec) (tidemar
 }
 
 // run takes the disks back. ref is how that was asked for.
-func (p *inPlace) run(ctx context.Context, ref string) (any, error) {
-	defer p.close()
+func (p *inPlace) run(ctx context.Context, ref string) (_ any, err error) {
+	defer func() { p.giveBack(ctx, err) }()
 	free, err := p.hold()
 	defer free()
 	if err == nil {
@@ -141,6 +149,9 @@ func (p *inPlace) run(ctx context.Context, ref string) (any, error) {
 	// From here on the disks are neither one nor the other: what is cut is done again at the next start.
 	if err == nil {
 		err = p.note(ctx)
+	}
+	if err == nil {
+		err = p.withholdAll(ctx)
 	}
 	if err == nil {
 		err = p.writeAll(ctx)
@@ -334,48 +345,49 @@ func (c *Control) keepClone(ctx context.Context, a app, name string, pos tidemar
 	return c.catalog.Put(ctx, catalog.Clones, name, k)
 }
 
+// takeUp finds a restore in place that a stop of the server has cut. From here on nobody marks its disks, and its points stay.
+func (c *Control) takeUp(j tidemark.Job, noted takingBack) *cutTakeBack {
+	b := &cutTakeBack{Job: j, inPlace: &inPlace{c: c, takingBack: noted, begun: time.Now()}, free: func() {}}
+	for _, m := range noted.Members {
+		b.members = append(b.members, &returning{takenBack: m})
+	}
+	if b.release, b.err = c.claimDisks(b.members); b.err != nil { // nobody was there before us
+		c.log.Error("a restore in place goes on beside another", "error", b.err)
+		b.release, b.err = func() {}, nil
+	}
+	for _, m := range b.members {
+		if b.err == nil {
+			m.a, b.err = c.app(m.Application)
+		}
+	}
+	if b.err == nil {
+		b.free, b.err = b.hold()
+	}
+	return b
+}
+
 // finishTakingBack does again what a stop of the server has cut, when the taps run. Until then the job is one that must be
 // done again, also after the next stop.
-func (c *Control) finishTakingBack(b cutTakeBack) {
-	p := &inPlace{c: c, takingBack: b.takingBack, begun: time.Now()}
-	for _, m := range b.Members {
-		p.members = append(p.members, &returning{takenBack: m})
-	}
-	release, err := c.claimDisks(p.members)
-	if err != nil { // nobody was there before us
-		c.log.Error("a restore in place goes on beside another", "error", err)
-		release = func() {}
-	}
-	c.begin(b.Job, func(ctx context.Context, t *task) (any, error) {
-		defer release()
-		defer p.close()
-		p.t = t
-		err := p.again(ctx)
-		if err == nil {
-			p.tell(p.Ref)
+func (c *Control) finishTakingBack(b *cutTakeBack) {
+	c.begin(b.Job, func(ctx context.Context, t *task) (_ any, err error) {
+		defer b.end()
+		defer func() { b.giveBack(ctx, err) }()
+		b.t = t
+		if err = b.again(ctx, b.err); err == nil {
+			b.tell(b.Ref)
 		}
-		return p.result(p.Ref), err
+		return b.result(b.Ref), err
 	})
 }
 
-// again writes what a cut restore has not written yet.
-func (p *inPlace) again(ctx context.Context) (err error) {
-	for _, m := range p.members {
-		if err == nil {
-			m.a, err = p.c.app(m.Application)
-		}
-	}
-	free := func() {}
-	if err == nil {
-		free, err = p.hold()
-	}
-	defer func() { free() }()
-	if err == nil {
+// again writes what a cut restore has not written yet, unless it cannot go on.
+func (p *inPlace) again(ctx context.Context, cannot error) error {
+	if cannot == nil {
 		return p.writeAll(ctx)
 	}
 	for _, m := range p.members {
 		if !m.Done {
-			m.err = err
+			m.err = cannot
 		}
 	}
 	return p.verdict()

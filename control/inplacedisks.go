@@ -116,17 +116,17 @@ func (p *inPlace) set(ctx context.Context, what *bool, to bool) error {
 	return p.note(ctx)
 }
 
-// reopen opens the disks of a member whose restore was cut, when that is possible, and finds out what they hold.
+// reopen opens the disks of a member whose restore was cut, when that is possible, and finds out what they hold. They are open first:
+// while the tap sends again what was being written, as it does after a power cut, nobody else gets them.
 func (p *inPlace) reopen(ctx context.Context, m *returning) (err error) {
 	if err := p.set(ctx, &m.waits, true); err != nil {
 		return err
 	}
 	busySince := time.Time{}
 	for {
-		if _, err = p.c.catchUp(ctx, m.a, forEver, p.t.report); err != nil {
-			return err
+		if m.disks, err = p.c.openTapped(ctx, m.a); err == nil {
+			_, err = p.c.withhold(ctx, m.a, true)
 		}
-		m.disks, err = p.c.openTapped(ctx, m.a)
 		switch tidemark.KindOf(err) {
 		case tidemark.Conflict: // perhaps by who had opened them for us
 			if busySince.IsZero() {
@@ -136,6 +136,7 @@ func (p *inPlace) reopen(ctx context.Context, m *returning) (err error) {
 				return err
 			}
 		case tidemark.Unavailable:
+			m.close()
 			busySince = time.Time{}
 		default:
 			if err != nil {
@@ -149,9 +150,65 @@ func (p *inPlace) reopen(ctx context.Context, m *returning) (err error) {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-time.After(time.Second):
+		case <-time.After(reopenPause):
 		}
 	}
+}
+
+// reopenPause is how long a restore waits before it looks again for disks that cannot be had. It is short: once a tap is attached, others could open them.
+const reopenPause = 100 * time.Millisecond
+
+// withhold keeps tapped disks from production, also over a restart of their host, or no more, and reports whether that is new.
+func (c *Control) withhold(ctx context.Context, a app, on bool) (changed bool, err error) {
+	x, err := c.agentOn(a.Agent)
+	if err != nil {
+		return false, err
+	}
+	return x.WithholdTap(ctx, c.tapping(a), on)
+}
+
+// withholdAll does so for all members, before the first is written.
+func (p *inPlace) withholdAll(ctx context.Context) error {
+	for _, m := range p.members {
+		if _, err := p.c.withhold(ctx, m.a, true); err != nil {
+			return fmt.Errorf("keep the disks of %s from others: %w", m.Application, err)
+		}
+	}
+	return nil
+}
+
+// giveBack lets production have the disks, when the restore has ended or was given up. One that is only cut by the stop of the server keeps them.
+// What cannot be told to a host now is told by [Control.keepTap].
+func (p *inPlace) giveBack(ctx context.Context, failure error) {
+	p.close()
+	if failure != nil && errors.Is(context.Cause(ctx), errStopping) {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
+	defer cancel()
+	for _, m := range p.members {
+		if m.a.t == nil { // it is gone
+			continue
+		}
+		if _, err := p.c.withhold(ctx, m.a, false); err != nil {
+			p.c.log.Warn("disks that were taken back are not shown yet", "application", m.Application, "error", err)
+		}
+	}
+}
+
+// showAgain shows disks that are withheld for a restore which has ended while their host could not be told.
+func (c *Control) showAgain(ctx context.Context, a app) error {
+	release, err := c.claimDisks([]*returning{{takenBack: takenBack{Application: a.name}}})
+	if err != nil { // it has not ended
+		return nil
+	}
+	defer release()
+	was, err := c.withhold(ctx, a, false)
+	if err != nil || !was {
+		return err
+	}
+	c.event("warning", a.name, "the disks of %s are shown again: no restore of them runs any more (`tidemark jobs`)", a.name)
+	return nil
 }
 
 // write writes to each disk of a member what its point has and the present does not, and flushes it.

@@ -242,7 +242,7 @@ func (c *Control) undoCut(ctx context.Context) error {
 		}
 		if u.TakeBack != nil { // it stays the running job that it is
 			c.event("warning", j.Application, "job %d (%s) was cut by a stop of the server, and is done again", j.ID, j.Kind)
-			c.takeBacks = append(c.takeBacks, cutTakeBack{j.Job, *u.TakeBack})
+			c.takeBacks = append(c.takeBacks, c.takeUp(j.Job, *u.TakeBack))
 			continue
 		}
 		failure := tidemark.Errorf(tidemark.Unavailable, "the server stopped during the %s", j.Kind).WithHint("what it had half done was undone; ask for it again")

@@ -429,6 +429,9 @@ func (c *Control) keepTapped(a app, devices []string) {
 func (c *Control) keepTap(ctx context.Context, a app, x *tapping) {
 	for ctx.Err() == nil {
 		r, err := c.runTap(ctx, a)
+		if err == nil && r.Withheld {
+			err = c.showAgain(ctx, a)
+		}
 		if ctx.Err() != nil {
 			return
 		}
