@@ -180,10 +180,7 @@ func (p *inPlace) writeAll(ctx context.Context) error {
 		})
 	}
 	all.Wait()
-	if err := p.verdict(); err != nil {
-		return err
-	}
-	return p.t.doing(ctx, "end", undoing{})
+	return p.verdict() // what is to be done again stays noted until the job has ended: with all of them done, that is nothing
 }
 
 // note records that it writes, or that a member waits, and what is to be done again if the job is cut.
