@@ -28,7 +28,8 @@ type Daemon struct {
 	Server string // HOST:PORT
 	Token  string // to join with; not needed again, unless the server does not let us in any more
 	Logger *slog.Logger
-	// Ready is told, once, that the server has let us in, and as which host. It may be nil.
+	// Ready is told, once, that the server has let us in, and as which host, and that the tapped disks are there, as far as
+	// they could be had. It may be nil.
 	Ready func(host string)
 }
 
@@ -53,9 +54,6 @@ func (d *Daemon) Run(ctx context.Context) error {
 	if err := thawAttached(PlacesIn(d.Dir)); err != nil {
 		d.Logger.Error("a file system may be frozen", "error", err)
 	}
-	if err := Revive(ctx, PlacesIn(d.Dir)); err != nil {
-		d.Logger.Error("not all that was tapped is", "error", err)
-	}
 	feeds, err := nbd.Listen("unix:" + PlacesIn(d.Dir).Feeds)
 	if err != nil {
 		return err
@@ -67,8 +65,41 @@ func (d *Daemon) Run(ctx context.Context) error {
 	all.Go(func() { d.carryFeeds(ctx, id, feeds) })
 	all.Go(func() { d.keepFresh(ctx, id) })
 	defer feeds.Close()
+	revived := d.reviveTaps(ctx)
+	admitted := make(chan string, 1)
+	all.Go(func() { d.tellReady(ctx, admitted, revived) })
 	postAllLeft(PlacesIn(d.Dir))
-	return d.stayConnected(ctx, id)
+	return d.stayConnected(ctx, id, admitted)
+}
+
+// reviveTaps has the taps of this host run again. One whose disk hangs keeps nobody else waiting, the server least of all. done is
+// closed when they run, or could not be had so far; the server goes on with them.
+func (d *Daemon) reviveTaps(ctx context.Context) (done <-chan none) {
+	ctx, cancel := context.WithTimeout(ctx, reviveLimit)
+	end := make(chan none)
+	go func() {
+		defer cancel()
+		if err := Revive(ctx, PlacesIn(d.Dir)); err != nil {
+			d.Logger.Error("not all that was tapped is", "error", err)
+		}
+	}()
+	go func() {
+		<-ctx.Done() // what waits for a disk that hangs may not hear of that
+		close(end)
+	}()
+	return end
+}
+
+// tellReady tells that the server has let us in, when the tapped disks are there, too: what is started behind us needs them.
+func (d *Daemon) tellReady(ctx context.Context, admitted <-chan string, revived <-chan none) {
+	select {
+	case host := <-admitted:
+		<-revived // also when ctx is done
+		if ctx.Err() == nil && d.Ready != nil {
+			d.Ready(host)
+		}
+	case <-ctx.Done():
+	}
 }
 
 // takeDir makes the directory and keeps other agents out of it.
@@ -140,15 +171,15 @@ func (d *Daemon) identity(ctx context.Context) (*remote.Identity, error) {
 	return remote.Join(ctx, d.Server, t, dir)
 }
 
-// stayConnected lets the server call, over one connection after another.
-func (d *Daemon) stayConnected(ctx context.Context, id *remote.Identity) error {
+// stayConnected lets the server call, over one connection after another. That it has let us in is sent once, with the name of our host.
+func (d *Daemon) stayConnected(ctx context.Context, id *remote.Identity, admitted chan<- string) error {
 	pause, ready := leastPause, false
 	for {
 		conn, err := id.Dial(ctx, d.Server, remote.Calls)
 		if err == nil {
 			pause = leastPause
-			if !ready && d.Ready != nil {
-				d.Ready(id.Host())
+			if !ready {
+				admitted <- id.Host()
 			}
 			ready = true
 			err = d.serve(ctx, id, conn)

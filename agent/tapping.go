@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"time"
 
 	"tidemark"
@@ -134,20 +135,28 @@ func (a *Agent) RunTap(ctx context.Context, t Tapping) (Running, error) {
 	return do[Running](ctx, a, "tap-run", t, nil)
 }
 
-func doRunTap(ctx context.Context, s *session, t Tapping, _ func(any)) (Running, error) {
-	return s.runTap(ctx, t, true)
-}
-
-// runTap does so. Disks that are withheld are attached only if the server has asked, which opens them then.
-func (s *session) runTap(ctx context.Context, t Tapping, asked bool) (r Running, err error) {
+func doRunTap(ctx context.Context, s *session, t Tapping, _ func(any)) (r Running, err error) {
 	if err := t.check(); err != nil {
 		return r, err
 	}
+	end, err := s.turn(ctx, s.tapDir(t.Timeline))
+	if err != nil {
+		return r, err
+	}
+	defer end()
+	return s.runTap(ctx, t, true)
+}
+
+// runTap does so, when it is our turn. Disks that are withheld are attached only if the server has asked, which opens them then.
+func (s *session) runTap(ctx context.Context, t Tapping, asked bool) (r Running, err error) {
 	tapCfg := s.tapConfig(t)
 	x, err := taps.Find(tapCfg.Dir)
 	if err != nil || !x.Alive() { // a record that cannot be read is made anew
 		if x, err = taps.Start(ctx, tapCfg); err != nil {
-			return r, err
+			var other error
+			if x, other = taps.Find(tapCfg.Dir); other != nil || !x.Alive() { // what shows the disks starts it, too
+				return r, err
+			}
 		}
 	}
 	if err := t.save(tapCfg.Dir); err != nil {
@@ -209,8 +218,12 @@ func (t Tapping) save(dir string) error {
 	return vfs.WriteFile(vfs.OS, path, data)
 }
 
+// reviveLimit is how long one tap may take to come back.
+const reviveLimit = 30 * time.Second
+
 // Revive has the taps of a host run, and their disks attached, as they were before its restart: with no server, and before one is
-// ready. Only disks that are withheld are not attached. What cannot be had is an error; the rest is there.
+// ready. Only disks that are withheld are not attached. What cannot be had, or not in half a minute, is an error; the rest is there, and
+// none waits for another.
 func Revive(ctx context.Context, p Places) error {
 	files, err := filepath.Glob(filepath.Join(p.Taps, "*", savedName))
 	if err != nil {
@@ -218,30 +231,64 @@ func Revive(ctx context.Context, p Places) error {
 	}
 	s := newSession(nil)
 	s.places = p
-	var errs []error
-	for _, f := range files {
-		var t Tapping
-		data, err := os.ReadFile(f)
-		if err == nil {
-			err = json.Unmarshal(data, &t)
-		}
-		if err == nil {
-			err = s.revive(ctx, t)
-		}
-		if err != nil {
-			errs = append(errs, fmt.Errorf("the tap of %s: %w", f, err))
-		}
+	errs := make([]error, len(files))
+	var all sync.WaitGroup
+	for i, f := range files {
+		all.Go(func() {
+			ctx, cancel := context.WithTimeout(ctx, reviveLimit)
+			defer cancel()
+			if err := s.revive(ctx, f); err != nil {
+				errs[i] = fmt.Errorf("the tap of %s: %w", f, err)
+			}
+		})
 	}
+	all.Wait()
 	return errors.Join(errs...)
 }
 
-// revive has one tap run as it did. Where its disks were being taken back to a point, they stay withheld until the server has done that.
-func (s *session) revive(ctx context.Context, t Tapping) error {
-	if err := s.hide(t, true); err != nil {
+// revive has one tap run as a file says. Where its disks were being taken back to a point, they stay withheld until the server has done that.
+func (s *session) revive(ctx context.Context, saved string) error {
+	end, err := s.turn(ctx, filepath.Dir(saved))
+	if err != nil {
 		return err
 	}
-	_, err := s.runTap(ctx, t, false)
+	defer end()
+	data, err := os.ReadFile(saved)
+	if errors.Is(err, os.ErrNotExist) { // it was taken out meanwhile
+		return nil
+	}
+	var t Tapping
+	if err == nil {
+		err = json.Unmarshal(data, &t)
+	}
+	if err == nil {
+		err = t.check()
+	}
+	if err == nil {
+		err = s.hide(t, true)
+	}
+	if err == nil {
+		_, err = s.runTap(ctx, t, false)
+	}
 	return err
+}
+
+// turnPatience is how long the end of a tap waits for whoever is starting it.
+const turnPatience = 5 * time.Second
+
+// turn waits until nobody else starts a tap, here or in another process: after a restart of the host, we may do that while the server asks for it.
+func (s *session) turn(ctx context.Context, dir string) (end func() error, err error) {
+	if err := vfs.MkdirAll(vfs.OS, dir); err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(filepath.Join(dir, "turn"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := waitLock(ctx, f); err != nil {
+		return nil, errors.Join(fmt.Errorf("somebody else is starting the tap: %w", err), f.Close())
+	}
+	return f.Close, nil
 }
 
 // check refuses names that would lead to other places.
@@ -382,6 +429,11 @@ func (a *Agent) StopTap(ctx context.Context, t Tapping) error {
 func doStopTap(ctx context.Context, s *session, t Tapping, _ func(any)) (none, error) {
 	if err := t.check(); err != nil {
 		return none{}, err
+	}
+	bounded, cancel := context.WithTimeout(ctx, turnPatience)
+	defer cancel()
+	if end, err := s.turn(bounded, s.tapDir(t.Timeline)); err == nil { // who starts it and hangs with its disk does not keep it
+		defer end()
 	}
 	for _, d := range t.Disks {
 		if err := s.detachTapped(ctx, t, d); err != nil {

@@ -125,17 +125,24 @@ func (h *host) start(starter *process.Starter, held error) (err error) {
 	return nil
 }
 
+// dying is how long the tap before us may take to be gone for good: one that was killed may have to finish a system call first.
+const dying = 2 * time.Second
+
 // takeDir keeps other taps out of the directory.
 func (h *host) takeDir() error {
 	f, err := os.OpenFile(filepath.Join(h.cfg.Dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return err
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		return errors.Join(fmt.Errorf("another tap uses %s", h.cfg.Dir), f.Close())
+	for until := time.Now().Add(dying); ; time.Sleep(10 * time.Millisecond) {
+		if err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err == nil {
+			h.lock = f
+			return nil
+		}
+		if time.Now().After(until) {
+			return errors.Join(fmt.Errorf("another tap uses %s", h.cfg.Dir), f.Close())
+		}
 	}
-	h.lock = f
-	return nil
 }
 
 func (h *host) openTap() error {
