@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"testing"
 	"time"
 
@@ -442,4 +443,62 @@ func TestVoid(t *testing.T) {
 		line = w.set.Get(line.ID())
 	}
 	w.close(t)
+}
+
+// Gaps that overlap, as where what was sent again ended in the middle of a restore, leave no step that cannot be had.
+func TestVoidsOverlap(t *testing.T) {
+	seed := uint64(time.Now().UnixNano())
+	rng := rand.New(rand.NewPCG(seed, 4))
+	t.Logf("seed %d", seed)
+	w := open(t, vfs.NewMem(), "/d")
+	defer w.close(t)
+	const head = 60
+	for i := range 20 {
+		line, err := w.set.Create(t.Context(), fmt.Sprint("fed", i), []DiskSpec{{Name: "a", Size: diskSize}, {Name: "b", Size: diskSize}}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f, _, err := line.Feed("one", "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := &source{t: t, rng: rng}
+		for range head {
+			if err := f.Apply([]capture.Change{s.next()}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		ends, inside := map[tidemark.Position]bool{}, map[tidemark.Position]bool{}
+		for range 4 {
+			from := 1 + tidemark.Position(rng.IntN(head-2))
+			to := from + 1 + tidemark.Position(rng.IntN(head-int(from)))
+			if err := line.Void(from, to, "it was taken back"); err != nil {
+				t.Fatal(err)
+			}
+			ends[to] = true
+			for pos := from + 1; pos < to; pos++ {
+				inside[pos] = true
+			}
+		}
+		var want []tidemark.Position
+		for pos := tidemark.Position(1); pos <= head; pos++ {
+			snap, err := line.At("a", pos)
+			if (err == nil) == inside[pos] {
+				t.Errorf("%v, inside %v: %v", pos, inside[pos], err)
+			}
+			if err == nil {
+				snap.Close()
+			}
+			if !inside[pos] && (ends[pos] || s.changes[pos-1].Disk == 0) {
+				want = append(want, pos)
+			}
+		}
+		steps, err := line.Steps("a", 0, head)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !slices.Equal(steps.List, want) {
+			t.Errorf("steps are %v, and not %v", steps.List, want)
+		}
+	}
 }

@@ -77,9 +77,8 @@ func (s *Steps) addRecords(after, upTo tidemark.Position) error {
 		for len(gaps) > 0 && gaps[0].To != 0 && gaps[0].To < pos {
 			gaps = gaps[1:]
 		}
-		inside := len(gaps) > 0 && gaps[0].within(pos)
-		behind := len(gaps) > 0 && gaps[0].To == pos
-		if behind || !inside && s.writes(r) {
+		inside, behind := around(gaps, pos)
+		if !inside && (behind || s.writes(r)) {
 			s.List = append(s.List, pos)
 		}
 		return nil
@@ -88,6 +87,18 @@ func (s *Steps) addRecords(after, upTo tidemark.Position) error {
 		return fmt.Errorf("read the journal of %s: %w", s.t.Name(), err)
 	}
 	return nil
+}
+
+// around reports whether a position lies inside a gap, and whether one ends there; gaps are in order of where they begin, and may overlap.
+func around(gaps []Gap, pos tidemark.Position) (inside, behind bool) {
+	for i := range gaps {
+		if gaps[i].From >= pos {
+			break
+		}
+		inside = inside || gaps[i].within(pos)
+		behind = behind || gaps[i].To == pos
+	}
+	return inside, behind
 }
 
 // writes reports whether a record changes what is looked at.
