@@ -182,7 +182,7 @@ func (c *Control) RestoreGroup(ctx context.Context, spec tidemark.RestoreSpec) (
 	for _, a := range members {
 		pos, err := c.resolve(ctx, a, at)
 		if err == nil && at.Bookmark != "" {
-			err = isOfGroup(a, pos, ref.App, at.Bookmark)
+			err = isOfGroup(ctx, a, pos, ref.App, at.Bookmark)
 		}
 		if err != nil {
 			return tidemark.Job{}, err
@@ -207,8 +207,18 @@ func momentOf(members []app, p tidemark.Point) (tidemark.Point, error) {
 }
 
 // isOfGroup refuses a bookmark that a member has, but not as one of its group.
-func isOfGroup(a app, pos tidemark.Position, group, bookmark string) error {
-	if p, err := pointAt(a.t, pos); err == nil && p.Labels[labelGroup] != group {
+func isOfGroup(ctx context.Context, a app, pos tidemark.Position, group, bookmark string) error {
+	p, err := pointAt(a.t, pos)
+	if err != nil { // it has no image yet
+		if err := a.t.Fold(ctx); err != nil {
+			return err
+		}
+		p, err = pointAt(a.t, pos)
+	}
+	if err != nil {
+		return err
+	}
+	if p.Labels[labelGroup] != group {
 		return tidemark.Errorf(tidemark.Invalid, "the bookmark %s of %s was not made with those of the other members of %s", bookmark, a.name, group).
 			WithHint("`tidemark group bookmark` makes one of all of them; a time names one moment as well")
 	}
