@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -60,6 +61,36 @@ func newFar(t *testing.T, host string) *far {
 	return f
 }
 
+// loop has a kernel's device show each disk, which unlike a file is open for one alone.
+func (f *far) loop(t *testing.T) {
+	t.Helper()
+	if os.Getuid() != 0 {
+		if os.Getenv("CI") != "" {
+			t.Fatal("needs root")
+		}
+		t.Skip("needs root")
+	}
+	for _, path := range f.paths {
+		image := path + ".img"
+		if err := os.Rename(path, image); err != nil {
+			t.Fatal(err)
+		}
+		out, err := exec.Command("losetup", "--find", "--show", image).Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		device := strings.TrimSpace(string(out))
+		t.Cleanup(func() {
+			if err := exec.Command("losetup", "--detach", device).Run(); err != nil {
+				t.Error(err)
+			}
+		})
+		if err := os.Symlink(device, path); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // open opens the disks until the test ends.
 func (f *far) open(t *testing.T) *WriteBack {
 	t.Helper()
@@ -99,7 +130,20 @@ func TestWriteBack(t *testing.T) {
 	if err := w.Close(); err != nil {
 		t.Error(err)
 	}
-	f.open(t) // what was closed can be opened again
+}
+
+// Disks are open for one alone, and for the next when they were closed.
+func TestWriteBackAlone(t *testing.T) {
+	f := newFar(t, "a")
+	f.loop(t)
+	w := f.open(t)
+	if _, err := f.OpenTapped(t.Context(), f.tapping); tidemark.KindOf(err) != tidemark.Conflict {
+		t.Errorf("what is open is opened again: %v", err)
+	}
+	if err := w.Close(); err != nil {
+		t.Error(err)
+	}
+	f.open(t)
 }
 
 // What is wrong with a disk is told as that, and never as something that can be gone on with; a connection that ends can.
