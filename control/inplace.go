@@ -222,17 +222,39 @@ func (p *inPlace) result(ref string) any {
 	return g
 }
 
-// verdict is an error if a member is not where it is to be. It says where each is, and how to go either way.
-func (p *inPlace) verdict() error {
-	var done, not []string
-	var cause error
+// failures says which members are not where they are to be, and why: what keeps several from it is told once.
+func (p *inPlace) failures() (list []string, cause error) {
+	var why []string
+	names := map[string][]string{}
 	for _, m := range p.members {
 		if m.err == nil {
-			done = append(done, m.Application)
 			continue
 		}
 		cause = unlessCancelled(m.err)
-		not = append(not, fmt.Sprintf("%s is not (%v)", m.Application, cause))
+		text := cause.Error()
+		if names[text] == nil {
+			why = append(why, text)
+		}
+		names[text] = append(names[text], m.Application)
+	}
+	for _, text := range why {
+		verb := "is"
+		if len(names[text]) > 1 {
+			verb = "are"
+		}
+		list = append(list, fmt.Sprintf("%s %s not (%s)", strings.Join(names[text], " and "), verb, text))
+	}
+	return list, cause
+}
+
+// verdict is an error if a member is not where it is to be. It says where each is, and how to go either way.
+func (p *inPlace) verdict() error {
+	not, cause := p.failures()
+	var done []string
+	for _, m := range p.members {
+		if m.err == nil {
+			done = append(done, m.Application)
+		}
 	}
 	switch {
 	case len(not) == 0:
