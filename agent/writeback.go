@@ -146,6 +146,9 @@ func (w *WriteBack) broken(err error) error {
 	w.conn.Close()
 	w.await()
 	if w.lost() || tidemark.KindOf(w.err) == tidemark.Unavailable {
+		if stopped := w.asked.Err(); stopped != nil { // the agent may see the end of the connection before it is told why
+			return stopped
+		}
 		return fmt.Errorf("%w: %w", ErrInterrupted, errors.Join(w.err, err))
 	}
 	return w.err // it is the disk, or we were told to stop
