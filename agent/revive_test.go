@@ -17,7 +17,8 @@ import (
 )
 
 // hang makes the tap of an application whose process lives, and does not answer, as with a disk that hangs.
-func (p *production) hang(name string) {
+// asked is sent to when it is asked how it is.
+func (p *production) hang(name string) (asked <-chan none) {
 	p.t.Helper()
 	dir := filepath.Join(p.places.Taps, name)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -45,6 +46,14 @@ func (p *production) hang(name string) {
 		p.t.Fatal(err)
 	}
 	p.t.Cleanup(func() { l.Close() })
+	came := make(chan none, 1)
+	go func() {
+		if conn, err := l.Accept(); err == nil {
+			p.t.Cleanup(func() { conn.Close() })
+			came <- none{}
+		}
+	}()
+	return came
 }
 
 // A tap that does not answer keeps none of the others down: one after another they would wait for it for as long as it may take.
@@ -134,7 +143,7 @@ func TestDaemonBesideHung(t *testing.T) {
 	served, ran := make(chan error, 1), make(chan error, 1)
 	go func() { served <- server.Serve(ctx, l) }()
 	p := &production{t: t, places: PlacesIn(t.TempDir())}
-	p.hang("a")
+	asked := p.hang("a")
 	d := Daemon{Dir: filepath.Dir(p.places.Taps), Server: l.Addr().String(), Token: authority.NewToken("here").String(), Logger: log,
 		Ready: func(string) { t.Error("all is said to be there") }}
 	go func() { ran <- d.Run(ctx) }()
@@ -148,6 +157,7 @@ func TestDaemonBesideHung(t *testing.T) {
 	} else {
 		conn.Close()
 	}
+	<-asked
 	cancel()
 	l.Close()
 	for _, ended := range []chan error{ran, served} {
@@ -155,4 +165,9 @@ func TestDaemonBesideHung(t *testing.T) {
 			t.Error(err)
 		}
 	}
+	end, err := (&session{}).turn(t.Context(), filepath.Join(p.places.Taps, "a")) // whoever brings it back gives up
+	if err != nil {
+		t.Fatal(err)
+	}
+	end()
 }
