@@ -359,7 +359,7 @@ func watchLag(ctx context.Context, x *taps.Tap, lags *[]float64) (stop func()) {
 			select {
 			case <-end:
 				return
-			case <-time.After(50 * time.Millisecond):
+			case <-time.After(200 * time.Millisecond): // to ask takes time of the processors, too
 			}
 			if st, err := x.Status(ctx); err == nil {
 				*lags = append(*lags, st.Lag.Seconds())
