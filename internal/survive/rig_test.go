@@ -105,7 +105,7 @@ func (x *rig) openTimeline() {
 		x.t.Fatal(err)
 	}
 	x.set, err = timeline.Open(ctx, x.store, timeline.Options{FS: vfs.OS, Dir: filepath.Join(x.data, "timelines"), Bucket: bucket, Logger: quiet,
-		FoldAfter: 3 << 20, SegmentSize: 1 << 20, HotBytes: 8 << 20})
+		FoldAfter: 3 << 20, SegmentSize: 1 << 20, HotBytes: 2 << 20})
 	if err != nil {
 		x.t.Fatal(err)
 	}
