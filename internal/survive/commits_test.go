@@ -190,7 +190,7 @@ func withDatabase(home string, port int, as *syscall.SysProcAttr, use func(conn 
 	}
 	control := func(args ...string) error {
 		cmd := exec.Command(program("pg_ctl"), append([]string{"-D", data, "-w", "-t", "60"}, args...)...)
-		cmd.SysProcAttr, cmd.Dir = as, home
+		cmd.SysProcAttr, cmd.Dir = as, elsewhere
 		if err := cmd.Run(); err != nil {
 			log, _ := os.ReadFile(filepath.Join(home, "recovery.log"))
 			return fmt.Errorf("pg_ctl %s: %w: %s", args, err, log)

@@ -32,6 +32,10 @@ type production struct {
 	args []string // further arguments of the server
 }
 
+// elsewhere is where programs are started that work on a disk which this process serves itself. A new process that enters a directory of that
+// disk before it is a program of its own waits for us, while the runtime, if it is just stopping all goroutines, waits for it.
+const elsewhere = "/"
+
 // asPostgres is the user that PostgreSQL runs as.
 func asPostgres(t *testing.T) (*syscall.SysProcAttr, int, int) {
 	u, err := user.Lookup("postgres")
@@ -55,7 +59,7 @@ func newProduction(t *testing.T, parent string, args ...string) *production {
 		t.Fatal(err)
 	}
 	initdb := exec.Command(program("initdb"), "-N", "-D", filepath.Join(p.home, "data"), "-A", "trust", "-U", "postgres", "--wal-segsize=1")
-	initdb.SysProcAttr, initdb.Dir = as, p.home
+	initdb.SysProcAttr, initdb.Dir = as, elsewhere
 	if out, err := initdb.CombinedOutput(); err != nil {
 		t.Fatalf("initdb: %v: %s", err, out)
 	}
@@ -75,7 +79,7 @@ func (p *production) start() {
 		"-c", "listen_addresses=", "-c", "shared_buffers=16MB", "-c", "max_wal_size=32MB"}, p.args...)
 	p.cmd = exec.Command(program("postgres"), args...)
 	p.cmd.SysProcAttr, _, _ = asPostgres(p.t)
-	p.cmd.Dir, p.cmd.Stdout, p.cmd.Stderr = p.home, log, log
+	p.cmd.Dir, p.cmd.Stdout, p.cmd.Stderr = elsewhere, log, log
 	if err := p.cmd.Start(); err != nil {
 		p.t.Fatal(err)
 	}
