@@ -229,13 +229,8 @@ func (a *Attachment) removeDevice(force bool) error {
 // removeUnused takes down a device whose attacher is gone, unless it is in use: ErrBusy. It is not flushed, for
 // there is nobody to flush it to.
 func removeUnused(path, tag string) error {
-	dev, err := os.OpenFile(path, os.O_RDONLY|unix.O_EXCL, 0)
-	switch {
-	case errors.Is(err, unix.EBUSY):
-		return fmt.Errorf("%s: %w", path, ErrBusy)
-	case errors.Is(err, os.ErrNotExist), errors.Is(err, unix.ENXIO):
-		return nil
-	case err != nil:
+	dev, err := openUnused(path)
+	if dev == nil {
 		return err
 	}
 	return errors.Join(detachDevice(path, tag, true), dev.Close()) // closed last: nobody else can mount it in between

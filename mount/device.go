@@ -39,13 +39,8 @@ func detachNBD(index int, tag string, force bool) error {
 		return err // already gone, or somebody else's by now
 	}
 	if !force {
-		dev, err := os.OpenFile(path, os.O_RDONLY|unix.O_EXCL, 0)
-		switch {
-		case errors.Is(err, unix.EBUSY):
-			return fmt.Errorf("%s: %w", path, ErrBusy)
-		case errors.Is(err, os.ErrNotExist), errors.Is(err, unix.ENXIO):
-			return nil
-		case err != nil:
+		dev, err := openUnused(path)
+		if dev == nil {
 			return err
 		}
 		defer dev.Close() // after the disconnection: nobody else can mount it in between
@@ -62,6 +57,20 @@ func detachNBD(index int, tag string, force bool) error {
 		err = nil // it went by itself
 	}
 	return errors.Join(err, ctl.Close())
+}
+
+// openUnused opens a block device for us alone: ErrBusy if somebody uses it, and neither device nor error if it is gone.
+func openUnused(path string) (*os.File, error) {
+	dev, err := os.OpenFile(path, os.O_RDONLY|unix.O_EXCL, 0)
+	switch {
+	case errors.Is(err, unix.EBUSY):
+		return nil, fmt.Errorf("%s: %w", path, ErrBusy)
+	case errors.Is(err, os.ErrNotExist), errors.Is(err, unix.ENXIO):
+		return nil, nil
+	case err != nil:
+		return nil, err
+	}
+	return dev, nil
 }
 
 // detachDevice takes a block device down if it still has our tag. Unless forced it
