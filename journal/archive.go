@@ -316,7 +316,7 @@ func (j *Journal) sizePacked(ctx context.Context, s *Segment) (int64, error) {
 	if size := j.packedSize(s); size > 0 {
 		return size, nil
 	}
-	if err := j.rewrite(ctx, s, true, new(Rewritten)); err != nil {
+	if err := j.rewrite(ctx, s, true, func() {}, new(Rewritten)); err != nil {
 		return 0, err
 	}
 	if size := j.packedSize(s); size > 0 {

@@ -357,7 +357,7 @@ func TestArchiveDense(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if done, err := j.Rewrite(t.Context(), 100); err != nil || done.Segments > 0 {
+	if done, err := j.Rewrite(t.Context(), 100, nil); err != nil || done.Segments > 0 {
 		t.Fatalf("%+v, %v", done, err)
 	}
 	if done, err := j.Archive(t.Context(), 60); err != nil || done.Segments < 3 {

@@ -73,7 +73,7 @@ func (m *model) work(t *testing.T, fs vfs.FS, seed uint64) {
 			m.synced = len(m.records)
 		}
 		if i%30 == 29 {
-			j.Rewrite(context.Background(), uint64(m.synced))
+			j.Rewrite(context.Background(), uint64(m.synced), nil)
 		}
 		if i%25 == 24 {
 			j.Archive(context.Background(), uint64(m.synced*2/3))
@@ -339,7 +339,7 @@ func TestADamagedIndexIsRebuilt(t *testing.T) {
 		j := openSmall(t, mem, "/j")
 		pages(t, j, 0, 100)
 		if packed {
-			if _, err := j.Rewrite(context.Background(), 100); err != nil {
+			if _, err := j.Rewrite(context.Background(), 100, nil); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -359,7 +359,7 @@ func TestADamagedIndexIsRebuilt(t *testing.T) {
 		if err := j.Verify(0, 100); err != nil {
 			t.Fatalf("packed=%v: %v", packed, err)
 		}
-		if _, err := j.Rewrite(context.Background(), 100); err != nil {
+		if _, err := j.Rewrite(context.Background(), 100, nil); err != nil {
 			t.Fatal(err)
 		}
 		if err := j.Close(); err != nil {
@@ -434,7 +434,7 @@ func TestATornSegmentIsPacked(t *testing.T) {
 	}
 	j = openSmall(t, vfs.Crash(mem, 0, rand.New(rand.NewPCG(1, 1))), "/j")
 	defer j.Close()
-	if done, err := j.Rewrite(context.Background(), 11); err != nil || done.Segments != 1 {
+	if done, err := j.Rewrite(context.Background(), 11, nil); err != nil || done.Segments != 1 {
 		t.Fatalf("%+v, %v", done, err)
 	}
 	if err := j.Verify(0, 11); err != nil || j.Raw(11) || !j.Segments()[0].Sealed {

@@ -83,7 +83,7 @@ func (m *model) step(t *testing.T, j *Journal, rng *rand.Rand) {
 		return
 	}
 	if rng.IntN(30) == 0 {
-		if _, err := j.Rewrite(context.Background(), uint64(m.synced)); err != nil {
+		if _, err := j.Rewrite(context.Background(), uint64(m.synced), nil); err != nil {
 			t.Fatal(err)
 		}
 		return
@@ -207,7 +207,7 @@ func flipBytes(t *testing.T, packed bool) {
 		}
 	}
 	if packed {
-		if done, err := j.Rewrite(context.Background(), 20); err != nil || done.Segments < 2 {
+		if done, err := j.Rewrite(context.Background(), 20, nil); err != nil || done.Segments < 2 {
 			t.Fatalf("%+v, %v", done, err)
 		}
 	}

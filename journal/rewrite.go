@@ -31,19 +31,23 @@ type Rewritten struct {
 // Rewrite packs the segments whose records are all at or before upTo: they are compressed, in place, and
 // read as before, by those who hold them too. A last segment of more than a MiB is ended for it. It reads
 // and writes each segment once in its life, 64 KiB at a time; segments that do not get
-// smaller stay as they are. It may run beside everything else, and be cut at any time.
-func (j *Journal) Rewrite(ctx context.Context, upTo uint64) (done Rewritten, err error) {
+// smaller stay as they are. It may run beside everything else, and be cut at any time. Between these pieces it calls rest, if
+// that is not nil.
+func (j *Journal) Rewrite(ctx context.Context, upTo uint64, rest func()) (done Rewritten, err error) {
 	j.rewriting.Lock()
 	defer j.rewriting.Unlock()
 	if err := j.endEarly(upTo); err != nil {
 		return done, err
+	}
+	if rest == nil {
+		rest = func() {}
 	}
 	for ctx.Err() == nil {
 		s := j.nextRaw(upTo)
 		if s == nil {
 			return done, nil
 		}
-		err := j.rewrite(ctx, s, false, &done)
+		err := j.rewrite(ctx, s, false, rest, &done)
 		s.Release()
 		if err != nil {
 			return done, fmt.Errorf("pack journal segment %s: %w", s.path, noSpace(err))
@@ -80,9 +84,9 @@ func (j *Journal) nextRaw(upTo uint64) *Segment {
 }
 
 // rewrite packs one segment into a file of its own and lets that take its place; with dense, also if it does not get smaller.
-func (j *Journal) rewrite(ctx context.Context, s *Segment, dense bool, done *Rewritten) (err error) {
+func (j *Journal) rewrite(ctx context.Context, s *Segment, dense bool, rest func(), done *Rewritten) (err error) {
 	tmp := j.fs.PathJoin(j.dir, rewriteName)
-	size, err := j.pack(ctx, s, tmp, dense)
+	size, err := j.pack(ctx, s, tmp, dense, rest)
 	if err == nil && size > 0 {
 		var taken bool
 		if taken, err = j.replace(s, tmp, size); taken {
@@ -100,7 +104,7 @@ func (j *Journal) rewrite(ctx context.Context, s *Segment, dense bool, done *Rew
 
 // pack writes a packed copy of s to path, durably, reads it back, and returns its
 // length: 0 if it is not worth having, unless dense ones are wanted, too.
-func (j *Journal) pack(ctx context.Context, s *Segment, path string, dense bool) (size int64, err error) {
+func (j *Journal) pack(ctx context.Context, s *Segment, path string, dense bool, rest func()) (size int64, err error) {
 	entries, err := s.index()
 	if err != nil {
 		return 0, err
@@ -120,6 +124,7 @@ func (j *Journal) pack(ctx context.Context, s *Segment, path string, dense bool)
 	plain, buf := make([]byte, packedBlock), make([]byte, 0, packedBlock+1024)
 	at := int64(segmentHeaderSize)
 	for off := int64(segmentHeaderSize); off < s.end; off += packedBlock {
+		rest()
 		b := plain[:min(packedBlock, s.end-off)]
 		if err := errors.Join(ctx.Err(), s.stretch(b, off)); err != nil {
 			return 0, err
@@ -145,7 +150,7 @@ func (j *Journal) pack(ctx context.Context, s *Segment, path string, dense bool)
 	if err := f.Sync(); err != nil {
 		return 0, err
 	}
-	return at + int64(len(end)), j.readBack(ctx, path, sum)
+	return at + int64(len(end)), j.readBack(ctx, path, sum, rest)
 }
 
 // stretch fills b from offset off. The file of a segment that was not sealed may end
@@ -160,7 +165,7 @@ func (s *Segment) stretch(b []byte, off int64) error {
 }
 
 // readBack makes sure that a packed copy reads as what it was made of: it is about to be all there is.
-func (j *Journal) readBack(ctx context.Context, path string, want uint32) (err error) {
+func (j *Journal) readBack(ctx context.Context, path string, want uint32, rest func()) (err error) {
 	f, err := j.fs.Open(path)
 	if err != nil {
 		return err
@@ -176,6 +181,7 @@ func (j *Journal) readBack(ctx context.Context, path string, want uint32) (err e
 	}
 	var sum uint32
 	for i := range p.sums {
+		rest()
 		b, err := p.block(f, i)
 		if err = errors.Join(err, ctx.Err()); err != nil {
 			return err

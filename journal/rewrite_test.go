@@ -67,7 +67,7 @@ func TestRewrite(t *testing.T) {
 	if !j.Raw(500) {
 		t.Error("there is nothing to do")
 	}
-	done, err := j.Rewrite(context.Background(), 500)
+	done, err := j.Rewrite(context.Background(), 500, nil)
 	if err != nil || done.Segments < 5 || done.After*10 > done.Before {
 		t.Fatalf("%+v, %v", done, err)
 	}
@@ -84,7 +84,7 @@ func TestRewrite(t *testing.T) {
 		}
 		p.Segment.Release()
 	}
-	if again, err := j.Rewrite(context.Background(), 500); err != nil || again.Segments != 0 {
+	if again, err := j.Rewrite(context.Background(), 500, nil); err != nil || again.Segments != 0 {
 		t.Errorf("once more: %+v, %v", again, err)
 	}
 	if err := j.Trim(t.Context(), 100); err != nil {
@@ -130,7 +130,7 @@ func TestRewriteLeavesWhatIsDense(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if done, err := j.Rewrite(context.Background(), 200); err != nil || done.Segments != 0 {
+	if done, err := j.Rewrite(context.Background(), 200, nil); err != nil || done.Segments != 0 {
 		t.Errorf("%+v, %v", done, err)
 	}
 	if j.Raw(200) {
@@ -149,7 +149,7 @@ func TestRewriteBesideEverything(t *testing.T) {
 	var stop atomic.Bool
 	wg.Go(func() {
 		for !stop.Load() {
-			if _, err := j.Rewrite(context.Background(), j.Durable()); err != nil {
+			if _, err := j.Rewrite(context.Background(), j.Durable(), nil); err != nil {
 				t.Error(err)
 			}
 		}
@@ -215,7 +215,7 @@ func TestRewriteFaults(t *testing.T) {
 			j = openSmall(t, errorfs.Wrap(mem, f), "/j")
 			f.seen.Store(0)
 			f.n = n
-			_, err := j.Rewrite(context.Background(), 200)
+			_, err := j.Rewrite(context.Background(), 200, nil)
 			hit := f.seen.Load() >= n
 			if hit != (err != nil) && err != nil {
 				t.Fatalf("operation %d: %v", n, err)
@@ -230,7 +230,7 @@ func TestRewriteFaults(t *testing.T) {
 			if err := after.Verify(0, 200); err != nil {
 				t.Fatalf("%v at operation %d: after a crash: %v", fault, n, err)
 			}
-			if _, err := after.Rewrite(context.Background(), 200); err != nil {
+			if _, err := after.Rewrite(context.Background(), 200, nil); err != nil {
 				t.Fatalf("%v at operation %d: once more: %v", fault, n, err)
 			}
 			if !hit {

@@ -81,7 +81,7 @@ func writeVectors(t *testing.T) {
 	if err := j.Sync(); err != nil {
 		t.Fatal(err)
 	}
-	if done, err := j.Rewrite(context.Background(), j.Segments()[0].LastPos); err != nil || done.Segments != 1 {
+	if done, err := j.Rewrite(context.Background(), j.Segments()[0].LastPos, nil); err != nil || done.Segments != 1 {
 		t.Fatalf("%+v, %v", done, err)
 	}
 	if n := len(j.Segments()); n < 3 {

@@ -84,6 +84,7 @@ func (t *Timeline) awaitFold() bool {
 	if t.set.o.Manual || t.backlog.Load() <= urgentFold {
 		return false
 	}
+	defer t.set.hurry()()
 	before := t.folded()
 	for end := time.Now().Add(foldPatience); time.Now().Before(end); time.Sleep(foldLook) {
 		if t.folded() > before {

@@ -151,7 +151,7 @@ func (t *Timeline) flat(ctx context.Context, x *image.Session, i int, at tidemar
 	}
 	root, err := n.root, error(nil)
 	for j := len((*v).layers) - 1; j >= 0; j-- {
-		if root, err = commitLayer(ctx, t.set.store, x, root, (*v).layers[j], 0); err != nil {
+		if root, err = commitLayer(ctx, t.set.store, x, root, (*v).layers[j], atOnce); err != nil {
 			return at, err
 		}
 	}
@@ -237,7 +237,7 @@ func (t *Timeline) Remove(ctx context.Context) error {
 	// Whoever archives a segment of it, or trims it, comes to an end before everything is erased.
 	t.archiveMu.Lock()
 	defer t.archiveMu.Unlock()
-	t.trimMu.Lock()
+	t.lockTrim()
 	defer t.trimMu.Unlock()
 	return t.set.erase(ctx, t.id)
 }

@@ -117,7 +117,7 @@ func (t *Timeline) imageAt(ctx context.Context, pos tidemark.Position, at int64)
 		if err != nil {
 			return err
 		}
-		if roots[i], err = t.rootOf(ctx, x, v, n, t.niceness()); err != nil {
+		if roots[i], err = t.rootOf(ctx, x, v, n, t.aside); err != nil {
 			return err
 		}
 	}

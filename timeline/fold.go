@@ -4,12 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"runtime"
 	"slices"
 	"sync"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"tidemark"
 	"tidemark/block"
@@ -20,7 +17,8 @@ import (
 // images, oldest first, until nothing frozen is left. When it returns, every bookmark
 // made before has its image.
 func (t *Timeline) Fold(ctx context.Context) error {
-	if err := t.fold(ctx, 0); err != nil {
+	defer t.set.hurry()()
+	if err := t.fold(ctx, atOnce); err != nil {
 		return err
 	}
 	if t.journal.Raw(t.folded()) && t.asked.CompareAndSwap(false, true) {
@@ -29,8 +27,8 @@ func (t *Timeline) Fold(ctx context.Context) error {
 	return nil
 }
 
-// fold is Fold, so nicely.
-func (t *Timeline) fold(ctx context.Context, nice int) error {
+// fold is Fold, by workers that begin so.
+func (t *Timeline) fold(ctx context.Context, begin begin) error {
 	t.foldMu.Lock()
 	defer t.foldMu.Unlock()
 	for {
@@ -41,7 +39,7 @@ func (t *Timeline) fold(ctx context.Context, nice int) error {
 		if c == nil {
 			break
 		}
-		err := t.withRoom(func() error { return t.foldCut(ctx, c, nice) })
+		err := t.withRoom(func() error { return t.foldCut(ctx, c, begin) })
 		t.facts.Lock()
 		t.failed = err
 		t.facts.Unlock()
@@ -86,8 +84,7 @@ func (t *Timeline) keepHistory(ctx context.Context) error {
 func (t *Timeline) Pack(ctx context.Context) error {
 	packed := make(chan error)
 	go func() {
-		giveWay(t.niceness())
-		_, err := t.journal.Rewrite(ctx, t.folded())
+		_, err := t.journal.Rewrite(ctx, t.folded(), t.aside(ctx).rest)
 		packed <- err
 	}()
 	if err := <-packed; err != nil {
@@ -115,7 +112,7 @@ func (t *Timeline) oldestCut() *cut {
 // foldCut makes the images of one cut and lets the head stand on them. The
 // order is what makes it safe: chunks durable, then the manifest that names
 // them, then the state that builds on them, then the journal may forget.
-func (t *Timeline) foldCut(ctx context.Context, c *cut, nice int) error {
+func (t *Timeline) foldCut(ctx context.Context, c *cut, begin begin) error {
 	if err := t.settled(c); err != nil {
 		return err
 	}
@@ -137,7 +134,7 @@ func (t *Timeline) foldCut(ctx context.Context, c *cut, nice int) error {
 		if y == nil {
 			continue
 		}
-		if roots[i], err = commitLayer(ctx, t.set.store, x, roots[i], y, nice); err != nil {
+		if roots[i], err = commitLayer(ctx, t.set.store, x, roots[i], y, begin); err != nil {
 			return fmt.Errorf("disk %s: %w", t.disks[i].name, err)
 		}
 	}
@@ -290,19 +287,17 @@ func (d *Disk) dropLayer(y *layer, root image.Root) {
 	d.head.Store(&next)
 }
 
-// commitLayer returns the image that has the layer's writes over base. It does it so nicely, if that is not 0.
-func commitLayer(ctx context.Context, store *image.Store, x *image.Session, base image.Root, y *layer, nice int) (image.Root, error) {
+// commitLayer returns the image that has the layer's writes over base, made by workers that begin so.
+func commitLayer(ctx context.Context, store *image.Store, x *image.Session, base image.Root, y *layer, begin begin) (image.Root, error) {
 	f := folder{ctx: ctx, x: x, v: newView(store, base, y), y: y}
 	leaves := make(chan int64, 16)
 	var wg sync.WaitGroup
 	for range foldWorkers {
 		wg.Go(func() {
-			if nice > 0 {
-				giveWay(nice)
-			}
+			w := begin(ctx)
 			buf := make([]byte, f.v.chunk)
 			for first := range leaves {
-				f.fold(first, buf)
+				f.fold(w, first, buf)
 			}
 		})
 	}
@@ -320,34 +315,6 @@ func commitLayer(ctx context.Context, store *image.Store, x *image.Session, base
 
 // foldWorkers hash and compress side by side.
 const foldWorkers = 2
-
-// How nice threads are that fold and pack in the background: by default they have a sixtieth of a processor that
-// others want, and all that they leave; and a tenth where so little would let more and more be left to fold.
-const (
-	usualNice  = 19
-	urgentNice = 10
-)
-
-// niceness is how nice folding and packing are to be now; see [giveWay].
-func (t *Timeline) niceness() int {
-	if t.tight.Load() || t.Backlog() > (foldLimit+1)*t.set.o.FoldAfter { // tight: writers wait for it
-		return urgentNice
-	}
-	return usualNice
-}
-
-// giveWay makes the calling goroutine one that gives way to others until it ends, and with it its thread.
-func giveWay(nice int) {
-	runtime.LockOSThread() // never unlocked: niceness cannot be taken back
-	// Where it is refused, folding competes like everybody else.
-	_ = unix.Setpriority(unix.PRIO_PROCESS, 0, nice)
-}
-
-// Processors is what GOMAXPROCS should be in a process that serves timelines: more than there are, by
-// those that fold. The Go scheduler lets a goroutine compute for 10 ms while others wait, and two that
-// fold would hold both processors of a small machine for as long; threads of the kernel, of which
-// some are nice, share them better.
-func Processors() int { return runtime.NumCPU() + foldWorkers }
 
 // folder makes chunks of a layer's blocks.
 type folder struct {
@@ -379,11 +346,12 @@ func (f *folder) fail(err error) {
 }
 
 // fold puts the changed chunks of one leaf.
-func (f *folder) fold(first int64, buf []byte) {
+func (f *folder) fold(w *worker, first int64, buf []byte) {
 	start := first * block.BlockSize
 	end := min(start+leafBytes, f.v.size)
 	var changes []image.Change
 	for off := start; off < end && f.failure() == nil; off += f.v.chunk {
+		w.rest()
 		name, prev, touched, err := f.chunk(off, buf)
 		if err != nil {
 			f.fail(err)

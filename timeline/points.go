@@ -432,14 +432,14 @@ func (t *Timeline) Root(ctx context.Context, x *image.Session, disk string, pos 
 		return image.Root{}, err
 	}
 	defer t.unpinOne(pin)
-	return t.rootOf(ctx, x, v, n, 0)
+	return t.rootOf(ctx, x, v, n, atOnce)
 }
 
-// rootOf makes the image of a view, which stays until x ends. It is made so nicely, if that is not 0.
-func (t *Timeline) rootOf(ctx context.Context, x *image.Session, v *view, n nearest, nice int) (root image.Root, err error) {
+// rootOf makes the image of a view, which stays until x ends. It is made by workers that begin so.
+func (t *Timeline) rootOf(ctx context.Context, x *image.Session, v *view, n nearest, begin begin) (root image.Root, err error) {
 	root = n.root
 	for _, y := range slices.Backward(v.layers) {
-		if root, err = commitLayer(ctx, t.set.store, x, root, y, nice); err != nil {
+		if root, err = commitLayer(ctx, t.set.store, x, root, y, begin); err != nil {
 			return root, err
 		}
 	}

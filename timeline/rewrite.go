@@ -105,7 +105,7 @@ func (r *Rewrite) Present(ctx context.Context, x *image.Session, disk string) (i
 		return image.Root{}, err
 	}
 	defer r.t.unpinOne(pin)
-	return r.t.rootOf(ctx, x, v, n, 0)
+	return r.t.rootOf(ctx, x, v, n, atOnce)
 }
 
 // Disk returns what writes to a disk during the rewrite.

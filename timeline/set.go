@@ -69,6 +69,9 @@ type Set struct {
 
 	held sync.Map // image.Root → int64: see heldBytes
 
+	spare   spare        // of the processors, for the background
+	hurried atomic.Int32 // who waits for what is done there
+
 	roomMu      sync.Mutex  // held by who gives history up for space
 	dead        atomic.Bool // the pool may have what nobody needs
 	spent       atomic.Bool // there is no history left to give
@@ -563,7 +566,7 @@ func (t *Timeline) cutAndFold(ctx context.Context) error {
 			return err
 		}
 	}
-	return t.fold(ctx, t.niceness())
+	return t.fold(ctx, t.aside)
 }
 
 // A burst of writes is not folded while it lasts, but for one of more than foldLimit

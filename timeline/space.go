@@ -223,7 +223,7 @@ func (t *Timeline) givable() []journal.SegmentInfo {
 
 // giveUp forgets history up to and with a segment, and what lies between it and the next image.
 func (t *Timeline) giveUp(ctx context.Context, g journal.SegmentInfo) (freed bool, err error) {
-	t.trimMu.Lock()
+	t.lockTrim()
 	defer t.trimMu.Unlock()
 	before := t.journal.Segments()
 	from := t.anyTime()

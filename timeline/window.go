@@ -71,7 +71,7 @@ func (t *Timeline) aged(length time.Duration) tidemark.Position {
 
 // trim lets the journal forget what is folded, outside the window, and not needed by a branch.
 func (t *Timeline) trim(ctx context.Context) error {
-	t.trimMu.Lock()
+	t.lockTrim()
 	defer t.trimMu.Unlock()
 	t.facts.Lock()
 	if t.state.Removing {
