@@ -14,9 +14,15 @@ import (
 // pointsToOpen is how many points of a history are opened.
 const pointsToOpen = 1000
 
+// restAfter is how many writes are made between two rests.
+const restAfter = 1_000_000
+
 // benchAnyPoint opens points anywhere in histories of very different lengths.
 func benchAnyPoint(ctx context.Context, e *env, r *Result) error {
 	long := int(e.size(2_000_000, 200_000))
+	if e.long {
+		long *= 10
+	}
 	short := long / 10
 	for _, h := range []struct {
 		what   string
@@ -63,8 +69,10 @@ func (e *env) openPoints(ctx context.Context, r *Result, what string, writes int
 		if _, err := line.Disks()[0].WriteAt(p, place()); err != nil {
 			return err
 		}
-		if i%100_000 == 0 && ctx.Err() != nil {
-			return ctx.Err()
+		if i%restAfter == restAfter-1 { // the disk need not hold all of the history before it is packed
+			if err := rested(ctx, line); err != nil {
+				return err
+			}
 		}
 	}
 	if err := rested(ctx, line); err != nil {

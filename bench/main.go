@@ -3,6 +3,7 @@
 //	go run ./bench                      everything
 //	go run ./bench -only nbd,firstwrite some of it
 //	go run ./bench -quick               small and short, to see that it works
+//	go run ./bench -long -only anypoint histories of 2 and 20 million writes
 //	go run ./bench -report FILE         no measuring: print what was measured last
 //
 // Figures of a shared machine move by tens of percent from one minute to the
@@ -60,6 +61,7 @@ type env struct {
 	out     string // results
 	rounds  int
 	quick   bool
+	long    bool
 	profile bool
 
 	launcher *mount.Launcher
@@ -114,6 +116,7 @@ func runAll() error {
 	flag.StringVar(&e.out, "out", "bench/out", "`directory` for results")
 	flag.IntVar(&e.rounds, "rounds", 5, "rounds; the median of them counts")
 	flag.BoolVar(&e.quick, "quick", false, "small disks, short samples, two rounds")
+	flag.BoolVar(&e.long, "long", false, "ten times the history for anypoint: most of an hour, and 30 GB of disk")
 	flag.BoolVar(&e.profile, "profile", false, "leave a CPU profile of our server beside the results")
 	flag.Parse()
 	if *report != "" {
