@@ -1,0 +1,153 @@
+package policy
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"tidemark"
+)
+
+// Action is what applying documents does to one thing.
+type Action string
+
+// The actions.
+const (
+	ActionMake   Action = "make"   // it is not there
+	ActionChange Action = "change" // it is, and differs
+	ActionLeave  Action = "leave"  // it is as it is wanted, or the documents do not speak of it
+)
+
+// Change is what applying documents does to one thing.
+type Change struct {
+	Action Action        `json:"action"`
+	Kind   DocumentKind  `json:"kind"`
+	Name   string        `json:"name"`
+	Fields []FieldChange `json:"fields,omitempty"` // of make and change, by name
+	// Wanted says of what is left whether the documents speak of it.
+	Wanted bool `json:"wanted"`
+}
+
+// FieldChange is one field that is set, changed or taken away. Fields within fields are
+// named with dots. Empty: not there.
+type FieldChange struct {
+	Field string `json:"field"`
+	From  string `json:"from,omitempty"`
+	To    string `json:"to,omitempty"`
+}
+
+// String is the change in one line, as a dry run prints it.
+func (c Change) String() string {
+	s := fmt.Sprintf("%s %s %s", c.Action, c.Kind, c.Name)
+	if c.Action == ActionLeave {
+		return s
+	}
+	var parts []string
+	for _, f := range c.Fields {
+		switch {
+		case f.From == "":
+			parts = append(parts, f.Field+": "+f.To)
+		case f.To == "":
+			parts = append(parts, f.Field+": "+f.From+" → (none)")
+		default:
+			parts = append(parts, f.Field+": "+f.From+" → "+f.To)
+		}
+	}
+	return s + ": " + strings.Join(parts, ", ")
+}
+
+// Difference lists what has to be done that a server that has have gets what is wanted:
+// hosts and templates before applications, these before groups, each kind by name. What is
+// there and not wanted is left alone: documents add and change, and never take away.
+func Difference(have, want Set) ([]Change, error) {
+	old := map[string]object{}
+	for _, n := range have.all() {
+		old[string(n.kind)+" "+n.name] = n.object
+	}
+	var changes []Change
+	rest := have.all()
+	for _, n := range want.all() {
+		rest = slices.DeleteFunc(rest, func(o named) bool { return o.kind == n.kind && o.name == n.name })
+		change, err := compare(n, old[string(n.kind)+" "+n.name])
+		if err != nil {
+			return nil, err
+		}
+		changes = append(changes, change)
+	}
+	for _, n := range rest {
+		changes = append(changes, Change{Action: ActionLeave, Kind: n.kind, Name: n.name})
+	}
+	slices.SortStableFunc(changes, func(a, b Change) int {
+		return compareNamed(named{kind: a.Kind, name: a.Name}, named{kind: b.Kind, name: b.Name})
+	})
+	return changes, nil
+}
+
+func compare(n named, old object) (Change, error) {
+	c := Change{Action: ActionMake, Kind: n.kind, Name: n.name, Wanted: true}
+	from, to := map[string]string{}, map[string]string{}
+	if old != nil {
+		c.Action = ActionChange
+		if err := flatten(old, from); err != nil {
+			return Change{}, err
+		}
+	}
+	if err := flatten(n.object, to); err != nil {
+		return Change{}, err
+	}
+	all := maps.Clone(from)
+	maps.Copy(all, to)
+	for _, field := range slices.Sorted(maps.Keys(all)) {
+		if from[field] != to[field] && field != "name" {
+			c.Fields = append(c.Fields, FieldChange{field, from[field], to[field]})
+		}
+	}
+	if old != nil && len(c.Fields) == 0 {
+		c.Action = ActionLeave
+	}
+	return c, nil
+}
+
+// flatten writes each single value of an object into fields, under its path. Empty ones are as good as none.
+func flatten(o object, fields map[string]string) error {
+	data, err := json.Marshal(o)
+	if err != nil {
+		return tidemark.Errorf(tidemark.Internal, "cannot compare: %w", err)
+	}
+	dec := json.NewDecoder(bytes.NewReader(data))
+	dec.UseNumber()
+	var v map[string]any
+	if err := dec.Decode(&v); err != nil {
+		return tidemark.Errorf(tidemark.Internal, "cannot compare: %w", err)
+	}
+	flattenValue("", v, fields)
+	return nil
+}
+
+func flattenValue(path string, v any, fields map[string]string) {
+	switch v := v.(type) {
+	case map[string]any:
+		for key, sub := range v {
+			if path != "" {
+				key = path + "." + key
+			}
+			flattenValue(key, sub, fields)
+		}
+	case []any:
+		var list []string
+		for _, e := range v {
+			list = append(list, fmt.Sprint(e))
+		}
+		if len(list) > 0 {
+			fields[path] = "[" + strings.Join(list, ", ") + "]"
+		}
+	case nil:
+	default:
+		if s := fmt.Sprint(v); s != "" {
+			fields[path] = s
+		}
+	}
+}
