@@ -31,6 +31,7 @@ func TestJudge(t *testing.T) {
 	}{
 		{"nothing was done yet", tmpl, History{Since: ago(time.Minute)}, Unprotected, "- 1m", "no moment"},
 		{"all is well", tmpl, History{Since: ago(3 * time.Hour), Points: points(3*time.Hour, 2*time.Hour, 50*time.Minute), Runs: []Run{ran(RunDone, ago(50*time.Minute), 0)}}, OK, "50m 70m", ""},
+		{"the worst of a period that begins between two points", tmpl, History{From: ago(time.Hour), Points: points(3*time.Hour, 30*time.Minute), Runs: []Run{ran(RunDone, ago(30*time.Minute), 0)}}, OK, "30m 150m", ""},
 		{"it is late, but what was promised is kept", tmpl, History{Since: ago(day), Points: points(90 * time.Minute), Runs: []Run{ran(RunDone, ago(90*time.Minute), 0)}}, Late, "90m 1350m", "capture: since 2026-11-28T11:30:00Z: it has not begun"},
 		{"why it is late", tmpl, History{Since: ago(day), Points: points(90 * time.Minute), Runs: []Run{ran(RunDone, ago(90*time.Minute), 0), {PolicyCapture, RunFailed, ago(10 * time.Minute), ago(9 * time.Minute), "no space"}}}, Late, "90m 1350m", "failed 1 times, last: no space"},
 		{"a run that hangs", tmpl, History{Since: ago(day), Points: points(90 * time.Minute), Runs: []Run{{Policy: PolicyCapture, State: RunRunning, Started: ago(80 * time.Minute)}}}, Late, "90m 1350m", "a run that began at 2026-11-28T10:40:00Z has not ended"},

@@ -96,6 +96,18 @@ func TestATimeOfDayHasSomeMinutes(t *testing.T) {
 	}
 }
 
+// TestTheSpreadFitsTheWindow holds that nobody's place is behind the end of a short window.
+func TestTheSpreadFitsTheWindow(t *testing.T) {
+	tmpl := Template{Capture: &Capture{Every: Duration(time.Hour), Windows: windows("22:00-22:02")}}
+	now := at(t, "2026-11-28T12:00:00Z")
+	for i := range 100 {
+		h := History{Application: fmt.Sprint("app", i), Runs: []Run{ran(RunDone, now.Add(-day), 0)}}
+		if due := Next(tmpl, h, now)[0]; due.At.Before(now.Add(10*time.Hour)) || !due.At.Before(now.Add(10*time.Hour+2*time.Minute)) {
+			t.Fatalf("%s: %+v", h.Application, due)
+		}
+	}
+}
+
 func manyFailures(n int, end time.Time) (list []Run) {
 	for i := range n {
 		list = append(list, ran(RunFailed, end.Add(time.Duration(-i)*time.Hour), 0))
@@ -304,8 +316,14 @@ func TestAnyClockIsSurvived(t *testing.T) {
 		if due := Next(Template{Capture: &Capture{Every: Duration(every)}}, h, now)[0]; due.At.After(now.Add(2*every + time.Hour)) {
 			t.Fatalf("every %v: due at %v with %+v", every, due.At, h)
 		}
-		if due := Next(Template{Capture: &Capture{At: hours("02:30")}}, h, now)[0]; due.At.After(now.Add(2*day + time.Hour)) {
+		nightly := Template{Capture: &Capture{At: hours("02:30")}}
+		due := Next(nightly, h, now)[0]
+		if due.At.After(now.Add(2*day + time.Hour)) {
 			t.Fatalf("nightly: due at %v with %+v", due.At, h)
+		}
+		r.Shuffle(len(h.Runs), func(i, j int) { h.Runs[i], h.Runs[j] = h.Runs[j], h.Runs[i] })
+		if again := Next(nightly, h, now)[0]; again != due {
+			t.Fatalf("nightly: %+v, and with the runs in another order %+v", due, again)
 		}
 	}
 }
