@@ -6,7 +6,8 @@
 // same code and the same tests serve both. Nothing that was captured depends
 // on it: applications and points are brought back from the pool, mounts from
 // the attachers that still run. What only the catalog knows is the history of
-// jobs and events.
+// jobs and events, and who may do what: users, groups, grants, tokens, to whom
+// things belong, and the audit, from which [tidemark/access] decides.
 //
 // All methods may be called concurrently. A method that changes something is
 // durable when it returns.

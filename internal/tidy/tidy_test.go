@@ -38,6 +38,7 @@ var sideways = map[string][]string{
 	"agent/remote": nil,
 	"app/postgres": {"app/internal"},
 	"wire":         {"capture"},
+	"catalog":      {"access"},
 }
 
 func layerOf(pkg string) int {

@@ -1,0 +1,482 @@
+package catalog
+
+import (
+	"context"
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/pressly/goose/v3"
+
+	"tidemark"
+	"tidemark/access"
+)
+
+func TestAccessSQLite(t *testing.T) {
+	accessConformance(t, func(t *testing.T) string { return filepath.Join(t.TempDir(), "catalog.db") })
+}
+
+func TestAccessPostgres(t *testing.T) {
+	server := startPostgres(t)
+	n := 0
+	accessConformance(t, func(t *testing.T) string {
+		n++
+		name := fmt.Sprintf("a%d", n)
+		if out, err := exec.Command("psql", "-h", server, "-U", "postgres", "-c", "CREATE DATABASE "+name).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		return fmt.Sprintf("postgres://postgres@/%s?host=%s", name, server)
+	})
+}
+
+// accessConformance is what both engines have to do.
+func accessConformance(t *testing.T, where func(t *testing.T) string) {
+	for name, test := range map[string]func(t *testing.T, at string){
+		"Users": users, "Groups": groups, "Grants": grants, "Tokens": tokens, "Sessions": sessions,
+		"Objects": objects, "Visible": visible, "ManyNames": manyNames, "FromBefore": fromBefore,
+		"Audit": audit, "AuditTogether": auditTogether, "AuditTampering": auditTampering, "AuditOnlyGrows": auditOnlyGrows, "Checkpoints": checkpoints,
+	} {
+		t.Run(name, func(t *testing.T) { test(t, where(t)) })
+	}
+}
+
+func openAt(t *testing.T, at string) *Catalog {
+	t.Helper()
+	c, err := Open(context.Background(), at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+// must takes what cannot fail here.
+func must[T any](v T, err error) func(t *testing.T) T {
+	return func(t *testing.T) T {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return v
+	}
+}
+
+func ok(t *testing.T, errs ...error) {
+	t.Helper()
+	for _, err := range errs {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func refused(t *testing.T, want tidemark.Kind, err error) {
+	t.Helper()
+	if err == nil || tidemark.KindOf(err) != want {
+		t.Fatalf("%v, want an error of kind %s", err, want)
+	}
+}
+
+// fromBefore opens a catalog that was written before there were users.
+func fromBefore(t *testing.T, at string) {
+	ctx, c := context.Background(), openAt(t, at)
+	ok(t, c.Put(ctx, Mounts, "m", tidemark.Mount{Name: "m"}), c.AddUser(ctx, User{Name: "alice"}), c.PutObject(ctx, access.Object{Kind: access.KindMount, Name: "m", Owner: "alice"}))
+	appendRecords(t, c, 2)
+	other, dialect, err := connect(at)
+	ok(t, err)
+	ok(t, other.Close())
+	dir := map[goose.Dialect]string{goose.DialectPostgres: "postgres", goose.DialectSQLite3: "sqlite"}[dialect]
+	p := must(goose.NewProvider(dialect, c.write.DB, must(fs.Sub(migrations, "migrations/"+dir))(t)))(t)
+	must(p.DownTo(ctx, 9))(t)
+	c.Close()
+	c = openAt(t, at)
+	if l := must(c.Users(ctx, "", 10))(t); len(l) != 0 {
+		t.Errorf("users: %+v", l)
+	}
+	var m tidemark.Mount
+	ok(t, c.Get(ctx, Mounts, "m", &m), c.AddUser(ctx, User{Name: "alice"}))
+	appendRecords(t, c, 1)
+	if n := must(c.VerifyAudit(ctx, nil))(t); n != 1 {
+		t.Errorf("%d records", n)
+	}
+}
+
+func users(t *testing.T, at string) {
+	ctx, c := context.Background(), openAt(t, at)
+	ok(t, c.AddUser(ctx, User{Name: "alice", Display: "Alice'; DROP TABLE users; --"}), c.AddUser(ctx, User{Name: "bob", Issuer: "https://id", Subject: "42"}))
+	refused(t, tidemark.Conflict, c.AddUser(ctx, User{Name: "alice"}))
+	refused(t, tidemark.Conflict, c.AddUser(ctx, User{Name: "bob2", Issuer: "https://id", Subject: "42"}))
+	refused(t, tidemark.Invalid, c.AddUser(ctx, User{Name: "a b"}))
+	refused(t, tidemark.Invalid, c.AddUser(ctx, User{Name: "carol", Issuer: "https://id"}))
+	if u := must(c.UserOfProvider(ctx, "https://id", "42"))(t); u.Name != "bob" {
+		t.Errorf("of the provider: %+v", u)
+	}
+	_, err := c.UserOfProvider(ctx, "", "")
+	refused(t, tidemark.NotFound, err)
+	if l := must(c.Users(ctx, "alice", 10))(t); len(l) != 1 || l[0].Name != "bob" {
+		t.Errorf("behind alice: %+v", l)
+	}
+
+	ok(t, c.SetPassword(ctx, "alice", "hash1"), c.RenewPassword(ctx, "alice", "hash1", "hash2"), c.RenewPassword(ctx, "alice", "hash1", "hash3"))
+	if h := must(c.Password(ctx, "alice"))(t); h != "hash2" {
+		t.Errorf("password: %q", h)
+	}
+	refused(t, tidemark.NotFound, c.SetPassword(ctx, "nobody", "x"))
+	ok(t, c.SetDisabled(ctx, "alice", true))
+	for _, name := range []string{"alice", "bob", "nobody"} {
+		if h := must(c.Password(ctx, name))(t); h != "" {
+			t.Errorf("%s has a password: %q", name, h)
+		}
+	}
+
+	ok(t, c.PutObject(ctx, access.Object{Kind: access.KindClone, Name: "dev", Owner: "alice", Source: "orders"}))
+	refused(t, tidemark.Conflict, c.RemoveUser(ctx, "alice"))
+	refused(t, tidemark.NotFound, c.HandOver(ctx, "alice", "nobody"))
+	ok(t, c.HandOver(ctx, "alice", "bob"), c.RemoveUser(ctx, "alice"))
+	refused(t, tidemark.NotFound, c.RemoveUser(ctx, "alice"))
+	if o := must(c.Object(ctx, access.KindClone, "dev"))(t); o.Owner != "bob" {
+		t.Errorf("handed over: %+v", o)
+	}
+	if n := must(c.Copies(ctx, "bob"))(t); n != 1 {
+		t.Errorf("%d copies", n)
+	}
+}
+
+func groups(t *testing.T, at string) {
+	ctx, c := context.Background(), openAt(t, at)
+	ok(t, c.AddUser(ctx, User{Name: "alice"}), c.AddGroup(ctx, "dev"), c.AddGroup(ctx, "/corp/ops team"), c.Join(ctx, "dev", "alice"), c.Join(ctx, "dev", "alice"))
+	refused(t, tidemark.Conflict, c.AddGroup(ctx, "dev"))
+	refused(t, tidemark.NotFound, c.Join(ctx, "dev", "nobody"))
+	refused(t, tidemark.NotFound, c.Join(ctx, "none", "alice"))
+	of := func() []string {
+		p, _, err := c.Principal(ctx, "alice", access.ByOIDC)
+		ok(t, err)
+		return p.Groups
+	}
+	ok(t, c.SetProvidedGroups(ctx, "alice", []string{"dev", "/corp/ops team", "admins-of-something", "dev"}))
+	if g := of(); !slices.Equal(slices.Sorted(slices.Values(g)), []string{"/corp/ops team", "dev"}) {
+		t.Fatalf("groups: %q", g)
+	}
+	// What the provider no longer names is over; what was given here stays.
+	ok(t, c.SetProvidedGroups(ctx, "alice", nil))
+	if g := of(); !slices.Equal(g, []string{"dev"}) {
+		t.Fatalf("groups: %q", g)
+	}
+	refused(t, tidemark.NotFound, c.SetProvidedGroups(ctx, "nobody", []string{"dev"}))
+	if m := must(c.Members(ctx, "dev"))(t); !slices.Equal(m, []string{"alice"}) {
+		t.Errorf("members: %q", m)
+	}
+	ok(t, c.Leave(ctx, "dev", "alice"))
+	if g := of(); len(g) != 0 {
+		t.Errorf("groups: %q", g)
+	}
+	ok(t, c.RemoveGroup(ctx, "dev"))
+	refused(t, tidemark.NotFound, c.RemoveGroup(ctx, "dev"))
+	if g := must(c.Groups(ctx))(t); !slices.Equal(g, []string{"/corp/ops team"}) {
+		t.Errorf("groups: %q", g)
+	}
+}
+
+func grants(t *testing.T, at string) {
+	ctx, c := context.Background(), openAt(t, at)
+	ok(t, c.AddUser(ctx, User{Name: "alice"}), c.AddUser(ctx, User{Name: "bob"}), c.AddGroup(ctx, "dev"), c.Join(ctx, "dev", "alice"))
+	mine := access.Grant{Subject: access.Subject{Kind: access.User, Name: "alice"}, Role: access.Operator, Scope: access.Scope{Kind: access.Hosts, Names: []access.Pattern{"h*"}}}
+	ours := access.Grant{Subject: access.Subject{Kind: access.Group, Name: "dev"}, Role: access.Developer, Scope: access.Scope{Kind: access.Applications, Names: []access.Pattern{"orders"}},
+		Limits: access.Limits{Clones: 2, Bytes: access.Unlimited, Lifetime: 3600, Hosts: []access.Pattern{access.ServerHost}, Points: access.PointRule{Bookmarks: []access.Pattern{"masked-*"}}}}
+	other := access.Grant{Subject: access.Subject{Kind: access.User, Name: "bob"}, Role: access.Admin, Scope: access.Scope{Kind: access.Everything}}
+	for _, g := range []*access.Grant{&mine, &ours, &other} {
+		g.ID = must(c.AddGrant(ctx, *g))(t)
+	}
+	p, list, err := c.Principal(ctx, "alice", access.ByPassword)
+	ok(t, err)
+	if !reflect.DeepEqual(list, []access.Grant{mine, ours}) || p.User != "alice" || p.Method != access.ByPassword || !slices.Equal(p.Groups, []string{"dev"}) {
+		t.Fatalf("%+v has %+v", p, list)
+	}
+	for _, bad := range []access.Grant{
+		{}, {Subject: mine.Subject, Role: "root", Scope: mine.Scope}, {Subject: mine.Subject, Role: access.Admin},
+		{Subject: mine.Subject, Role: access.Admin, Scope: other.Scope, Limits: access.Limits{Clones: 1}},
+	} {
+		_, err := c.AddGrant(ctx, bad)
+		refused(t, tidemark.Invalid, err)
+	}
+	_, err = c.AddGrant(ctx, access.Grant{Subject: access.Subject{Kind: access.Group, Name: "none"}, Role: access.Admin, Scope: other.Scope})
+	refused(t, tidemark.NotFound, err)
+	ok(t, c.RemoveGrant(ctx, mine.ID))
+	refused(t, tidemark.NotFound, c.RemoveGrant(ctx, mine.ID))
+
+	// A user of the same name has nothing of the one before.
+	ok(t, c.RemoveUser(ctx, "bob"), c.AddUser(ctx, User{Name: "bob"}), c.RemoveGroup(ctx, "dev"), c.AddGroup(ctx, "dev"), c.Join(ctx, "dev", "bob"))
+	if _, list, err := c.Principal(ctx, "bob", access.ByPassword); err != nil || len(list) != 0 {
+		t.Errorf("inherited: %+v, %v", list, err)
+	}
+	if list := must(c.Grants(ctx, 0, 10))(t); len(list) != 0 {
+		t.Errorf("left: %+v", list)
+	}
+}
+
+func tokens(t *testing.T, at string) {
+	ctx, c := context.Background(), openAt(t, at)
+	ok(t, c.AddUser(ctx, User{Name: "alice"}))
+	_, err := c.AddGrant(ctx, access.Grant{Subject: access.Subject{Kind: access.User, Name: "alice"}, Role: access.Owner, Scope: access.Scope{Kind: access.Everything}})
+	ok(t, err)
+	now := time.Now().Truncate(time.Microsecond)
+	secret := access.NewSecret(access.TokenPrefix)
+	tok := access.Token{User: "alice", Name: "ci", Roles: []access.Role{access.Developer}, Applications: []access.Pattern{"orders-*"}, Created: now, Expires: now.Add(time.Hour)}
+	tok.ID = must(c.AddToken(ctx, tok, secret.Hash()))(t)
+	_, err = c.AddToken(ctx, tok, access.NewSecret(access.TokenPrefix).Hash())
+	refused(t, tidemark.Conflict, err)
+	p, list, err := c.ByToken(ctx, secret.Hash(), now.Add(time.Minute))
+	ok(t, err)
+	if p.User != "alice" || p.Method != access.ByToken || p.Token.ID != tok.ID || !slices.Equal(p.Token.Applications, tok.Applications) || len(list) != 1 {
+		t.Fatalf("%+v, %+v", p, list)
+	}
+	if l := must(c.Tokens(ctx, "alice"))(t); len(l) != 1 || !l[0].Used.Equal(now.Add(time.Minute)) {
+		t.Errorf("used: %+v", l)
+	}
+	denied := func(h access.Hash, at time.Time) string {
+		t.Helper()
+		_, _, err := c.ByToken(ctx, h, at)
+		refused(t, tidemark.Denied, err)
+		return err.Error()
+	}
+	// One answer for all reasons.
+	said := []string{denied(access.NewSecret(access.TokenPrefix).Hash(), now), denied(secret.Hash(), tok.Expires)}
+	ok(t, c.SetDisabled(ctx, "alice", true))
+	said = append(said, denied(secret.Hash(), now))
+	ok(t, c.SetDisabled(ctx, "alice", false))
+	if len(slices.Compact(said)) != 1 {
+		t.Errorf("tells why: %q", said)
+	}
+	refused(t, tidemark.NotFound, c.RevokeToken(ctx, "bob", tok.ID))
+	ok(t, c.RevokeToken(ctx, "alice", tok.ID))
+	denied(secret.Hash(), now)
+	notStored(t, at, secret)
+}
+
+// notStored holds that the file has neither the secret nor a part of it.
+func notStored(t *testing.T, at string, s access.Secret) {
+	t.Helper()
+	for _, f := range must(filepath.Glob(at + "*"))(t) {
+		data, err := os.ReadFile(f)
+		ok(t, err)
+		if strings.Contains(string(data), s.Reveal()[4:20]) {
+			t.Errorf("%s has the secret", f)
+		}
+	}
+}
+
+func sessions(t *testing.T, at string) {
+	ctx, c := context.Background(), openAt(t, at)
+	ok(t, c.AddUser(ctx, User{Name: "alice"}))
+	now := time.Now()
+	begin := func() (access.Secret, int64) {
+		s := access.NewSecret(access.SessionPrefix)
+		return s, must(c.AddSession(ctx, access.Session{User: "alice", Method: access.ByPassword, Created: now, Used: now, Expires: now.Add(12 * time.Hour), Idle: time.Hour}, s.Hash()))(t)
+	}
+	valid := func(s access.Secret, at time.Time) bool {
+		p, _, err := c.BySession(ctx, s.Hash(), at)
+		if err != nil {
+			refused(t, tidemark.Denied, err)
+		}
+		return err == nil && p.User == "alice" && p.Method == access.ByPassword && p.Token == nil
+	}
+	s, id := begin()
+	if valid(s, now.Add(61*time.Minute)) {
+		t.Error("an idle session is good")
+	}
+	for at := now; at.Before(now.Add(12 * time.Hour)); at = at.Add(30 * time.Minute) {
+		if !valid(s, at) {
+			t.Fatalf("over after %s", at.Sub(now))
+		}
+	}
+	if valid(s, now.Add(12*time.Hour)) {
+		t.Error("an expired session is good")
+	}
+	ok(t, c.EndSession(ctx, "alice", id))
+	for what, end := range map[string]func() error{
+		"ended":        func() error { return c.EndSession(ctx, "alice", 0) },
+		"new password": func() error { return c.SetPassword(ctx, "alice", "x") },
+		"disabled":     func() error { return c.SetDisabled(ctx, "alice", true) },
+	} {
+		ok(t, c.SetDisabled(ctx, "alice", false))
+		s, _ := begin()
+		if !valid(s, now) {
+			t.Fatalf("%s: not good before", what)
+		}
+		ok(t, end())
+		if valid(s, now) {
+			t.Errorf("%s: still good", what)
+		}
+		notStored(t, at, s)
+	}
+	begin()
+	ok(t, c.SweepSecrets(ctx, now.Add(2*time.Hour)))
+	if l := must(c.Sessions(ctx, "alice"))(t); len(l) != 0 {
+		t.Errorf("not swept: %+v", l)
+	}
+	_, err := c.AddSession(ctx, access.Session{User: "alice", Method: access.BySocket}, s.Hash())
+	refused(t, tidemark.Invalid, err)
+}
+
+func objects(t *testing.T, at string) {
+	ctx, c := context.Background(), openAt(t, at)
+	ok(t, c.AddUser(ctx, User{Name: "alice"}), c.AddUser(ctx, User{Name: "bob"}), c.AddGroup(ctx, "dev"))
+	o := access.Object{Kind: access.KindClone, Name: "x", Owner: "alice", Source: "orders", Via: []string{"live", "early"}, Host: "h1", Published: true,
+		Shared: []access.Subject{{Kind: access.Group, Name: "dev"}, {Kind: access.User, Name: "bob"}}}
+	ok(t, c.PutObject(ctx, o))
+	if got := must(c.Object(ctx, o.Kind, o.Name))(t); !reflect.DeepEqual(got, o) {
+		t.Fatalf("%+v, want %+v", got, o)
+	}
+	ok(t, c.RemoveUser(ctx, "bob"), c.RemoveGroup(ctx, "dev"))
+	if got := must(c.Object(ctx, o.Kind, o.Name))(t); len(got.Shared) != 0 {
+		t.Errorf("shared with those who are gone: %+v", got.Shared)
+	}
+	o.Shared = []access.Subject{{Kind: access.User, Name: "bob"}}
+	refused(t, tidemark.NotFound, c.PutObject(ctx, o))
+	o.Shared, o.Owner = nil, "nobody"
+	refused(t, tidemark.NotFound, c.PutObject(ctx, o))
+	if got := must(c.Object(ctx, o.Kind, o.Name))(t); got.Owner != "alice" || len(got.Via) != 2 {
+		t.Errorf("a refusal changed it: %+v", got)
+	}
+	g := access.Object{Kind: access.KindGroup, Name: "shop", Members: []string{"billing", "orders"}}
+	ok(t, c.PutObject(ctx, g))
+	if got := must(c.Object(ctx, g.Kind, g.Name))(t); !reflect.DeepEqual(got, g) {
+		t.Fatalf("%+v, want %+v", got, g)
+	}
+	ok(t, c.DeleteObject(ctx, o.Kind, o.Name), c.DeleteObject(ctx, o.Kind, o.Name))
+	_, err := c.Object(ctx, o.Kind, o.Name)
+	refused(t, tidemark.NotFound, err)
+}
+
+// manyNames: a filter of very many names is still a query.
+func manyNames(t *testing.T, at string) {
+	ctx, c := context.Background(), openAt(t, at)
+	var want []string
+	for i := range 20 {
+		o := access.Object{Kind: access.KindClone, Name: fmt.Sprintf("c%02d", i), Source: fmt.Sprintf("app-%d", i*50)}
+		ok(t, c.PutObject(ctx, o))
+		if i < 10 {
+			want = append(want, o.Name)
+		}
+	}
+	p := access.Principal{User: "alice", Method: access.ByPassword}
+	var list []access.Grant
+	for range 3 {
+		g := access.Grant{Subject: access.Subject{Kind: access.User, Name: "alice"}, Role: access.Owner, Scope: access.Scope{Kind: access.Applications}}
+		for i := range 500 {
+			g.Scope.Names = append(g.Scope.Names, access.Pattern(fmt.Sprintf("app-%d", i)), access.Pattern(fmt.Sprintf("?pp-%d", i)))
+		}
+		ok(t, g.Check())
+		list = append(list, g)
+	}
+	if got := must(c.VisibleNames(ctx, access.KindClone, access.Visible(p, list, access.CloneView), "", 100))(t); !slices.Equal(got, want) {
+		t.Errorf("%q, want %q", got, want)
+	}
+	list[0].Scope.Names = append(list[0].Scope.Names, "one-more")
+	refused(t, tidemark.Invalid, list[0].Check())
+}
+
+// visible holds that the query of a filter finds what Decide allows, of random
+// objects for random principals.
+func visible(t *testing.T, at string) {
+	ctx, c := context.Background(), openAt(t, at)
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	rng := rand.New(rand.NewPCG(seed, 0))
+	ok(t, c.AddUser(ctx, User{Name: "alice"}), c.AddUser(ctx, User{Name: "bob"}), c.AddGroup(ctx, "dev"), c.AddGroup(ctx, "ops"))
+	some := func(list ...string) string { return list[rng.IntN(len(list))] }
+	apps := []string{"orders", "orders_eu", "ordersXeu", "Orders", "hr", "live"}
+	kinds := map[access.Kind]access.Action{access.KindApplication: access.ApplicationView, access.KindClone: access.CloneView, access.KindMount: access.MountView,
+		access.KindExport: access.ExportView, access.KindJob: access.JobView, access.KindGroup: access.GroupView, access.KindHost: access.HostView, access.KindSLA: access.SLAView}
+	all := map[access.Kind][]access.Object{}
+	for kind := range kinds {
+		for i := range 25 {
+			o := access.Object{Kind: kind, Name: fmt.Sprintf("%s%d", some("live", "h", "o"), i), Owner: some("", "alice", "bob"), Host: some("", "h1", "h2")}
+			switch kind {
+			case access.KindApplication:
+				o.Name = fmt.Sprintf("%s-%d", some(apps...), i)
+			case access.KindGroup:
+				o.Members = slices.Compact(slices.Sorted(slices.Values([]string{some(apps...), some(apps...)})))
+			case access.KindHost, access.KindSLA:
+				o.Owner, o.Host = "", ""
+			default:
+				o.Source, o.Published = some(append(apps, "")...), rng.IntN(5) == 0
+				if rng.IntN(2) == 0 {
+					o.Via = []string{some("live3", "h1", "x")}
+				}
+				if rng.IntN(3) == 0 {
+					o.Shared = []access.Subject{{Kind: access.Group, Name: some("dev", "ops")}, {Kind: access.User, Name: some("alice", "bob")}}
+				}
+			}
+			ok(t, c.PutObject(ctx, o))
+			all[kind] = append(all[kind], o)
+		}
+	}
+	patterns := func() (list []access.Pattern) {
+		for range 1 + rng.IntN(3) {
+			list = append(list, access.Pattern(some("orders", "orders_eu", "orders?eu", "o*", "*", "live3", "live*", "h1", "h?", "*_*", "*-1*", "x")))
+		}
+		return list
+	}
+	shown := 0
+	for range 60 {
+		p := access.Principal{User: some("alice", "bob"), Groups: [][]string{nil, {"dev"}, {"dev", "ops"}}[rng.IntN(3)], Method: access.ByPassword}
+		if rng.IntN(3) == 0 {
+			p.Method, p.Token = access.ByToken, &access.Token{User: p.User}
+			if rng.IntN(2) == 0 {
+				p.Token.Applications = patterns()
+			}
+			if rng.IntN(2) == 0 {
+				p.Token.Roles = []access.Role{access.Roles()[rng.IntN(5)]}
+			}
+		}
+		var list []access.Grant
+		for range rng.IntN(4) {
+			g := access.Grant{Subject: access.Subject{Kind: access.User, Name: some("alice", "bob")}, Role: access.Roles()[rng.IntN(5)], Scope: access.Scope{Kind: access.Everything}}
+			if rng.IntN(2) == 0 {
+				g.Subject = access.Subject{Kind: access.Group, Name: some("dev", "ops")}
+			}
+			if rng.IntN(4) > 0 {
+				g.Scope = access.Scope{Kind: access.ScopeKind(some("applications", "hosts")), Names: patterns()}
+			}
+			if g.Role.Limited() {
+				g.Limits.Hosts = patterns()
+			}
+			list = append(list, g)
+		}
+		for kind, action := range kinds {
+			f := access.Visible(p, list, action)
+			var want []string
+			for _, o := range all[kind] {
+				may := access.Decide(p, list, action, o).Allowed
+				if may != f.Shows(o) {
+					t.Fatalf("Decide says %v of %+v for %+v with %+v, and the filter %+v does not", may, o, p, list, f)
+				}
+				if may {
+					want = append(want, o.Name)
+				}
+			}
+			shown += len(want)
+			got := must(c.VisibleNames(ctx, kind, f, "", 1000))(t)
+			if !slices.Equal(slices.Sorted(slices.Values(got)), slices.Sorted(slices.Values(want))) {
+				t.Fatalf("the query shows %q, Decide %q: %s, filter %+v", got, want, kind, f)
+			}
+			if len(got) > 3 {
+				if page := must(c.VisibleNames(ctx, kind, f, got[0], 2))(t); !slices.Equal(page, got[1:3]) {
+					t.Fatalf("page %q of %q", page, got)
+				}
+			}
+		}
+	}
+	if shown < 500 {
+		t.Errorf("only %d were shown: does this test still test?", shown)
+	}
+}
