@@ -8,6 +8,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"unicode/utf8"
 
@@ -85,6 +86,14 @@ func (f *Fingerprints) Patterns() int { return len(f.text.entries) + len(f.digit
 // Ways are the ways in which the values were normalised.
 func (f *Fingerprints) Ways() Way { return f.ways }
 
+// String is how many there are. It hides the key and what derives from it.
+func (f *Fingerprints) String() string {
+	return fmt.Sprintf("(%d values, %d patterns)", f.Values(), f.Patterns())
+}
+
+// GoString is String.
+func (f *Fingerprints) GoString() string { return f.String() }
+
 // Builder makes [Fingerprints]. It keeps no value. It is for one goroutine.
 type Builder struct {
 	key    Key
@@ -123,6 +132,11 @@ func (b *Builder) Add(value []byte) (number int, err error) {
 			WithHint("so short a value is found everywhere: leave it out, or search it together with what stands beside it")
 	} else if !isHex(value) || b.ways&Binary == 0 {
 		forms = append(forms, text...)
+	}
+	for _, p := range forms {
+		if len(bytes.Trim(p.bytes, "\x00")) == 0 {
+			return int(b.values), tidemark.Errorf(tidemark.Invalid, "value %d is only zero bytes", b.values).WithHint("leave it out: every disk is full of them")
+		}
 	}
 	for _, p := range forms {
 		b.text = append(b.text, b.entry(p))
@@ -164,12 +178,16 @@ func (b *Builder) Fingerprints() *Fingerprints {
 	return f
 }
 
-// entry makes the fingerprint of a pattern. Of three windows it takes the one that fewest others have: a million card
-// numbers of one bank begin alike, a million addresses of one provider end alike.
+// entry makes the fingerprint of a pattern that has not only zeros. Of three windows it takes the one that fewest others have: a million
+// card numbers of one bank begin alike, a million addresses of one provider end alike. A window of zeros is none, because a search skips zeros.
 func (b *Builder) entry(p pattern) entry {
 	w := windowOf(len(p.bytes))
+	nonzero := bytes.IndexFunc(p.bytes, func(r rune) bool { return r != 0 })
 	best, least := 0, 256
-	for _, at := range [...]int{0, len(p.bytes) - w, (len(p.bytes) - w) / 2} {
+	for _, at := range [...]int{0, len(p.bytes) - w, (len(p.bytes) - w) / 2, min(nonzero, len(p.bytes)-w)} {
+		if len(bytes.Trim(p.bytes[at:at+w], "\x00")) == 0 {
+			continue
+		}
 		if n := int(b.used[b.hash.window(p.bytes[at:], w)>>16]); n < least {
 			best, least = at, n
 		}

@@ -21,7 +21,7 @@ const (
 	tailSize = 64 << 10
 	// leadSize is read before a piece, and before data that follows a hole: zeros of the hole may belong to a pattern or
 	// to the head of a NUMERIC.
-	leadSize = 8
+	leadSize = maxPattern
 	// listing bounds the list of extents that is held at a time.
 	listing = 16 << 30
 )

@@ -165,6 +165,11 @@ func plantable(rng *rand.Rand, number int, folded bool) (value string, p planted
 		for i := range p.bytes {
 			p.bytes[i] = byte(1 + rng.IntN(255))
 		}
+		if n := len(p.bytes) - 6; rng.IntN(2) == 0 { // zeros are where searches skip
+			clear(p.bytes[:n])
+		} else if rng.IntN(2) == 0 {
+			clear(p.bytes[6:])
+		}
 		value, p.encoding = `\x`+hex.EncodeToString(p.bytes), "bytes"
 	default:
 		value = randomValue(rng)
@@ -321,11 +326,21 @@ func TestRefused(t *testing.T) {
 	if f := b.Fingerprints(); f.Values() != 7 {
 		t.Errorf("%d values", f.Values())
 	}
+	for _, zeros := range []string{`\x000000000000000000`, "00000000-0000-0000-0000-000000000000"} {
+		b, _ := NewBuilder(NewKey(), AsIs|Binary)
+		if _, err := b.Add([]byte(zeros)); tidemark.KindOf(err) != tidemark.Invalid {
+			t.Errorf("%s: %v", zeros, err)
+		}
+	}
 	if _, err := NewBuilder(NewKey(), Digits); err == nil {
 		t.Error("digits alone were taken")
 	}
 	if s := fmt.Sprintf("%v %+v %#v %s", NewKey(), NewKey(), NewKey(), NewKey()); s != "(key) (key) (key) (key)" {
 		t.Errorf("a key prints as %s", s)
+	}
+	f := prints(t, AsIs, "Mustermann")
+	if s := fmt.Sprintf("%v %+v %#v", f, f, f); s != strings.Repeat("(1 values, 3 patterns) ", 3)[:len(s)] {
+		t.Errorf("fingerprints print as %s", s)
 	}
 }
 
