@@ -228,9 +228,19 @@ func TestPlanted(t *testing.T) {
 	}
 }
 
-// background fills a disk: noise, text, small numbers, and zeros.
+// zone is what is a hole as a whole, or not: longer than holes that are searched because they are short.
+const zone = 4 * tailSize
+
+// background fills a disk: noise, text, small numbers, zeros, and long holes.
 func background(rng *rand.Rand, disk []byte) {
+	hole := false
 	for off := 0; off < len(disk); off += block.BlockSize {
+		if off%zone == 0 {
+			hole = rng.IntN(2) == 0
+		}
+		if hole {
+			continue
+		}
 		b := disk[off:min(off+block.BlockSize, len(disk))]
 		switch rng.IntN(5) {
 		case 0:
@@ -252,7 +262,9 @@ func background(rng *rand.Rand, disk []byte) {
 // place is an offset of n bytes, often where something ends.
 func place(rng *rand.Rand, size, n int) int64 {
 	off := rng.IntN(size - n)
-	switch rng.IntN(4) {
+	switch rng.IntN(5) {
+	case 2:
+		off = off/zone*zone - rng.IntN(n+1)
 	case 0:
 		off = pieceSize*(1+rng.IntN(size/pieceSize)) - rng.IntN(n+1)
 	case 1:
