@@ -538,3 +538,34 @@ func TestFill(t *testing.T) {
 		t.Fatalf("%d findings are left, first %+v", len(got), got[0])
 	}
 }
+
+// TestJournal finds a removed file in the journal of an ext4, where discarding free space does not reach, and makes the journal anew.
+func TestJournal(t *testing.T) {
+	im := newImage(t, "ext4", "data=journal")
+	set := prints(t, AsIs, "Ottokar Pfefferkorn")
+	name := filepath.Join(im.dir, "file")
+	if err := os.WriteFile(name, []byte(strings.Repeat("Ottokar Pfefferkorn, ", 10_000)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	syncFS(im.dir)
+	os.Remove(name)
+	left := func() int {
+		if err := trim(im.dir); err != nil {
+			t.Fatal(err)
+		}
+		got, _ := scan(t, openDisk(t, im.file), set, Options{})
+		return len(got)
+	}
+	if left() == 0 {
+		t.Fatal("nothing was found in the journal")
+	}
+	p := &preparation{clone: &server{image: im}, dir: im.dir}
+	if err := p.renewJournal(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	if n := left(); n != 0 {
+		t.Errorf("%d findings are left", n)
+	}
+	im.unmount()
+	im.run("e2fsck", "-fn", im.file)
+}
