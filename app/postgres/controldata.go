@@ -21,6 +21,7 @@ type controlData struct {
 	maxPrepared      int
 	maxLocks         int
 	commitTimestamps string
+	checksums        bool // pages carry them
 }
 
 func readControl(ctx context.Context, bin, dataDir string) (controlData, error) {
@@ -57,6 +58,7 @@ func parseControl(text string) (controlData, error) {
 		maxPrepared:      num("max_prepared_xacts setting"),
 		maxLocks:         num("max_locks_per_xact setting"),
 		commitTimestamps: field["track_commit_timestamp setting"],
+		checksums:        num("Data page checksum version") > 0,
 	}
 	if c.state == "" || c.timeline == 0 {
 		return c, tidemark.Errorf(tidemark.Corrupt, "pg_controldata prints nothing that can be read")

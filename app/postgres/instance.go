@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"os"
@@ -13,7 +14,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/jackc/pgx/v5"
 	"golang.org/x/sys/unix"
 
 	"tidemark"
@@ -151,27 +151,7 @@ func (in *Instance) Probe(ctx context.Context, deep bool) (time.Duration, error)
 	if !deep {
 		return took, nil
 	}
-	return took, in.amcheck(ctx, conn)
-}
-
-// amcheck runs pg_amcheck over all databases.
-func (in *Instance) amcheck(ctx context.Context, conn *pgx.Conn) error {
-	var num int
-	if err := conn.QueryRow(ctx, "SELECT current_setting('server_version_num')::int").Scan(&num); err != nil {
-		return err
-	}
-	bin, err := binDirFor("", num/10000)
-	if err != nil {
-		return err
-	}
-	cmd, err := in.Source().tool(ctx, bin, "pg_amcheck", "--all", "--install-missing", "--heapallindexed")
-	if err != nil {
-		return err
-	}
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return tidemark.Errorf(tidemark.Corrupt, "pg_amcheck of clone %s: %s", in.Name, firstLine(string(out), err))
-	}
-	return nil
+	return took, in.Amcheck(ctx, true, io.Discard)
 }
 
 func firstLine(text string, err error) string {

@@ -179,8 +179,7 @@ func (r *recovery) disableSubscriptions(ctx context.Context, in *Instance) error
 }
 
 func disableOne(ctx context.Context, in *Instance, db, name string, enabled bool) error {
-	src := Source{Conn: strings.Replace(in.Conn, "dbname=postgres", "dbname="+quoteWord(db), 1)}
-	conn, err := src.Connect(ctx)
+	conn, err := in.in(db).Connect(ctx)
 	if err != nil {
 		return err
 	}
