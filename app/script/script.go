@@ -42,13 +42,8 @@ func Load(dir string) (Scripts, error) {
 	if err != nil {
 		return Scripts{}, tidemark.Errorf(tidemark.NotFound, "the scripts cannot be used: %w", err)
 	}
-	for at := real; ; at = filepath.Dir(at) {
-		if err := checkRights(at, true); err != nil {
-			return Scripts{}, err
-		}
-		if at == filepath.Dir(at) {
-			break
-		}
+	if err := checkPath(real); err != nil {
+		return Scripts{}, err
 	}
 	found := 0
 	for _, name := range []string{Pre, Post} {
@@ -67,6 +62,74 @@ func Load(dir string) (Scripts, error) {
 	return Scripts{dir: real}, nil
 }
 
+// checkPath refuses a directory that others than root can change, or can put another one in the place of. There is no link in it.
+func checkPath(dir string) error {
+	for at := dir; ; at = filepath.Dir(at) {
+		if err := checkRights(at, true); err != nil {
+			return err
+		}
+		if at == filepath.Dir(at) {
+			return nil
+		}
+	}
+}
+
+// Read returns what is in a file of a directory, if only root can have put it there: the rules are those for pre and post, but that a
+// file with nothing to run, such as one of SQL, need not be executable. Whether it is comes with it.
+func Read(dir, name string) (text []byte, executable bool, err error) {
+	if name != filepath.Base(name) || name == "." || name == ".." || name == "/" {
+		return nil, false, tidemark.Errorf(tidemark.Invalid, "%q is no name of a file", name).WithHint("name a file of " + dir)
+	}
+	real, err := filepath.EvalSymlinks(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, false, tidemark.Errorf(tidemark.NotFound, "there is no directory %s", dir).WithHint("make it as root, with mode 755, and put " + name + " into it")
+	}
+	if err != nil {
+		return nil, false, err
+	}
+	if err := checkPath(real); err != nil {
+		return nil, false, err
+	}
+	path := filepath.Join(real, name)
+	st, err := os.Lstat(path)
+	if err != nil {
+		return nil, false, tidemark.Errorf(tidemark.NotFound, "there is no file %s", path).WithHint("put it there as root")
+	}
+	if executable = st.Mode()&0o100 != 0; executable || !st.Mode().IsRegular() {
+		err = checkRights(path, false)
+	} else {
+		err = checkOwner(path)
+	}
+	if err != nil {
+		return nil, false, err
+	}
+	if st.Size() > mostBytes {
+		return nil, false, tidemark.Errorf(tidemark.Invalid, "%s is larger than %s", path, tidemark.FormatSize(mostBytes)).WithHint("have it run what is installed on the host")
+	}
+	text, err = os.ReadFile(path)
+	return text, executable, err
+}
+
+// mostBytes is how large a file may be that Read returns, in bytes.
+const mostBytes = 16 << 20
+
+// checkOwner refuses a file that others than root can change.
+func checkOwner(path string) error {
+	var st unix.Stat_t
+	if err := unix.Lstat(path, &st); err != nil {
+		return tidemark.Errorf(tidemark.NotFound, "%s: %w", path, err)
+	}
+	if st.Uid != 0 || st.Mode&0o022 != 0 {
+		return openToOthers(path)
+	}
+	return nil
+}
+
+func openToOthers(path string) error {
+	return tidemark.Errorf(tidemark.Denied, "others than root can change %s, and it would be run by us", path).
+		WithHint("chown root " + path + " && chmod go-w " + path)
+}
+
 // checkRights refuses what others than root can change. Of a directory with the sticky bit others cannot
 // change what is in it.
 func checkRights(path string, dir bool) error {
@@ -81,8 +144,7 @@ func checkRights(path string, dir bool) error {
 	case !dir && (kind != unix.S_IFREG || st.Mode&0o100 == 0):
 		return tidemark.Errorf(tidemark.Invalid, "%s is no executable file", path).WithHint("chmod 700 " + path)
 	case st.Uid != 0 || open:
-		return tidemark.Errorf(tidemark.Denied, "others than root can change %s, and it would be run as root", path).
-			WithHint("chown root " + path + " && chmod go-w " + path)
+		return openToOthers(path)
 	}
 	return nil
 }
