@@ -100,6 +100,8 @@ type RecoveryPoint struct {
 	Labels      map[string]string `json:"labels,omitempty"` // what the application recorded: LSNs, versions
 	// Hold is for how long the application's writes were held, in milliseconds, where they were.
 	Hold float64 `json:"hold_ms,omitempty"`
+	// Proven is what the newest recovery proof of the point says, if there was one.
+	Proven *Stamp `json:"proven,omitempty"`
 }
 
 // Interval is a stretch of time of a timeline.
@@ -115,6 +117,7 @@ type Points struct {
 	Points      []RecoveryPoint `json:"points"`
 	Covered     []Interval      `json:"covered,omitempty"` // any point within
 	Gaps        []Interval      `json:"gaps,omitempty"`    // no point within, and why
+	Moments     []Proof         `json:"moments,omitempty"` // recovery proofs of other points than those that are kept, newest first
 }
 
 // VolumeInfo is a volume with what it takes in the pool.

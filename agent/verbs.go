@@ -51,6 +51,7 @@ var verbs = map[string]verb{
 	"prune":         on(doPrune),
 	"quiesce":       on(doQuiesce),
 	"check-scripts": on(doCheckScripts),
+	"prove":         on(doProve),
 }
 
 // tapVerbs are those that an agent of another host knows, too.

@@ -73,7 +73,7 @@ as #8123, a time such as 2026-11-23T02:41:07Z, or -5m for five minutes ago.`,
 			c.AddCommand(sub)
 		}
 	}
-	c.AddCommand(attachCommand(), tapCommand(), guardCommand(), versionCommand())
+	c.AddCommand(attachCommand(), tapCommand(), guardCommand(), sandboxCommand(), versionCommand())
 	tellFailures(c)
 	return c
 }

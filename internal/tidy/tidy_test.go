@@ -36,6 +36,7 @@ var sideways = map[string][]string{
 	"agent":        {"mount"},
 	"agent/taps":   nil,
 	"agent/remote": nil,
+	"agent/proof":  {"mount"},
 	"app/postgres": {"app/internal"},
 	"wire":         {"capture"},
 	"catalog":      {"access"},
