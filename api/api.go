@@ -92,6 +92,7 @@ func (h *handler) routes(c *control.Control) {
 	verb(h, "clone-rm", func(ctx context.Context, r name) (any, error) { return none{}, c.RemoveClone(ctx, r.Name) })
 	verb(h, "refresh", func(ctx context.Context, r tidemark.RefreshSpec) (any, error) { return c.Refresh(ctx, r) })
 	verb(h, "rewind", func(ctx context.Context, r tidemark.RewindSpec) (any, error) { return c.Rewind(ctx, r) })
+	verb(h, "prove", func(ctx context.Context, r tidemark.ProveSpec) (any, error) { return c.Prove(ctx, r) })
 	verb(h, "restore", func(ctx context.Context, r tidemark.RestoreSpec) (any, error) { return c.Restore(ctx, r) })
 	verb(h, "diff", func(ctx context.Context, r tidemark.DiffSpec) (any, error) { return c.Diff(ctx, r) })
 	verb(h, "halve", func(ctx context.Context, r tidemark.HalveSpec) (any, error) { return c.Halve(ctx, r) })

@@ -149,7 +149,9 @@ const (
 	Clones       Kept = "clone"
 	Exports      Kept = "export"
 	Hosts        Kept = "host"
-	Shots        Kept = "shot" // of AppShots, what their bookmarks do not say
+	Shots        Kept = "shot"     // of AppShots, what their bookmarks do not say
+	Proofs       Kept = "proof"    // the newest recovery proof of each point that has one
+	Unproven     Kept = "unproven" // by application, the newest point that could not be proven, until it is or a newer one is
 )
 
 // Put stores v under its sort and name, in place of what was there.

@@ -49,6 +49,7 @@ type role string
 const (
 	roleClone role = "clone"
 	roleMount role = "mount"
+	roleProof role = "proof" // that a recovery proof has going on
 )
 
 // app is an application as the server knows it.
@@ -204,6 +205,7 @@ func (c *Control) Points(ctx context.Context, name string) (tidemark.Points, err
 	}
 	p := tidemark.Points{Application: name, Points: a.t.Points()}
 	c.addHolds(ctx, name, p.Points)
+	c.addProofs(ctx, a, &p)
 	c.describeCoverage(ctx, a, &p)
 	return p, nil
 }
@@ -256,6 +258,9 @@ func (c *Control) Expire(ctx context.Context, ref string) (tidemark.RecoveryPoin
 		return p, err
 	}
 	if err := c.catalog.Delete(ctx, catalog.Shots, shotNote{Application: a.name, Bookmark: p.Bookmark}.key()); err != nil {
+		return p, err
+	}
+	if err := c.catalog.Delete(ctx, catalog.Proofs, proofKey(a.name, pos.String())); err != nil {
 		return p, err
 	}
 	c.keepPoint(ctx, a)

@@ -122,7 +122,7 @@ func (c *Control) freeName(base string) string {
 // branch makes the timeline of a clone or mount.
 func (c *Control) branch(ctx context.Context, src app, name string, pos tidemark.Position, each map[string]tidemark.Position, r role) (app, error) {
 	note := about{Type: src.Type, Host: hostname(), Of: src.name + "@" + pos.String(), Role: r, Options: src.Options, Home: src.Home}
-	if _, ok := src.Options[optionPostgres]; ok && src.tapped() && r == roleClone {
+	if _, ok := src.Options[optionPostgres]; ok && src.tapped() && r != roleMount {
 		note.Type, note.Home = tidemark.TypePostgres, &home{Disk: src.t.Disks()[0].Name()}
 	}
 	t, err := src.t.Branch(ctx, name, pos, each, mustJSON(note))
@@ -198,7 +198,8 @@ func (c *Control) demolish(ctx context.Context, name string) error {
 	if err := a.t.Remove(ctx); err != nil {
 		return err
 	}
-	return errors.Join(c.catalog.Delete(ctx, catalog.Mounts, name), c.catalog.Delete(ctx, catalog.Clones, name), c.catalog.Delete(ctx, catalog.Applications, name))
+	return errors.Join(c.catalog.Delete(ctx, catalog.Mounts, name), c.catalog.Delete(ctx, catalog.Clones, name), c.catalog.Delete(ctx, catalog.Applications, name),
+		c.forgetProofs(ctx, a))
 }
 
 // takeDown unmounts and detaches all disks of an application, clone or mount.

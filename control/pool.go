@@ -41,6 +41,7 @@ func (c *Control) Status(ctx context.Context) (tidemark.Status, error) {
 		s.Pool.JournalBytes += t.JournalBytes()
 		s.Pool.ArchivedBytes += t.ArchivedBytes()
 	}
+	c.proofStatus(ctx, &s)
 	c.spaceStatus(&s)
 	s.Agents = c.hosts.address()
 	return s, c.poolStatus(&s.Pool)
@@ -282,6 +283,9 @@ func (c *Control) comeBackExports(ctx context.Context) error {
 
 // comeBackApp makes one application, clone or mount as it was.
 func (c *Control) comeBackApp(ctx context.Context, a app) error {
+	if a.Role == roleProof { // one whose job is not known any more, or could not be undone
+		return c.demolish(ctx, a.name)
+	}
 	c.keepPoint(ctx, a)
 	if err := halfRewound(a); err != nil {
 		return err

@@ -108,7 +108,10 @@ func (r *receivers) stopAll() {
 }
 
 // logDir is where the log of a database is streamed to, on its staging disk.
-func (c *Control) logDir(a app) string { return filepath.Join(c.dirOf(a, logDisk), "log") }
+func (c *Control) logDir(a app) string { return filepath.Join(c.dirOf(a, logDisk), logTree) }
+
+// logTree is the directory of the log on its disk.
+const logTree = "log"
 
 // receive begins to stream a database's log, if that is not done already.
 func (c *Control) receive(a app) error {

@@ -46,9 +46,10 @@ func printPoints(p tidemark.Points) {
 		if r.Hold > 0 {
 			hold = fmt.Sprintf("%.1fms", r.Hold)
 		}
-		rows = append(rows, []string{r.Bookmark, r.Position.String(), when(r.Time), string(r.Consistency), dash(hold), dash(lsn), r.Labels["problems"]})
+		rows = append(rows, []string{r.Bookmark, r.Position.String(), when(r.Time), string(r.Consistency), dash(hold), dash(lsn), proven(r.Proven), r.Labels["problems"]})
 	}
-	table("BOOKMARK POSITION TIME CONSISTENCY HOLD LSN PROBLEMS", rows)
+	table("BOOKMARK POSITION TIME CONSISTENCY HOLD LSN PROVEN PROBLEMS", rows)
+	printMoments(p.Moments)
 	for _, c := range p.Covered {
 		fmt.Printf("any time from %s to %s\n", when(c.From), when(c.To))
 	}
