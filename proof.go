@@ -31,7 +31,7 @@ type ProofCheck struct {
 	Seconds float64     `json:"seconds"`
 }
 
-// ProofStep is one step of a recovery proof: open, attach, start, recover, check or probe.
+// ProofStep is one step of a recovery proof: open, attach, start, recover, check, probe, and blocks where these are read.
 type ProofStep struct {
 	Name    string  `json:"name"`
 	Seconds float64 `json:"seconds"`

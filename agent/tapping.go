@@ -465,13 +465,17 @@ func (s *session) detachTapped(ctx context.Context, t Tapping, d TapDisk) error 
 	return unlink(s.places.Device(t.Application, d.Name, len(t.Disks)))
 }
 
+// lettingGo is how long a disk may count as in use that was just unmounted: see [mount.WhileBusy].
+const lettingGo = 3 * time.Second
+
 // detach takes a tapped disk off this host, never by force: production uses it.
-func detach(ctx context.Context, at *mount.Attachment) (err error) {
-	if at.Alive() {
-		err = at.Detach(ctx, false)
-	} else {
-		err = at.Cleanup(false)
-	}
+func detach(ctx context.Context, at *mount.Attachment) error {
+	err := mount.WhileBusy(ctx, lettingGo, func() error {
+		if at.Alive() {
+			return at.Detach(ctx, false)
+		}
+		return at.Cleanup(false)
+	})
 	if errors.Is(err, mount.ErrBusy) {
 		return tidemark.Errorf(tidemark.Conflict, "the tapped disk %s is in use", at.Device()).
 			WithHint("unmount it first (`findmnt " + at.Device() + "`); afterwards use the disk itself")

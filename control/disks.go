@@ -105,38 +105,24 @@ func (c *Control) detach(ctx context.Context, a app, disk string) error {
 	if a.Role == roleProof {
 		patience = endingSandbox
 	}
-	if err := letGo(ctx, at, patience); err != nil {
+	err = mount.WhileBusy(ctx, patience, func() error {
+		if at.Alive() {
+			return at.Detach(ctx, false)
+		}
+		return cleanUp(at)
+	})
+	if err != nil {
 		return fmt.Errorf("detach disk %s of %s: %w", disk, a.name, err)
 	}
 	return nil
 }
 
-// How long the kernel may take to let go of a disk that nobody uses any more.
+// How long a disk may count as in use that nobody uses any more.
 const (
-	// A sandbox that is just being made, of whatever server, has all that is mounted on the host for a moment.
-	lettingGo = 3 * time.Second
+	lettingGo = 3 * time.Second // see mount.WhileBusy
 	// What the file systems of a sandbox had not written when it ended is written first.
 	endingSandbox = 2 * time.Minute
 )
-
-// letGo detaches a disk. If it is in use, it is tried again for a while.
-func letGo(ctx context.Context, at *mount.Attachment, patience time.Duration) (err error) {
-	for end := time.Now().Add(patience); ; {
-		if at.Alive() {
-			err = at.Detach(ctx, false)
-		} else {
-			err = cleanUp(at)
-		}
-		if !errors.Is(err, mount.ErrBusy) || time.Now().After(end) {
-			return err
-		}
-		select {
-		case <-ctx.Done():
-			return err
-		case <-time.After(20 * time.Millisecond):
-		}
-	}
-}
 
 // isMounted reports whether something is mounted at dir.
 func isMounted(dir string) (bool, error) {

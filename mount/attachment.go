@@ -180,6 +180,22 @@ func (a *Attachment) Detach(ctx context.Context, force bool) error {
 	return nil
 }
 
+// WhileBusy calls fn, and again for as long as patience lasts while it returns ErrBusy. A device that was just unmounted may count as in use for
+// some ten milliseconds more: a new mount namespace, of whatever program, begins with all that is mounted on the host.
+func WhileBusy(ctx context.Context, patience time.Duration, fn func() error) error {
+	for end := time.Now().Add(patience); ; {
+		err := fn()
+		if !errors.Is(err, ErrBusy) || time.Now().After(end) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
 // Cleanup removes what a stale attachment left: mounts of its device, the device,
 // and its state. While the device is mounted it returns ErrBusy unless forced;
 // with force the mounts are taken away even from programs that use them.

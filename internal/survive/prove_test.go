@@ -2,6 +2,7 @@ package survive
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -43,12 +44,28 @@ func TestProveKilled(t *testing.T) {
 			s.unharmed(t, want, done)
 		})
 	}
+	t.Run("server in probe, and its catalog", func(t *testing.T) {
+		s.cutProof(t, "probe", func() {
+			s.end(syscall.SIGKILL)
+			for _, suffix := range []string{"", "-wal", "-shm"} {
+				if err := os.Remove(filepath.Join(s.data, "catalog.db"+suffix)); err != nil && !errors.Is(err, os.ErrNotExist) {
+					t.Fatal(err)
+				}
+			}
+			s.start()
+		})
+		s.unharmed(t, want, false)
+		s.run("prove", "orders@one") // which is now the newest job
+	})
 	t.Run("agent in probe", func(t *testing.T) {
 		done := s.cutProof(t, "probe", s.killAgent)
 		if done {
 			t.Error("a proof whose agent was killed succeeded")
 		}
-		s.unharmed(t, want, false)
+		s.settled(want)
+		if p := ask[[]tidemark.RecoveryPoint](s, "points", "orders"); p[0].Proven == nil || p[0].Proven.Result != tidemark.Proven {
+			t.Errorf("a proof that was cut took the stamp of one that was not: %+v", p)
+		}
 	})
 	if r := ask[tidemark.Proof](s, "prove", "orders@one"); r.Result != tidemark.Proven {
 		t.Errorf("after all of that: %+v", r)
