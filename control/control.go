@@ -18,6 +18,8 @@
 //	taps/       notes and queues of taps, which outlive the server
 //	devices/    links to tapped disks
 //	machines/   sockets to machines of QEMU that are followed
+//	probes/     the administrator's, for recovery proofs; only read
+//	proofs/     what these said
 //	authority/  the key that certificates of hosts are signed with
 //
 // Begin with [Open]. All methods may be called concurrently.

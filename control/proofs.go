@@ -119,6 +119,9 @@ func (c *Control) proofStatus(ctx context.Context, s *tidemark.Status) {
 		c.log.Error("the recovery proofs that failed cannot be read", "error", err)
 	}
 	for _, k := range list {
+		if a, err := c.app(k.Application); err != nil || a.t.ID() != k.Timeline {
+			continue // it was unprotected while its proof went on
+		}
 		s.Warnings = append(s.Warnings, fmt.Sprintf("%s could not be recovered when that was tried at %s: %s; this stays until `tidemark prove` proves it, or a newer point",
 			k.Ref, k.At.Local().Format(time.RFC3339), k.Reason))
 	}

@@ -272,7 +272,11 @@ func (c *Control) bringUp(ctx, bounded context.Context, t *task, x *proving) (r 
 	if err != nil {
 		return r, err
 	}
-	s := x.sandbox(a)
+	hide, err := filepath.EvalSymlinks(c.o.Dir)
+	if err != nil {
+		return r, err
+	}
+	s := x.sandbox(a, hide)
 	err = x.stepOf(bounded, t, "attach", func() error {
 		for i, d := range s.Disks {
 			at, err := c.attach(bounded, a, d.Name)
@@ -319,9 +323,9 @@ func (t *task) at() string {
 	return t.step
 }
 
-// sandbox says what is brought up, when its disks are attached.
-func (x *proving) sandbox(a app) proof.Spec {
-	s := proof.Spec{Name: x.name, Type: a.Type, Stop: x.plan.stop, Deep: x.proof.Deep, Probe: x.probe}
+// sandbox says what is brought up, when its disks are attached, and which directory is hidden.
+func (x *proving) sandbox(a app, hide string) proof.Spec {
+	s := proof.Spec{Name: x.name, Type: a.Type, Stop: x.plan.stop, Deep: x.proof.Deep, Probe: x.probe, Hide: hide}
 	if a.Type == tidemark.TypeVolume {
 		for _, d := range a.t.Disks() {
 			s.Disks = append(s.Disks, proof.Disk{Name: d.Name()})

@@ -54,6 +54,8 @@ func (b *box) tell(err error) {
 		b.send(event{Done: true, Reason: b.reason})
 	case errors.As(err, &trouble) && isTrouble(err):
 		b.send(event{Trouble: &tidemark.Error{Kind: trouble.Kind, Message: oneLine(err), Hint: trouble.Hint}})
+	case errors.Is(err, exec.ErrNotFound):
+		b.send(event{Trouble: tidemark.Errorf(tidemark.Unavailable, "the host lacks a program: %s", oneLine(err)).WithHint("install it")})
 	case isTrouble(err):
 		b.send(event{Trouble: tidemark.Errorf(tidemark.Unavailable, "%s", oneLine(err))})
 	default:
@@ -74,7 +76,7 @@ func isTrouble(err error) bool {
 
 // prove does all steps. Its error is why the point did not come up.
 func (b *box) prove() error {
-	if err := enter(b.spec.Disks); err != nil {
+	if err := enter(b.spec.Disks, b.spec.Hide); err != nil {
 		return &troubleError{fmt.Errorf("make the sandbox: %w", err)}
 	}
 	if b.spec.Type == tidemark.TypePostgres {

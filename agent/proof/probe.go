@@ -40,7 +40,10 @@ func (b *box) probeDatabase(in *postgres.Instance) error {
 
 // probeDisks runs the user's probe on the first file system, or where there is none on the first disk.
 func (b *box) probeDisks(list []found) error {
-	env := []string{"TIDEMARK_DEVICE=" + node(b.spec.Disks[0].Name)}
+	var env []string
+	if len(b.spec.Disks) > 0 {
+		env = []string{"TIDEMARK_DEVICE=" + node(b.spec.Disks[0].Name)}
+	}
 	for _, f := range list {
 		if f.fstype != "" {
 			dir := filepath.Join(f.dir(), b.spec.Data.Dir)

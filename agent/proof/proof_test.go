@@ -2,12 +2,15 @@ package proof
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"tidemark"
 )
@@ -124,6 +127,41 @@ func TestRunWithoutDisks(t *testing.T) {
 	}
 	if _, err := os.Stat("/disks"); err == nil {
 		t.Error("the host has the directories of a sandbox")
+	}
+}
+
+// A program sees neither what is the server's, also where that lies among programs, nor what is production's; and it is nobody.
+func TestProbeSeesNothing(t *testing.T) {
+	needRoot(t)
+	ours, err := os.MkdirTemp("/opt", "tidemark-proof-")
+	if err != nil {
+		t.Skip(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(ours) })
+	theirs := t.TempDir()
+	for _, dir := range []string{ours, theirs} {
+		if err := errors.Join(os.Chmod(dir, 0o755), os.WriteFile(dir+"/secret", nil, 0o644)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	inner := filepath.Join(ours, "mounted here")
+	if err := errors.Join(os.Mkdir(inner, 0o755), unix.Mount("tmpfs", inner, "tmpfs", 0, "size=4k")); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Unmount(inner, 0) })
+	text := "#!/bin/sh\nls -d /opt/* /usr/bin/env\nls " + ours + " " + theirs + "\nid -un\ngrep -c mounted /proc/self/mounts\ngrep NoNewPrivs /proc/self/status\n"
+	spec := Spec{Name: "x", Type: tidemark.TypeVolume, Hide: ours, Limit: time.Minute, Left: time.Minute, Probe: &Probe{Name: "p", Text: []byte(text), Limit: time.Minute}}
+	r, err := Run(t.Context(), spec, func(Note) {})
+	if err != nil || r.Reason != "" {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	for _, want := range []string{ours, "/usr/bin/env", "No such file", "nobody", "\n0\n", "NoNewPrivs:\t1"} {
+		if !strings.Contains(r.Output, want) {
+			t.Errorf("%q is missing in %q", want, r.Output)
+		}
+	}
+	if strings.Contains(r.Output, "secret") {
+		t.Errorf("it sees a secret: %q", r.Output)
 	}
 }
 

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -21,7 +23,7 @@ const (
 
 // enter gives this process, which has namespaces of its own, a network with nothing but itself, and a root in which nothing of production
 // has a name.
-func enter(disks []Disk) error {
+func enter(disks []Disk, hide string) error {
 	if err := raiseLoopback(); err != nil {
 		return fmt.Errorf("bring up the loopback device: %w", err)
 	}
@@ -41,6 +43,9 @@ func enter(disks []Disk) error {
 		if err := show(name, root); err != nil {
 			return fmt.Errorf("show /%s: %w", name, err)
 		}
+	}
+	if err := cover(filepath.Join(root, hide), hide); err != nil {
+		return fmt.Errorf("hide %s: %w", hide, err)
 	}
 	if err := furnish(root); err != nil {
 		return err
@@ -111,6 +116,35 @@ func show(name, root string) error {
 	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV}
 	return unix.MountSetattr(unix.AT_FDCWD, to, unix.AT_RECURSIVE, &attr)
 }
+
+// cover takes away what is mounted below a directory, which would count as in use, and puts an empty one in its place; where it is not shown, nothing is done.
+func cover(dir, name string) error {
+	if st, err := os.Stat(dir); name == "" || err != nil || !st.IsDir() {
+		return nil
+	}
+	text, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		return err
+	}
+	lines := strings.Split(string(text), "\n")
+	for _, line := range slices.Backward(lines) { // the deepest first
+		f := strings.Fields(line)
+		if len(f) < 2 {
+			continue
+		}
+		at := unescape.Replace(f[1])
+		if at != dir && !strings.HasPrefix(at, dir+"/") {
+			continue
+		}
+		if err := unix.Unmount(at, unix.MNT_DETACH); err != nil {
+			return err
+		}
+	}
+	return unix.Mount("tmpfs", dir, "tmpfs", unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0555,size=4k")
+}
+
+// unescape reads how the kernel writes the names of directories.
+var unescape = strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
 
 // furnish makes what programs expect of a root.
 func furnish(root string) error {

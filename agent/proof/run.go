@@ -111,6 +111,9 @@ func (w *watch) run(ctx context.Context, spec Spec) error {
 		}
 		w.hear(e)
 	}
+	if err := cmd.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) { // it has nothing more to say, whatever it does
+		return err
+	}
 	return cmd.Wait()
 }
 

@@ -18,6 +18,8 @@ type Spec struct {
 	Log  *Place        `json:"log,omitempty"`
 	Stop postgres.Stop `json:"stop"`
 	Deep bool          `json:"deep"` // read everything
+	// Hide is a directory that the sandbox does not see, wherever it lies: the server's own.
+	Hide string `json:"hide,omitempty"`
 	// Probe is what the user wants to be run; nil: nothing.
 	Probe *Probe        `json:"probe,omitempty"`
 	Limit time.Duration `json:"limit"` // of the whole proof
