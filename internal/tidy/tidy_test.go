@@ -19,7 +19,7 @@ const root = "../.."
 // lower layer, and itself's parents and children of the same layer never.
 // It is the table of ARCHITECTURE.md.
 var layers = [][]string{
-	{"", "block", "internal/vfs", "internal/socket", "internal/guard", "internal/process"},
+	{"", "block", "internal/vfs", "internal/socket", "internal/guard", "internal/process", "internal/shared"},
 	{"journal", "object", "capture", "export", "app", "wire", "policy", "access", "catalog"},
 	{"image"},
 	{"timeline"},
