@@ -12,6 +12,7 @@ import (
 	"syscall"
 	"time"
 
+	"tidemark/internal/shared"
 	"tidemark/internal/vfs"
 )
 
@@ -84,7 +85,8 @@ const (
 	// what Append accepted always has a place, and a full disk is noticed before.
 	allocateStep = 4 << 20
 	// directAfter is the length of a payload from which gathering and reserving
-	// cost more than they save: it goes from its owner's memory to the file.
+	// cost more than they save: it goes from its owner's memory to the file. One in shared memory does not: there
+	// is no telling what the file would get.
 	directAfter = 128 << 10
 )
 
@@ -95,27 +97,93 @@ const (
 // The record's time is now, or, if r.Time is not zero and in the past, that; but always
 // later than that of the record before, and than any time that [Journal.At] was asked for.
 func (j *Journal) Append(r *Record) (Place, error) {
-	if !r.possible() {
-		return Place{}, fmt.Errorf("%w: kind %d, offset %d, length %d, %d bytes", ErrRecord, r.Kind, r.Off, r.Len, len(r.Payload))
+	if err := r.check(); err != nil {
+		return Place{}, err
 	}
-	h := header{Record: *r, size: uint32(len(r.Payload)), sum: crc32.Checksum(r.Payload, castagnoli)}
-	if len(r.Payload) >= directAfter {
+	h := header{Record: *r, size: uint32(len(r.Payload))}
+	if !r.Shared { // others append meanwhile
+		h.sum = crc32.Checksum(r.Payload, castagnoli)
+	}
+	if r.direct() {
 		return j.appendDirect(r, &h)
 	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
+	return j.gather(r, &h, !r.Shared)
+}
+
+// AppendAll adds records in order, each as Append does, but with one lock for those that are gathered, and the checksum of each made
+// of the copy. It puts where their payloads lie into places, which is as long as list. On an error the first n were
+// appended, and no more.
+func (j *Journal) AppendAll(list []Record, places []Place) (n int, err error) {
+	for n < len(list) && err == nil {
+		if list[n].direct() {
+			if places[n], err = j.Append(&list[n]); err == nil {
+				n++
+			}
+			continue
+		}
+		var k int
+		k, err = j.gatherAll(list[n:], places[n:])
+		n += k
+	}
+	return n, err
+}
+
+// gatherAll appends the first records of a list that are gathered.
+func (j *Journal) gatherAll(list []Record, places []Place) (n int, err error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for n < len(list) && !list[n].direct() {
+		r := &list[n]
+		if err := r.check(); err != nil {
+			return n, err
+		}
+		h := header{Record: *r, size: uint32(len(r.Payload))}
+		if places[n], err = j.gather(r, &h, false); err != nil {
+			return n, err
+		}
+		n++
+	}
+	return n, nil
+}
+
+// gather appends a record by way of the buffer; summed says that h has the payload's checksum. The caller holds mu, which is given up meanwhile
+// if room has to be made.
+func (j *Journal) gather(r *Record, h *header, summed bool) (Place, error) {
 	need := footprint(len(r.Payload))
 	if err := j.makeRoom(need); err != nil {
 		return Place{}, err
 	}
-	s := j.segments[len(j.segments)-1]
-	j.next(&h)
 	n := len(j.active)
-	j.active = j.active[:n+int(need)]
-	h.put(j.active[n:], s.head.salt())
-	k := copy(j.active[n+headerSize:], r.Payload)
-	clear(j.active[n+headerSize+k:])
-	return j.accept(s, r, &h), nil
+	b := j.active[n : n+int(need)] // nobody looks behind the end of the buffer
+	payload := b[headerSize : headerSize+len(r.Payload)]
+	if err := take(payload, r, h, summed); err != nil {
+		return Place{}, err
+	}
+	clear(b[headerSize+len(payload):])
+	s := j.segments[len(j.segments)-1]
+	j.next(h)
+	h.put(b, s.head.salt())
+	j.active = j.active[:n+len(b)]
+	return j.accept(s, r, h), nil
+}
+
+// take copies the payload of a record. What is in the journal has the checksum of what is in the journal, whatever others do
+// to the payload.
+func take(dst []byte, r *Record, h *header, summed bool) error {
+	if r.Shared {
+		h.sum = r.Sum
+		if err := shared.Copy(dst, r.Payload, r.Sum); err != nil {
+			return fmt.Errorf("%w: %w", ErrChanged, err)
+		}
+		return nil
+	}
+	copy(dst, r.Payload)
+	if !summed {
+		h.sum = crc32.Checksum(dst, castagnoli)
+	}
+	return nil
 }
 
 // next gives h the position and time that come next.

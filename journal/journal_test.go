@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"tidemark/internal/shared"
 	"tidemark/internal/vfs"
 )
 
@@ -88,6 +89,15 @@ func (m *model) step(t *testing.T, j *Journal, rng *rand.Rand) {
 		}
 		return
 	}
+	if rng.IntN(2) == 0 {
+		m.append(t, j, rng)
+	} else {
+		m.appendAll(t, j, rng)
+	}
+}
+
+// record makes a record, whose payload may lie in memory that others write to.
+func (m *model) record(rng *rand.Rand) Record {
 	r := Record{Kind: Write, Disk: uint16(rng.IntN(3)), Off: rng.Int64N(1 << 40), Len: rng.Int64N(9000), Payload: make([]byte, rng.IntN(9000))}
 	if rng.IntN(30) == 0 {
 		r.Payload = make([]byte, directAfter+rng.IntN(9000))
@@ -102,9 +112,48 @@ func (m *model) step(t *testing.T, j *Journal, rng *rand.Rand) {
 	for i := range r.Payload {
 		r.Payload[i] = byte(rng.Uint32() & mask)
 	}
+	if rng.IntN(2) == 0 {
+		r.Shared, r.Sum = true, shared.Sum(r.Payload)
+	}
+	return r
+}
+
+func (m *model) append(t *testing.T, j *Journal, rng *rand.Rand) {
+	r := m.record(rng)
 	p, err := j.Append(&r)
 	if err != nil {
 		t.Fatal(err)
+	}
+	m.appended(t, r, p)
+}
+
+// appendAll appends some records together. If one of them is not what it should be, those before it are appended, and no more.
+func (m *model) appendAll(t *testing.T, j *Journal, rng *rand.Rand) {
+	list := make([]Record, 1+rng.IntN(6))
+	for i := range list {
+		list[i] = m.record(rng)
+	}
+	good := len(list)
+	if i := rng.IntN(len(list)); rng.IntN(4) == 0 && len(list[i].Payload) > 0 {
+		list[i].Shared, list[i].Sum = true, shared.Sum(list[i].Payload)
+		list[i].Payload[rng.IntN(len(list[i].Payload))] ^= 1
+		good = i
+	}
+	places := make([]Place, len(list))
+	n, err := j.AppendAll(list, places)
+	if n != good || (err != nil) != (good < len(list)) || err != nil && !errors.Is(err, ErrChanged) {
+		t.Fatalf("%d of %d records were appended, and not %d: %v", n, len(list), good, err)
+	}
+	for i := range n {
+		m.appended(t, list[i], places[i])
+	}
+}
+
+// appended notes a record, and reads it.
+func (m *model) appended(t *testing.T, r Record, p Place) {
+	t.Helper()
+	if r.Pos != uint64(len(m.records)+1) {
+		t.Fatalf("position %d behind %d records", r.Pos, len(m.records))
 	}
 	got := make([]byte, len(r.Payload))
 	if err := p.Segment.ReadAt(got, p.Off); err != nil || !bytes.Equal(got, r.Payload) {
@@ -362,5 +411,63 @@ func BenchmarkAppend(b *testing.B) {
 				}
 			}
 		})
+	}
+}
+
+// A payload in shared memory that changes while it is appended, again and again: what was appended has the checksum of
+// what lies in the journal, and is what it should be.
+func TestPayloadChangesUnderAppend(t *testing.T) {
+	j, err := Open(vfs.NewMem(), "/", Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer j.Close()
+	m, err := shared.New(64 << 10)
+	if err != nil {
+		t.Skip(err)
+	}
+	defer m.Release()
+	want := bytes.Repeat([]byte("right"), 8192)[:32<<10]
+	end := make(chan struct{})
+	var writer sync.WaitGroup
+	writer.Go(func() {
+		for i := 0; ; i++ {
+			select {
+			case <-end:
+				return
+			default:
+			}
+			if i%2 == 0 {
+				copy(m.Bytes(), want)
+			} else {
+				m.Bytes()[i%len(want)]++
+			}
+			time.Sleep(50 * time.Microsecond)
+		}
+	})
+	taken, refused := 0, 0
+	for begin := time.Now(); (taken < 100 || refused < 100) && time.Since(begin) < 20*time.Second; {
+		p, err := j.Append(&Record{Kind: Write, Len: int64(len(want)), Payload: m.Bytes()[:len(want)], Shared: true, Sum: shared.Sum(want)})
+		if errors.Is(err, ErrChanged) {
+			refused++
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		taken++
+		got := make([]byte, len(want))
+		if err := p.Segment.ReadAt(got, p.Off); err != nil || !bytes.Equal(got, want) {
+			t.Fatalf("something else was appended: %v", err)
+		}
+	}
+	close(end)
+	writer.Wait()
+	if taken == 0 || refused == 0 {
+		t.Errorf("%d were taken, and %d refused", taken, refused)
+	}
+	head, _ := j.Head()
+	if err := j.Verify(0, head); err != nil || head != uint64(taken) {
+		t.Errorf("%d were taken, head %d: %v", taken, head, err)
 	}
 }

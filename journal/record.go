@@ -27,12 +27,28 @@ type Record struct {
 	Off     int64 // bytes of the disk
 	Len     int64 // bytes of the disk
 	Payload []byte
+
+	// Shared says that the payload lies in memory that others can change at any time; Sum is what its CRC-32C must be. Append
+	// compares its own copy with that.
+	Shared bool
+	Sum    uint32
 }
 
 // possible reports whether recovery would take the record for one.
 func (r *Record) possible() bool {
 	return r.Kind >= Write && r.Kind <= Bookmark && r.Off >= 0 && r.Len >= 0 && len(r.Payload) <= MaxPayload
 }
+
+// check refuses a record that there cannot be.
+func (r *Record) check() error {
+	if !r.possible() {
+		return fmt.Errorf("%w: kind %d, offset %d, length %d, %d bytes", ErrRecord, r.Kind, r.Off, r.Len, len(r.Payload))
+	}
+	return nil
+}
+
+// direct reports whether the record goes from its owner's memory to the file.
+func (r *Record) direct() bool { return len(r.Payload) >= directAfter && !r.Shared }
 
 // Errors of a journal; test with errors.Is.
 var (
@@ -46,6 +62,8 @@ var (
 	ErrFailed = errors.New("the journal failed and must be opened anew")
 	// ErrRecord: there can be no such record; nothing was appended.
 	ErrRecord = errors.New("an impossible journal record")
+	// ErrChanged: a payload in shared memory is not what it must be; it was not appended.
+	ErrChanged = errors.New("what is to be journaled has changed")
 	// ErrClosed: the journal was closed.
 	ErrClosed = errors.New("the journal is closed")
 )
