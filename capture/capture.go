@@ -8,6 +8,7 @@ import (
 	"fmt"
 
 	"tidemark/block"
+	"tidemark/internal/shared"
 )
 
 // MaxChange is the longest change with data, in bytes; no such change crosses a multiple of it.
@@ -22,6 +23,28 @@ type Change struct {
 	Len  int64  // bytes
 	Data []byte // Len bytes; nil: zeros
 	Time int64  // Unix nanoseconds: when the disk had it
+
+	// Memory is what Data lie in, at the offset At, if the source shares it; nil: Data are nobody else's. Then Sum is their CRC-32C ([shared.Sum]), and
+	// a sink believes nothing of Data but a copy that fits it: see [Change.Own].
+	Memory *shared.Memory
+	At     int64
+	Sum    uint32
+}
+
+// ErrChanged: the data of a change in shared memory are not what its source had put there.
+var ErrChanged = errors.New("the data of a change have changed on their way")
+
+// Own replaces data in shared memory by a copy, which is what the source had put there; if it is something else, the error wraps [ErrChanged].
+func (c *Change) Own() error {
+	if c.Memory == nil {
+		return nil
+	}
+	data := make([]byte, len(c.Data))
+	if err := shared.Copy(data, c.Data, c.Sum); err != nil {
+		return fmt.Errorf("%w: %d bytes at %d of disk %d: %w", ErrChanged, c.Len, c.Off, c.Disk, err)
+	}
+	c.Data, c.Memory = data, nil
+	return nil
 }
 
 // ErrChange: there can be no such change.

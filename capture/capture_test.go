@@ -5,6 +5,8 @@ import (
 	"math"
 	"math/rand/v2"
 	"testing"
+
+	"tidemark/internal/shared"
 )
 
 func TestSplitMakesChanges(t *testing.T) {
@@ -65,5 +67,27 @@ func TestCheck(t *testing.T) {
 		if (err == nil) != c.ok || err != nil && !errors.Is(err, ErrChange) {
 			t.Errorf("%d bytes at %d with %d of data: %v", c.n, c.off, len(c.data), err)
 		}
+	}
+}
+
+func TestOwn(t *testing.T) {
+	m, err := shared.New(8192)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Release()
+	copy(m.Bytes()[4096:], "what was put")
+	c := Change{Off: 4096, Len: 512, Data: m.Bytes()[4096:4608], Memory: m, At: 4096}
+	c.Sum = shared.Sum(c.Data)
+	torn := c
+	if err := c.Own(); err != nil || c.Memory != nil || string(c.Data[:12]) != "what was put" {
+		t.Fatalf("%q: %v", c.Data[:12], err)
+	}
+	clear(m.Bytes())
+	if err := c.Own(); err != nil || string(c.Data[:12]) != "what was put" {
+		t.Errorf("one's own data: %q, %v", c.Data[:12], err)
+	}
+	if err := torn.Own(); !errors.Is(err, ErrChanged) || torn.Memory == nil {
+		t.Errorf("data that have changed: %v", err)
 	}
 }

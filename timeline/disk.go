@@ -178,15 +178,19 @@ func (d *Disk) append(r *journal.Record) error {
 // publish is append for a caller that holds t.mu.
 func (d *Disk) publish(r *journal.Record) error {
 	place, err := d.t.journal.Append(r)
-	if err != nil {
-		return err
+	if err == nil {
+		d.published(r, place)
 	}
+	return err
+}
+
+// published makes a record that was appended the newest of its blocks. The caller has held t.mu since before that.
+func (d *Disk) published(r *journal.Record, place journal.Place) {
 	d.head.Load().layers[0].put(r, place, d.chunk)
 	d.t.backlog.Add(int64(len(r.Payload)))
 	d.t.sinceCut.Add(int64(len(r.Payload)))
 	raise(&d.t.topSegment, place.Segment.Number())
 	d.t.fedSeq.Add(1)
-	return nil
 }
 
 // merge stores a piece of one block, as of a time, 0 for now. Nobody else writes meanwhile: another

@@ -9,9 +9,7 @@ import (
 	"time"
 
 	"tidemark"
-	"tidemark/block"
 	"tidemark/capture"
-	"tidemark/journal"
 )
 
 // feedState says how far a stream of changes had come at a position. Behind it, each record that
@@ -30,6 +28,7 @@ type Feed struct {
 	mu sync.Mutex
 	// err is why the feed takes no more; guarded by mu.
 	err error
+	run run // guarded by mu
 }
 
 // ErrFed: the disks are written by a feed alone.
@@ -127,20 +126,17 @@ func (f *Feed) Close() error {
 func (f *Feed) Applied() uint64 { return f.t.fedSeq.Load() }
 
 // Apply takes the next changes of the stream. After an error the feed takes no more; the
-// next one resumes behind what was applied.
+// next one resumes behind what was applied. Data in shared memory that are not what they must be are [capture.ErrChanged].
 func (f *Feed) Apply(list []capture.Change) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for i := range list {
-		if f.err == nil {
-			f.err = f.t.apply(&list[i])
-		}
-		if f.err != nil {
-			return f.err
-		}
+	if f.err == nil {
+		f.err = f.t.applyAll(list, &f.run)
 	}
-	f.t.wroteSome()
-	return nil
+	if f.err == nil {
+		f.t.wroteSome()
+	}
+	return f.err
 }
 
 // Sync makes durable what was applied, and returns how many changes of the stream that is.
@@ -207,42 +203,6 @@ func (t *Timeline) markWith(id string) (tidemark.Position, bool) {
 		}
 	}
 	return 0, false
-}
-
-// apply appends one change as exactly one record.
-func (t *Timeline) apply(c *capture.Change) error {
-	if int(c.Disk) >= len(t.disks) {
-		return fmt.Errorf("%w: of disk %d of %s, which has %d", capture.ErrChange, c.Disk, t.Name(), len(t.disks))
-	}
-	d := t.disks[c.Disk]
-	if err := c.Check(d.size); err != nil {
-		return err
-	}
-	if err := d.apply(c); err != nil {
-		return t.writeError(fmt.Sprintf("apply %d bytes at %d of disk %s", c.Len, c.Off, d.name), err)
-	}
-	return nil
-}
-
-func (d *Disk) apply(c *capture.Change) error {
-	n := (c.Len + block.BlockSize - 1) &^ (block.BlockSize - 1) // the end of a disk ends its last block
-	r := journal.Record{Kind: journal.Zero, Disk: d.index, Off: c.Off, Len: n, Time: c.Time}
-	whole := c.Off%block.BlockSize == 0 && (c.Len == n || c.Off+c.Len == d.size)
-	switch {
-	case !whole && c.Data == nil:
-		return d.merge(make([]byte, c.Len), c.Off, c.Time)
-	case !whole:
-		return d.merge(c.Data, c.Off, c.Time)
-	case zeros(c.Data):
-		return d.append(&r)
-	case c.Off%d.chunk == 0 && c.Len%d.chunk == 0 && c.Len >= minReference && d.t.byReference():
-		return d.refer(c.Data, c.Off, c.Time)
-	}
-	r.Kind, r.Payload = journal.Write, c.Data
-	if c.Len < n {
-		r.Payload = append(make([]byte, 0, n), c.Data...)[:n]
-	}
-	return d.append(&r)
 }
 
 // Gap is a stretch of a timeline of which no point can be had: its disks did not follow their source.

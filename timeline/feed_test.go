@@ -15,6 +15,7 @@ import (
 
 	"tidemark"
 	"tidemark/capture"
+	"tidemark/internal/shared"
 	"tidemark/internal/vfs"
 )
 
@@ -28,6 +29,94 @@ type source struct {
 	at      map[tidemark.Position]int // how many changes a position is behind
 	lost    bool                      // a gap is open, as was acknowledged
 	unsure  bool                      // the picture was taken while that changed
+	memory  *shared.Memory            // that data of changes lie in
+}
+
+// share lets some changes have their data in shared memory.
+func (s *source) share(list []capture.Change) []capture.Change {
+	if s.memory == nil {
+		s.memory = newShared(s.t, 1<<20)
+	}
+	list = slices.Clone(list)
+	at := 0
+	for i := range list {
+		if list[i].Data != nil && s.rng.IntN(2) == 0 {
+			at += place(&list[i], s.memory, at)
+		}
+	}
+	return list
+}
+
+func newShared(t *testing.T, size int) *shared.Memory {
+	t.Helper()
+	m, err := shared.New(size)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { m.Release() })
+	return m
+}
+
+// place moves the data of a change to shared memory, and returns how long they are.
+func place(c *capture.Change, m *shared.Memory, at int) int {
+	n := copy(m.Bytes()[at:], c.Data)
+	c.Data, c.Memory, c.At, c.Sum = m.Bytes()[at:at+n], m, int64(at), shared.Sum(c.Data)
+	return n
+}
+
+// Data in shared memory that change before they are taken, whatever becomes of them: what came before them is applied, they are not, and
+// the stream can be resumed with what they were.
+func TestChangedDataAreRefused(t *testing.T) {
+	for _, c := range []struct {
+		what   string
+		change capture.Change
+		bulk   bool
+	}{
+		{"whole blocks", capture.Change{Off: 8192, Len: 8192}, false},
+		{"a piece of a block", capture.Change{Off: 8192 + 512, Len: 1024}, false},
+		{"chunks that go to the pool", capture.Change{Off: 0, Len: 1 << 20}, true},
+	} {
+		t.Run(c.what, func(t *testing.T) {
+			w := open(t, vfs.NewMem(), "/d")
+			defer w.close(t)
+			line, err := w.set.Create(t.Context(), "fed", []DiskSpec{{Name: "disk", Size: 4 << 20, Chunk: testChunk}}, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			line.SetBulk(c.bulk)
+			m := newShared(t, 2<<20)
+			list := []capture.Change{{Off: 2 << 20, Len: 4096, Data: bytes.Repeat([]byte("before"), 4096)[:4096]}, c.change, {Off: 3 << 20, Len: 4096, Data: bytes.Repeat([]byte("behind"), 4096)[:4096]}}
+			list[1].Data = bytes.Repeat([]byte("data"), 1<<18)[:c.change.Len]
+			at := 0
+			for i := range list {
+				at += place(&list[i], m, at)
+			}
+			list[1].Data[len(list[1].Data)/2] ^= 4
+			f, _, err := line.Feed("s", "")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := f.Apply(list); !errors.Is(err, capture.ErrChanged) || f.Applied() != 1 {
+				t.Fatalf("%d were applied: %v", f.Applied(), err)
+			}
+			if err := f.Apply(list[2:]); err == nil {
+				t.Error("it takes more after an error")
+			}
+			if f, _, err = line.Feed("s", ""); err != nil {
+				t.Fatal(err)
+			}
+			list[1].Data[len(list[1].Data)/2] ^= 4
+			if err := f.Apply(list[1:]); err != nil || f.Applied() != 3 {
+				t.Fatalf("%d were applied: %v", f.Applied(), err)
+			}
+			for i := range list {
+				got := make([]byte, list[i].Len)
+				if _, err := line.Disks()[0].ReadAt(got, list[i].Off); err != nil || !bytes.Equal(got, list[i].Data) {
+					t.Errorf("change %d is not there: %v", i, err)
+				}
+			}
+		})
+	}
 }
 
 // next makes a change that differs from all before it.
@@ -195,7 +284,7 @@ func (s *source) step(line *Timeline, f *Feed, whole func() bool, fail func(stri
 		for range 1 + s.rng.IntN(4) {
 			list = append(list, s.next())
 		}
-		if err := f.Apply(list); err != nil {
+		if err := f.Apply(s.share(list)); err != nil {
 			fail("apply: %v", err)
 		}
 		pos, _ := line.Head()
