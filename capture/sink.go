@@ -6,13 +6,18 @@ import (
 	"fmt"
 
 	"tidemark"
+	"tidemark/internal/shared"
 )
 
 // Sink opens streams of changes into one timeline.
 type Sink interface {
 	// Open begins the stream id, or resumes it. before is the stream that the source had open
 	// last, or empty. It returns when the timeline has said how far it has come.
-	Open(ctx context.Context, id, before string) (Stream, error)
+	//
+	// m is memory that data of the stream's changes will lie in, or nil. If the sink can read it, they need not be carried there. It is the source's, which holds
+	// it as long as the stream is open, and does not change what is the data of a change before that was durable; or, if the source gives the
+	// stream up, ever.
+	Open(ctx context.Context, id, before string, m *shared.Memory) (Stream, error)
 }
 
 // Mark is a bookmark on its way to a timeline, and what it says of its point there.
@@ -55,6 +60,8 @@ type Stream interface {
 	// Known reports whether the stream follows one that the timeline has. If not, nothing is known of what
 	// its disks hold.
 	Known() bool
+	// Shares reports whether the sink reads the source's memory: of changes whose data lie there it wants to be told where, and [Change.Sum].
+	Shares() bool
 	// Apply sends the next changes. They need not be applied when it returns, and are not durable.
 	// It keeps nothing of list.
 	Apply(list []Change) error

@@ -10,6 +10,7 @@ import (
 	"sync"
 
 	"tidemark/capture"
+	"tidemark/internal/shared"
 )
 
 // Client is a timeline of a server, as a place that takes changes. Its fields do not change once it is used.
@@ -29,14 +30,25 @@ type RefusedError struct{ Text string }
 func (e *RefusedError) Error() string { return e.Text }
 
 // Open implements [capture.Sink].
-func (c *Client) Open(ctx context.Context, id, before string) (capture.Stream, error) {
+func (c *Client) Open(ctx context.Context, id, before string, m *shared.Memory) (capture.Stream, error) {
+	s, err := c.open(ctx, id, before, m)
+	if errors.Is(err, errOlder) {
+		s, err = c.open(ctx, id, before, nil)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+func (c *Client) open(ctx context.Context, id, before string, m *shared.Memory) (*stream, error) {
 	conn, err := c.Dial(ctx)
 	if err != nil {
 		return nil, err
 	}
 	s := &stream{conn: conn}
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
-	err = s.greet(c.Timeline, id, before)
+	err = s.greet(appendText(appendText(appendText(nil, c.Timeline), id), before), m)
 	if !stop() && err == nil {
 		err = ctx.Err()
 	}
@@ -49,6 +61,7 @@ func (c *Client) Open(ctx context.Context, id, before string) (capture.Stream, e
 // stream is one connection.
 type stream struct {
 	conn    net.Conn
+	memory  *shared.Memory // that the server reads; nil: none
 	known   bool
 	applied uint64
 	buf     []byte
@@ -62,9 +75,15 @@ func (s *stream) send(kind byte, parts ...[]byte) error {
 	return writeFrame(s.conn, kind, parts...)
 }
 
-func (s *stream) greet(timeline, id, before string) error {
-	hello := appendText(appendText(appendText([]byte(magic), timeline), id), before)
-	if err := s.send(frameHello, hello); err != nil {
+// greet says what the stream is, and offers the memory where it can be passed.
+func (s *stream) greet(names []byte, m *shared.Memory) (err error) {
+	socket, local := s.conn.(*net.UnixConn)
+	if local && m != nil {
+		err = s.offer(socket, names, m)
+	} else {
+		err = s.send(frameHello, []byte(magic), names)
+	}
+	if err != nil {
 		return err
 	}
 	body, err := s.answer(frameWelcome, 9)
@@ -72,6 +91,29 @@ func (s *stream) greet(timeline, id, before string) error {
 		return err
 	}
 	s.known, s.applied = body[0] == 1, binary.LittleEndian.Uint64(body[1:])
+	return nil
+}
+
+// errOlder: the server knows nothing of memory. It refuses a greeting that speaks of it.
+var errOlder = errors.New("the server has version 1 of the protocol")
+
+// offer greets with the memory, which the server takes or not.
+func (s *stream) offer(conn *net.UnixConn, names []byte, m *shared.Memory) error {
+	hello := binary.LittleEndian.AppendUint64(append([]byte(magic2), names...), uint64(len(m.Bytes())))
+	if err := writePassing(conn, m.File(), frameHello, hello); err != nil {
+		return err
+	}
+	body, err := s.answer(frameAgreed, 1)
+	var refused *RefusedError
+	if errors.As(err, &refused) {
+		return fmt.Errorf("%w: %w", errOlder, err)
+	}
+	if err != nil {
+		return err
+	}
+	if body[0] == 1 {
+		s.memory = m
+	}
 	return nil
 }
 
@@ -97,20 +139,45 @@ func (s *stream) Applied() uint64 { return s.applied }
 // Known implements [capture.Stream].
 func (s *stream) Known() bool { return s.known }
 
+// Shares implements [capture.Stream].
+func (s *stream) Shares() bool { return s.memory != nil }
+
 // Apply implements [capture.Stream].
 func (s *stream) Apply(list []capture.Change) error {
 	for len(list) > 0 {
-		n, size := 0, 0
-		for n < len(list) && (n == 0 || size+changeSize+len(list[n].Data) <= maxBatch) {
-			size += changeSize + len(list[n].Data)
-			n++
-		}
-		if err := s.send(frameChanges, encodeChanges(list[:n])...); err != nil {
+		n, err := s.sendSome(list)
+		if err != nil {
 			return err
 		}
 		list = list[n:]
 	}
 	return nil
+}
+
+// sendSome sends the first changes of a list, as many as go into a frame and have their data in the same place, and returns how many.
+func (s *stream) sendSome(list []capture.Change) (n int, err error) {
+	shares := s.inMemory(&list[0])
+	size := 0
+	for ; n < len(list); n++ {
+		c := &list[n]
+		more := changeSize + len(c.Data)
+		if shares {
+			more = sharedSize
+		}
+		if n > 0 && (size+more > maxBatch || s.inMemory(c) != shares) {
+			break
+		}
+		size += more
+	}
+	if shares {
+		return n, s.send(frameShared, encodeShared(list[:n]))
+	}
+	return n, s.send(frameChanges, encodeChanges(list[:n])...)
+}
+
+// inMemory reports whether the server is told where the data of a change lie.
+func (s *stream) inMemory(c *capture.Change) bool {
+	return s.memory != nil && (c.Memory == s.memory || c.Data == nil)
 }
 
 // Lose implements [capture.Stream].

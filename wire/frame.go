@@ -12,7 +12,7 @@ import (
 	"tidemark/capture"
 )
 
-// Kinds of frames. Those up to frameSample are the client's.
+// Kinds of frames. Those up to frameShared are the client's.
 const (
 	frameHello   = 1
 	frameChanges = 2
@@ -21,13 +21,16 @@ const (
 	frameSync    = 5
 	frameMark    = 6
 	frameSample  = 7
+	frameShared  = 8
 	frameWelcome = 65
 	frameSynced  = 66
 	frameRefused = 67
+	frameAgreed  = 68
 )
 
 const (
 	magic      = "TMWIRE01"
+	magic2     = "TMWIRE02"
 	headSize   = 12
 	changeSize = 28
 	// maxBody is the longest body of a frame, in bytes; a sender keeps to maxBatch, or to one change.
@@ -44,6 +47,13 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // writeFrame sends a frame, whose body is the parts one after the other, with one call.
 func writeFrame(w io.Writer, kind byte, parts ...[]byte) error {
+	all := append(net.Buffers{header(kind, parts...)}, parts...)
+	_, err := all.WriteTo(w)
+	return err
+}
+
+// header is the header of a frame, whose body is the parts one after the other.
+func header(kind byte, parts ...[]byte) []byte {
 	head := make([]byte, headSize)
 	head[0] = kind
 	n := 0
@@ -56,9 +66,7 @@ func writeFrame(w io.Writer, kind byte, parts ...[]byte) error {
 		sum = crc32.Update(sum, castagnoli, p)
 	}
 	binary.LittleEndian.PutUint32(head[8:], sum)
-	all := append(net.Buffers{head}, parts...)
-	_, err := all.WriteTo(w)
-	return err
+	return head
 }
 
 // readFrame reads a frame; the body is in buf if that is long enough.
@@ -100,9 +108,9 @@ func encodeChanges(list []capture.Change) [][]byte {
 	parts := make([][]byte, 1, 1+len(list))
 	for i := range list {
 		c := &list[i]
-		flags := uint16(0)
+		flags := uint16(flagData)
 		if c.Data == nil {
-			flags = 1
+			flags = flagZero
 		} else {
 			parts = append(parts, c.Data)
 		}
@@ -134,8 +142,8 @@ func parseChanges(b []byte) ([]capture.Change, error) {
 		c.Disk, c.Time = le.Uint16(p), int64(le.Uint64(p[4:]))
 		c.Off, c.Len = int64(le.Uint64(p[12:])), int64(le.Uint64(p[20:]))
 		switch flags := le.Uint16(p[2:]); {
-		case flags == 1:
-		case flags != 0 || c.Len < 0 || c.Len > int64(len(data)):
+		case flags == flagZero:
+		case flags != flagData || c.Len < 0 || c.Len > int64(len(data)):
 			return nil, fmt.Errorf("%w: a change of %d bytes where %d are left", ErrProtocol, c.Len, len(data))
 		default:
 			c.Data, data = data[:c.Len:c.Len], data[c.Len:]

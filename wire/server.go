@@ -11,10 +11,12 @@ import (
 	"sync"
 
 	"tidemark/capture"
+	"tidemark/internal/shared"
 )
 
 // Feed takes the changes of one stream into a timeline, as a timeline.Feed does. One goroutine calls
-// Sync while another calls the rest. An error means that it cannot go on; that a mark cannot be made is no such
+// Sync while another calls the rest. It keeps nothing of what Apply is given, of which data may lie in memory that the client can
+// change at any time ([capture.Change.Own]). An error means that it cannot go on; that a mark cannot be made is no such
 // thing, and told to whoever asked for it.
 type Feed interface {
 	Applied() uint64
@@ -42,7 +44,7 @@ func Serve(ctx context.Context, conn net.Conn, open Opener) error {
 	}
 	err = errors.Join(ignoreEnd(err), ignoreEnd(conn.Close()))
 	s.syncing.Wait()
-	return err
+	return errors.Join(err, s.memory.Release())
 }
 
 // ignoreEnd returns nil for what a client that went away leaves.
@@ -56,6 +58,7 @@ func ignoreEnd(err error) error {
 type session struct {
 	conn    net.Conn
 	feed    Feed
+	memory  *shared.Memory // of the client; nil: none
 	buf     []byte
 	syncing sync.WaitGroup
 	sending sync.Mutex // a frame goes out whole
@@ -86,11 +89,7 @@ func (s *session) serve(ctx context.Context, open Opener) (err error) {
 
 // welcome answers the client's first frame.
 func (s *session) welcome(ctx context.Context, open Opener) error {
-	kind, body, err := readFrame(s.conn, nil)
-	if err != nil {
-		return err
-	}
-	names, err := parseHello(kind, body)
+	names, err := s.hello()
 	if err != nil {
 		return err
 	}
@@ -110,21 +109,66 @@ func (s *session) welcome(ctx context.Context, open Opener) error {
 	return nil
 }
 
-// parseHello returns the names of the timeline, of the stream, and of the one before it.
-func parseHello(kind byte, body []byte) (names [3]string, err error) {
-	if kind != frameHello || len(body) < len(magic) || string(body[:len(magic)]) != magic {
-		return names, fmt.Errorf("%w: no greeting of this version", ErrProtocol)
+// hello reads the client's greeting, and agrees with one that offers memory before anything else is said.
+func (s *session) hello() (names [3]string, err error) {
+	var passed passing
+	defer passed.close()
+	var r io.Reader = s.conn
+	if conn, ok := s.conn.(*net.UnixConn); ok {
+		passed.conn = conn
+		r = &passed
+	}
+	kind, body, err := readFrame(r, nil)
+	if err != nil {
+		return names, err
+	}
+	h, err := parseHello(kind, body)
+	if err != nil {
+		return names, err
+	}
+	if s.memory, err = passed.memory(h.memory); err != nil || !h.offers {
+		return h.names, err
+	}
+	answer := []byte{0}
+	if s.memory != nil {
+		answer[0] = 1
+	}
+	return h.names, s.send(frameAgreed, answer)
+}
+
+// greeting is what a client says first.
+type greeting struct {
+	names  [3]string // of the timeline, of the stream, and of the one before it
+	offers bool      // it wants to know whether its memory is taken
+	memory uint64    // how much of that there is, in bytes
+}
+
+func parseHello(kind byte, body []byte) (h greeting, err error) {
+	if kind != frameHello || len(body) < len(magic) {
+		return h, fmt.Errorf("%w: no greeting", ErrProtocol)
+	}
+	switch string(body[:len(magic)]) {
+	case magic:
+	case magic2:
+		h.offers = true
+	default:
+		return h, fmt.Errorf("%w: no greeting of this version", ErrProtocol)
 	}
 	body = body[len(magic):]
-	for i := range names {
-		if names[i], body, err = cutText(body); err != nil {
-			return names, err
+	for i := range h.names {
+		if h.names[i], body, err = cutText(body); err != nil {
+			return h, err
 		}
 	}
-	if len(body) > 0 {
-		return names, fmt.Errorf("%w: a greeting of %d bytes too many", ErrProtocol, len(body))
+	if h.offers && len(body) == 8 {
+		h.memory, body = binary.LittleEndian.Uint64(body), nil
+	} else if h.offers {
+		return h, fmt.Errorf("%w: a greeting that says nothing of its memory", ErrProtocol)
 	}
-	return names, nil
+	if len(body) > 0 {
+		return h, fmt.Errorf("%w: a greeting of %d bytes too many", ErrProtocol, len(body))
+	}
+	return h, nil
 }
 
 // handle does what a frame asks for.
@@ -136,6 +180,16 @@ func (s *session) handle(kind byte, body []byte) error {
 			return err
 		}
 		return s.feed.Apply(list)
+	case frameShared:
+		list, err := parseShared(body, s.memory)
+		if err != nil {
+			return err
+		}
+		err = s.feed.Apply(list)
+		if errors.Is(err, capture.ErrChanged) {
+			err = fmt.Errorf("%w: %w", ErrProtocol, err)
+		}
+		return err
 	case frameLose:
 		if len(body) < 8 {
 			return fmt.Errorf("%w: a loss of %d bytes", ErrProtocol, len(body))

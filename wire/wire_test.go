@@ -3,11 +3,14 @@ package wire
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"math/rand/v2"
 	"net"
+	"os"
 	"path/filepath"
 	"reflect"
 	"strings"
@@ -15,8 +18,11 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"tidemark"
 	"tidemark/capture"
+	"tidemark/internal/shared"
 )
 
 // book is a feed that writes down what it is told.
@@ -27,6 +33,7 @@ type book struct {
 	sum     int64
 	full    error
 	closed  bool
+	shared  int // changes whose data came in shared memory
 }
 
 func (b *book) Applied() uint64 {
@@ -39,6 +46,12 @@ func (b *book) Apply(list []capture.Change) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for _, c := range list {
+		if c.Memory != nil {
+			b.shared++
+		}
+		if err := c.Own(); err != nil {
+			return err
+		}
 		b.said = append(b.said, note(c))
 		b.applied++
 	}
@@ -74,26 +87,81 @@ func (b *book) Close() error          { b.closed = true; return nil }
 
 // serve serves a book on a socket, and returns its client and what Serve returned.
 func serve(t *testing.T, open Opener) (*Client, <-chan error) {
+	return serveOn(t, "unix", func(ctx context.Context, conn net.Conn) error { return Serve(ctx, conn, open) })
+}
+
+// serveOn gives connections to fn, and returns a client and what fn returned.
+func serveOn(t *testing.T, network string, fn func(context.Context, net.Conn) error) (*Client, <-chan error) {
 	t.Helper()
-	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
+	address := "127.0.0.1:0"
+	if network == "unix" {
+		address = filepath.Join(t.TempDir(), "s")
+	}
+	l, err := net.Listen(network, address)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { l.Close() })
 	ended := make(chan error, 1)
 	go func() {
-		conn, err := l.Accept()
-		if err == nil {
-			err = Serve(t.Context(), conn, open)
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			if err := fn(t.Context(), conn); !errors.Is(err, errOlder) {
+				ended <- err
+			}
 		}
-		ended <- err
 	}()
-	return &Client{Timeline: "line", Dial: func(ctx context.Context) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, "unix", l.Addr().String())
-	}}, ended
+	return &Client{Timeline: "line", Dial: dialer(network, l)}, ended
 }
 
+func dialer(network string, l net.Listener) func(context.Context) (net.Conn, error) {
+	return func(ctx context.Context) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, network, l.Addr().String())
+	}
+}
+
+// TestWhatIsSentArrives holds a client and a server to what they are for, whether or not data are shared.
 func TestWhatIsSentArrives(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		serve  func(*testing.T, Opener) (*Client, <-chan error)
+		offers bool
+		shares bool
+	}{
+		{"carried", serve, false, false},
+		{"shared", serve, true, true},
+		{"by somebody who carries", carry, true, false},
+		{"to an older server", serveOlder, true, false},
+		{"not over a unix socket", serveTCP, true, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			var m *shared.Memory
+			if c.offers {
+				m = newMemory(t, 8<<20)
+			}
+			arrives(t, c.serve, m, c.shares)
+		})
+	}
+}
+
+func newMemory(t testing.TB, size int) *shared.Memory {
+	t.Helper()
+	m, err := shared.New(size)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := m.Release(); err != nil {
+			t.Error(err)
+		}
+	})
+	return m
+}
+
+func arrives(t *testing.T, serve func(*testing.T, Opener) (*Client, <-chan error), m *shared.Memory, shares bool) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	rng := rand.New(rand.NewPCG(seed, 1))
@@ -104,17 +172,18 @@ func TestWhatIsSentArrives(t *testing.T) {
 		}
 		return b, true, nil
 	})
-	s, err := client.Open(t.Context(), "new", "old")
+	s, err := client.Open(t.Context(), "new", "old", m)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if s.Applied() != 7 || !s.Known() {
-		t.Errorf("applied %d, known %v", s.Applied(), s.Known())
+	if s.Applied() != 7 || !s.Known() || s.Shares() != shares {
+		t.Errorf("applied %d, known %v, shares %v", s.Applied(), s.Known(), s.Shares())
 	}
 	var want []string
 	sent := uint64(7)
 	for round := range 40 {
 		var list []capture.Change
+		at := 0
 		for range rng.IntN(60) {
 			c := capture.Change{Disk: uint16(rng.IntN(3)), Off: rng.Int64(), Time: rng.Int64(), Len: rng.Int64N(1 << rng.IntN(20))}
 			if rng.IntN(4) > 0 {
@@ -123,8 +192,11 @@ func TestWhatIsSentArrives(t *testing.T) {
 					c.Data[i] = byte(rng.Uint32())
 				}
 			}
-			list = append(list, c)
 			want = append(want, note(c))
+			if c.Data != nil && m != nil && rng.IntN(4) > 0 && at+len(c.Data) <= len(m.Bytes()) { // mixed with such as are carried
+				at += put(&c, m, at)
+			}
+			list = append(list, c)
 		}
 		if err := s.Apply(list); err != nil {
 			t.Fatal(err)
@@ -155,6 +227,260 @@ func TestWhatIsSentArrives(t *testing.T) {
 	if !b.closed || !reflect.DeepEqual(b.said, want) {
 		t.Errorf("%d things arrived of %d, or others; closed %v", len(b.said), len(want), b.closed)
 	}
+	if (b.shared > 0) != shares {
+		t.Errorf("the data of %d changes came in shared memory", b.shared)
+	}
+}
+
+// put moves the data of a change into memory, and returns how long they are.
+func put(c *capture.Change, m *shared.Memory, at int) int {
+	n := copy(m.Bytes()[at:], c.Data)
+	c.Sum = shared.Sum(c.Data)
+	c.Data, c.Memory, c.At = m.Bytes()[at:at+n], m, int64(at)
+	return n
+}
+
+// carry serves a book behind somebody who carries bytes between two sockets, and nothing else.
+func carry(t *testing.T, open Opener) (*Client, <-chan error) {
+	client, ended := serve(t, open)
+	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		near, err := l.Accept()
+		if err != nil {
+			return
+		}
+		far, err := client.Dial(context.Background())
+		if err != nil {
+			near.Close()
+			return
+		}
+		for _, way := range [][2]net.Conn{{near, far}, {far, near}} {
+			go func() {
+				io.Copy(struct{ io.Writer }{way[0]}, struct{ io.Reader }{way[1]})
+				way[0].Close()
+			}()
+		}
+	}()
+	return &Client{Timeline: client.Timeline, Dial: dialer("unix", l)}, ended
+}
+
+// serveOlder serves a book as a server of version 1 does: it refuses any other greeting.
+func serveOlder(t *testing.T, open Opener) (*Client, <-chan error) {
+	return serveOn(t, "unix", func(ctx context.Context, conn net.Conn) error {
+		var seen bytes.Buffer
+		_, body, err := readFrame(io.TeeReader(conn, &seen), nil)
+		if err != nil {
+			return err
+		}
+		if !bytes.HasPrefix(body, []byte(magic)) {
+			return errors.Join(errOlder, writeFrame(conn, frameRefused, []byte("no greeting of this version")), conn.Close())
+		}
+		return Serve(ctx, again{conn, &seen}, open)
+	})
+}
+
+// again is a connection of which something was read already.
+type again struct {
+	net.Conn
+	seen *bytes.Buffer
+}
+
+func (a again) Read(p []byte) (int, error) {
+	if a.seen.Len() > 0 {
+		return a.seen.Read(p)
+	}
+	return a.Conn.Read(p)
+}
+
+func serveTCP(t *testing.T, open Opener) (*Client, <-chan error) {
+	return serveOn(t, "tcp", func(ctx context.Context, conn net.Conn) error { return Serve(ctx, conn, open) })
+}
+
+// A client of version 1 is served as it always was.
+func TestOlderClient(t *testing.T) {
+	b := &book{applied: 3}
+	client, _ := serve(t, func(context.Context, string, string, string) (Feed, bool, error) { return b, true, nil })
+	conn, err := client.Dial(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if err := writeFrame(conn, frameHello, []byte("TMWIRE01\x04\x00line\x01\x00a\x00\x00")); err != nil {
+		t.Fatal(err)
+	}
+	kind, body, err := readFrame(conn, nil)
+	if err != nil || kind != frameWelcome || !bytes.Equal(body, []byte{1, 3, 0, 0, 0, 0, 0, 0, 0}) {
+		t.Errorf("a frame of kind %d, %x: %v", kind, body, err)
+	}
+}
+
+// open lists the descriptors of this process.
+func openFiles(t *testing.T) int {
+	t.Helper()
+	list, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(list)
+}
+
+// What is passed instead of memory, or with it, is refused, and nothing of it stays open.
+func TestUnsafeMemoryIsRefused(t *testing.T) {
+	good := newMemory(t, 1<<20)
+	bare, err := unix.MemfdCreate("test", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	if err != nil {
+		t.Fatal(err)
+	}
+	unsealed := os.NewFile(uintptr(bare), "test")
+	defer unsealed.Close()
+	if err := unsealed.Truncate(1 << 20); err != nil {
+		t.Fatal(err)
+	}
+	file, err := os.Create(filepath.Join(t.TempDir(), "file"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	var many []*os.File
+	for range 40 {
+		many = append(many, good.File())
+	}
+	names := appendText(appendText(appendText(nil, "line"), "a"), "")
+	for _, c := range []struct {
+		name  string
+		magic string
+		size  uint64
+		files []*os.File
+	}{
+		{"not sealed", magic2, 1 << 20, []*os.File{unsealed}},
+		{"a file", magic2, 1 << 20, []*os.File{file}},
+		{"smaller than said", magic2, 2 << 20, []*os.File{good.File()}},
+		{"larger than said", magic2, 1 << 19, []*os.File{good.File()}},
+		{"larger than there can be", magic2, 1 << 63, []*os.File{good.File()}},
+		{"of no bytes", magic2, 0, []*os.File{good.File()}},
+		{"two", magic2, 1 << 20, []*os.File{good.File(), good.File()}},
+		{"many", magic2, 1 << 20, many},
+		{"from an older client", magic, 0, []*os.File{good.File()}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			client, ended := serve(t, func(context.Context, string, string, string) (Feed, bool, error) {
+				t.Error("a timeline was opened")
+				return &book{}, true, nil
+			})
+			conn, err := client.Dial(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			before := openFiles(t)
+			hello := append([]byte(c.magic), names...)
+			if c.magic == magic2 {
+				hello = binary.LittleEndian.AppendUint64(hello, c.size)
+			}
+			var fds []int
+			for _, f := range c.files {
+				fds = append(fds, int(f.Fd()))
+			}
+			frame := append(header(frameHello, hello), hello...)
+			if _, _, err := conn.(*net.UnixConn).WriteMsgUnix(frame, unix.UnixRights(fds...), nil); err != nil {
+				t.Fatal(err)
+			}
+			if kind, body, err := readFrame(conn, nil); err != nil || kind != frameRefused {
+				t.Errorf("a frame of kind %d, %q: %v", kind, body, err)
+			}
+			conn.Close()
+			if err := <-ended; !errors.Is(err, ErrProtocol) {
+				t.Errorf("the server: %v", err)
+			}
+			if after := openFiles(t); after > before {
+				t.Errorf("%d descriptors were open, and %d are", before, after)
+			}
+		})
+	}
+}
+
+// Descriptors that come later, with frames that need none, do not stay open.
+func TestDescriptorsThatNobodyAskedFor(t *testing.T) {
+	m := newMemory(t, 1<<20)
+	b := &book{}
+	client, ended := serve(t, func(context.Context, string, string, string) (Feed, bool, error) { return b, true, nil })
+	s, err := client.Open(t.Context(), "a", "", m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := openFiles(t)
+	for range 50 {
+		body := encodeShared([]capture.Change{{Len: 4096}})
+		if err := writePassing(s.(*stream).conn.(*net.UnixConn), m.File(), frameShared, body); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n, err := s.Sync(); err != nil || n != 50 {
+		t.Errorf("%d are durable: %v", n, err)
+	}
+	if after := openFiles(t); after > before {
+		t.Errorf("%d descriptors were open, and %d are", before, after)
+	}
+	s.Close()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
+
+// Places outside of the memory, and data that are not what they should be, end the connection.
+func TestWrongPlacesAreRefused(t *testing.T) {
+	m := newMemory(t, 64<<10)
+	for _, c := range []struct {
+		name   string
+		at, n  int64
+		change byte
+	}{
+		{"behind the end", 64 << 10, 1, 0},
+		{"beyond the end", 60 << 10, 8 << 10, 0},
+		{"before the beginning", -4096, 8192, 0},
+		{"around the end of all numbers", math.MaxInt64 - 100, 200, 0},
+		{"of a negative length", 8192, -4096, 0},
+		{"changed", 4096, 4096, 1},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			b := &book{}
+			client, ended := serve(t, func(context.Context, string, string, string) (Feed, bool, error) { return b, true, nil })
+			s, err := client.Open(t.Context(), "a", "", m)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer s.Close()
+			x := capture.Change{Len: c.n, Data: []byte{}, Memory: m, At: c.at, Sum: shared.Sum(make([]byte, 4096))}
+			m.Bytes()[5000] = c.change
+			if err := s.Apply([]capture.Change{{Len: 4096}, x}); err != nil {
+				t.Fatal(err)
+			}
+			var refused *RefusedError
+			if _, err := s.Sync(); !errors.As(err, &refused) || !strings.Contains(refused.Text, ErrProtocol.Error()) {
+				t.Errorf("sync: %v", err)
+			}
+			if err := <-ended; !errors.Is(err, ErrProtocol) {
+				t.Errorf("the server: %v", err)
+			}
+		})
+	}
+	t.Run("of no memory", func(t *testing.T) {
+		client, ended := serve(t, func(context.Context, string, string, string) (Feed, bool, error) { return &book{}, true, nil })
+		s, err := client.Open(t.Context(), "a", "", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		if err := s.(*stream).send(frameShared, encodeShared([]capture.Change{{Len: 4096}})); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-ended; !errors.Is(err, ErrProtocol) {
+			t.Errorf("the server: %v", err)
+		}
+	})
 }
 
 func TestRefusalsAreHeard(t *testing.T) {
@@ -162,13 +488,13 @@ func TestRefusalsAreHeard(t *testing.T) {
 		return nil, false, errors.New("no such timeline")
 	})
 	var refused *RefusedError
-	if _, err := client.Open(t.Context(), "a", ""); !errors.As(err, &refused) || refused.Text != "no such timeline" {
+	if _, err := client.Open(t.Context(), "a", "", nil); !errors.As(err, &refused) || refused.Text != "no such timeline" {
 		t.Errorf("open: %v", err)
 	}
 	client, _ = serve(t, func(context.Context, string, string, string) (Feed, bool, error) {
 		return &book{full: errors.New("no space")}, true, nil
 	})
-	s, err := client.Open(t.Context(), "a", "")
+	s, err := client.Open(t.Context(), "a", "", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -192,7 +518,7 @@ func TestOpenEndsWithItsContext(t *testing.T) {
 	c := &Client{Dial: func(ctx context.Context) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", l.Addr().String())
 	}}
-	if _, err := c.Open(ctx, "a", ""); err == nil {
+	if _, err := c.Open(ctx, "a", "", nil); err == nil {
 		t.Error("opened without an answer")
 	}
 }
@@ -219,18 +545,31 @@ func TestDamageIsNoticed(t *testing.T) {
 
 func FuzzFrames(f *testing.F) {
 	var hello, changes bytes.Buffer
-	writeFrame(&hello, frameHello, appendText(appendText(appendText([]byte(magic), "a"), "b"), ""))
+	names := appendText(appendText(appendText(nil, "a"), "b"), "")
+	writeFrame(&hello, frameHello, []byte(magic), names)
 	writeFrame(&changes, frameChanges, encodeChanges([]capture.Change{{Len: 3, Data: []byte("abc")}, {Disk: 1, Off: 9, Len: 1 << 40, Time: 5}})...)
 	f.Add(hello.Bytes()[headSize:], byte(frameHello))
+	f.Add(binary.LittleEndian.AppendUint64(append([]byte(magic2), names...), 1<<20), byte(frameHello))
 	f.Add(changes.Bytes()[headSize:], byte(frameChanges))
 	f.Add([]byte("12345678\x02\x00no"), byte(frameLose))
 	sample := capture.SampleOf(1, 4096, []byte("abc"))
 	f.Add(encodeSample(&sample), byte(frameSample))
+	m := newMemory(f, 64<<10)
+	inside := capture.Change{Len: 4096, Data: m.Bytes()[:4096], Memory: m, At: 4096, Sum: shared.Sum(make([]byte, 4096))}
+	f.Add(encodeShared([]capture.Change{inside, {Disk: 1, Off: 9, Len: 1 << 40, Time: 5}}), byte(frameShared))
+	inside.At = 64<<10 - 4095
+	f.Add(encodeShared([]capture.Change{inside}), byte(frameShared))
 	f.Fuzz(func(t *testing.T, body []byte, kind byte) {
-		if names, err := parseHello(kind, body); err == nil {
+		if h, err := parseHello(kind, body); err == nil {
 			again := []byte(magic)
-			for _, n := range names {
+			if h.offers {
+				again = []byte(magic2)
+			}
+			for _, n := range h.names {
 				again = appendText(again, n)
+			}
+			if h.offers {
+				again = binary.LittleEndian.AppendUint64(again, h.memory)
 			}
 			if !bytes.Equal(again, body) {
 				t.Errorf("a greeting that is not what it says")
@@ -241,12 +580,21 @@ func FuzzFrames(f *testing.F) {
 				t.Errorf("changes that are not what they say")
 			}
 		}
+		if list, err := parseShared(body, m); err == nil {
+			if again := encodeShared(list); !bytes.Equal(again, body) {
+				t.Errorf("changes in memory that are not what they say")
+			}
+			for i := range list {
+				_ = list[i].Own() // reads all of it
+			}
+		}
 		if x, err := parseSample(body); err == nil && !bytes.Equal(encodeSample(&x), body) {
 			t.Errorf("a sample that is not what it says")
 		}
-		s := &session{feed: &book{}}
-		if kind != frameSync {
-			_ = s.handle(kind, body)
+		for _, s := range []*session{{feed: &book{}}, {feed: &book{}, memory: m}} {
+			if kind != frameSync {
+				_ = s.handle(kind, body)
+			}
 		}
 		_, _, _ = readFrame(bytes.NewReader(body), nil)
 	})

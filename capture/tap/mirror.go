@@ -44,7 +44,7 @@ func (t *Tap) connect(ctx context.Context) error {
 	t.mu.Lock()
 	id, before := t.stream, t.known
 	t.mu.Unlock()
-	s, err := t.o.Sink.Open(ctx, id, before)
+	s, err := t.o.Sink.Open(ctx, id, before, nil)
 	if err != nil {
 		return err
 	}

@@ -12,6 +12,7 @@ import (
 
 	"tidemark/block"
 	"tidemark/capture"
+	"tidemark/internal/shared"
 )
 
 const testSize = 2*extentSize + 10<<20 + 512 // three extents; the last region and block are not whole
@@ -182,7 +183,7 @@ type timeline struct {
 	bypassed bool // somebody writes past the tap
 }
 
-func (l *timeline) Open(_ context.Context, id, before string) (capture.Stream, error) {
+func (l *timeline) Open(_ context.Context, id, before string, _ *shared.Memory) (capture.Stream, error) {
 	if l.away.Load() {
 		return nil, errors.New("away")
 	}
@@ -228,6 +229,7 @@ var errGone = errors.New("the connection is gone")
 
 func (s *stream) Applied() uint64 { return s.applied }
 func (s *stream) Known() bool     { return s.known }
+func (s *stream) Shares() bool    { return false }
 func (s *stream) end()            { s.once.Do(func() { close(s.closed) }) }
 func (s *stream) Close() error    { s.end(); return nil }
 

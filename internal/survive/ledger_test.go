@@ -83,6 +83,9 @@ func (l *ledger) apply(f *timeline.Feed, c *capture.Change) error {
 
 func (l *ledger) give(f *timeline.Feed, c *capture.Change) error {
 	if l.record != nil && l.whole {
+		if err := c.Own(); err != nil { // lies are told of a copy
+			return err
+		}
 		return l.record(f, c)
 	}
 	return f.Apply([]capture.Change{*c})

@@ -12,6 +12,7 @@ import (
 
 	"tidemark/block"
 	"tidemark/capture"
+	"tidemark/internal/shared"
 	"tidemark/timeline"
 )
 
@@ -195,7 +196,7 @@ func swappedOnWire(l *lie) tricks {
 
 // garbledOnWire has one bit of a change be another.
 func garbledOnWire(l *lie) tricks {
-	return onWire(l, func(list []capture.Change) { list[1].Data = garbled(list[1].Data) })
+	return onWire(l, func(list []capture.Change) { list[1].Data, list[1].Memory = garbled(list[1].Data), nil })
 }
 
 // onWire lies about what is sent in two changes that follow each other, of two disks: they are two writes, in order.
@@ -210,8 +211,8 @@ type liarOnWire struct {
 }
 
 // Open implements capture.Sink.
-func (w liarOnWire) Open(ctx context.Context, id, before string) (capture.Stream, error) {
-	s, err := w.Sink.Open(ctx, id, before)
+func (w liarOnWire) Open(ctx context.Context, id, before string, m *shared.Memory) (capture.Stream, error) {
+	s, err := w.Sink.Open(ctx, id, before, m)
 	return &liarsStream{Stream: s, w: w}, err
 }
 
