@@ -31,6 +31,9 @@ type Feed interface {
 
 // Opener opens the stream id into a timeline; before is the stream that its source sent last. known says whether
 // that, or id itself, is what the timeline had last. The text of its error goes to the client.
+//
+// When it returns, no feed of the timeline that was opened before takes data any more: the client is told of what this one has made durable, and may
+// use the memory again that an older one would look at.
 type Opener func(ctx context.Context, timeline, id, before string) (f Feed, known bool, err error)
 
 // Serve serves one connection until it ends or ctx does, and closes it. It returns nil if the client went away.

@@ -65,6 +65,11 @@ func (c *copyOf) locked(fn func()) error {
 
 func (c *copyOf) Applied() (n uint64) { c.locked(func() { n = c.seq }); return n }
 func (c *copyOf) Apply(list []capture.Change) error {
+	for i := range list {
+		if err := list[i].Own(); err != nil {
+			return err
+		}
+	}
 	return c.locked(func() {
 		for _, x := range list {
 			clear(c.data[x.Off : x.Off+x.Len])
@@ -193,6 +198,9 @@ func TestTapProcess(t *testing.T) {
 	x := f.start()
 	f.write(x, 7, 1<<20, 300_032)
 	f.follows(x)
+	if s, err := x.Status(t.Context()); err != nil || !s.Shared {
+		t.Errorf("the server does not read the tap's memory: %+v, %v", s, err)
+	}
 	if err := x.Bookmark(t.Context(), capture.Mark{Name: "m", ID: "1"}); err != nil {
 		t.Fatal(err)
 	}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"tidemark/capture"
+	"tidemark/internal/shared"
 )
 
 // mirror keeps a stream to the sink open and sends the queue.
@@ -42,9 +43,10 @@ var errAnew = errors.New("the stream begins anew")
 // connect opens a stream and sends until it fails.
 func (t *Tap) connect(ctx context.Context) error {
 	t.mu.Lock()
-	id, before := t.stream, t.known
+	id, before, m := t.stream, t.known, t.queue.area.memory()
 	t.mu.Unlock()
-	s, err := t.o.Sink.Open(ctx, id, before, nil)
+	defer t.letGoMemory(m)
+	s, err := t.o.Sink.Open(ctx, id, before, m)
 	if err != nil {
 		return err
 	}
@@ -75,6 +77,13 @@ func (t *Tap) connect(ctx context.Context) error {
 	return c.failed
 }
 
+// letGoMemory ends the use of what a connection was opened with.
+func (t *Tap) letGoMemory(m *shared.Memory) {
+	if err := m.Release(); err != nil {
+		t.log.Warn("the queue keeps memory that it does not need", "error", err)
+	}
+}
+
 // resume makes the connection the one that the queue goes to, from where the sink has what came before, and
 // returns how many changes of the first segment it has already.
 func (c *connection) resume(id string) (skip int, err error) {
@@ -88,6 +97,7 @@ func (c *connection) resume(id string) (skip int, err error) {
 	if ok {
 		t.online, t.trouble, t.live, t.asked = true, nil, c, time.Time{}
 		t.applied = t.queue.gone + uint64(t.queue.next)
+		t.sums.Store(c.stream.Shares())
 		t.wake()
 	}
 	t.mu.Unlock()
@@ -115,9 +125,9 @@ func (c *connection) fail(err error) {
 // send sends segments as they come, without the first changes of the first.
 func (c *connection) send(skip int) error {
 	for {
-		s, data, err := c.take()
+		s, again, data, err := c.take()
 		if err == nil {
-			err = c.sendOne(s, data, skip)
+			err = c.sendOne(s, again, data, skip)
 		}
 		if err != nil {
 			return err
@@ -129,8 +139,8 @@ func (c *connection) send(skip int) error {
 // linger is how long a change waits for others to be sent with.
 const linger = 4 * time.Millisecond
 
-// take waits for the next segment.
-func (c *connection) take() (s *segment, h held, err error) {
+// take waits for the next segment; again says that it was sent before.
+func (c *connection) take() (s *segment, again bool, h held, err error) {
 	t := c.t
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -140,23 +150,32 @@ func (c *connection) take() (s *segment, h held, err error) {
 			time.Sleep(linger)
 			t.mu.Lock()
 		}
-		if s := t.queue.take(); s != nil {
-			return s, t.queue.holdData(s), nil
+		if s, again := t.queue.take(); s != nil {
+			return s, again, t.queue.holdData(s), nil
 		}
 		t.filled.Wait()
 	}
-	return nil, h, c.failed
+	return nil, false, h, c.failed
 }
 
+// errDamaged: data in the queue are not what they were when they came. The sink has refused them.
+var errDamaged = errors.New("the queue in memory is damaged")
+
 // sendOne sends a segment, and lets go of its data.
-func (c *connection) sendOne(s *segment, h held, skip int) (err error) {
+func (c *connection) sendOne(s *segment, again bool, h held, skip int) (err error) {
 	if h.slab != nil {
 		defer c.t.letGoData(h)
-	} else if h.data, err = c.t.queue.spill.read(s); err != nil {
+		if again && !s.intact(h.data) {
+			err = errDamaged
+		}
+	} else {
+		h.data, err = c.t.queue.spill.read(s)
+	}
+	if err != nil {
 		c.t.loseQueue(err.Error())
 		return err
 	}
-	return c.give(s, h.data, skip)
+	return c.give(s, h, skip)
 }
 
 // letGoData ends the use of what was held.
@@ -166,8 +185,8 @@ func (t *Tap) letGoData(h held) {
 	t.queue.letGo(h.slab)
 }
 
-func (c *connection) give(s *segment, data []byte, skip int) error {
-	if err := c.stream.Apply(s.changes(data, skip)); err != nil {
+func (c *connection) give(s *segment, h held, skip int) error {
+	if err := c.stream.Apply(s.changes(h, skip, c.stream.Shares())); err != nil {
 		return err
 	}
 	var err error
@@ -353,18 +372,22 @@ func (t *Tap) found(d *Disk, r int64, data []byte) {
 	h := t.holds[p]
 	h.n++ // until it is in the queue
 	t.holds[p] = h
-	t.enqueue(d, &c)
+	t.enqueue(d, &c, false)
 	t.letGo(p)
 }
 
+// zeros reports whether p holds nothing but zeros.
 func zeros(p []byte) bool {
-	for _, b := range p {
-		if b != 0 {
+	for len(p) > len(zeroPage) {
+		if string(p[:len(zeroPage)]) != zeroPage {
 			return false
 		}
+		p = p[len(zeroPage):]
 	}
-	return true
+	return string(p) == zeroPage[:len(p)]
 }
+
+var zeroPage = string(make([]byte, 4096))
 
 // spillOver writes the queue's newer half to disk when it is long.
 func (t *Tap) spillOver() {

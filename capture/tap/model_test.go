@@ -181,9 +181,19 @@ type timeline struct {
 	took     atomic.Int64 // bytes of data
 	samples  int
 	bypassed bool // somebody writes past the tap
+	garbled  bool // the tap's memory is garbled on purpose
+	damaged  int  // how often that was seen
 }
 
 func (l *timeline) Open(_ context.Context, id, before string, _ *shared.Memory) (capture.Stream, error) {
+	s, err := l.begin(id, before)
+	if err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+func (l *timeline) begin(id, before string) (*stream, error) {
 	if l.away.Load() {
 		return nil, errors.New("away")
 	}
@@ -215,6 +225,13 @@ func (l *timeline) crash() {
 
 func (l *timeline) complain(format string, args ...any) {
 	l.wrong = append(l.wrong, fmt.Sprintf(format, args...))
+}
+
+// changed notes that data which the tap shares are not what it had put there.
+func (l *timeline) changed(err error) {
+	if l.damaged++; !l.garbled {
+		l.complain("%v", err)
+	}
 }
 
 type stream struct {
@@ -260,6 +277,10 @@ func (s *stream) Apply(list []capture.Change) error {
 		return errGone
 	}
 	for _, c := range list {
+		if err := c.Own(); err != nil {
+			s.l.changed(err)
+			return err
+		}
 		if err := c.Check(testSize); err != nil {
 			s.l.complain("%v", err)
 		}

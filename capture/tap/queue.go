@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"tidemark/capture"
+	"tidemark/internal/shared"
 	"tidemark/internal/vfs"
 )
 
@@ -19,8 +20,10 @@ type queue struct {
 	seq    uint64     // changes that were sent, ever, on the present stream
 	memory int        // bytes that it takes
 	limit  int        // of memory
+	area   *area      // that slabs are taken from; nil: from the heap
 	slab   *slab      // that the data of the last segment lie in
-	spare  []*slab    // to be used again
+	spare  []*slab    // to be used again, that which was used last first
+	least  int        // how many of these there were at least since trim looked
 	spill  spill
 }
 
@@ -28,11 +31,10 @@ type queue struct {
 // need not be copied.
 type slab struct {
 	buf   []byte
-	users int // segments in it, and who reads them without the tap's mutex
+	users int   // segments in it, and who reads them without the tap's mutex
+	area  *area // that it is of; nil: the heap
+	at    int64 // where it begins there
 }
-
-// spareSlabs is how many slabs are kept that nobody uses.
-const spareSlabs = 8
 
 func (b *slab) room() int { return cap(b.buf) - len(b.buf) }
 
@@ -70,6 +72,8 @@ type entry struct {
 	at       uint32
 	off, len int64
 	time     int64
+	sum      uint32 // of the data, if summed
+	summed   bool
 }
 
 // mark is what a stream says beside changes.
@@ -87,17 +91,43 @@ func (m *mark) loss() bool { return m.bookmark == nil && m.sample == nil && !m.w
 
 func (s *segment) end() uint64 { return s.first + uint64(len(s.entries)) }
 
-// changes returns what is to be sent of it, without the first so many.
-func (s *segment) changes(data []byte, skip int) []capture.Change {
+// changes returns what is to be sent of it, without the first so many. Where the data lie in an area they say so, if the sink shares that.
+func (s *segment) changes(h held, skip int, shares bool) []capture.Change {
 	list := make([]capture.Change, 0, len(s.entries)-skip)
-	for _, e := range s.entries[skip:] {
+	for i := skip; i < len(s.entries); i++ {
+		e := &s.entries[i]
 		c := capture.Change{Disk: e.disk, Off: e.off, Len: e.len, Time: e.time}
 		if !e.zero {
-			c.Data = data[e.at : int64(e.at)+e.len]
+			c.Data = e.data(h.data)
+			if shares && h.slab != nil && h.slab.area != nil {
+				e.summed, e.sum = true, e.sumOf(c.Data)
+				c.Memory, c.At, c.Sum = h.slab.area.m, h.slab.at+int64(s.from)+int64(e.at), e.sum
+			}
 		}
 		list = append(list, c)
 	}
 	return list
+}
+
+// sumOf returns the checksum of the entry's data, which may have been made when they came.
+func (e *entry) sumOf(data []byte) uint32 {
+	if e.summed {
+		return e.sum
+	}
+	return shared.Sum(data)
+}
+
+// data are those of the entry, among those of its segment.
+func (e *entry) data(all []byte) []byte { return all[e.at : int64(e.at)+e.len] }
+
+// intact reports whether the data of a segment are what their checksums say, where there are some.
+func (s *segment) intact(data []byte) bool {
+	for i := range s.entries {
+		if e := &s.entries[i]; e.summed && shared.Sum(e.data(data)) != e.sum {
+			return false
+		}
+	}
+	return true
 }
 
 // hasRoom reports whether a change with n bytes of data can be put.
@@ -136,7 +166,11 @@ func (q *queue) newSlab() *slab {
 	if k := len(q.spare); k > 0 {
 		b := q.spare[k-1]
 		q.spare = q.spare[:k-1]
+		q.least = min(q.least, k-1)
 		return b
+	}
+	if q.area != nil && len(q.area.free) > 0 {
+		return q.area.slab()
 	}
 	return &slab{buf: make([]byte, 0, segmentSize)}
 }
@@ -145,6 +179,7 @@ func (q *queue) newSlab() *slab {
 func (q *queue) hold(b *slab) {
 	if b.users == 0 {
 		q.memory += segmentSize
+		b.area.hold()
 	}
 	b.users++
 }
@@ -154,10 +189,28 @@ func (q *queue) letGo(b *slab) {
 		return
 	}
 	q.memory -= segmentSize
+	defer b.area.release()
+	if b.area != q.area { // of an area that was given up, or of the heap where there is one: never used again
+		return
+	}
 	b.buf = b.buf[:0]
-	if b != q.slab && len(q.spare) < spareSlabs {
+	if b != q.slab {
 		q.spare = append(q.spare, b)
 	}
+}
+
+// trim gives a slab back to the host that was not needed since the last time that there was none, and reports whether there was one.
+func (q *queue) trim() (more bool) {
+	if q.least == 0 {
+		q.least = len(q.spare)
+		return false
+	}
+	b := q.spare[0]
+	q.spare, q.least = slices.Delete(q.spare, 0, 1), q.least-1
+	if b.area != nil {
+		b.area.put(b)
+	}
+	return true
 }
 
 // held are the data of a segment, in a slab that is held.
@@ -174,10 +227,11 @@ func (q *queue) holdData(s *segment) held {
 	return held{s.slab, s.data}
 }
 
-// put appends a change, which there is room for, and returns the segment that it went to.
-func (q *queue) put(c *capture.Change) *segment {
+// put appends a change, which there is room for, and returns the segment that it went to. summed: it has the checksum of
+// its data, if it has data.
+func (q *queue) put(c *capture.Change, summed bool) *segment {
 	s := q.open(len(c.Data))
-	s.entries = append(s.entries, entry{disk: c.Disk, zero: c.Data == nil, at: uint32(len(s.data)), off: c.Off, len: c.Len, time: c.Time})
+	s.entries = append(s.entries, entry{disk: c.Disk, zero: c.Data == nil, at: uint32(len(s.data)), off: c.Off, len: c.Len, time: c.Time, sum: c.Sum, summed: summed && c.Data != nil})
 	s.slab.buf = append(s.slab.buf, c.Data...)
 	s.data = s.slab.buf[s.from:]
 	s.bytes += len(c.Data)
@@ -234,19 +288,19 @@ func (q *queue) young() bool {
 	return q.next == len(q.list)-1 && !q.list[q.next].closed
 }
 
-// take returns the next segment to send, or nil.
-func (q *queue) take() *segment {
+// take returns the next segment to send, or nil, and whether it was sent before.
+func (q *queue) take() (s *segment, again bool) {
 	if q.next == len(q.list) {
-		return nil
+		return nil, false
 	}
-	s := q.list[q.next]
-	s.closed = true
-	if !s.sent {
+	s = q.list[q.next]
+	s.closed, again = true, s.sent
+	if !again {
 		s.sent, s.first = true, q.seq
 		q.seq += uint64(len(s.entries))
 	}
 	q.next++
-	return s
+	return s, again
 }
 
 // resume makes the first segment that the timeline, which has so many changes, may lack the next to be
@@ -292,14 +346,30 @@ func (q *queue) release(last, durable uint64, drop func(*segment)) {
 	q.gone += uint64(n)
 }
 
-// clear drops everything.
+// clear drops everything, and the area with it: who was told of data there may read them still, and finds what he was told of.
 func (q *queue) clear(drop func(*segment)) {
+	q.leave()
 	for _, s := range q.list {
 		q.forget(s)
 		drop(s)
 	}
 	q.gone += uint64(len(q.list))
-	q.list, q.next, q.seq = nil, 0, 0
+	q.list, q.next, q.seq, q.spare = nil, 0, 0, nil
+}
+
+// leave gives the area up. What is in it stays as it is until those let go of it who hold it.
+func (q *queue) leave() {
+	q.area.release()
+	q.area, q.slab, q.spare, q.least = nil, nil, nil, 0
+}
+
+// close lets go of all memory.
+func (q *queue) close() {
+	q.leave()
+	for _, s := range q.list {
+		s.closed = true
+		q.forgetData(s)
+	}
 }
 
 func (q *queue) forget(s *segment) {

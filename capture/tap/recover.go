@@ -191,7 +191,7 @@ func (t *Tap) openSpill() error {
 	return nil
 }
 
-// settleAll notes from time to time which extents are not written any more.
+// settleAll notes from time to time which extents are not written any more, and gives back memory that the queue does not need.
 func (t *Tap) settleAll(ctx context.Context) {
 	tick := time.NewTicker(settleAfter)
 	defer tick.Stop()
@@ -206,7 +206,16 @@ func (t *Tap) settleAll(ctx context.Context) {
 				t.log.Warn("a power cut would have more sent again than need be", "error", err)
 			}
 		}
+		for t.trim() {
+		}
 	}
+}
+
+// trim is the queue's.
+func (t *Tap) trim() (more bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.queue.trim()
 }
 
 // settle ends the extents of which the timeline has everything, and the primary too, durably.
@@ -299,6 +308,9 @@ func (t *Tap) leaveClean() error {
 
 // release closes all files.
 func (t *Tap) release() error {
+	t.mu.Lock()
+	t.queue.close()
+	t.mu.Unlock()
 	var errs []error
 	for _, d := range t.disks {
 		if d.marks.close != nil {

@@ -7,10 +7,12 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"tidemark/block"
 	"tidemark/capture"
+	"tidemark/internal/shared"
 	"tidemark/internal/vfs"
 )
 
@@ -106,6 +108,7 @@ type Tap struct {
 	applied  uint64      // segments that were sent, as the queue counts them
 	reread   int64       // bytes that were read from the primaries to be sent again
 
+	sums       atomic.Bool // checksums are wanted: the sink shares memory, or did when it was there last
 	health     health
 	distrusted sync.Once
 }
@@ -129,7 +132,7 @@ func Open(o Options) (*Tap, error) {
 	o.setDefaults()
 	t := &Tap{o: o, log: o.Logger, ranges: newRanges(), holds: map[place]hold{}, stream: rand.Text()}
 	t.filled, t.changed = sync.NewCond(&t.mu), sync.NewCond(&t.mu)
-	t.queue.limit = o.Memory
+	t.queue.limit, t.queue.area = o.Memory, newArea(o.Memory, o.Logger)
 	if err := t.recover(); err != nil {
 		return nil, errors.Join(err, t.release())
 	}
@@ -220,6 +223,7 @@ func (t *Tap) Resync() { t.loseAll("it was asked for that everything be sent aga
 // Status is how a tap is.
 type Status struct {
 	Online  bool          `json:"online"`            // the timeline follows
+	Shared  bool          `json:"shared"`            // the server reads what is queued where it lies
 	Trouble string        `json:"trouble,omitempty"` // why it does not
 	Gap     bool          `json:"gap"`               // the timeline was told, or will be, that it lacks something
 	Lost    int64         `json:"lost_bytes"`        // that it lacks and that have to be read from the disk again
@@ -242,6 +246,7 @@ func (t *Tap) Status() Status {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	s := Status{Online: t.online, Gap: t.gap || t.lost > 0, Lost: t.lost * regionSize, Queued: t.queue.bytes(), Reread: t.reread}
+	s.Shared = t.live != nil && t.live.stream.Shares()
 	if t.trouble != nil {
 		s.Trouble = t.trouble.Error()
 	}
@@ -350,6 +355,11 @@ func (d *Disk) begin(off, n int64) {
 // finish gives the stream what was written, or notes that it does not have it.
 func (d *Disk) finish(off, n int64, data []byte, failed error) {
 	t := d.t
+	summed := t.sums.Load()
+	var list []capture.Change
+	if failed == nil {
+		list = d.changes(off, n, data, summed)
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	now := t.o.now().UnixNano()
@@ -358,15 +368,10 @@ func (d *Disk) finish(off, n int64, data []byte, failed error) {
 		t.health.failed(fmt.Sprintf("a write of %d bytes at %d", n, off), failed)
 		t.failedAt = time.Now()
 		t.lose(d, off, n, now, fmt.Sprintf("the primary failed: %v", failed))
-	} else {
-		capture.Split(off, n, func(o, l int64) error {
-			c := capture.Change{Disk: d.n, Off: o, Len: l, Time: now}
-			if data != nil {
-				c.Data = data[o-off : o-off+l]
-			}
-			t.enqueue(d, &c)
-			return nil
-		})
+	}
+	for i := range list {
+		list[i].Time = now
+		t.enqueue(d, &list[i], summed)
 	}
 	for r := off / regionSize; r <= (off+n-1)/regionSize; r++ {
 		t.letGo(place{d.n, r})
@@ -377,15 +382,31 @@ func (d *Disk) finish(off, n int64, data []byte, failed error) {
 	}
 }
 
+// changes cuts a write into changes, with checksums if they are wanted: the data are in the processor's cache now. The time is missing.
+func (d *Disk) changes(off, n int64, data []byte, summed bool) (list []capture.Change) {
+	capture.Split(off, n, func(o, l int64) error {
+		c := capture.Change{Disk: d.n, Off: o, Len: l}
+		if data != nil && !zeros(data[o-off:o-off+l]) {
+			c.Data = data[o-off : o-off+l]
+			if summed {
+				c.Sum = shared.Sum(c.Data)
+			}
+		}
+		list = append(list, c)
+		return nil
+	})
+	return list
+}
+
 // enqueue puts a change into the stream, unless there is no room, or its place is lost
-// already and will be read again anyway. The caller holds mu.
-func (t *Tap) enqueue(d *Disk, c *capture.Change) {
+// already and will be read again anyway. summed: it has its checksum. The caller holds mu.
+func (t *Tap) enqueue(d *Disk, c *capture.Change, summed bool) {
 	first, last := c.Off/regionSize, (c.Off+c.Len-1)/regionSize+1
 	if !t.queue.hasRoom(len(c.Data)) || d.lost.any(first, last) {
 		t.lose(d, c.Off, c.Len, c.Time, t.whyLost())
 		return
 	}
-	s := t.queue.put(c)
+	s := t.queue.put(c, summed)
 	for r := first; r < last; r++ {
 		p := place{d.n, r}
 		if h := t.holds[p]; h.last != s {
@@ -481,6 +502,7 @@ func (t *Tap) loseQueue(why string) {
 // restart begins a new stream, which says first that something is missing. The caller holds mu.
 func (t *Tap) restart(why string) {
 	t.queue.clear(t.drop)
+	t.queue.area = newArea(t.queue.limit, t.log)
 	t.stream = rand.Text()
 	if c := t.live; c != nil { // it is of the stream before
 		c.failed, t.live = errAnew, nil

@@ -35,12 +35,14 @@ type machine struct {
 	wrote   atomic.Int64
 	spill   int64
 	compare time.Duration // between samples
+	wired   bool          // the timeline is behind a connection, and reads the tap's memory
 }
 
 func newMachine(t *testing.T, seed uint64) *machine {
 	h := &machine{t: t, seed: seed, compare: 2 * time.Millisecond, rng: rand.New(rand.NewPCG(seed, 3)), fs: vfs.NewMem(), words: map[string][]uint64{},
 		disk: &disk{now: sparse{}, durable: sparse{}, died: make(chan struct{})}, line: &timeline{now: sparse{}, marks: map[string]int{}}}
 	h.line.keep()
+	h.wired = h.rng.IntN(2) == 0
 	if h.rng.IntN(2) == 0 {
 		h.spill = 20 << 20
 	}
@@ -60,7 +62,7 @@ func (h *machine) open() {
 		primary = h.disk
 	}
 	tap, err := Open(Options{
-		Dir: "/tap", Primaries: []Primary{primary}, Sink: h.line, Memory: 4 << 20, Spill: h.spill, Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
+		Dir: "/tap", Primaries: []Primary{primary}, Sink: h.sink(), Memory: 4 << 20, Spill: h.spill, Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
 		fs: h.fs, boot: fmt.Sprint(h.boots), pace: time.Millisecond, look: 10 * time.Millisecond, compare: h.compare, now: func() time.Time { return time.Unix(0, h.wrote.Load()) },
 		mapBits: func(path string, n int64) (marks, error) {
 			m := marks{sync: func() error { return nil }, fresh: h.words[path] == nil}
@@ -80,7 +82,7 @@ func (h *machine) open() {
 // kill ends the tap's process at once. What the timeline lacks must be marked.
 func (h *machine) kill() {
 	h.t.Helper()
-	h.tap.halt()
+	h.halt()
 	h.line.mu.Lock()
 	defer h.line.mu.Unlock()
 	if h.line.open != nil {
@@ -97,7 +99,7 @@ func (h *machine) kill() {
 
 // powerCut takes the host down.
 func (h *machine) powerCut() {
-	h.tap.halt()
+	h.halt()
 	h.line.mu.Lock()
 	if h.line.open != nil {
 		h.line.open.end()

@@ -217,9 +217,10 @@ func partsOf(deeds []*deed) *parts {
 	return p
 }
 
+// part tells a change. One that writes zeros is one that discards: a tap sends no zeros.
 func (p *parts) part(disk int, off, n int64, data []byte) part {
 	k := part{disk: disk, off: off, n: n}
-	if data != nil {
+	if slices.ContainsFunc(data, func(b byte) bool { return b != 0 }) {
 		k.sum = maphash.Bytes(p.seed, data) | 1
 	}
 	return k
