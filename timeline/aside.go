@@ -23,7 +23,7 @@ const (
 	usualNice  = 19
 	urgentNice = 10
 
-	usualShare  = 1. / 20
+	usualShare  = 1. / 10
 	urgentShare = 1. / 4
 )
 
