@@ -64,10 +64,7 @@ func TestLauncherReserveDies(t *testing.T) {
 	if p, err := os.FindProcess(pid); err != nil || p.Kill() != nil {
 		t.Fatal("cannot kill", pid, err)
 	}
-	for range 500 {
-		if err := unix.Kill(pid, 0); err != nil {
-			break
-		}
+	for end := time.Now().Add(20 * time.Second); unix.Kill(pid, 0) == nil && time.Now().Before(end); {
 		time.Sleep(time.Millisecond)
 	}
 	a, err := l.Attach(t.Context(), Config{Name: "a", StateDir: t.TempDir(), Socket: s.socket, Export: "disk", Via: ViaFUSE})
