@@ -244,18 +244,39 @@ const (
 
 // Job is long work that survives the client that asked for it, and a crash of the server.
 type Job struct {
-	ID          int64      `json:"id"`
-	Kind        string     `json:"kind"` // capture, clone, reclaim, verify …
-	Application string     `json:"application,omitempty"`
-	State       JobState   `json:"state"`
-	Step        string     `json:"step,omitempty"`
-	Progress    Progress   `json:"progress"`
-	Created     time.Time  `json:"created"`
-	Started     *time.Time `json:"started,omitempty"`
-	Finished    *time.Time `json:"finished,omitempty"`
-	Error       *Error     `json:"error,omitempty"`
+	ID          int64    `json:"id"`
+	Kind        string   `json:"kind"` // capture, clone, reclaim, verify …
+	Application string   `json:"application,omitempty"`
+	Host        string   `json:"host,omitempty"` // that it works on, where it is of one
+	State       JobState `json:"state"`
+	Step        string   `json:"step,omitempty"`
+	Progress    Progress `json:"progress"`
+	// Waits says why a queued job has not begun.
+	Waits    string     `json:"waits,omitempty"`
+	Priority int        `json:"priority"` // the highest begins first
+	Created  time.Time  `json:"created"`
+	Started  *time.Time `json:"started,omitempty"` // last
+	Finished *time.Time `json:"finished,omitempty"`
+	// NotBefore is when a queued job may begin.
+	NotBefore   *time.Time `json:"not_before,omitempty"`
+	Attempt     int        `json:"attempt"` // how often it was begun
+	MaxAttempts int        `json:"max_attempts"`
+	Error       *Error     `json:"error,omitempty"`  // of a queued job: why its last attempt failed
 	Result      any        `json:"result,omitempty"` // the result type of its kind, as JSON
+	AskedBy     string     `json:"asked_by,omitempty"`
+	Origin      JobOrigin  `json:"origin,omitempty"`
+	Parent      int64      `json:"parent,omitempty"` // the job that it is a part of
 }
+
+// JobOrigin says how it came to a job.
+type JobOrigin string
+
+// The origins of a job.
+const (
+	FromHand     JobOrigin = ""         // somebody asked for it, to begin at once
+	FromQueue    JobOrigin = "queue"    // somebody asked for it, to begin when it can
+	FromSchedule JobOrigin = "schedule" // a policy did
+)
 
 // Progress counts work: Done of Total units. Total 0 means unknown.
 type Progress struct {

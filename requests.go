@@ -124,3 +124,13 @@ type DiffSpec struct {
 	B    string `json:"b"`
 	Disk string `json:"disk,omitempty"` // empty: all disks
 }
+
+// JobFilter asks for some of the jobs, newest first.
+type JobFilter struct {
+	States      []JobState `json:"states,omitempty"` // empty: all
+	Kind        string     `json:"kind,omitempty"`
+	Application string     `json:"application,omitempty"`
+	// Before is the number of a job: those that are older are listed. With that of the last job of a list, the list goes on.
+	Before int64 `json:"before,omitempty"`
+	Limit  int   `json:"limit,omitempty"` // 0: 50; at most 1000
+}

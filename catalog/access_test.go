@@ -50,7 +50,7 @@ func accessConformance(t *testing.T, where func(t *testing.T) string) {
 
 func openAt(t *testing.T, at string) *Catalog {
 	t.Helper()
-	c, err := Open(context.Background(), at)
+	c, err := Open(context.Background(), at, "us")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -90,10 +90,10 @@ func fromBefore(t *testing.T, at string) {
 	ctx, c := context.Background(), openAt(t, at)
 	ok(t, c.Put(ctx, Mounts, "m", tidemark.Mount{Name: "m"}), c.AddUser(ctx, User{Name: "alice"}), c.PutObject(ctx, access.Object{Kind: access.KindMount, Name: "m", Owner: "alice"}))
 	appendRecords(t, c, 2)
-	other, dialect, err := connect(at)
-	ok(t, err)
-	ok(t, other.Close())
-	dir := map[goose.Dialect]string{goose.DialectPostgres: "postgres", goose.DialectSQLite3: "sqlite"}[dialect]
+	dialect, dir := goose.DialectSQLite3, "sqlite"
+	if Remote(at) {
+		dialect, dir = goose.DialectPostgres, "postgres"
+	}
 	p := must(goose.NewProvider(dialect, c.write.DB, must(fs.Sub(migrations, "migrations/"+dir))(t)))(t)
 	must(p.DownTo(ctx, 9))(t)
 	c.Close()

@@ -9,12 +9,21 @@
 // jobs and events, and who may do what: users, groups, grants, tokens, to whom
 // things belong, and the audit, from which [tidemark/access] decides.
 //
+// Several servers may share one. What is in it belongs to an owner, which is a
+// data directory by its identity: a [Catalog] is opened for one, and sees and
+// changes nothing of the others. All that they share is the number of jobs
+// that run on a host at a time.
+//
+// Jobs are a queue: see [Catalog.Enqueue], [Catalog.Claim] and [Catalog.Finish].
+//
 // All methods may be called concurrently. A method that changes something is
-// durable when it returns.
+// durable when it returns. Where the database can be away, methods fail with
+// [ErrAway] while it is, unless their context is [Patient].
 package catalog
 
 import (
 	"context"
+	"crypto/rand"
 	"database/sql"
 	"embed"
 	"encoding/json"
@@ -25,9 +34,11 @@ import (
 	"strings"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
-	_ "github.com/jackc/pgx/v5/stdlib" // the driver "pgx"
+	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/pressly/goose/v3"
+	"github.com/pressly/goose/v3/lock"
 	"github.com/uptrace/bun"
 	"github.com/uptrace/bun/dialect/pgdialect"
 	"github.com/uptrace/bun/dialect/sqlitedialect"
@@ -45,29 +56,49 @@ type Catalog struct {
 	// write has one connection: SQLite has one writer, and readers beside it
 	// would starve it. read serves the queries.
 	write, read *bun.DB
+
+	owner  string // the identity of the data directory whose things are seen
+	holder string // whose jobs run: this Catalog, until it is closed
+	outage outage
+	now    func() time.Time
 }
 
-// Open opens the catalog at a path, or at a postgres:// URL, and brings its
-// tables up to date.
-func Open(ctx context.Context, where string) (*Catalog, error) {
+// Remote reports whether a place of a catalog is a URL of PostgreSQL, and not a path.
+func Remote(where string) bool {
+	return strings.HasPrefix(where, "postgres://") || strings.HasPrefix(where, "postgresql://")
+}
+
+// Open opens the catalog at a path, or at a postgres:// URL, for an owner, and brings its
+// tables up to date. A file has one owner: all that is in it becomes that of who opens it.
+func Open(ctx context.Context, where, owner string) (*Catalog, error) {
 	c, dialect, err := connect(where)
 	if err != nil {
 		return nil, err
 	}
-	if err := migrate(ctx, c.write.DB, dialect); err != nil {
+	c.owner, c.holder, c.now, c.outage.gaveUp = owner, rand.Text(), time.Now, make(chan struct{})
+	if err = migrate(ctx, c.write.DB, dialect); err == nil {
+		err = c.adopt(ctx)
+	}
+	if err != nil {
 		return nil, errors.Join(damaged(where, err), c.Close())
 	}
 	return c, nil
 }
 
 func connect(where string) (*Catalog, goose.Dialect, error) {
-	if strings.HasPrefix(where, "postgres://") || strings.HasPrefix(where, "postgresql://") {
-		db, err := sql.Open("pgx", where)
-		if err != nil {
-			return nil, "", tidemark.Errorf(tidemark.Invalid, "the catalog's URL cannot be used: %w", err)
+	if Remote(where) {
+		cfg, err := pgx.ParseConfig(where)
+		if err != nil { // it says no password
+			return nil, "", tidemark.Errorf(tidemark.Invalid, "the catalog's URL cannot be used: %w", err).WithHint("write postgres://USER@HOST/DATABASE")
 		}
+		if cfg.ConnectTimeout == 0 {
+			cfg.ConnectTimeout = connectLimit
+		}
+		db := stdlib.OpenDB(*cfg)
+		db.SetMaxOpenConns(maxConnections)
+		db.SetMaxIdleConns(maxConnections / 4)
 		b := bun.NewDB(db, pgdialect.New())
-		return &Catalog{write: b, read: b}, goose.DialectPostgres, nil
+		return &Catalog{write: b, read: b, outage: outage{remote: true}}, goose.DialectPostgres, nil
 	}
 	open := func(connections int) (*bun.DB, error) {
 		q := url.Values{"_pragma": {"busy_timeout(10000)", "journal_mode(WAL)", "synchronous(FULL)", "foreign_keys(1)"}, "_txlock": {"immediate"}}
@@ -89,9 +120,29 @@ func connect(where string) (*Catalog, goose.Dialect, error) {
 	return &Catalog{write: w, read: r}, goose.DialectSQLite3, nil
 }
 
+// maxConnections is how many connections one server has to a PostgreSQL at most: several of them
+// must get along with the hundred that it has by default.
+const maxConnections = 16
+
+// adopt makes what an older release kept, which had no owners, that of ours. A file is wholly ours: it lies in our data directory.
+func (c *Catalog) adopt(ctx context.Context) error {
+	others := "owner = ''"
+	if !c.outage.remote {
+		others = "owner <> ?0"
+	}
+	return c.write.RunInTx(ctx, nil, func(ctx context.Context, tx bun.Tx) error {
+		for _, table := range []string{"things", "events", "jobs"} {
+			if _, err := tx.NewRaw("UPDATE "+table+" SET owner = ?0 WHERE "+others, c.owner).Exec(ctx); err != nil {
+				return fmt.Errorf("adopt %s: %w", table, err)
+			}
+		}
+		return nil
+	})
+}
+
 // damaged says how to go on when the catalog cannot be used.
 func damaged(where string, err error) error {
-	if strings.HasPrefix(where, "postgres") {
+	if Remote(where) {
 		return tidemark.Errorf(tidemark.Unavailable, "the catalog's database cannot be used: %w", err).WithHint("check that it runs and that its URL is right")
 	}
 	var s *sqlite.Error
@@ -102,13 +153,25 @@ func damaged(where string, err error) error {
 		WithHint("move the file away and start again: applications and points are brought back from the pool, the history of jobs and events is lost")
 }
 
-func migrate(ctx context.Context, db *sql.DB, dialect goose.Dialect) error {
+func migrationsOf(dialect goose.Dialect) fs.FS {
 	dir := map[goose.Dialect]string{goose.DialectPostgres: "postgres", goose.DialectSQLite3: "sqlite"}[dialect]
 	files, err := fs.Sub(migrations, "migrations/"+dir)
 	if err != nil {
-		return err
+		panic(err) // they are a part of the program
 	}
-	p, err := goose.NewProvider(dialect, db, files)
+	return files
+}
+
+func migrate(ctx context.Context, db *sql.DB, dialect goose.Dialect) error {
+	var o []goose.ProviderOption
+	if dialect == goose.DialectPostgres { // several servers may begin at once
+		l, err := lock.NewPostgresSessionLocker(lock.WithLockTimeout(1, 60))
+		if err != nil {
+			return err
+		}
+		o = append(o, goose.WithSessionLocker(l))
+	}
+	p, err := goose.NewProvider(dialect, db, migrationsOf(dialect), o...)
 	if err != nil {
 		return err
 	}
@@ -116,8 +179,9 @@ func migrate(ctx context.Context, db *sql.DB, dialect goose.Dialect) error {
 	return err
 }
 
-// Close closes the catalog.
+// Close closes the catalog. The jobs that it holds stay recorded as running, until another takes them over.
 func (c *Catalog) Close() error {
+	c.GiveUp()
 	if c.read == c.write {
 		return c.write.Close()
 	}
@@ -160,15 +224,14 @@ func (c *Catalog) Put(ctx context.Context, k Kept, name string, v any) error {
 	if err != nil {
 		return err
 	}
-	_, err = c.write.NewRaw("INSERT INTO things (kind, name, body, changed) VALUES (?, ?, ?, ?) ON CONFLICT (kind, name) DO UPDATE SET body = excluded.body, changed = excluded.changed",
-		k, name, string(body), time.Now().UnixNano()).Exec(ctx)
-	return wrap(err, "store %s %s", k, name)
+	return wrap(c.exec(ctx, "INSERT INTO things (owner, kind, name, body, changed) VALUES (?, ?, ?, ?, ?) ON CONFLICT (owner, kind, name) DO UPDATE SET body = excluded.body, changed = excluded.changed",
+		c.owner, k, name, string(body), c.now().UnixNano()), "store %s %s", k, name)
 }
 
 // Get loads what is stored under a sort and name into v, a pointer.
 func (c *Catalog) Get(ctx context.Context, k Kept, name string, v any) error {
 	var body string
-	err := c.read.NewRaw("SELECT body FROM things WHERE kind = ? AND name = ?", k, name).Scan(ctx, &body)
+	err := c.query(ctx, &body, "SELECT body FROM things WHERE owner = ? AND kind = ? AND name = ?", c.owner, k, name)
 	if errors.Is(err, sql.ErrNoRows) {
 		return tidemark.Errorf(tidemark.NotFound, "there is no %s %q", k, name).WithHint(fmt.Sprintf("`tidemark %ss` lists them", k))
 	}
@@ -181,7 +244,8 @@ func (c *Catalog) Get(ctx context.Context, k Kept, name string, v any) error {
 // List returns all that is stored of a sort, by name.
 func List[T any](ctx context.Context, c *Catalog, k Kept) ([]T, error) {
 	var bodies []string
-	if err := c.read.NewRaw("SELECT body FROM things WHERE kind = ? ORDER BY name", k).Scan(ctx, &bodies); err != nil && !errors.Is(err, sql.ErrNoRows) {
+	err := c.query(ctx, &bodies, "SELECT body FROM things WHERE owner = ? AND kind = ? ORDER BY name", c.owner, k)
+	if err != nil && !errors.Is(err, sql.ErrNoRows) {
 		return nil, wrap(err, "list %ss", k)
 	}
 	list := make([]T, len(bodies))
@@ -195,15 +259,13 @@ func List[T any](ctx context.Context, c *Catalog, k Kept) ([]T, error) {
 
 // Delete forgets what is stored under a sort and name; that there was nothing is no error.
 func (c *Catalog) Delete(ctx context.Context, k Kept, name string) error {
-	_, err := c.write.NewRaw("DELETE FROM things WHERE kind = ? AND name = ?", k, name).Exec(ctx)
-	return wrap(err, "forget %s %s", k, name)
+	return wrap(c.exec(ctx, "DELETE FROM things WHERE owner = ? AND kind = ? AND name = ?", c.owner, k, name), "forget %s %s", k, name)
 }
 
 // AddEvent records that something happened.
 func (c *Catalog) AddEvent(ctx context.Context, e tidemark.Event) error {
-	_, err := c.write.NewRaw("INSERT INTO events (at, level, application, message) VALUES (?, ?, ?, ?)",
-		e.Time.UnixNano(), e.Level, e.Application, e.Message).Exec(ctx)
-	return wrap(err, "record an event")
+	return wrap(c.exec(ctx, "INSERT INTO events (owner, at, level, application, message) VALUES (?, ?, ?, ?, ?)",
+		c.owner, e.Time.UnixNano(), e.Level, e.Application, e.Message), "record an event")
 }
 
 // Events returns the newest n events, newest first.
@@ -214,7 +276,7 @@ func (c *Catalog) Events(ctx context.Context, n int) ([]tidemark.Event, error) {
 		Application string
 		Message     string
 	}
-	err := c.read.NewRaw("SELECT at, level, application, message FROM events ORDER BY id DESC LIMIT ?", n).Scan(ctx, &rows)
+	err := c.query(ctx, &rows, "SELECT at, level, application, message FROM events WHERE owner = ? ORDER BY id DESC LIMIT ?", c.owner, n)
 	list := make([]tidemark.Event, 0, len(rows))
 	for _, r := range rows {
 		list = append(list, tidemark.Event{Time: time.Unix(0, r.At), Level: r.Level, Application: r.Application, Message: r.Message})
@@ -222,10 +284,26 @@ func (c *Catalog) Events(ctx context.Context, n int) ([]tidemark.Event, error) {
 	return list, wrap(err, "list events")
 }
 
+// exec makes a call that changes something; after an outage a patient one is made again.
+func (c *Catalog) exec(ctx context.Context, statement string, args ...any) error {
+	return c.do(ctx, func(ctx context.Context) error {
+		_, err := c.write.NewRaw(statement, args...).Exec(ctx)
+		return err
+	})
+}
+
+// query reads rows into a pointer.
+func (c *Catalog) query(ctx context.Context, into any, statement string, args ...any) error {
+	return c.do(ctx, func(ctx context.Context) error { return c.read.NewRaw(statement, args...).Scan(ctx, into) })
+}
+
 // wrap says what was being done, and tells a full disk and a broken file apart from a fault.
 func wrap(err error, format string, args ...any) error {
 	if err == nil {
 		return nil
+	}
+	if errors.Is(err, ErrAway) {
+		return err // what was being done is of no interest then
 	}
 	what := fmt.Sprintf(format, args...)
 	var s *sqlite.Error

@@ -37,34 +37,23 @@ type jobRow struct {
 	Created       int64
 	Started       int64
 	Finished      int64
+	Owner         string
+	Host          string
+	Priority      int64
+	Queued        int64
+	NotBefore     int64
+	Attempts      int64
+	MaxAttempts   int64
+	Holder        string
+	LeaseEnd      int64
+	Cancelling    int64
+	AskedBy       string
+	Origin        string
+	Parent        int64
 }
 
-// AddJob records a job that is about to run. An application has one running
-// job at a time: a second is refused with an error of kind Conflict that names the first.
-func (c *Catalog) AddJob(ctx context.Context, kind, application string, args any) (*Job, error) {
-	body, err := json.Marshal(args)
-	if err != nil {
-		return nil, err
-	}
-	now := time.Now().UnixNano()
-	row := &jobRow{Kind: kind, Application: application, State: string(tidemark.JobRunning), Args: string(body), Created: now, Started: now}
-	if _, err := c.write.NewInsert().Model(row).Returning("id").Exec(ctx); unique(err) {
-		return nil, c.busy(ctx, application)
-	} else if err != nil {
-		return nil, wrap(err, "record a job")
-	}
-	return row.job(), nil
-}
-
-func (c *Catalog) busy(ctx context.Context, application string) error {
-	var row jobRow
-	err := c.read.NewSelect().Model(&row).Where("application = ? AND state = ?", application, tidemark.JobRunning).Limit(1).Scan(ctx)
-	if err != nil {
-		return tidemark.Errorf(tidemark.Conflict, "another job of %s is running", application).WithHint("wait for it: `tidemark jobs`")
-	}
-	return tidemark.Errorf(tidemark.Conflict, "%s is busy: job %d (%s) is running", application, row.ID, row.Kind).
-		WithHint("wait for it or cancel it: `tidemark jobs`")
-}
+// ErrLost is in the chain of errors about a job that does not run here any more: another process of its owner took it over.
+var ErrLost = errors.New("the job runs elsewhere")
 
 // Step records what a job does now, and what to undo if it is cut from here on.
 func (c *Catalog) Step(ctx context.Context, id int64, step string, undo any) error {
@@ -72,17 +61,15 @@ func (c *Catalog) Step(ctx context.Context, id int64, step string, undo any) err
 	if err != nil {
 		return err
 	}
-	_, err = c.write.NewUpdate().Model((*jobRow)(nil)).Set("step = ?", step).Set("undo = ?", string(body)).Where("id = ?", id).Exec(ctx)
-	return wrap(err, "record a step of job %d", id)
+	return c.ours(ctx, id, "record a step", "UPDATE jobs SET step = ?, undo = ? WHERE state = 'running'", step, string(body))
 }
 
 // Progress records how far a job is.
 func (c *Catalog) Progress(ctx context.Context, id int64, p tidemark.Progress) error {
-	_, err := c.write.NewUpdate().Model((*jobRow)(nil)).Set("done = ?, total = ?, unit = ?", p.Done, p.Total, p.Unit).Where("id = ?", id).Exec(ctx)
-	return wrap(err, "record the progress of job %d", id)
+	return c.ours(ctx, id, "record the progress", "UPDATE jobs SET done = ?, total = ?, unit = ? WHERE state = 'running'", p.Done, p.Total, p.Unit)
 }
 
-// Finish records how a job ended.
+// Finish records how a job ended. To record it once more does no harm.
 func (c *Catalog) Finish(ctx context.Context, id int64, state tidemark.JobState, result any, failure *tidemark.Error) error {
 	res, err := json.Marshal(result)
 	if err != nil {
@@ -92,17 +79,32 @@ func (c *Catalog) Finish(ctx context.Context, id int64, state tidemark.JobState,
 	if err != nil {
 		return err
 	}
-	_, err = c.write.NewUpdate().Model((*jobRow)(nil)).Set("state = ?", state).Set("result = ?", string(res)).Set("error = ?", string(fail)).
-		Set("finished = ?", time.Now().UnixNano()).Set("undo = ''").Where("id = ?", id).Exec(ctx)
-	return wrap(err, "record the end of job %d", id)
+	return c.ours(ctx, id, "record the end", "UPDATE jobs SET state = ?, result = ?, error = ?, finished = ?, lease_end = 0, undo = '' WHERE state <> 'queued'",
+		state, string(res), string(fail), c.now().UnixNano())
+}
+
+// ours changes a job that runs here. Another is left as it is, with an error that is [ErrLost].
+func (c *Catalog) ours(ctx context.Context, id int64, what, statement string, args ...any) error {
+	var n int64
+	err := c.do(ctx, func(ctx context.Context) error {
+		res, err := c.write.NewRaw(statement+" AND id = ? AND holder = ?", append(args, id, c.holder)...).Exec(ctx)
+		if err == nil {
+			n, err = res.RowsAffected()
+		}
+		return err
+	})
+	if err == nil && n == 0 {
+		return tidemark.Errorf(tidemark.Conflict, "job %d was taken over by another server: %w", id, ErrLost)
+	}
+	return wrap(err, "%s of job %d", what, id)
 }
 
 // Job returns one job.
 func (c *Catalog) Job(ctx context.Context, id int64) (*Job, error) {
 	var row jobRow
-	err := c.read.NewSelect().Model(&row).Where("id = ?", id).Scan(ctx)
+	err := c.query(ctx, &row, "SELECT * FROM jobs WHERE id = ? AND owner = ?", id, c.owner)
 	if errors.Is(err, sql.ErrNoRows) {
-		return nil, tidemark.Errorf(tidemark.NotFound, "there is no job %d", id).WithHint("`tidemark jobs` lists them")
+		return nil, noJob(id)
 	}
 	if err != nil {
 		return nil, wrap(err, "look up job %d", id)
@@ -110,37 +112,47 @@ func (c *Catalog) Job(ctx context.Context, id int64) (*Job, error) {
 	return row.job(), nil
 }
 
-// Jobs returns the newest n jobs, newest first.
-func (c *Catalog) Jobs(ctx context.Context, n int) ([]tidemark.Job, error) {
+func noJob(id int64) error {
+	return tidemark.Errorf(tidemark.NotFound, "there is no job %d", id).WithHint("`tidemark jobs` lists them")
+}
+
+// Jobs returns the jobs that a filter lets through, newest first.
+func (c *Catalog) Jobs(ctx context.Context, f tidemark.JobFilter) ([]tidemark.Job, error) {
 	var rows []jobRow
-	if err := c.read.NewSelect().Model(&rows).Order("id DESC").Limit(int64(n)).Scan(ctx); err != nil {
-		return nil, wrap(err, "list jobs")
-	}
+	err := c.do(ctx, func(ctx context.Context) error {
+		rows = nil
+		q := c.read.NewSelect().Model(&rows).Where("owner = ?", c.owner).Order("id DESC").Limit(int64(f.Limit))
+		if len(f.States) > 0 {
+			q.Where("state IN (?)", bun.In(f.States))
+		}
+		if f.Kind != "" {
+			q.Where("kind = ?", f.Kind)
+		}
+		if f.Application != "" {
+			q.Where("application = ?", f.Application)
+		}
+		if f.Before != 0 {
+			q.Where("id < ?", f.Before)
+		}
+		return q.Scan(ctx)
+	})
 	list := make([]tidemark.Job, len(rows))
 	for i := range rows {
 		list[i] = rows[i].job().Job
 	}
-	return list, nil
-}
-
-// Running returns the jobs that have not ended: at start, those that a crash cut.
-func (c *Catalog) Running(ctx context.Context) ([]*Job, error) {
-	var rows []jobRow
-	if err := c.read.NewSelect().Model(&rows).Where("state = ?", tidemark.JobRunning).Order("id").Scan(ctx); err != nil {
-		return nil, wrap(err, "list running jobs")
-	}
-	list := make([]*Job, len(rows))
-	for i := range rows {
-		list[i] = rows[i].job()
-	}
-	return list, nil
+	return list, wrap(err, "list jobs")
 }
 
 func (r *jobRow) job() *Job {
-	j := &Job{Job: tidemark.Job{ID: r.ID, Kind: r.Kind, Application: r.Application, State: tidemark.JobState(r.State), Step: r.Step,
-		Progress: tidemark.Progress{Done: r.Done, Total: r.Total, Unit: r.Unit}, Created: time.Unix(0, r.Created)},
+	j := &Job{Job: tidemark.Job{ID: r.ID, Kind: r.Kind, Application: r.Application, Host: r.Host, State: tidemark.JobState(r.State), Step: r.Step,
+		Progress: tidemark.Progress{Done: r.Done, Total: r.Total, Unit: r.Unit}, Created: time.Unix(0, r.Created),
+		Priority: int(r.Priority), Attempt: int(r.Attempts), MaxAttempts: int(r.MaxAttempts),
+		AskedBy: r.AskedBy, Origin: tidemark.JobOrigin(r.Origin), Parent: r.Parent},
 		Args: json.RawMessage(r.Args), Undo: json.RawMessage(r.Undo)}
 	j.Started, j.Finished = timeOf(r.Started), timeOf(r.Finished)
+	if j.State == tidemark.JobQueued {
+		j.NotBefore = timeOf(r.NotBefore)
+	}
 	if r.Result != "" && r.Result != "null" {
 		j.Result = json.RawMessage(r.Result)
 	}
@@ -151,6 +163,14 @@ func (r *jobRow) job() *Job {
 		}
 	}
 	return j
+}
+
+func jobsOf(rows []jobRow) []*Job {
+	list := make([]*Job, len(rows))
+	for i := range rows {
+		list[i] = rows[i].job()
+	}
+	return list
 }
 
 func timeOf(ns int64) *time.Time {

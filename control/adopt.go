@@ -23,7 +23,7 @@ import (
 // one is begun: what it knew is in the pool and on the host, but for the history of jobs and events.
 func (c *Control) openCatalog(ctx context.Context) (err error) {
 	path := c.path("catalog.db")
-	if c.catalog, err = catalog.Open(ctx, path); err == nil {
+	if c.catalog, err = catalog.Open(ctx, path, c.identity); err == nil {
 		if err = c.catalog.Check(ctx); err == nil {
 			return nil
 		}
@@ -40,7 +40,7 @@ func (c *Control) openCatalog(ctx context.Context) (err error) {
 		}
 	}
 	c.log.Error("the catalog is damaged: it was put aside, and is made anew from the pool", "file", aside, "error", err)
-	if c.catalog, err = catalog.Open(ctx, path); err != nil {
+	if c.catalog, err = catalog.Open(ctx, path, c.identity); err != nil {
 		return err
 	}
 	c.event("error", "", "the catalog was damaged; it is now %s, and the history of jobs and events begins anew", aside)

@@ -11,6 +11,7 @@
 //	store/index/  where chunks lie; a cache
 //	timelines/  journals and states
 //	catalog.db  the ledger
+//	identity    of this data directory: whose things are whose in a catalog
 //	run/        sockets, and the state of attached disks
 //	staging/    where staging disks are mounted
 //	fingerprints/  of what is staged; a cache
@@ -75,6 +76,8 @@ type Control struct {
 	started time.Time
 	lock    io.Closer
 
+	identity string // of the data directory
+
 	bucket  *object.Dir
 	store   *image.Store
 	set     *timeline.Set
@@ -119,6 +122,9 @@ func Open(ctx context.Context, o Options) (_ *Control, err error) {
 	c.jobs.init()
 	if err := c.takeDir(); err != nil {
 		return nil, err
+	}
+	if c.identity, err = identityOf(o.Dir); err != nil {
+		return nil, errors.Join(err, c.lock.Close())
 	}
 	c.launcher = mount.NewLauncher()
 	c.agent = agent.New(agent.Config{Command: o.Agent, Lock: c.path("run", "agent.lock"), Places: agent.PlacesIn(o.Dir), Logger: c.log})

@@ -26,7 +26,7 @@ func (c *Control) Status(ctx context.Context) (tidemark.Status, error) {
 	if s.Clones, err = c.Clones(ctx); err != nil {
 		return s, err
 	}
-	if s.Jobs, err = c.catalog.Jobs(ctx, 10); err != nil {
+	if s.Jobs, err = c.catalog.Jobs(ctx, tidemark.JobFilter{Limit: 10}); err != nil {
 		return s, err
 	}
 	if s.Events, err = c.catalog.Events(ctx, 10); err != nil {

@@ -2,7 +2,9 @@ package control
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"math"
 	"os"
 	"time"
 
@@ -24,7 +26,7 @@ const reserveSize = 8 << 20
 
 // giveReserve gives the reserve up if err is that of a full disk; then what failed may be tried again.
 func (c *Control) giveReserve(err error) bool {
-	if tidemark.KindOf(err) != tidemark.Unavailable || os.Remove(c.path("reserve")) != nil {
+	if tidemark.KindOf(err) != tidemark.Unavailable || errors.Is(err, catalog.ErrAway) || os.Remove(c.path("reserve")) != nil {
 		return false
 	}
 	c.log.Error("the disk is full: the catalog uses its reserve", "dir", c.o.Dir)
@@ -49,9 +51,10 @@ func (c *Control) keepReserve() {
 
 // addJob records a job that begins, if need be with the reserve.
 func (c *Control) addJob(ctx context.Context, kind, app string, args any) (*catalog.Job, error) {
-	j, err := c.catalog.AddJob(ctx, kind, app, args)
+	n, l := catalog.NewJob{Kind: kind, Application: app, Args: args, Now: true, MaxAttempts: 1}, catalog.Limits{Host: math.MaxInt32, All: math.MaxInt32}
+	j, err := c.catalog.Enqueue(ctx, n, l)
 	if err != nil && c.giveReserve(err) {
-		j, err = c.catalog.AddJob(ctx, kind, app, args)
+		j, err = c.catalog.Enqueue(ctx, n, l)
 	}
 	return j, err
 }

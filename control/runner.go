@@ -209,7 +209,9 @@ func (c *Control) Job(ctx context.Context, id int64, wait time.Duration) (tidema
 }
 
 // Jobs returns the newest jobs, newest first.
-func (c *Control) Jobs(ctx context.Context) ([]tidemark.Job, error) { return c.catalog.Jobs(ctx, 50) }
+func (c *Control) Jobs(ctx context.Context) ([]tidemark.Job, error) {
+	return c.catalog.Jobs(ctx, tidemark.JobFilter{Limit: 50})
+}
 
 // CancelJob cuts a running job; it undoes what it has half done.
 func (c *Control) CancelJob(ctx context.Context, id int64) error {
@@ -229,7 +231,7 @@ func (c *Control) CancelJob(ctx context.Context, id int64) error {
 
 // undoCut undoes what the jobs did that the last server left running.
 func (c *Control) undoCut(ctx context.Context) error {
-	cut, err := c.catalog.Running(ctx)
+	cut, err := c.catalog.TakeOver(ctx)
 	if err != nil {
 		return err
 	}
