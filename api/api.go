@@ -11,7 +11,8 @@
 //
 // Long work is a job: the answer is the job as it begins, and GET
 // /v1/jobs/ID?wait=10s answers when it has ended, or with its progress when the
-// time is up; DELETE cancels it. A job goes on when its client goes away.
+// time is up; DELETE cancels it. A job goes on when its client goes away. It is
+// refused while its application is busy; with ?queue=true it waits instead.
 //
 // The client of it is package client. docs/cli.md shows each verb; why this is no
 // framework is in docs/decisions.
@@ -99,7 +100,7 @@ func (h *handler) routes(c *control.Control) {
 	verb(h, "reclaim", func(ctx context.Context, _ none) (any, error) { return c.Reclaim(ctx) })
 	verb(h, "verify", func(ctx context.Context, r name) (any, error) { return c.Verify(ctx, r.Name) })
 	verb(h, "pool-import", func(ctx context.Context, r name) (any, error) { return c.ImportPool(ctx, r.Name) })
-	verb(h, "jobs", func(ctx context.Context, _ none) (any, error) { return c.Jobs(ctx) })
+	verb(h, "jobs", func(ctx context.Context, r tidemark.JobFilter) (any, error) { return c.Jobs(ctx, r) })
 	h.mux.HandleFunc("GET /v1/jobs/{id}", func(w http.ResponseWriter, r *http.Request) {
 		h.answer(w, r, func(id int64) (any, error) { return c.Job(r.Context(), id, waitOf(r)) })
 	})
@@ -131,7 +132,11 @@ func verb[Req any](h *handler, name string, fn func(context.Context, Req) (any, 
 		}
 		leave := h.enter()
 		defer leave()
-		res, err := fn(r.Context(), req)
+		ctx := r.Context()
+		if r.URL.Query().Get("queue") == "true" {
+			ctx = control.WithAsk(ctx, control.Ask{Queue: true})
+		}
+		res, err := fn(ctx, req)
 		if err != nil {
 			h.fail(w, r, err)
 			return

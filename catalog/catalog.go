@@ -302,8 +302,8 @@ func wrap(err error, format string, args ...any) error {
 	if err == nil {
 		return nil
 	}
-	if errors.Is(err, ErrAway) {
-		return err // what was being done is of no interest then
+	if told := (*tidemark.Error)(nil); errors.As(err, &told) {
+		return err // it says all already
 	}
 	what := fmt.Sprintf(format, args...)
 	var s *sqlite.Error

@@ -175,7 +175,7 @@ type Held struct {
 	ID         int64
 	Cancelling bool // somebody wants it cancelled
 	Origin     tidemark.JobOrigin
-	Undo       json.RawMessage
+	Attempt    int
 }
 
 // Renew makes the leases of all jobs that are held here last longer, and returns the jobs.
@@ -188,7 +188,7 @@ func (c *Catalog) Renew(ctx context.Context) ([]Held, error) {
 	})
 	list := make([]Held, len(rows))
 	for i, r := range rows {
-		list[i] = Held{ID: r.ID, Cancelling: r.Cancelling != 0, Origin: tidemark.JobOrigin(r.Origin), Undo: json.RawMessage(r.Undo)}
+		list[i] = Held{ID: r.ID, Cancelling: r.Cancelling != 0, Origin: tidemark.JobOrigin(r.Origin), Attempt: int(r.Attempts)}
 	}
 	if errors.Is(err, sql.ErrNoRows) {
 		err = nil
@@ -248,10 +248,6 @@ func (c *Catalog) Cancel(ctx context.Context, id int64) (running bool, err error
 	})
 	if errors.Is(err, sql.ErrNoRows) {
 		return false, noJob(id)
-	}
-	var told *tidemark.Error
-	if errors.As(err, &told) {
-		return false, err
 	}
 	return running, wrap(err, "cancel job %d", id)
 }

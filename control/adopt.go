@@ -19,9 +19,13 @@ import (
 // delete what somebody wrote; that is why a mount that is being made is entered
 // before its timeline exists, with a state that says so.
 
-// openCatalog opens the catalog. A damaged one is put aside, under a name that says when, and a new
+// openCatalog opens the catalog. A damaged file is put aside, under a name that says when, and a new
 // one is begun: what it knew is in the pool and on the host, but for the history of jobs and events.
 func (c *Control) openCatalog(ctx context.Context) (err error) {
+	if c.o.Catalog != "" {
+		c.catalog, err = catalog.Open(ctx, c.o.Catalog, c.identity)
+		return err
+	}
 	path := c.path("catalog.db")
 	if c.catalog, err = catalog.Open(ctx, path, c.identity); err == nil {
 		if err = c.catalog.Check(ctx); err == nil {
@@ -155,15 +159,11 @@ func (c *Control) cloneOf(ctx context.Context, a app) (k keptClone, err error) {
 	return k, c.catalog.Put(ctx, catalog.Clones, a.name, k)
 }
 
-// makeAgain makes the clones whose refresh was cut after the old one was taken away, and finishes restores in place.
-func (c *Control) makeAgain(ctx context.Context) {
-	for _, spec := range c.again {
-		if _, err := c.Clone(ctx, spec); err != nil {
-			c.event("error", spec.Name, "the clone %s, whose refresh was cut, could not be made again: %v", spec.Name, err)
-		}
-	}
+// beginJobs finishes restores in place that were cut, and begins what is queued.
+func (c *Control) beginJobs() {
 	for _, b := range c.takeBacks {
 		c.finishTakingBack(b)
 	}
-	c.again, c.takeBacks = nil, nil
+	c.takeBacks = nil
+	c.jobs.wg.Go(c.dispatch)
 }

@@ -151,6 +151,11 @@ func (c *Control) claim(name string) (release func(), err error) {
 	}, nil
 }
 
+// claiming is claim for the work of a job.
+func (c *Control) claiming(name string) func(context.Context) (func(), error) {
+	return func(context.Context) (func(), error) { return c.claim(name) }
+}
+
 func mustJSON(v any) json.RawMessage {
 	b, err := json.Marshal(v)
 	if err != nil {

@@ -375,22 +375,22 @@ func (c *Control) captureFollowed(ctx context.Context, _ *task, a app, bookmark 
 }
 
 // protectOurs sets the window of a volume or clone, whose writes are journaled as they are.
-func (c *Control) protectOurs(ctx context.Context, spec tidemark.ProtectSpec) (tidemark.Job, error) {
+func (c *Control) protectOurs(spec tidemark.ProtectSpec) (*work, error) {
 	a, err := c.app(spec.Source)
 	if err != nil {
-		return tidemark.Job{}, err
+		return nil, err
 	}
 	if spec.Name != "" && spec.Name != a.name {
-		return tidemark.Job{}, tidemark.Errorf(tidemark.Invalid, "%s is an application already, and keeps its name", a.name).WithHint("leave --name out")
+		return nil, tidemark.Errorf(tidemark.Invalid, "%s is an application already, and keeps its name", a.name).WithHint("leave --name out")
 	}
 	if len(spec.Options) > 0 || len(spec.Also) > 0 {
-		return tidemark.Job{}, tidemark.Errorf(tidemark.Invalid, "of %s only the window can be set", a.name).WithHint("give --window and --window-size")
+		return nil, tidemark.Errorf(tidemark.Invalid, "of %s only the window can be set", a.name).WithHint("give --window and --window-size")
 	}
 	if a.Role == "" && a.Type != tidemark.TypeVolume {
-		return tidemark.Job{}, tidemark.Errorf(tidemark.Conflict, "the writes of %s are not journaled: captures bring its changes in", a.name).
+		return nil, tidemark.Errorf(tidemark.Conflict, "the writes of %s are not journaled: captures bring its changes in", a.name).
 			WithHint("protect the device that it lies on with --cdp")
 	}
-	return c.run(ctx, "protect", a.name, spec, func(ctx context.Context, _ *task) (any, error) {
+	run := func(ctx context.Context, _ *task) (any, error) {
 		w := windowOf(spec.Window, cdpWindow)
 		if err := a.t.SetWindow(w); err != nil {
 			return nil, err
@@ -398,5 +398,6 @@ func (c *Control) protectOurs(ctx context.Context, spec tidemark.ProtectSpec) (t
 		c.keepPoint(ctx, a)
 		c.event("info", a.name, "any point of the last %s of %s can be had", w.For, a.name)
 		return c.describe(ctx, a), nil
-	})
+	}
+	return &work{app: a.name, args: spec, run: run}, nil
 }

@@ -23,19 +23,25 @@ type keptClone struct {
 
 // Clone makes a thin writable copy of a point and brings its application up.
 func (c *Control) Clone(ctx context.Context, spec tidemark.CloneSpec) (tidemark.Job, error) {
+	return c.ask(ctx, "clone", spec)
+}
+
+func (c *Control) cloneWork(ctx context.Context, spec tidemark.CloneSpec) (*work, error) {
 	src, err := c.planClone(ctx, spec)
-	if err == nil {
-		err = c.portIsFree(ctx, spec.Port)
-	}
 	if err != nil {
-		return tidemark.Job{}, err
+		return nil, err
 	}
-	release, err := c.claim(spec.Name)
-	if err != nil {
-		return tidemark.Job{}, err
+	if err := tidemark.CheckName(spec.Name); err != nil {
+		return nil, err
 	}
-	j, err := c.run(ctx, "clone", spec.Name, spec, func(ctx context.Context, t *task) (any, error) {
-		defer release()
+	w := &work{app: spec.Name, host: hostname(), args: fixedClone(spec)}
+	w.holding = func(ctx context.Context) (func(), error) {
+		if err := c.portIsFree(ctx, spec.Port); err != nil {
+			return nil, err
+		}
+		return c.claim(spec.Name)
+	}
+	w.run = func(ctx context.Context, t *task) (any, error) {
 		if err := t.doing(ctx, "branch", undoing{Remove: spec.Name}); err != nil {
 			return nil, err
 		}
@@ -44,11 +50,18 @@ func (c *Control) Clone(ctx context.Context, spec tidemark.CloneSpec) (tidemark.
 			return nil, errors.Join(err, c.demolish(context.WithoutCancel(ctx), spec.Name))
 		}
 		return k.Clone, nil
-	})
-	if err != nil {
-		release()
 	}
-	return j, err
+	return w, nil
+}
+
+// fixedClone is a request in which nothing is counted from now.
+func fixedClone(spec tidemark.CloneSpec) tidemark.CloneSpec {
+	spec.Ref = fixed(spec.Ref)
+	if p, err := tidemark.ParsePoint(spec.To); err == nil && p.Ago != 0 {
+		when, _ := p.When(time.Now())
+		spec.To = tidemark.Point{Time: when}.String()
+	}
+	return spec
 }
 
 // plan is where a clone comes from, and how far its log is replayed.
@@ -427,36 +440,88 @@ func (c *Control) RemoveClone(ctx context.Context, name string) error {
 // Refresh makes a clone anew from a point of what it was made of, under the
 // same name and port. What was written to it is gone.
 func (c *Control) Refresh(ctx context.Context, spec tidemark.RefreshSpec) (tidemark.Job, error) {
+	return c.ask(ctx, "refresh", refreshing{RefreshSpec: spec})
+}
+
+// refreshing is a refresh as it is recorded.
+type refreshing struct {
+	tidemark.RefreshSpec
+	// Again is what is left to be done of a refresh that was cut or has failed, when the old clone was taken away for it.
+	Again *tidemark.CloneSpec `json:"again,omitempty"`
+}
+
+func (c *Control) refreshWork(ctx context.Context, r refreshing) (*work, error) {
+	if r.Again != nil { // a clone that has its name now is another one, and stays
+		w, err := c.cloneWork(ctx, *r.Again)
+		if err == nil {
+			w.args, w.run = r, c.refreshAgain(*r.Again)
+		}
+		return w, err
+	}
+	again, err := c.cloneAnew(ctx, r.RefreshSpec)
+	if err != nil {
+		return nil, err
+	}
+	p, err := c.planClone(ctx, again)
+	if err != nil {
+		return nil, err
+	}
+	again = fixedClone(again)
+	if r.Point != "" {
+		_, r.Point, _ = strings.Cut(again.Ref, "@")
+	}
+	run := func(ctx context.Context, t *task) (any, error) {
+		if err := t.doing(ctx, "remove", undoing{Remove: r.Name, Again: &again}); err != nil {
+			return nil, err
+		}
+		if err := c.RemoveClone(ctx, r.Name); err != nil {
+			return nil, fmt.Errorf("take the old clone away: %w", err)
+		}
+		return c.refresh(ctx, t, p, again)
+	}
+	return &work{app: r.Name, host: hostname(), args: r, run: run}, nil
+}
+
+// cloneAnew is the request by which a clone is made once more.
+func (c *Control) cloneAnew(ctx context.Context, spec tidemark.RefreshSpec) (again tidemark.CloneSpec, err error) {
 	var k keptClone
 	if err := c.catalog.Get(ctx, catalog.Clones, spec.Name, &k); err != nil {
-		return tidemark.Job{}, err
+		return again, err
 	}
 	ref, err := tidemark.ParseRef(k.Spec.Ref)
 	if err != nil {
-		return tidemark.Job{}, err
+		return again, err
 	}
-	again := tidemark.CloneSpec{Ref: ref.App, Name: spec.Name, Port: k.Port}
+	again = tidemark.CloneSpec{Ref: ref.App, Name: spec.Name, Port: k.Port}
 	if spec.Point != "" {
 		again.Ref = ref.App + "@" + spec.Point
 	}
 	if k.Type != tidemark.TypePostgres {
 		again.Port = 0
 	}
-	p, err := c.planClone(ctx, again)
-	if err != nil {
-		return tidemark.Job{}, err
-	}
-	return c.run(ctx, "refresh", spec.Name, spec, func(ctx context.Context, t *task) (any, error) {
-		if err := t.doing(ctx, "remove", undoing{Remove: spec.Name, Again: &again}); err != nil {
+	return again, nil
+}
+
+// refreshAgain makes the clone of a refresh that was cut.
+func (c *Control) refreshAgain(again tidemark.CloneSpec) func(context.Context, *task) (any, error) {
+	return func(ctx context.Context, t *task) (any, error) {
+		if err := t.doing(ctx, "branch", undoing{Remove: again.Name, Again: &again}); err != nil {
 			return nil, err
 		}
-		if err := c.RemoveClone(ctx, spec.Name); err != nil {
-			return nil, fmt.Errorf("take the old clone away: %w", err)
-		}
-		n, err := c.makeClone(ctx, p, again)
+		p, err := c.planClone(ctx, again)
 		if err != nil {
-			return nil, errors.Join(err, c.demolish(context.WithoutCancel(ctx), spec.Name))
+			return nil, err
 		}
-		return n.Clone, nil
-	})
+		return c.refresh(ctx, t, p, again)
+	}
+}
+
+// refresh makes the new clone, when the old one is gone.
+func (c *Control) refresh(ctx context.Context, t *task, p plan, again tidemark.CloneSpec) (any, error) {
+	t.again = mustJSON(refreshing{RefreshSpec: tidemark.RefreshSpec{Name: again.Name}, Again: &again})
+	n, err := c.makeClone(ctx, p, again)
+	if err != nil {
+		return nil, errors.Join(err, c.demolish(context.WithoutCancel(ctx), again.Name))
+	}
+	return n.Clone, nil
 }

@@ -2,7 +2,9 @@
 // gives their points out as exports, mounts and clones, by joining the
 // timelines of a data directory with the disks, databases and processes of the
 // host. What it does that takes long is a job, recorded in the catalog before
-// it begins, so that a job cut by a crash is found and undone at the next start.
+// it begins, so that a job cut by a crash is found and undone at the next start,
+// and begun again where its kind says that this does no harm (kinds.go). Jobs
+// that cannot begin wait in a queue (queue.go).
 //
 // Everything lies below one directory:
 //
@@ -65,6 +67,12 @@ type Options struct {
 	HotFor   time.Duration
 	// Listen is where the agents of other hosts are let in, as HOST:PORT; empty: nowhere.
 	Listen string
+	// Catalog is the URL of a PostgreSQL that has the catalog, which other servers may share; empty: a file in Dir.
+	Catalog string
+	// StandBy, if not nil, is called if another server runs on Dir; then Open waits for its end, and takes over.
+	StandBy func()
+	// HostJobs is how many jobs work on one host at a time, and Jobs how many run in all. 0: 4, and by the number of processors.
+	HostJobs, Jobs int
 	// Agent is the command that works on mounted disks; empty: this program with "agent".
 	Agent []string
 }
@@ -95,8 +103,7 @@ type Control struct {
 	groups    groupings
 	hosts     hosts
 	mirrors   mirrors
-	again     []tidemark.CloneSpec // clones to be made once more at the end of Open
-	takeBacks []*cutTakeBack       // restores in place to be finished then
+	takeBacks []*cutTakeBack // restores in place to be finished at the end of Open
 
 	gate  sync.RWMutex // held by requests, and alone by what replaces the stores
 	mu    sync.Mutex   // guards the names of applications while one is made, and sockets
@@ -120,7 +127,7 @@ func Open(ctx context.Context, o Options) (_ *Control, err error) {
 	}
 	c := &Control{o: o, log: o.Logger, started: time.Now(), exports: nbd.NewTable(), sockets: map[string]*socket{}, names: map[string]bool{}}
 	c.jobs.init()
-	if err := c.takeDir(); err != nil {
+	if err := c.takeDir(ctx); err != nil {
 		return nil, err
 	}
 	if c.identity, err = identityOf(o.Dir); err != nil {
@@ -143,8 +150,8 @@ func Open(ctx context.Context, o Options) (_ *Control, err error) {
 	return c, nil
 }
 
-// takeDir makes the directory and keeps other servers out of it.
-func (c *Control) takeDir() error {
+// takeDir makes the directory and keeps other servers out of it. One that stands by waits until no other is there.
+func (c *Control) takeDir(ctx context.Context) error {
 	// The data directory itself comes first: a parent that MkdirAll makes has the mode of
 	// its child, and databases of clones, which run as other users, must get through to it.
 	for _, d := range []string{"", "staging", "clones", "machines", "run"} {
@@ -160,11 +167,49 @@ func (c *Control) takeDir() error {
 	if err != nil {
 		return tidemark.Errorf(tidemark.Denied, "the data directory cannot be used: %w", err)
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		return errors.Join(tidemark.Errorf(tidemark.Conflict, "another server runs on %s", c.o.Dir).WithHint("stop it first, or choose another --data"), f.Close())
+	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) && c.o.StandBy != nil {
+		c.o.StandBy()
+		err = waitLock(ctx, f)
+	} else if errors.Is(err, unix.EWOULDBLOCK) {
+		bounded, cancel := context.WithTimeout(ctx, forkLimit)
+		defer cancel()
+		if e := waitLock(bounded, f); !errors.Is(e, context.DeadlineExceeded) {
+			err = e
+		}
+	}
+	switch {
+	case errors.Is(err, unix.EWOULDBLOCK):
+		err = tidemark.Errorf(tidemark.Conflict, "another server runs on %s", c.o.Dir).WithHint("stop it first, choose another --data, or stand by with --standby")
+	case err != nil && ctx.Err() == nil:
+		err = tidemark.Errorf(tidemark.Unavailable, "the data directory %s cannot be locked: %w", c.o.Dir, err)
+	}
+	if err != nil {
+		return errors.Join(err, f.Close())
 	}
 	c.lock = f
 	return nil
+}
+
+// standbyPause is how often a server that stands by tries to get the lock.
+const standbyPause = 200 * time.Millisecond
+
+// forkLimit is how long a server waits for a lock that may be that of a dead one: a process that the dead one was just starting has its files,
+// and so the lock, until it is a program of its own.
+const forkLimit = 3 * time.Second
+
+// waitLock waits for the lock of a data directory: until the kernel, or the storage, takes it from the server that had it.
+func waitLock(ctx context.Context, f *os.File) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(standbyPause):
+		}
+		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); !errors.Is(err, unix.EWOULDBLOCK) {
+			return err
+		}
+	}
 }
 
 func (c *Control) openStores(ctx context.Context) (err error) {
@@ -245,6 +290,9 @@ func (c *Control) Close() error {
 	c.taps.stopAll()
 	c.hosts.stop()
 	errs = append(errs, c.mirrors.stopAll())
+	if c.catalog != nil {
+		c.catalog.GiveUp() // what waits for it is cut, too
+	}
 	c.jobs.stop()
 	c.receivers.stopAll()
 	for _, b := range c.takeBacks { // they were not begun

@@ -124,6 +124,21 @@ const (
 	endingSandbox = 2 * time.Minute
 )
 
+// detachForGood is detach for a disk that is to be deleted. That it cannot be flushed, as when its device was only half made, keeps nobody
+// from that; that somebody uses it does.
+func (c *Control) detachForGood(ctx context.Context, a app, disk string) error {
+	err := c.detach(ctx, a, disk)
+	if err == nil || errors.Is(err, mount.ErrBusy) {
+		return err
+	}
+	at, ok, e := c.attached(a, disk)
+	if e != nil || !ok || !at.Alive() {
+		return err
+	}
+	c.log.Warn("a disk that is deleted could not be flushed", "application", a.name, "disk", disk, "error", err)
+	return at.Detach(ctx, true)
+}
+
 // isMounted reports whether something is mounted at dir.
 func isMounted(dir string) (bool, error) {
 	data, err := os.ReadFile("/proc/self/mounts")

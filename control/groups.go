@@ -161,22 +161,26 @@ func (c *Control) BookmarkGroup(ctx context.Context, spec tidemark.BookmarkSpec)
 
 // RestoreGroup takes the disks of all members of a group back to one moment, in place: a bookmark of the group, or a time.
 func (c *Control) RestoreGroup(ctx context.Context, spec tidemark.RestoreSpec) (tidemark.Job, error) {
+	return c.ask(ctx, "restore", restoring{RestoreSpec: spec, Group: true})
+}
+
+func (c *Control) groupRestoreWork(ctx context.Context, spec tidemark.RestoreSpec) (*work, error) {
 	ref, err := tidemark.ParseRef(spec.Ref)
 	if err != nil {
-		return tidemark.Job{}, err
+		return nil, err
 	}
 	members := c.membersOf(ref.App)
 	switch {
 	case len(members) == 0:
-		return tidemark.Job{}, errNoGroup(ref.App)
+		return nil, errNoGroup(ref.App)
 	case !spec.InPlace || spec.To != "" || spec.Disk != "":
-		return tidemark.Job{}, tidemark.Errorf(tidemark.Invalid, "a group is restored in place, with all disks of its members").WithHint("give --in-place; a member alone is restored by `tidemark restore APP@POINT --to`")
+		return nil, tidemark.Errorf(tidemark.Invalid, "a group is restored in place, with all disks of its members").WithHint("give --in-place; a member alone is restored by `tidemark restore APP@POINT --to`")
 	case ref.Point.Latest() || ref.Point.IsPosition():
-		return tidemark.Job{}, tidemark.Errorf(tidemark.Invalid, "%s is no moment of all members of group %s", ref.Point, ref.App).WithHint("name a bookmark of the group, or a time: `tidemark points " + members[0].name + "` lists them")
+		return nil, tidemark.Errorf(tidemark.Invalid, "%s is no moment of all members of group %s", ref.Point, ref.App).WithHint("name a bookmark of the group, or a time: `tidemark points " + members[0].name + "` lists them")
 	}
 	at, err := momentOf(members, ref.Point)
 	if err != nil {
-		return tidemark.Job{}, err
+		return nil, err
 	}
 	p := &inPlace{c: c, takingBack: takingBack{Ref: ref.App + "@" + at.String(), Group: ref.App}}
 	for _, a := range members {
@@ -185,11 +189,13 @@ func (c *Control) RestoreGroup(ctx context.Context, spec tidemark.RestoreSpec) (
 			err = isOfGroup(ctx, a, pos, ref.App, at.Bookmark)
 		}
 		if err != nil {
-			return tidemark.Job{}, err
+			return nil, err
 		}
 		p.members = append(p.members, &returning{a: a, takenBack: takenBack{Application: a.name, Position: pos}})
 	}
-	return p.start(ctx, spec)
+	recorded := spec
+	recorded.Ref = p.Ref
+	return p.work(spec.Ref, restoring{RestoreSpec: recorded, Group: true}), nil
 }
 
 // momentOf makes of a time that is counted from now one that stays, and is the same for all members.

@@ -18,16 +18,21 @@ import (
 // ImportPool brings all images of another server's data directory into this
 // server, which must be empty. The other directory is only read.
 func (c *Control) ImportPool(ctx context.Context, dir string) (tidemark.Job, error) {
+	return c.ask(ctx, "pool import", dir)
+}
+
+func (c *Control) poolImportWork(_ context.Context, dir string) (*work, error) {
 	if !filepath.IsAbs(dir) {
-		return tidemark.Job{}, tidemark.Errorf(tidemark.Invalid, "%q is not an absolute path", dir).WithHint("write it from / on")
+		return nil, tidemark.Errorf(tidemark.Invalid, "%q is not an absolute path", dir).WithHint("write it from / on")
 	}
 	if st, err := os.Stat(filepath.Join(dir, "pool")); err != nil || !st.IsDir() {
-		return tidemark.Job{}, tidemark.Errorf(tidemark.NotFound, "%s holds no pool", dir).WithHint("name a data directory: it has a directory pool in it")
+		return nil, tidemark.Errorf(tidemark.NotFound, "%s holds no pool", dir).WithHint("name a data directory: it has a directory pool in it")
 	}
 	if n := len(c.set.List()) + len(c.set.Damaged()); n > 0 {
-		return tidemark.Job{}, tidemark.Errorf(tidemark.Conflict, "this server holds %d timelines", n).WithHint("import into an empty server: start one with a new --data")
+		return nil, tidemark.Errorf(tidemark.Conflict, "this server holds %d timelines", n).WithHint("import into an empty server: start one with a new --data")
 	}
-	return c.run(ctx, "pool import", "", dir, func(ctx context.Context, t *task) (any, error) { return c.importPool(ctx, t, dir) })
+	run := func(ctx context.Context, t *task) (any, error) { return c.importPool(ctx, t, dir) }
+	return &work{args: dir, run: run}, nil
 }
 
 func (c *Control) importPool(ctx context.Context, t *task, dir string) (res tidemark.ImportResult, err error) {

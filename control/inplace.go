@@ -75,25 +75,27 @@ type returning struct {
 // stamp names what is made of a moment.
 func stamp(at time.Time) string { return at.UTC().Format("20060102-150405") }
 
-// restoreInPlace takes the disks of a tapped application back to a point, by writing what differs through
+// inPlaceWork takes the disks of a tapped application back to a point, by writing what differs through
 // the tap. What they held becomes a clone first, so that it can be undone.
-func (c *Control) restoreInPlace(ctx context.Context, spec tidemark.RestoreSpec) (tidemark.Job, error) {
+func (c *Control) inPlaceWork(ctx context.Context, spec tidemark.RestoreSpec) (*work, error) {
 	a, pos, err := c.at(ctx, spec.Ref)
 	if err != nil {
-		return tidemark.Job{}, err
+		return nil, err
 	}
 	switch {
 	case spec.To != "":
-		return tidemark.Job{}, tidemark.Errorf(tidemark.Invalid, "a restore in place goes to no other place").WithHint("give --in-place or --to")
+		return nil, tidemark.Errorf(tidemark.Invalid, "a restore in place goes to no other place").WithHint("give --in-place or --to")
 	case spec.Disk != "":
-		return tidemark.Job{}, tidemark.Errorf(tidemark.Invalid, "a restore in place takes all disks of %s back, which are one point", a.name).WithHint("leave --disk out")
+		return nil, tidemark.Errorf(tidemark.Invalid, "a restore in place takes all disks of %s back, which are one point", a.name).WithHint("leave --disk out")
 	case !a.tapped():
-		return tidemark.Job{}, tidemark.Errorf(tidemark.Invalid, "the disks of %s are not tapped", a.name).
+		return nil, tidemark.Errorf(tidemark.Invalid, "the disks of %s are not tapped", a.name).
 			WithHint("restore it with --to; a clone or volume is taken back by `tidemark rewind`")
 	}
 	p := &inPlace{c: c, takingBack: takingBack{Ref: fmt.Sprintf("%s@%v", a.name, pos)}}
 	p.members = []*returning{{a: a, takenBack: takenBack{Application: a.name, Position: pos}}}
-	return p.start(ctx, spec)
+	recorded := spec
+	recorded.Ref = fixed(spec.Ref)
+	return p.work(spec.Ref, restoring{RestoreSpec: recorded}), nil
 }
 
 // subject is what is taken back: the name of the application, or the group.
@@ -104,26 +106,30 @@ func (p *inPlace) subject() string {
 	return p.members[0].Application
 }
 
-// start begins the job, unless a disk is in use.
-func (p *inPlace) start(ctx context.Context, spec tidemark.RestoreSpec) (tidemark.Job, error) {
-	release, err := p.c.claimDisks(p.members)
-	if err != nil {
-		return tidemark.Job{}, err
+// work is what the job does. ref is how it was asked for.
+func (p *inPlace) work(ref string, recorded restoring) *work {
+	w := &work{app: p.subject(), args: recorded, holding: p.claim}
+	if p.Group == "" {
+		w.host = p.members[0].a.host()
+	}
+	w.run = func(ctx context.Context, t *task) (any, error) {
+		p.t, p.begun = t, time.Now()
+		return p.run(ctx, ref)
+	}
+	return w
+}
+
+// claim keeps others from the disks until release, unless one of them is in use.
+func (p *inPlace) claim(ctx context.Context) (release func(), err error) {
+	if release, err = p.c.claimDisks(p.members); err != nil {
+		return nil, err
 	}
 	err = p.open(ctx)
 	p.close()
-	var j tidemark.Job
-	if err == nil {
-		j, err = p.c.run(ctx, "restore", p.subject(), spec, func(ctx context.Context, t *task) (any, error) {
-			defer release()
-			p.t, p.begun = t, time.Now()
-			return p.run(ctx, spec.Ref)
-		})
-	}
 	if err != nil {
 		release()
 	}
-	return j, err
+	return release, err
 }
 
 // run takes the disks back. ref is how that was asked for.

@@ -192,7 +192,7 @@ func (c *Control) demolish(ctx context.Context, name string) error {
 	if a.mirrored() {
 		c.unmirror(ctx, a)
 	}
-	if err := c.takeDown(ctx, a); err != nil {
+	if err := c.takeDown(ctx, a, c.detachForGood); err != nil {
 		return err
 	}
 	if err := a.t.Remove(ctx); err != nil {
@@ -203,14 +203,14 @@ func (c *Control) demolish(ctx context.Context, name string) error {
 }
 
 // takeDown unmounts and detaches all disks of an application, clone or mount.
-func (c *Control) takeDown(ctx context.Context, a app) error {
+func (c *Control) takeDown(ctx context.Context, a app, detach func(context.Context, app, string) error) error {
 	for _, d := range a.t.Disks() {
 		if dir, ok := c.mountedAt(a, d.Name()); ok {
 			if err := c.agent.Unmount(ctx, dir, leaving); err != nil {
 				return err
 			}
 		}
-		if err := c.detach(ctx, a, d.Name()); err != nil {
+		if err := detach(ctx, a, d.Name()); err != nil {
 			return err
 		}
 		c.unserveDisk(a, d.Name())

@@ -26,7 +26,7 @@ func (c *Control) Status(ctx context.Context) (tidemark.Status, error) {
 	if s.Clones, err = c.Clones(ctx); err != nil {
 		return s, err
 	}
-	if s.Jobs, err = c.catalog.Jobs(ctx, tidemark.JobFilter{Limit: 10}); err != nil {
+	if s.Jobs, err = c.Jobs(ctx, tidemark.JobFilter{Limit: 10}); err != nil {
 		return s, err
 	}
 	if s.Events, err = c.catalog.Events(ctx, 10); err != nil {
@@ -70,14 +70,18 @@ func (c *Control) poolStatus(p *tidemark.PoolStatus) error {
 
 // Verify reads and hashes all that is needed by a point, an application, or, with an empty reference, by all.
 func (c *Control) Verify(ctx context.Context, ref string) (tidemark.Job, error) {
+	return c.ask(ctx, "verify", ref)
+}
+
+func (c *Control) verifyWork(ctx context.Context, ref string) (*work, error) {
 	var mark func(*image.Keeper) error
 	if ref != "" {
 		var err error
 		if mark, err = c.markOf(ctx, ref); err != nil {
-			return tidemark.Job{}, err
+			return nil, err
 		}
 	}
-	return c.run(ctx, "verify", "", ref, func(ctx context.Context, t *task) (any, error) {
+	run := func(ctx context.Context, t *task) (any, error) {
 		begun := time.Now()
 		var v tidemark.VerifyResult
 		if mark == nil {
@@ -92,7 +96,8 @@ func (c *Control) Verify(ctx context.Context, ref string) (tidemark.Job, error) 
 			c.event("error", "", "verify found damage in %d places; the first: %s", len(v.Damaged), v.Damaged[0])
 		}
 		return v, nil
-	})
+	}
+	return &work{args: fixed(ref), run: run}, nil
 }
 
 // verifyTimelines says what is damaged of timelines, points and journals.
@@ -198,7 +203,11 @@ func (c *Control) pointsWith(roots []image.Root) string {
 
 // Reclaim gives the space of expired points back.
 func (c *Control) Reclaim(ctx context.Context) (tidemark.Job, error) {
-	return c.run(ctx, "reclaim", "", nil, func(ctx context.Context, t *task) (any, error) {
+	return c.ask(ctx, "reclaim", nil)
+}
+
+func (c *Control) reclaimWork(context.Context, struct{}) (*work, error) {
+	run := func(ctx context.Context, _ *task) (any, error) {
 		begun := time.Now()
 		bounded, cancel := context.WithTimeout(ctx, 10*time.Minute)
 		defer cancel()
@@ -211,7 +220,8 @@ func (c *Control) Reclaim(ctx context.Context) (tidemark.Job, error) {
 		}
 		return tidemark.ReclaimResult{FreedBytes: r.BytesFreed - r.BytesMoved, PacksDeleted: int64(r.PacksDeleted),
 			LiveBytes: c.store.Stats().PhysicalBytes, Seconds: time.Since(begun).Seconds()}, nil
-	})
+	}
+	return &work{run: run}, nil
 }
 
 // comeBack finds what the last server left: staging disks, mounts, clones, exports and cut jobs.
@@ -258,7 +268,7 @@ func (c *Control) comeBack(ctx context.Context) error {
 	for _, g := range groups {
 		c.keepGroup(g.Name)
 	}
-	c.makeAgain(ctx)
+	c.beginJobs()
 	c.keepReserve()
 	return nil
 }

@@ -27,25 +27,28 @@ const (
 // Protect makes something an application: its timeline is created, and its
 // staging disks are formatted and attached. Its first capture is not part of it.
 func (c *Control) Protect(ctx context.Context, spec tidemark.ProtectSpec) (tidemark.Job, error) {
+	return c.ask(ctx, "protect", spec)
+}
+
+func (c *Control) protectWork(ctx context.Context, spec tidemark.ProtectSpec) (*work, error) {
 	if spec.CDP && tidemark.CheckName(spec.Source) == nil {
-		return c.protectOurs(ctx, spec)
+		return c.protectOurs(spec)
 	}
 	if err := tidemark.CheckName(spec.Name); err != nil {
-		return tidemark.Job{}, err
+		return nil, err
 	}
 	if err := checkOptions(spec); err != nil {
-		return tidemark.Job{}, err
+		return nil, err
 	}
 	how, err := c.howToProtect(ctx, spec)
 	if err != nil {
-		return tidemark.Job{}, err
+		return nil, err
 	}
-	release, err := c.claim(spec.Name)
-	if err != nil {
-		return tidemark.Job{}, err
+	host := spec.Host
+	if host == "" {
+		host = hostname()
 	}
-	j, err := c.run(ctx, "protect", spec.Name, spec, func(ctx context.Context, t *task) (any, error) {
-		defer release()
+	run := func(ctx context.Context, t *task) (any, error) {
 		if err := t.doing(ctx, "prepare", undoing{Remove: spec.Name}); err != nil {
 			return nil, err
 		}
@@ -56,11 +59,8 @@ func (c *Control) Protect(ctx context.Context, spec tidemark.ProtectSpec) (tidem
 		c.keepPoint(ctx, a)
 		c.event("info", a.name, "%s is protected", a.Source)
 		return c.describe(ctx, a), nil
-	})
-	if err != nil {
-		release()
 	}
-	return j, err
+	return &work{app: spec.Name, host: host, args: spec, holding: c.claiming(spec.Name), run: run}, nil
 }
 
 // howToProtect looks at what the source is, and refuses what cannot be protected.
@@ -265,21 +265,28 @@ func (c *Control) Unprotect(ctx context.Context, name string) error {
 
 // Capture brings the changes of an application in, and ends in a bookmark.
 func (c *Control) Capture(ctx context.Context, spec tidemark.CaptureSpec) (tidemark.Job, error) {
+	return c.ask(ctx, "capture", spec)
+}
+
+func (c *Control) captureWork(_ context.Context, spec tidemark.CaptureSpec) (*work, error) {
 	a, err := c.app(spec.Application)
 	if err != nil {
-		return tidemark.Job{}, err
+		return nil, err
 	}
 	if spec.Bookmark != "" {
 		if err := tidemark.CheckName(spec.Bookmark); err != nil {
-			return tidemark.Job{}, err
+			return nil, err
 		}
 	}
 	how := c.captureOf(a)
 	if how == nil {
-		return tidemark.Job{}, tidemark.Errorf(tidemark.Invalid, "%s has no source to capture from", a.name).WithHint("use `tidemark volume import` or `tidemark bookmark`")
+		return nil, tidemark.Errorf(tidemark.Invalid, "%s has no source to capture from", a.name).WithHint("use `tidemark volume import` or `tidemark bookmark`")
 	}
-	return c.run(ctx, "capture", a.name, spec, func(ctx context.Context, t *task) (any, error) {
+	run := func(ctx context.Context, t *task) (any, error) {
 		begun, before := time.Now(), a.t.StoredBytes()
+		if res, ok, err := c.capturedBefore(ctx, t, a, spec); ok || err != nil {
+			return res, err
+		}
 		if err := t.doing(ctx, "copy", undoing{}); err != nil {
 			return nil, err
 		}
@@ -290,7 +297,28 @@ func (c *Control) Capture(ctx context.Context, spec tidemark.CaptureSpec) (tidem
 		res.Application, res.Seconds, res.StoredBytes = a.name, time.Since(begun).Seconds(), a.t.StoredBytes()-before
 		c.event("info", a.name, "captured %s: %s changed, %s stored", res.Point.Bookmark, tidemark.FormatSize(res.ChangedBytes), tidemark.FormatSize(res.StoredBytes))
 		return res, nil
-	})
+	}
+	return &work{app: a.name, host: a.host(), args: spec, run: run}, nil
+}
+
+// capturedBefore reports whether an attempt of the same job made its bookmark before it was cut: then the capture is done.
+func (c *Control) capturedBefore(ctx context.Context, t *task, a app, spec tidemark.CaptureSpec) (res tidemark.CaptureResult, ok bool, err error) {
+	if t.job.Attempt < 2 || spec.Bookmark == "" || !a.t.HasBookmark(spec.Bookmark) {
+		return res, false, nil
+	}
+	if err := a.t.Fold(ctx); err != nil {
+		return res, false, err
+	}
+	pos, err := a.t.Resolve(tidemark.Point{Bookmark: spec.Bookmark})
+	if err != nil {
+		return res, false, err
+	}
+	res.Application, res.Notes = a.name, []string{"it was made by an attempt that was cut before it could say what it did"}
+	if res.Point, err = pointAt(a.t, pos); err != nil || res.Point.Time.Before(t.job.Created) {
+		return res, false, err // somebody else's, made before: the capture itself will say so
+	}
+	c.keepPoint(ctx, a)
+	return res, true, nil
 }
 
 type captureFunc func(ctx context.Context, t *task, a app, bookmark string) (tidemark.CaptureResult, error)

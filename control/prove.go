@@ -37,28 +37,28 @@ type proving struct {
 
 // Prove brings a point up in a sandbox, checks it, and stamps it with what was found.
 func (c *Control) Prove(ctx context.Context, spec tidemark.ProveSpec) (tidemark.Job, error) {
+	return c.ask(ctx, "prove", spec)
+}
+
+func (c *Control) proveWork(ctx context.Context, spec tidemark.ProveSpec) (*work, error) {
 	x, err := c.planProof(ctx, spec)
 	if err != nil {
-		return tidemark.Job{}, err
+		return nil, err
 	}
 	x.name = c.freeName(x.plan.src.name + "-proof")
-	release, err := c.claim(x.name)
-	if err != nil {
-		return tidemark.Job{}, err
-	}
-	// The job is one of the throw-away clone: what is proven can be captured meanwhile.
-	j, err := c.run(ctx, "prove", x.name, spec, func(ctx context.Context, t *task) (any, error) {
-		defer release()
+	run := func(ctx context.Context, t *task) (any, error) {
 		err := c.prove(ctx, t, x)
 		if e := c.demolish(context.WithoutCancel(ctx), x.name); e != nil {
 			err = errors.Join(err, fmt.Errorf("take the sandbox away: %w", e))
 		}
 		return x.proof, err
-	})
-	if err != nil {
-		release()
 	}
-	return j, err
+	spec.Ref = fixed(spec.Ref)
+	if spec.Random > 0 {
+		spec.Seed = x.proof.Seed
+	}
+	// The job is one of the throw-away clone: what is proven can be captured meanwhile.
+	return &work{app: x.name, args: spec, holding: c.claiming(x.name), run: run}, nil
 }
 
 // planProof checks a request, and finds the point.

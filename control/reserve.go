@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math"
 	"os"
 	"time"
 
@@ -49,12 +48,11 @@ func (c *Control) keepReserve() {
 	f.Close() // it has no content that could be lost
 }
 
-// addJob records a job that begins, if need be with the reserve.
-func (c *Control) addJob(ctx context.Context, kind, app string, args any) (*catalog.Job, error) {
-	n, l := catalog.NewJob{Kind: kind, Application: app, Args: args, Now: true, MaxAttempts: 1}, catalog.Limits{Host: math.MaxInt32, All: math.MaxInt32}
-	j, err := c.catalog.Enqueue(ctx, n, l)
+// addJob records a job, if need be with the reserve.
+func (c *Control) addJob(ctx context.Context, n catalog.NewJob) (*catalog.Job, error) {
+	j, err := c.catalog.Enqueue(ctx, n, c.limits())
 	if err != nil && c.giveReserve(err) {
-		j, err = c.catalog.Enqueue(ctx, n, l)
+		j, err = c.catalog.Enqueue(ctx, n, c.limits())
 	}
 	return j, err
 }

@@ -26,21 +26,40 @@ type restored struct {
 
 // Restore writes a point to a file or device, or the files of it to a directory.
 func (c *Control) Restore(ctx context.Context, spec tidemark.RestoreSpec) (tidemark.Job, error) {
-	if spec.InPlace {
-		return c.restoreInPlace(ctx, spec)
+	return c.ask(ctx, "restore", restoring{RestoreSpec: spec})
+}
+
+// restoring is a restore as it is recorded.
+type restoring struct {
+	tidemark.RestoreSpec
+	Group bool `json:"group,omitempty"` // the reference is that of a group
+}
+
+func (c *Control) restoreWork(ctx context.Context, r restoring) (*work, error) {
+	switch {
+	case r.Group:
+		return c.groupRestoreWork(ctx, r.RestoreSpec)
+	case r.InPlace:
+		return c.inPlaceWork(ctx, r.RestoreSpec)
 	}
+	return c.restoreElsewhere(ctx, r.RestoreSpec)
+}
+
+func (c *Control) restoreElsewhere(ctx context.Context, spec tidemark.RestoreSpec) (*work, error) {
 	a, pos, err := c.at(ctx, spec.Ref)
 	if err != nil {
-		return tidemark.Job{}, err
+		return nil, err
 	}
 	if !filepath.IsAbs(spec.To) {
-		return tidemark.Job{}, tidemark.Errorf(tidemark.Invalid, "%q is not an absolute path", spec.To).WithHint("write it from / on")
+		return nil, tidemark.Errorf(tidemark.Invalid, "%q is not an absolute path", spec.To).WithHint("write it from / on")
 	}
 	toDir, err := checkTarget(a, spec)
 	if err != nil {
-		return tidemark.Job{}, err
+		return nil, err
 	}
-	return c.run(ctx, "restore", "", spec, func(ctx context.Context, t *task) (any, error) {
+	recorded := spec
+	recorded.Ref = fixed(spec.Ref)
+	run := func(ctx context.Context, t *task) (any, error) {
 		begun := time.Now()
 		r := restored{Ref: spec.Ref, To: spec.To}
 		var err error
@@ -51,7 +70,8 @@ func (c *Control) Restore(ctx context.Context, spec tidemark.RestoreSpec) (tidem
 		}
 		r.Seconds = time.Since(begun).Seconds()
 		return r, err
-	})
+	}
+	return &work{host: hostname(), args: restoring{RestoreSpec: recorded}, run: run}, nil
 }
 
 // checkTarget reports whether a restore goes to a directory, and refuses what it

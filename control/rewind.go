@@ -25,25 +25,33 @@ const labelRewound = "rewound_to"
 
 // Rewind makes a clone or volume what it was at a point of its own timeline, in place: its name, port and connection stay.
 func (c *Control) Rewind(ctx context.Context, spec tidemark.RewindSpec) (tidemark.Job, error) {
+	return c.ask(ctx, "rewind", spec)
+}
+
+func (c *Control) rewindWork(_ context.Context, spec tidemark.RewindSpec) (*work, error) {
 	ref, err := tidemark.ParseRef(spec.Ref)
 	if err != nil {
-		return tidemark.Job{}, err
+		return nil, err
 	}
 	a, err := c.app(ref.App)
 	if err == nil {
 		err = rewindable(a)
 	}
 	if err != nil {
-		return tidemark.Job{}, err
+		return nil, err
 	}
 	pos, err := rewindTo(a, ref.Point, spec.Undo)
-	if err == nil {
-		_, err = c.idleExports(ctx, a)
-	}
 	if err != nil {
-		return tidemark.Job{}, err
+		return nil, err
 	}
-	return c.run(ctx, "rewind", a.name, spec, func(ctx context.Context, t *task) (any, error) { return c.rewind(ctx, t, a, pos) })
+	spec.Ref = fixed(spec.Ref)
+	w := &work{app: a.name, host: a.host(), args: spec}
+	w.holding = func(ctx context.Context) (func(), error) {
+		_, err := c.idleExports(ctx, a)
+		return func() {}, err
+	}
+	w.run = func(ctx context.Context, t *task) (any, error) { return c.rewind(ctx, t, a, pos) }
+	return w, nil
 }
 
 // rewindable refuses what cannot be rewound.
@@ -311,7 +319,7 @@ func (c *Control) standDown(ctx context.Context, a app) error {
 	if err := c.stopDatabase(ctx, a); err != nil {
 		return err
 	}
-	return c.takeDown(ctx, a)
+	return c.takeDown(ctx, a, c.detach)
 }
 
 // standUp brings a clone or volume to where standDown took it from, and returns how it is reached.
@@ -390,7 +398,7 @@ func (c *Control) undoRewind(ctx context.Context, u undoing) error {
 		err = c.stopDatabase(ctx, a)
 	}
 	if err == nil {
-		err = c.takeDown(ctx, a)
+		err = c.takeDown(ctx, a, c.detach)
 	}
 	if err == nil && u.Before != "" {
 		err = c.unwrite(ctx, a, u.Before)

@@ -6,24 +6,31 @@ import (
 	"errors"
 	"fmt"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
 
 	"tidemark"
 	"tidemark/block"
+	"tidemark/catalog"
 	"tidemark/image"
 	"tidemark/journal"
 )
 
 // runner runs jobs.
 type runner struct {
+	kinds  map[string]kind
 	ctx    context.Context
-	cancel context.CancelFunc
+	cancel context.CancelCauseFunc
 	wg     sync.WaitGroup
 
-	mu   sync.Mutex
-	live map[int64]*task
+	// claims is held by who makes jobs running, until they are live, and alone by who looks for those that are not.
+	claims sync.RWMutex
+
+	mu      sync.Mutex
+	live    map[int64]*task // guarded by mu
+	stirred chan struct{}   // guarded by mu; see stir
 
 	unrecorded map[int64]end // guarded by mu; see record
 }
@@ -31,10 +38,15 @@ type runner struct {
 // task is a job that runs.
 type task struct {
 	c      *Control
+	job    tidemark.Job // as it began
 	id     int64
 	app    string
 	cancel context.CancelCauseFunc
 	ended  chan struct{}
+	ending bool // it only has to be recorded; guarded by runner.mu
+
+	waits bool            // it could not begin, for somebody else holds what it needs
+	again json.RawMessage // the request by which it is begun again, where that is another one
 
 	mu       sync.Mutex
 	progress tidemark.Progress
@@ -48,51 +60,45 @@ var (
 )
 
 func (r *runner) init() {
-	r.ctx, r.cancel = context.WithCancel(context.Background())
-	r.live, r.unrecorded = map[int64]*task{}, map[int64]end{}
+	r.kinds = kinds()
+	r.ctx, r.cancel = context.WithCancelCause(context.Background())
+	r.live, r.unrecorded, r.stirred = map[int64]*task{}, map[int64]end{}, make(chan struct{})
 }
 
 // stop cuts all jobs; they stay recorded as running.
 func (r *runner) stop() {
-	r.mu.Lock()
-	for _, t := range r.live {
-		t.cancel(errStopping)
-	}
-	r.mu.Unlock()
-	r.cancel()
+	r.cancel(errStopping)
 	r.wg.Wait()
 }
 
-// run records a job and runs fn as it. It returns at once; the job goes on
-// without the caller.
-func (c *Control) run(ctx context.Context, kind, app string, args any, fn func(context.Context, *task) (any, error)) (tidemark.Job, error) {
-	j, err := c.addJob(ctx, kind, app, args)
-	if err != nil {
-		return tidemark.Job{}, err
-	}
-	c.begin(j.Job, fn)
-	return j.Job, nil
-}
-
-// begin runs fn as a recorded job.
+// begin runs fn as a recorded job, which is held here. It returns at once; the job goes on without the caller. While the
+// catalog is away, the job waits for it.
 func (c *Control) begin(j tidemark.Job, fn func(context.Context, *task) (any, error)) {
-	jctx, cancel := context.WithCancelCause(c.jobs.ctx)
-	t := &task{c: c, id: j.ID, app: j.Application, cancel: cancel, ended: make(chan struct{})}
+	jctx, cancel := context.WithCancelCause(catalog.Patient(c.jobs.ctx))
+	t := &task{c: c, job: j, id: j.ID, app: j.Application, cancel: cancel, ended: make(chan struct{})}
 	c.jobs.mu.Lock()
 	c.jobs.live[j.ID] = t
 	c.jobs.mu.Unlock()
+	c.jobs.stir()
 	c.jobs.wg.Go(func() {
 		defer cancel(nil)
 		result, err := t.protect(jctx, fn)
-		if errors.Is(context.Cause(jctx), errStopping) && err != nil {
+		c.jobs.mu.Lock()
+		t.ending = true
+		c.jobs.mu.Unlock()
+		switch cause := context.Cause(jctx); {
+		case errors.Is(cause, errStopping) && err != nil:
 			c.log.Warn("a job was cut by the server's stop", "job", j.ID, "kind", j.Kind)
-		} else {
+		case errors.Is(cause, catalog.ErrLost):
+			c.log.Error("a job that runs elsewhere has ended here", "job", j.ID, "kind", j.Kind, "error", err)
+		default:
 			c.finish(t, j.Kind, result, err)
 		}
 		c.jobs.mu.Lock()
 		delete(c.jobs.live, j.ID)
 		c.jobs.mu.Unlock()
 		close(t.ended)
+		c.jobs.stir()
 	})
 }
 
@@ -109,19 +115,29 @@ func (t *task) protect(ctx context.Context, fn func(context.Context, *task) (any
 
 func (c *Control) finish(t *task, kind string, result any, err error) {
 	ctx := context.Background()
-	state, failure := tidemark.JobDone, (*tidemark.Error)(nil)
+	e := end{state: tidemark.JobDone, result: result}
 	if err != nil {
-		state, failure = tidemark.JobFailed, Explain(err)
+		e.state, e.failure = tidemark.JobFailed, Explain(err)
 		if errors.Is(err, context.Canceled) {
-			state, failure = tidemark.JobCancelled, tidemark.Errorf(tidemark.Cancelled, "the %s was cancelled", kind)
+			e.state, e.failure = tidemark.JobCancelled, tidemark.Errorf(tidemark.Cancelled, "the %s was cancelled", kind)
 		}
-		c.event("error", t.app, "job %d (%s) failed: %v", t.id, kind, failure)
+		if e.again = c.retry(t, e.failure); e.again != nil {
+			e.state = tidemark.JobQueued
+			c.event("warning", t.app, "job %d (%s) failed, and is begun again in %v: %v", t.id, kind, e.again.After.Round(time.Second), e.failure)
+		} else {
+			c.event("error", t.app, "job %d (%s) failed: %v", t.id, kind, e.failure)
+		}
 	}
-	if err := c.catalog.Progress(ctx, t.id, t.now()); err != nil {
-		c.log.Error("a job's progress was not recorded", "job", t.id, "error", err)
-	}
+	t.keepProgress(ctx, t.now())
 	c.keepReserve()
-	c.record(t.id, end{state: state, result: result, failure: failure})
+	c.record(t.id, e)
+}
+
+// keepProgress records how far a job is. It is only looked at: a failure stops nothing.
+func (t *task) keepProgress(ctx context.Context, p tidemark.Progress) {
+	if err := t.c.catalog.Progress(ctx, t.id, p); err != nil && !errors.Is(err, catalog.ErrAway) {
+		t.c.log.Error("a job's progress was not recorded", "job", t.id, "error", err)
+	}
 }
 
 // Explain makes an error of ours out of any, so that the user is told what it is and what to do.
@@ -172,9 +188,7 @@ func (t *task) report(p tidemark.Progress) {
 	}
 	t.mu.Unlock()
 	if due {
-		if err := t.c.catalog.Progress(context.Background(), t.id, p); err != nil {
-			t.c.log.Error("a job's progress was not recorded", "job", t.id, "error", err)
-		}
+		t.keepProgress(context.Background(), p)
 	}
 }
 
@@ -186,46 +200,96 @@ func (t *task) now() tidemark.Progress {
 
 // Job returns a job, and waits up to wait for it to end before.
 func (c *Control) Job(ctx context.Context, id int64, wait time.Duration) (tidemark.Job, error) {
-	c.jobs.mu.Lock()
-	t := c.jobs.live[id]
-	c.jobs.mu.Unlock()
-	if t != nil && wait > 0 {
-		timer := time.NewTimer(wait)
-		defer timer.Stop()
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	for late := wait <= 0; ; {
+		stirred := c.jobs.changed()
+		j, err := c.jobNow(ctx, id)
+		if err != nil || late || j.State != tidemark.JobQueued && j.State != tidemark.JobRunning {
+			return j, err
+		}
 		select {
-		case <-t.ended:
+		case <-stirred:
 		case <-timer.C:
+			late = true
 		case <-ctx.Done():
+			return j, nil
 		}
 	}
-	j, err := c.catalog.Job(ctx, id)
+}
+
+// jobNow returns a job as it is now.
+func (c *Control) jobNow(ctx context.Context, id int64) (tidemark.Job, error) {
+	found, err := c.catalog.Job(ctx, id)
 	if err != nil {
 		return tidemark.Job{}, err
 	}
-	if t != nil && j.State == tidemark.JobRunning {
-		j.Progress = t.now()
+	list := []tidemark.Job{found.Job}
+	err = c.amendAll(ctx, list)
+	return list[0], err
+}
+
+// amendAll adds to jobs from the catalog what only we know.
+func (c *Control) amendAll(ctx context.Context, list []tidemark.Job) error {
+	for i := range list {
+		c.jobs.mu.Lock()
+		t := c.jobs.live[list[i].ID]
+		c.jobs.mu.Unlock()
+		if t != nil && list[i].State == tidemark.JobRunning {
+			list[i].Progress = t.now()
+		}
+		if err := c.jobs.amend(&list[i]); err != nil {
+			return err
+		}
 	}
-	return j.Job, c.jobs.amend(&j.Job)
+	return c.sayWaits(ctx, list)
 }
 
-// Jobs returns the newest jobs, newest first.
-func (c *Control) Jobs(ctx context.Context) ([]tidemark.Job, error) {
-	return c.catalog.Jobs(ctx, tidemark.JobFilter{Limit: 50})
+const (
+	usualJobs = 50   // that are listed if nobody says how many
+	mostJobs  = 1000 // that are listed at a time
+)
+
+// Jobs returns the jobs that a filter lets through, newest first.
+func (c *Control) Jobs(ctx context.Context, f tidemark.JobFilter) ([]tidemark.Job, error) {
+	switch {
+	case f.Limit == 0:
+		f.Limit = usualJobs
+	case f.Limit < 0 || f.Limit > mostJobs:
+		return nil, tidemark.Errorf(tidemark.Invalid, "%d jobs cannot be listed at a time", f.Limit).WithHint(fmt.Sprintf("ask for 1 to %d, and go on from the last one", mostJobs))
+	}
+	for _, s := range f.States {
+		if !slices.Contains([]tidemark.JobState{tidemark.JobQueued, tidemark.JobRunning, tidemark.JobDone, tidemark.JobFailed, tidemark.JobCancelled}, s) {
+			return nil, tidemark.Errorf(tidemark.Invalid, "there is no state %q of a job", s).WithHint("there are queued, running, done, failed and cancelled")
+		}
+	}
+	list, err := c.catalog.Jobs(ctx, f)
+	if err == nil {
+		err = c.amendAll(ctx, list)
+	}
+	return list, err
 }
 
-// CancelJob cuts a running job; it undoes what it has half done.
+// CancelJob takes a job from the queue, or cuts a running one, which undoes what it has half done.
 func (c *Control) CancelJob(ctx context.Context, id int64) error {
 	c.jobs.mu.Lock()
 	t := c.jobs.live[id]
 	c.jobs.mu.Unlock()
-	if t == nil {
-		j, err := c.catalog.Job(ctx, id)
-		if err != nil {
-			return err
-		}
-		return tidemark.Errorf(tidemark.Conflict, "job %d is not running: it is %s", id, j.State).WithHint("`tidemark jobs` lists the running ones")
+	if t != nil {
+		t.cancel(errCancelled)
+		return nil
 	}
-	t.cancel(errCancelled)
+	running, err := c.catalog.Cancel(ctx, id)
+	if err != nil {
+		return err
+	}
+	c.jobs.mu.Lock()
+	t = c.jobs.live[id]
+	c.jobs.mu.Unlock()
+	if running && t != nil { // it has just begun
+		t.cancel(errCancelled)
+	}
+	c.jobs.stir()
 	return nil
 }
 
@@ -249,6 +313,12 @@ func (c *Control) undoCut(ctx context.Context) error {
 		}
 		failure := tidemark.Errorf(tidemark.Unavailable, "the server stopped during the %s", j.Kind).WithHint("what it had half done was undone; ask for it again")
 		done, err := c.undo(ctx, u)
+		if err == nil && len(done) == 0 && j.Attempt < max(j.MaxAttempts, c.jobs.kinds[j.Kind].attempts) && c.jobs.kinds[j.Kind].again {
+			if err := c.beginAgain(ctx, j, u, failure); err != nil {
+				return err
+			}
+			continue
+		}
 		if err == nil && len(done) > 0 {
 			c.event("info", j.Application, "job %d (%s) was cut by a stop of the server when its work was done", j.ID, j.Kind)
 			if err := c.catalog.Finish(ctx, j.ID, tidemark.JobDone, done, nil); err != nil {
@@ -267,6 +337,16 @@ func (c *Control) undoCut(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// beginAgain queues a job that was cut and undone.
+func (c *Control) beginAgain(ctx context.Context, j *catalog.Job, u undoing, failure *tidemark.Error) error {
+	a := catalog.Again{Attempt: j.Attempt, Failure: failure.WithHint("it is begun again")}
+	if u.Again != nil {
+		a.Args = mustJSON(refreshing{RefreshSpec: tidemark.RefreshSpec{Name: u.Again.Name}, Again: u.Again})
+	}
+	c.event("warning", j.Application, "job %d (%s) was cut by a stop of the server, and is begun again", j.ID, j.Kind)
+	return c.catalog.Requeue(ctx, j.ID, a)
 }
 
 // undoing says what a cut job has to take back.
@@ -291,11 +371,5 @@ func (c *Control) undo(ctx context.Context, u undoing) (done json.RawMessage, er
 	if u.Remove == "" {
 		return nil, nil
 	}
-	if err := c.demolish(ctx, u.Remove); err != nil {
-		return nil, err
-	}
-	if u.Again != nil {
-		c.again = append(c.again, *u.Again)
-	}
-	return nil, nil
+	return nil, c.demolish(ctx, u.Remove)
 }

@@ -3,27 +3,38 @@ package control
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"time"
 
 	"tidemark"
+	"tidemark/catalog"
 )
 
-// end is how a job ended.
+// end is how an attempt of a job ended.
 type end struct {
 	state   tidemark.JobState
 	result  any
 	failure *tidemark.Error
+	again   *catalog.Again // it is begun again
 }
 
-// record puts down how a job ended. On a full disk that is not possible: then
-// whoever asks is told from memory, and it is tried again until there is room.
+// put puts it down.
+func (e end) put(ctx context.Context, cat *catalog.Catalog, id int64) error {
+	if e.again != nil {
+		return cat.Requeue(ctx, id, *e.again)
+	}
+	return cat.Finish(ctx, id, e.state, e.result, e.failure)
+}
+
+// record puts down how a job ended. On a full disk, or while the catalog is away, that is not possible: then
+// whoever asks is told from memory, if the catalog can be asked at all, and it is tried again until it succeeds.
 // If the server ends before, the next one finds the job running and undoes it.
 func (c *Control) record(id int64, e end) {
-	err := c.catalog.Finish(context.Background(), id, e.state, e.result, e.failure)
+	err := e.put(context.Background(), c.catalog, id)
 	if err != nil && c.giveReserve(err) {
-		err = c.catalog.Finish(context.Background(), id, e.state, e.result, e.failure)
+		err = e.put(context.Background(), c.catalog, id)
 	}
-	if err == nil {
+	if c.recorded(id, err) {
 		return
 	}
 	c.log.Error("a job's end was not recorded", "job", id, "error", err)
@@ -31,18 +42,28 @@ func (c *Control) record(id int64, e end) {
 	c.jobs.unrecorded[id] = e
 	c.jobs.mu.Unlock()
 	c.jobs.wg.Go(func() {
-		for err != nil {
+		for !c.recorded(id, err) {
 			select {
 			case <-c.jobs.ctx.Done():
 				return
 			case <-time.After(time.Second):
 			}
-			err = c.catalog.Finish(context.Background(), id, e.state, e.result, e.failure)
+			err = e.put(context.Background(), c.catalog, id)
 		}
 		c.jobs.mu.Lock()
 		delete(c.jobs.unrecorded, id)
 		c.jobs.mu.Unlock()
+		c.jobs.stir()
 	})
+}
+
+// recorded reports whether there is nothing more to put down: it was, or the job is another's now.
+func (c *Control) recorded(id int64, err error) bool {
+	if errors.Is(err, catalog.ErrLost) {
+		c.log.Error("the end of a job was not recorded, for it is not ours any more", "job", id, "error", err)
+		return true
+	}
+	return err == nil
 }
 
 // amend adds to a job from the catalog the end that could not be recorded.

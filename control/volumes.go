@@ -93,21 +93,24 @@ func (c *Control) volumeInfo(ctx context.Context, a app) (tidemark.VolumeInfo, e
 
 // ImportVolume makes a volume equal to a file or block device, and bookmarks it.
 func (c *Control) ImportVolume(ctx context.Context, spec tidemark.ImportSpec) (tidemark.Job, error) {
+	return c.ask(ctx, "import", spec)
+}
+
+func (c *Control) importWork(_ context.Context, spec tidemark.ImportSpec) (*work, error) {
 	if err := tidemark.CheckName(spec.Name); err != nil {
-		return tidemark.Job{}, err
+		return nil, err
 	}
 	if spec.Bookmark != "" {
 		if err := tidemark.CheckName(spec.Bookmark); err != nil {
-			return tidemark.Job{}, err
+			return nil, err
 		}
 	}
 	size, err := volume.SourceSize(spec.Path)
 	if err != nil {
-		return tidemark.Job{}, err
+		return nil, err
 	}
-	return c.run(ctx, "import", spec.Name, spec, func(ctx context.Context, t *task) (any, error) {
-		return c.importVolume(ctx, t, spec, size)
-	})
+	run := func(ctx context.Context, t *task) (any, error) { return c.importVolume(ctx, t, spec, size) }
+	return &work{app: spec.Name, host: hostname(), args: spec, run: run}, nil
 }
 
 func (c *Control) importVolume(ctx context.Context, t *task, spec tidemark.ImportSpec, size int64) (tidemark.CaptureResult, error) {

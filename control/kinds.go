@@ -1,0 +1,75 @@
+package control
+
+import (
+	"context"
+	"encoding/json"
+	"time"
+
+	"tidemark"
+)
+
+// kind is a sort of job. What is recorded of a job is its kind and its request: any process that has the data directory makes work of them.
+type kind struct {
+	// plan finds out whether a request can be met, and how. It changes nothing.
+	plan func(*Control, context.Context, json.RawMessage) (*work, error)
+	// again: a job that was cut, and undone, is begun again. To do it twice does no harm.
+	again    bool
+	attempts int           // how often a job is begun, after cuts and, if nobody waits for it, after failures that may pass
+	pause    time.Duration // before the second attempt; see backOff
+}
+
+// kinds are all sorts of jobs.
+func kinds() map[string]kind {
+	return map[string]kind{
+		"capture": {plan: decoded((*Control).captureWork), again: true, attempts: 5, pause: 30 * time.Second},
+		"refresh": {plan: decoded((*Control).refreshWork), again: true, attempts: 3, pause: 30 * time.Second},
+		"verify":  {plan: decoded((*Control).verifyWork), again: true, attempts: 3, pause: time.Minute},
+		"reclaim": {plan: decoded((*Control).reclaimWork), again: true, attempts: 3, pause: time.Minute},
+		"prove":   {plan: decoded((*Control).proveWork), attempts: 1},
+		"clone":   {plan: decoded((*Control).cloneWork), attempts: 3, pause: 30 * time.Second},
+		"protect": {plan: decoded((*Control).protectWork), attempts: 3, pause: 30 * time.Second},
+		"import":  {plan: decoded((*Control).importWork), attempts: 3, pause: 30 * time.Second},
+		// What writes over something that somebody has is done once for each time that it is asked for.
+		"rewind":      {plan: decoded((*Control).rewindWork), attempts: 1},
+		"restore":     {plan: decoded((*Control).restoreWork), attempts: 1},
+		"pool import": {plan: decoded((*Control).poolImportWork), attempts: 1},
+	}
+}
+
+// work is what a job does.
+type work struct {
+	app  string // of which it is the only job; empty: of none
+	host string // that it works on; empty: on none
+	// args is the request as it is recorded: it means the same whenever it is read.
+	args any
+	// holding reserves what is needed, until release. It fails if somebody else has that now.
+	holding func(context.Context) (release func(), err error)
+	run     func(context.Context, *task) (any, error)
+}
+
+// hold reserves what the work needs until release.
+func (w *work) hold(ctx context.Context) (release func(), err error) {
+	if w.holding == nil {
+		return func() {}, nil
+	}
+	return w.holding(ctx)
+}
+
+// host is where the work on an application is done.
+func (a app) host() string {
+	if a.Agent != "" {
+		return a.Agent
+	}
+	return hostname()
+}
+
+// fixed makes of a reference that is counted from now one that stays. Others are as they were.
+func fixed(ref string) string {
+	r, err := tidemark.ParseRef(ref)
+	if err != nil || r.Point.Ago == 0 {
+		return ref
+	}
+	when, _ := r.Point.When(time.Now())
+	r.Point = tidemark.Point{Time: when}
+	return r.String()
+}
