@@ -21,6 +21,8 @@ import (
 type Client struct {
 	socket string
 	http   *http.Client
+	// Queue lets jobs wait that cannot begin at once, because their application is busy. Else they are refused.
+	Queue bool
 }
 
 // New returns a client of the server that listens on a unix socket. Nothing is connected yet.
@@ -42,7 +44,11 @@ func (c *Client) Do(ctx context.Context, verb string, req, res any) error {
 	if err != nil {
 		return err
 	}
-	return c.send(ctx, http.MethodPost, "/v1/"+verb, body, res)
+	path := "/v1/" + verb
+	if c.Queue {
+		path += "?queue=true"
+	}
+	return c.send(ctx, http.MethodPost, path, body, res)
 }
 
 // Named is Do for verbs whose request is a name or a reference.

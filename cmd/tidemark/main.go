@@ -73,6 +73,13 @@ as #8123, a time such as 2026-11-23T02:41:07Z, or -5m for five minutes ago.`,
 			c.AddCommand(sub)
 		}
 	}
+	for _, path := range []string{"protect", "capture", "clone", "refresh", "rewind", "restore", "group restore", "volume import", "reclaim", "verify", "prove", "pool import"} {
+		job, _, err := c.Find(strings.Fields(path))
+		if err != nil {
+			panic(err) // there is such a command
+		}
+		job.Flags().BoolVar(&flags.queue, "queue", false, "wait until it can begin, where it would be refused because a job of its\napplication runs")
+	}
 	c.AddCommand(attachCommand(), tapCommand(), guardCommand(), sandboxCommand(), versionCommand())
 	tellFailures(c)
 	return c

@@ -25,6 +25,7 @@ const defaultData = "/var/lib/tidemark"
 var flags struct {
 	socket string
 	json   bool
+	queue  bool // jobs wait, if they cannot begin
 }
 
 // server returns a client of the server that was named.
@@ -36,7 +37,9 @@ func server() *client.Client {
 	if s == "" {
 		s = filepath.Join(defaultData, socketName)
 	}
-	return client.New(s)
+	c := client.New(s)
+	c.Queue = flags.queue
+	return c
 }
 
 // show prints facts: as JSON where that was asked for, else for people.

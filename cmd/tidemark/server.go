@@ -7,9 +7,11 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -17,6 +19,7 @@ import (
 
 	"tidemark"
 	"tidemark/api"
+	"tidemark/catalog"
 	"tidemark/control"
 	"tidemark/export/nbd"
 	"tidemark/timeline"
@@ -27,8 +30,8 @@ const socketName = "tidemark.sock"
 
 func serverCommand() *cobra.Command {
 	var o control.Options
-	var cache, reserve, hot string
-	var verbose bool
+	var cache, reserve, hot, catalogFile string
+	var verbose, standby bool
 	c := &cobra.Command{
 		Use: "server", Short: "Run the server", Args: takes(0),
 		Long:    "Run the server on a data directory. Everything it keeps lies below it, and so\ndoes its socket unless --socket names another place. It prints \"ready\" and its\nsocket when it serves, and runs until it is interrupted.",
@@ -36,6 +39,16 @@ func serverCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := errors.Join(sizeFlag(cache, &o.CacheBytes), sizeFlag(reserve, &o.Reserve), sizeFlag(hot, &o.HotBytes)); err != nil {
 				return usage(err)
+			}
+			if o.HostJobs < 0 || o.Jobs < 0 {
+				return usage(tidemark.Errorf(tidemark.Invalid, "less than no jobs cannot run").WithHint("give 1 or more, or 0 for what is usual"))
+			}
+			var err error
+			if o.Catalog, err = catalogPlace(o.Catalog, catalogFile); err != nil {
+				return err
+			}
+			if standby {
+				o.StandBy = standsBy
 			}
 			if o.HotFor < 0 {
 				return usage(tidemark.Errorf(tidemark.Invalid, "--hot-journal-age %v is less than nothing", o.HotFor).WithHint("give a time such as 6h"))
@@ -56,12 +69,51 @@ func serverCommand() *cobra.Command {
 	}
 	c.Flags().StringVar(&o.Dir, "data", defaultData, "the data directory")
 	c.Flags().StringVar(&o.Listen, "listen", "", "where to let the agents of other hosts in, as HOST:PORT (default nowhere)")
+	c.Flags().StringVar(&o.Catalog, "catalog", "", "a PostgreSQL for the catalog, as postgres://USER@HOST/DATABASE, which several\nservers may share (default $TIDEMARK_CATALOG, or a file in the data directory)")
+	c.Flags().StringVar(&catalogFile, "catalog-file", "", "a file that holds that URL: a password belongs there, not on a command line")
+	c.Flags().BoolVar(&standby, "standby", false, "if another server runs on the data directory, wait for its end and take over")
+	c.Flags().IntVar(&o.HostJobs, "host-jobs", 0, "how many jobs may work on one host at a time (default 4)")
+	c.Flags().IntVar(&o.Jobs, "jobs", 0, "how many jobs may run at a time (default by the number of processors)")
 	c.Flags().StringVar(&cache, "cache", "", "memory for decoded chunks, such as 2GiB (default a quarter of the machine's)")
 	c.Flags().StringVar(&reserve, "reserve", "", "bytes to keep free: with fewer, the oldest any-point history is given up;\n0 for none (default a fiftieth of the file system, but 1GiB at least and\n16GiB at most, and never more than a tenth)")
 	c.Flags().StringVar(&hot, "hot-journal", "", "how much history of each journal stays beside the pool; what is more is moved\ninto it (default all if the pool is on the same file system, else 1GiB)")
 	c.Flags().DurationVar(&o.HotFor, "hot-journal-age", 0, "how old history may be that stays beside the pool, such as 6h (default any)")
 	c.Flags().BoolVarP(&verbose, "verbose", "v", false, "log what happens, not only what goes wrong")
 	return c
+}
+
+// catalogPlace is the URL of the catalog: that of a flag, of a file, or of the environment, or "" for a file in the data directory.
+func catalogPlace(flag, file string) (string, error) {
+	switch {
+	case flag != "" && file != "":
+		return "", usage(tidemark.Errorf(tidemark.Invalid, "--catalog and --catalog-file both say where the catalog is").WithHint("give one of them"))
+	case file != "":
+		text, err := os.ReadFile(file)
+		if err != nil {
+			return "", tidemark.Errorf(tidemark.Unavailable, "the file with the catalog's URL cannot be read: %w", err)
+		}
+		return catalogURL(strings.TrimSpace(string(text)), "the file "+file)
+	case flag != "":
+		u, err := url.Parse(flag)
+		if err != nil { // its message would show what was written
+			return "", usage(tidemark.Errorf(tidemark.Invalid, "--catalog is no URL").WithHint("write postgres://USER@HOST/DATABASE"))
+		}
+		if _, secret := u.User.Password(); secret || u.Query().Has("password") || u.Query().Has("sslpassword") {
+			return "", usage(tidemark.Errorf(tidemark.Invalid, "a password on a command line can be read by everybody on this host").WithHint("use --catalog-file FILE, or TIDEMARK_CATALOG"))
+		}
+		return catalogURL(flag, "--catalog")
+	}
+	if env := os.Getenv("TIDEMARK_CATALOG"); env != "" {
+		return catalogURL(env, "TIDEMARK_CATALOG")
+	}
+	return "", nil
+}
+
+func catalogURL(text, from string) (string, error) {
+	if !catalog.Remote(text) {
+		return "", usage(tidemark.Errorf(tidemark.Invalid, "%s holds no URL of a PostgreSQL", from).WithHint("write postgres://USER@HOST/DATABASE"))
+	}
+	return text, nil
 }
 
 // sizeFlag reads a size that was given; an empty text leaves n as it is.
@@ -72,12 +124,23 @@ func sizeFlag(text string, n *int64) (err error) {
 	return err
 }
 
+// standsBy tells that the server waits for the end of another. systemd is told that it has started: it may wait for weeks.
+func standsBy() {
+	fmt.Println("standing by")
+	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady+"\nSTATUS=standing by"); err != nil {
+		slog.Warn("systemd was not told that we stand by", "error", err)
+	}
+}
+
 // serve runs the server. socket is where it listens; "" stands for its place in the data directory.
 func serve(ctx context.Context, o control.Options, socket string) (err error) {
 	if os.Getenv("GOMAXPROCS") == "" {
 		runtime.GOMAXPROCS(timeline.Processors())
 	}
 	c, err := control.Open(ctx, o)
+	if err != nil && o.StandBy != nil && ctx.Err() != nil {
+		return nil // it was stopped while it stood by
+	}
 	if err != nil {
 		return err
 	}
@@ -96,7 +159,7 @@ func serve(ctx context.Context, o control.Options, socket string) (err error) {
 	failed := make(chan error, 1)
 	go func() { failed <- srv.Serve(l) }()
 	fmt.Println("ready", socket)
-	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
+	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady+"\nSTATUS=serving"); err != nil {
 		o.Logger.Warn("systemd was not told that we are ready", "error", err)
 	}
 	select {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"path/filepath"
 	"strconv"
@@ -137,19 +138,64 @@ func printVerify(v tidemark.VerifyResult) {
 }
 
 func jobsCommand() *cobra.Command {
-	return &cobra.Command{Use: "jobs", Short: "List jobs, newest first", Args: takes(0), Example: "  tidemark jobs", RunE: func(cmd *cobra.Command, _ []string) error {
-		return ask(cmd, "jobs", nil, func(list []tidemark.Job) {
-			var rows [][]string
-			for _, j := range list {
-				detail := j.Step
-				if j.Error != nil {
-					detail = j.Error.Message
-				}
-				rows = append(rows, []string{strconv.FormatInt(j.ID, 10), j.Kind, dash(j.Application), string(j.State), when(j.Created), detail})
+	var all bool
+	var states []string
+	var f tidemark.JobFilter
+	c := &cobra.Command{Use: "jobs", Short: "List jobs, newest first", Args: takes(0), Example: "  tidemark jobs\n  tidemark jobs --state queued,running",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			for _, s := range states {
+				f.States = append(f.States, tidemark.JobState(s))
 			}
-			table("ID KIND APPLICATION STATE CREATED DETAIL", rows)
-		})
-	}}
+			list, err := listJobs(cmd.Context(), f, all)
+			if err != nil {
+				return err
+			}
+			return show(list, func() { printJobs(list) })
+		}}
+	c.Flags().BoolVar(&all, "all", false, "list all of them, not only the newest 50")
+	c.Flags().StringSliceVar(&states, "state", nil, "only those that are queued, running, done, failed or cancelled")
+	c.Flags().StringVar(&f.Kind, "kind", "", "only those of a kind, such as capture")
+	c.Flags().StringVar(&f.Application, "app", "", "only those of an application")
+	c.Flags().IntVar(&f.Limit, "limit", 0, "how many (default 50)")
+	c.Flags().Int64Var(&f.Before, "before", 0, "only those with a smaller number: the next page, with the last number of this one")
+	return c
+}
+
+// pageOfJobs is how many jobs are asked for at a time, if all are to be listed.
+const pageOfJobs = 500
+
+// listJobs asks for jobs, or for all of them, page by page.
+func listJobs(ctx context.Context, f tidemark.JobFilter, all bool) ([]tidemark.Job, error) {
+	if all {
+		f.Limit = pageOfJobs
+	}
+	list := []tidemark.Job{}
+	for {
+		var page []tidemark.Job
+		if err := server().Do(ctx, "jobs", f, &page); err != nil {
+			return nil, err
+		}
+		list = append(list, page...)
+		if !all || len(page) < f.Limit {
+			return list, nil
+		}
+		f.Before = page[len(page)-1].ID
+	}
+}
+
+func printJobs(list []tidemark.Job) {
+	var rows [][]string
+	for _, j := range list {
+		detail := j.Step
+		switch {
+		case j.Waits != "":
+			detail = "waits " + j.Waits
+		case j.Error != nil:
+			detail = j.Error.Message
+		}
+		rows = append(rows, []string{strconv.FormatInt(j.ID, 10), j.Kind, dash(j.Application), string(j.State), when(j.Created), detail})
+	}
+	table("ID KIND APPLICATION STATE CREATED DETAIL", rows)
 }
 
 func jobCommand() *cobra.Command {
@@ -166,7 +212,7 @@ func jobCommand() *cobra.Command {
 			defer bar.finish()
 			return server().Wait(cmd.Context(), id, nil, bar.report)
 		}),
-		onJob("cancel ID", "Cut a job; what it has half done is undone", func(cmd *cobra.Command, id int64) error {
+		onJob("cancel ID", "Take a job from the queue, or cut it; what it has half done is undone", func(cmd *cobra.Command, id int64) error {
 			return server().Cancel(cmd.Context(), id)
 		}))
 }
@@ -186,6 +232,12 @@ func printJob(j tidemark.Job) {
 	fmt.Printf("job %d: %s %s: %s %s\n", j.ID, j.Kind, dash(j.Application), j.State, j.Step)
 	if j.Progress.Total > 0 {
 		fmt.Printf("%d of %d %s\n", j.Progress.Done, j.Progress.Total, j.Progress.Unit)
+	}
+	if j.Waits != "" {
+		fmt.Println("waits", j.Waits)
+	}
+	if j.Attempt > 1 || j.State == tidemark.JobQueued && j.Attempt > 0 {
+		fmt.Printf("attempt %d of %d\n", j.Attempt, j.MaxAttempts)
 	}
 	if j.Error != nil {
 		fmt.Println(j.Error)
