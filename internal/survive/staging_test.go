@@ -38,7 +38,7 @@ func TestKilledWhileItsDisksAreWritten(t *testing.T) {
 		done := cmd.Wait() == nil
 		s.start()
 		t.Logf("round %d: ended in %v, the next began after %v; the capture was done: %v", n, ended, time.Since(begun), done)
-		ask[tidemark.CaptureResult](s, "capture", "files", "--bookmark", fmt.Sprintf("p%d", n))
+		ask[tidemark.CaptureResult](s, "capture", "files", "--bookmark", fmt.Sprintf("p%d", n), "--queue") // behind the one that was cut, which is begun again
 		s.run("clone", "files", "look")
 		must(t, "diff", "-r", tree, filepath.Join(s.data, "clones/look/data/data"))
 		s.run("clone", "rm", "look")
