@@ -25,6 +25,8 @@ type ProtectSpec struct {
 	Host    string            `json:"host,omitempty"`    // with CDP: the host that the devices are on, if not the server's own
 	Window  *Window           `json:"window,omitempty"`  // with CDP: how much of the past any point can be had of
 	Options map[string]string `json:"options,omitempty"` // see docs of the application's type
+	SLA     string            `json:"sla,omitempty"`     // the template of what is promised to it; empty: nothing
+	Labels  map[string]string `json:"labels,omitempty"`  // what people call it by
 }
 
 // CaptureSpec asks for a capture.
@@ -133,4 +135,16 @@ type JobFilter struct {
 	// Before is the number of a job: those that are older are listed. With that of the last job of a list, the list goes on.
 	Before int64 `json:"before,omitempty"`
 	Limit  int   `json:"limit,omitempty"` // 0: 50; at most 1000
+}
+
+// ApplySpec asks that the server have what documents say: SLA templates, applications and groups.
+type ApplySpec struct {
+	Documents string `json:"documents"`         // YAML; see docs/sla.md
+	DryRun    bool   `json:"dry_run,omitempty"` // only say what would be changed
+}
+
+// SLASpec asks that an application have a template of what is promised to it.
+type SLASpec struct {
+	Application string `json:"application"`
+	Template    string `json:"template,omitempty"` // empty: nothing is promised
 }

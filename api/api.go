@@ -72,6 +72,15 @@ func (h *handler) routes(c *control.Control) {
 	verb(h, "group", func(ctx context.Context, r tidemark.GroupSpec) (any, error) { return c.ChangeGroup(ctx, r) })
 	verb(h, "group-bookmark", func(ctx context.Context, r tidemark.BookmarkSpec) (any, error) { return c.BookmarkGroup(ctx, r) })
 	verb(h, "group-restore", func(ctx context.Context, r tidemark.RestoreSpec) (any, error) { return c.RestoreGroup(ctx, r) })
+	verb(h, "apply", func(ctx context.Context, r tidemark.ApplySpec) (any, error) {
+		return c.Apply(ctx, []byte(r.Documents), r.DryRun)
+	})
+	verb(h, "sla", func(ctx context.Context, _ none) (any, error) { return c.Compliance(ctx) })
+	verb(h, "sla-set", func(ctx context.Context, r tidemark.SLASpec) (any, error) {
+		return none{}, c.SetSLA(ctx, r.Application, r.Template)
+	})
+	verb(h, "templates", func(ctx context.Context, _ none) (any, error) { return c.Templates(ctx) })
+	verb(h, "template-rm", func(ctx context.Context, r name) (any, error) { return none{}, c.RemoveTemplate(ctx, r.Name) })
 	verb(h, "hosts", func(ctx context.Context, _ none) (any, error) { return c.Hosts(ctx) })
 	verb(h, "host-add", func(ctx context.Context, r tidemark.HostSpec) (any, error) { return c.AddHost(ctx, r) })
 	verb(h, "host-rm", func(ctx context.Context, r tidemark.HostRemoval) (any, error) { return none{}, c.RemoveHost(ctx, r) })

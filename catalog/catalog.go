@@ -214,6 +214,8 @@ const (
 	Exports      Kept = "export"
 	Hosts        Kept = "host"
 	Shots        Kept = "shot"     // of AppShots, what their bookmarks do not say
+	Templates    Kept = "template" // of service levels
+	Promises     Kept = "promise"  // what was done to keep one
 	Proofs       Kept = "proof"    // the newest recovery proof of each point that has one
 	Unproven     Kept = "unproven" // by application, the newest point that could not be proven, until it is or a newer one is
 )

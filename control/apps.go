@@ -34,6 +34,9 @@ type about struct {
 	Groups []string `json:"groups,omitempty"`
 	// Schedules are the options of these groups, by name: how often the group is bookmarked.
 	Schedules map[string]map[string]string `json:"schedules,omitempty"`
+	// Promise is the SLA template that it has; nil: nothing is promised.
+	Promise *promise          `json:"promise,omitempty"`
+	Labels  map[string]string `json:"labels,omitempty"`
 	// Role tells clones and mounts from applications of their own.
 	Role role `json:"role,omitempty"`
 }

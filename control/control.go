@@ -98,6 +98,7 @@ type Control struct {
 	launcher  *mount.Launcher // attaches disks
 	agent     *agent.Agent    // touches what is mounted; we never do
 	jobs      runner
+	promises  promises
 	receivers receivers
 	taps      tappings
 	groups    groupings

@@ -43,6 +43,9 @@ func (c *Control) Status(ctx context.Context) (tidemark.Status, error) {
 	}
 	c.proofStatus(ctx, &s)
 	c.spaceStatus(&s)
+	if err := c.warnOfPromises(ctx, &s); err != nil {
+		return s, err
+	}
 	s.Agents = c.hosts.address()
 	return s, c.poolStatus(&s.Pool)
 }
@@ -267,6 +270,9 @@ func (c *Control) comeBack(ctx context.Context) error {
 	}
 	for _, g := range groups {
 		c.keepGroup(g.Name)
+	}
+	if err := c.beginPromises(ctx); err != nil {
+		return err
 	}
 	c.beginJobs()
 	c.keepReserve()

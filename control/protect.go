@@ -44,6 +44,11 @@ func (c *Control) protectWork(ctx context.Context, spec tidemark.ProtectSpec) (*
 	if err != nil {
 		return nil, err
 	}
+	if spec.SLA != "" {
+		if _, err := c.template(ctx, spec.SLA); err != nil {
+			return nil, err
+		}
+	}
 	host := spec.Host
 	if host == "" {
 		host = hostname()
@@ -55,6 +60,12 @@ func (c *Control) protectWork(ctx context.Context, spec tidemark.ProtectSpec) (*
 		a, err := how(ctx, t)
 		if err != nil {
 			return nil, errors.Join(err, c.demolish(context.WithoutCancel(ctx), spec.Name))
+		}
+		if spec.SLA != "" || len(spec.Labels) > 0 {
+			a.about.Promise, a.about.Labels = newPromise(spec.SLA), spec.Labels
+			if err := c.describeAnew(ctx, a); err != nil {
+				return nil, errors.Join(err, c.demolish(context.WithoutCancel(ctx), spec.Name))
+			}
 		}
 		c.keepPoint(ctx, a)
 		c.event("info", a.name, "%s is protected", a.Source)

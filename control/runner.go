@@ -131,6 +131,7 @@ func (c *Control) finish(t *task, kind string, result any, err error) {
 	t.keepProgress(ctx, t.now())
 	c.keepReserve()
 	c.record(t.id, e)
+	c.jobEnded(t.job, e)
 }
 
 // keepProgress records how far a job is. It is only looked at: a failure stops nothing.

@@ -64,7 +64,7 @@ as #8123, a time such as 2026-11-23T02:41:07Z, or -5m for five minutes ago.`,
 		&cobra.Group{ID: "use", Title: "Use points:"}, &cobra.Group{ID: "keep", Title: "Keep house:"})
 	for group, commands := range map[string][]*cobra.Command{
 		"server":  {serverCommand(), agentCommand(), hostCommand(), demoCommand(), statusCommand(), jobsCommand(), jobCommand(), poolCommand()},
-		"protect": {discoverCommand(), protectCommand(), unprotectCommand(), captureCommand(), bookmarkCommand(), groupCommand(), resyncCommand(), volumeCommand()},
+		"protect": {discoverCommand(), protectCommand(), unprotectCommand(), captureCommand(), bookmarkCommand(), groupCommand(), applyCommand(), slaCommand(), resyncCommand(), volumeCommand()},
 		"use":     {pointsCommand(), exportCommand(), exportsCommand(), unexportCommand(), mountCommand(), mountsCommand(), unmountCommand(), cloneCommand(), clonesCommand(), refreshCommand(), rewindCommand(), proveCommand(), restoreCommand(), diffCommand(), bisectCommand()},
 		"keep":    {expireCommand(), reclaimCommand(), forgetCommand(), verifyCommand()},
 	} {

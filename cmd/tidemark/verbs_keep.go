@@ -212,7 +212,7 @@ func jobCommand() *cobra.Command {
 			defer bar.finish()
 			return server().Wait(cmd.Context(), id, nil, bar.report)
 		}),
-		onJob("cancel ID", "Take a job from the queue, or cut it; what it has half done is undone", func(cmd *cobra.Command, id int64) error {
+		onJob("cancel ID", "Take a job from the queue, or cut it and undo what it did", func(cmd *cobra.Command, id int64) error {
 			return server().Cancel(cmd.Context(), id)
 		}))
 }

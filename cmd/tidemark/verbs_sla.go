@@ -1,0 +1,198 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"tidemark"
+	"tidemark/control"
+	"tidemark/policy"
+)
+
+// maxDocuments bounds what is read of a file of documents, in bytes.
+const maxDocuments = 4 << 20
+
+func applyCommand() *cobra.Command {
+	var files []string
+	var dry bool
+	c := &cobra.Command{Use: "apply -f FILE", Short: "Make the server have what files say: templates, applications", Args: takes(0),
+		Long: `Make the server have what YAML documents say: SLA templates, applications and
+groups. What is there and differs is changed, what is not is made, and what the
+documents do not speak of is left alone. All of it is looked at before anything
+is changed. Applications that were not protected are, by jobs.`,
+		Example: "  tidemark apply -f site.yaml --dry-run\n  tidemark apply -f templates.yaml -f applications.yaml\n  cat site.yaml | tidemark apply -f -",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			documents, err := readDocuments(files)
+			if err != nil {
+				return err
+			}
+			return ask(cmd, "apply", tidemark.ApplySpec{Documents: documents, DryRun: dry}, printApplied)
+		}}
+	c.Flags().StringArrayVarP(&files, "file", "f", nil, "`FILE` of documents; - for standard input")
+	c.Flags().BoolVar(&dry, "dry-run", false, "only say what would be changed")
+	return c
+}
+
+// readDocuments reads files into one stream of documents.
+func readDocuments(files []string) (string, error) {
+	if len(files) == 0 {
+		return "", usage(errors.New("name a file: -f site.yaml"))
+	}
+	var all []string
+	for _, name := range files {
+		data, err := readDocument(name)
+		if err != nil {
+			return "", usage(err)
+		}
+		all = append(all, string(data))
+	}
+	return strings.Join(all, "\n---\n"), nil
+}
+
+func readDocument(name string) ([]byte, error) {
+	r := io.Reader(os.Stdin)
+	if name != "-" {
+		f, err := os.Open(name)
+		if err != nil {
+			return nil, err
+		}
+		defer f.Close()
+		r = f
+	}
+	data, err := io.ReadAll(io.LimitReader(r, maxDocuments+1))
+	if err == nil && len(data) > maxDocuments {
+		err = fmt.Errorf("%s has more than %s", name, size(maxDocuments))
+	}
+	return bytes.TrimPrefix(data, []byte("\xef\xbb\xbf")), err
+}
+
+func printApplied(a control.Applied) {
+	changed := 0
+	for _, x := range a.Changes {
+		if x.Action != policy.ActionLeave {
+			changed++
+			fmt.Println(x)
+		}
+	}
+	switch {
+	case changed == 0:
+		fmt.Println("all is as it is wanted")
+	case a.DryRun:
+		fmt.Println("nothing was changed: this was a dry run")
+	}
+	for _, n := range a.Notes {
+		fmt.Println("note:", n)
+	}
+	for _, j := range a.Jobs {
+		fmt.Printf("job %d protects %s: `tidemark job show %d`\n", j.ID, j.Application, j.ID)
+	}
+}
+
+func slaCommand() *cobra.Command {
+	c := &cobra.Command{Use: "sla", Short: "What is promised to applications, and whether it is kept", Args: takes(0),
+		Long: `Show for each application which SLA template it has, whether what that promises
+is kept, and why if it is not. RPO is how much may be lost, RTO how long a
+recovery may take: promised, and measured.`,
+		Example: "  tidemark sla\n  tidemark sla --json\n  tidemark sla set orders gold\n  tidemark sla templates --yaml >templates.yaml",
+		RunE:    func(cmd *cobra.Command, _ []string) error { return ask(cmd, "sla", nil, printCompliance) }}
+	c.AddCommand(slaSet(), slaTemplates(), slaRemove())
+	return c
+}
+
+func printCompliance(list []policy.Compliance) {
+	var rows [][]string
+	for _, x := range list {
+		reasons := append([]string{}, x.Reasons...)
+		for _, o := range x.Overdue {
+			reasons = append(reasons, fmt.Sprintf("%s is due since %s: %s", o.Policy, when(o.Since), o.Why))
+		}
+		rows = append(rows, []string{x.Application, dash(x.Template), string(x.State), objective(x.RPO), objective(x.RTO), dash(strings.Join(reasons, "; "))})
+	}
+	table("APPLICATION TEMPLATE STATE RPO RTO WHY", rows)
+}
+
+// objective is what was measured of what was promised.
+func objective(o policy.Objective) string {
+	measured, promised := "-", "-"
+	if o.Measured != nil {
+		measured = time.Duration(*o.Measured).Round(time.Second).String()
+	}
+	if o.Promised != 0 {
+		promised = o.Promised.String()
+	}
+	return measured + "/" + promised
+}
+
+func slaSet() *cobra.Command {
+	return &cobra.Command{Use: "set APP TEMPLATE|none", Short: "Give an application or clone a template, or none", Args: takes(0, aName, aName), ValidArgsFunction: named("applications"),
+		Example: "  tidemark sla set orders gold\n  tidemark sla set scratch none",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			spec := tidemark.SLASpec{Application: args[0], Template: args[1]}
+			if spec.Template == "none" {
+				spec.Template = ""
+			}
+			if err := server().Do(cmd.Context(), "sla-set", spec, nil); err != nil {
+				return err
+			}
+			return show(spec, func() {
+				if spec.Template == "" {
+					fmt.Println("nothing is promised to", spec.Application, "any more")
+					return
+				}
+				fmt.Println(spec.Application, "has the template", spec.Template)
+			})
+		}}
+}
+
+func slaTemplates() *cobra.Command {
+	var asYAML bool
+	c := &cobra.Command{Use: "templates", Short: "List SLA templates", Args: takes(0), Example: "  tidemark sla templates\n  tidemark sla templates --yaml",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			var list []policy.Template
+			if err := server().Do(cmd.Context(), "templates", nil, &list); err != nil {
+				return err
+			}
+			if asYAML {
+				data, err := policy.Marshal(policy.Set{Templates: list})
+				if err == nil {
+					_, err = os.Stdout.Write(data)
+				}
+				return err
+			}
+			return show(list, func() { printTemplates(list) })
+		}}
+	c.Flags().BoolVar(&asYAML, "yaml", false, "as documents, which `tidemark apply` takes")
+	return c
+}
+
+func printTemplates(list []policy.Template) {
+	var rows [][]string
+	for _, t := range list {
+		rpo, rto := "-", "-"
+		if t.RPO != 0 {
+			rpo = t.RPO.String()
+		}
+		if t.RTO != 0 {
+			rto = t.RTO.String()
+		}
+		rows = append(rows, []string{t.Name, rpo, rto, dash(t.Description)})
+	}
+	table("TEMPLATE RPO RTO DESCRIPTION", rows)
+}
+
+func slaRemove() *cobra.Command {
+	return &cobra.Command{Use: "rm TEMPLATE", Short: "Forget a template that no application has", Args: takes(0, aName), Example: "  tidemark sla rm bronze",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := server().Named(cmd.Context(), "template-rm", args[0], nil); err != nil {
+				return err
+			}
+			return show(map[string]string{"name": args[0]}, func() { fmt.Println(args[0], "is forgotten") })
+		}}
+}

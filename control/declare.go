@@ -1,0 +1,327 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"tidemark"
+	"tidemark/catalog"
+	"tidemark/policy"
+)
+
+// promise is which template an application has, and since when. Its timeline notes it.
+type promise struct {
+	Template string    `json:"template"`
+	Since    time.Time `json:"since"`
+}
+
+// template returns an SLA template.
+func (c *Control) template(ctx context.Context, name string) (t policy.Template, err error) {
+	err = c.catalog.Get(ctx, catalog.Templates, name, &t)
+	return t, err
+}
+
+// Templates lists the SLA templates, by name.
+func (c *Control) Templates(ctx context.Context) ([]policy.Template, error) {
+	return catalog.List[policy.Template](ctx, c.catalog, catalog.Templates)
+}
+
+// RemoveTemplate forgets a template that no application has.
+func (c *Control) RemoveTemplate(ctx context.Context, name string) error {
+	if _, err := c.template(ctx, name); err != nil {
+		return err
+	}
+	for _, a := range c.apps() {
+		if a.Promise != nil && a.Promise.Template == name {
+			return tidemark.Errorf(tidemark.Conflict, "%s has the template %s", a.name, name).WithHint("give it another one: `tidemark sla set " + a.name + " TEMPLATE`, or none")
+		}
+	}
+	return c.catalog.Delete(ctx, catalog.Templates, name)
+}
+
+// SetSLA gives an application a template, or, with an empty name, none. What was forgotten or made meanwhile stays so.
+func (c *Control) SetSLA(ctx context.Context, application, template string) error {
+	a, err := c.app(application)
+	if err != nil {
+		return err
+	}
+	if a.Role == roleMount {
+		return tidemark.Errorf(tidemark.Invalid, "%s is a mount, to which nothing can be promised", a.name)
+	}
+	if template != "" {
+		t, err := c.template(ctx, template)
+		if err != nil {
+			return err
+		}
+		if err := c.canPromise(a, t); err != nil {
+			return err
+		}
+	}
+	if promised(a) == template {
+		return nil
+	}
+	a.about.Promise = newPromise(template)
+	return c.describeAnew(ctx, a)
+}
+
+// canPromise refuses what cannot be kept, because of how the application is protected.
+func (c *Control) canPromise(a app, t policy.Template) error {
+	switch {
+	case t.CDP != nil && !a.journaled():
+		return tidemark.Errorf(tidemark.Invalid, "the template %s promises any point by cdp, and the writes of %s are not journaled", t.Name, a.name).
+			WithHint("protect it with --cdp, or use a template with log")
+	case t.AppShot != nil && !a.followed():
+		return tidemark.Errorf(tidemark.Invalid, "the template %s promises AppShots, and %s is captured by copying", t.Name, a.name).WithHint("protect it with --cdp, or use a template without appshot")
+	case t.Log != nil && (a.Type != tidemark.TypePostgres || a.journaled()):
+		return tidemark.Errorf(tidemark.Invalid, "the template %s promises a log, and %s is no database whose log is received", t.Name, a.name).WithHint("use a template without log")
+	}
+	return nil
+}
+
+// Applied says what applying documents did, or would do.
+type Applied struct {
+	Changes []policy.Change `json:"changes"`
+	DryRun  bool            `json:"dry_run,omitempty"`
+	Notes   []string        `json:"notes,omitempty"` // what a template says that is not acted on
+	Jobs    []tidemark.Job  `json:"jobs,omitempty"`  // that protect what was not
+}
+
+// Apply makes the server have what documents say: templates, applications and groups. What they do not speak of is left alone. With dryRun
+// nothing is changed. All of it is looked at before anything is: what cannot be done leaves everything as it is.
+func (c *Control) Apply(ctx context.Context, documents []byte, dryRun bool) (Applied, error) {
+	done := Applied{DryRun: dryRun}
+	want, err := policy.Parse(documents)
+	if err != nil {
+		return done, err
+	}
+	have, err := c.declared(ctx)
+	if err != nil {
+		return done, err
+	}
+	if err := policy.CheckReferences(have, want); err != nil {
+		return done, err
+	}
+	if done.Changes, err = policy.Difference(have, want); err != nil {
+		return done, err
+	}
+	done.Changes = slices.DeleteFunc(done.Changes, func(x policy.Change) bool { return !x.Wanted })
+	for _, t := range want.Templates {
+		done.Notes = append(done.Notes, t.Notes()...)
+	}
+	if err := c.canApply(ctx, have, want, done.Changes); err != nil || dryRun {
+		return done, err
+	}
+	done.Jobs, err = c.applyAll(ctx, want, done.Changes)
+	return done, err
+}
+
+// declared is what the server has, as documents would say it.
+func (c *Control) declared(ctx context.Context) (s policy.Set, err error) {
+	if s.Templates, err = c.Templates(ctx); err != nil {
+		return s, err
+	}
+	known, err := catalog.List[keptHost](ctx, c.catalog, catalog.Hosts)
+	if err != nil {
+		return s, err
+	}
+	for _, k := range known {
+		s.Hosts = append(s.Hosts, policy.Host{Name: k.Name})
+	}
+	for _, a := range c.apps() {
+		if a.Role == "" {
+			s.Applications = append(s.Applications, a.declared())
+		}
+	}
+	groups, err := c.Groups(ctx)
+	for _, g := range groups {
+		s.Groups = append(s.Groups, policy.Group{Name: g.Name, Members: g.Members, Options: g.Options})
+	}
+	return s, err
+}
+
+func (a app) declared() policy.Application {
+	d := policy.Application{Name: a.name, Source: a.Source, Host: a.Agent, Options: a.Options, Labels: a.Labels}
+	if len(a.Taps) > 1 {
+		d.Also = a.Taps[1:]
+	}
+	if a.Promise != nil {
+		d.SLA = a.Promise.Template
+	}
+	return d
+}
+
+// canApply refuses what cannot be done: changes that only a new protection makes, hosts that have to join by themselves, and promises that cannot be kept.
+func (c *Control) canApply(ctx context.Context, have, want policy.Set, changes []policy.Change) error {
+	templates := map[string]policy.Template{}
+	for _, t := range slices.Concat(have.Templates, want.Templates) { // what is wanted comes last
+		templates[t.Name] = t
+	}
+	for _, x := range changes {
+		if err := c.canChange(x, want, templates); err != nil {
+			return err
+		}
+	}
+	for _, a := range c.apps() { // who has a template that changes
+		if t, ok := templates[promised(a)]; ok && slices.ContainsFunc(want.Templates, func(w policy.Template) bool { return w.Name == t.Name }) {
+			if err := c.canPromise(a, t); err != nil {
+				return err
+			}
+		}
+	}
+	return ctx.Err()
+}
+
+func promised(a app) string {
+	if a.Promise == nil {
+		return ""
+	}
+	return a.Promise.Template
+}
+
+func (c *Control) canChange(x policy.Change, want policy.Set, templates map[string]policy.Template) error {
+	switch {
+	case x.Kind == policy.KindHost && x.Action == policy.ActionMake:
+		return tidemark.Errorf(tidemark.Invalid, "host %s has not been added", x.Name).WithHint("a host joins by a token: `tidemark host add " + x.Name + "`, then apply again")
+	case x.Kind != policy.KindApplication:
+		return nil
+	}
+	i := slices.IndexFunc(want.Applications, func(a policy.Application) bool { return a.Name == x.Name })
+	d := want.Applications[i]
+	if x.Action == policy.ActionMake {
+		if t, ok := templates[d.SLA]; ok && t.CDP == nil && d.Host != "" {
+			return tidemark.Errorf(tidemark.Invalid, "%s is on host %s, and its template %s has no cdp", d.Name, d.Host, d.SLA).WithHint("what is on other hosts is protected by cdp: use a template that has it")
+		}
+		return nil
+	}
+	for _, f := range x.Fields {
+		if field, _, _ := strings.Cut(f.Field, "."); field != "sla" && field != "labels" {
+			return tidemark.Errorf(tidemark.Conflict, "%s of %s is %q, and cannot be made %q while it is protected", f.Field, x.Name, f.From, f.To).
+				WithHint("`tidemark unprotect " + x.Name + "` first, or leave it as it is")
+		}
+	}
+	a, err := c.app(x.Name)
+	if err != nil || d.SLA == "" {
+		return err
+	}
+	return c.canPromise(a, templates[d.SLA])
+}
+
+func (c *Control) applyAll(ctx context.Context, want policy.Set, changes []policy.Change) (jobs []tidemark.Job, err error) {
+	for _, x := range changes {
+		if x.Action == policy.ActionLeave {
+			continue
+		}
+		var j *tidemark.Job
+		switch x.Kind {
+		case policy.KindTemplate:
+			i := slices.IndexFunc(want.Templates, func(t policy.Template) bool { return t.Name == x.Name })
+			err = c.catalog.Put(ctx, catalog.Templates, x.Name, want.Templates[i])
+			c.promises.anew()
+		case policy.KindApplication:
+			i := slices.IndexFunc(want.Applications, func(a policy.Application) bool { return a.Name == x.Name })
+			j, err = c.applyApplication(ctx, want.Applications[i], x.Action)
+		case policy.KindGroup:
+			i := slices.IndexFunc(want.Groups, func(g policy.Group) bool { return g.Name == x.Name })
+			if err = c.awaitAll(ctx, jobs); err == nil {
+				err = c.applyGroup(ctx, want.Groups[i])
+			}
+		}
+		if j != nil {
+			jobs = append(jobs, *j)
+		}
+		if err != nil {
+			return jobs, errors.Join(tidemark.Errorf(tidemark.KindOf(err), "%s %s: %w", x.Kind, x.Name, err), ctx.Err())
+		}
+	}
+	return jobs, nil
+}
+
+// applyApplication protects an application, or gives it what may change while it is protected.
+func (c *Control) applyApplication(ctx context.Context, d policy.Application, action policy.Action) (*tidemark.Job, error) {
+	if action == policy.ActionMake {
+		spec := tidemark.ProtectSpec{Name: d.Name, Source: d.Source, Also: d.Also, Host: d.Host, Options: d.Options, SLA: d.SLA, Labels: d.Labels}
+		if t, err := c.template(ctx, d.SLA); d.SLA != "" {
+			if err != nil {
+				return nil, err
+			}
+			if spec.CDP = t.CDP != nil; spec.CDP {
+				spec.Window = &tidemark.Window{Seconds: int64(time.Duration(t.CDP.Window).Seconds()), Bytes: int64(t.CDP.Bytes)}
+			}
+		}
+		j, err := c.Protect(WithAsk(ctx, Ask{Queue: true}), spec)
+		return &j, err
+	}
+	a, err := c.app(d.Name)
+	if err != nil {
+		return nil, err
+	}
+	a.about.Labels = d.Labels
+	if promised(a) != d.SLA {
+		a.about.Promise = newPromise(d.SLA)
+	}
+	return nil, c.describeAnew(ctx, a)
+}
+
+// newPromise is a promise from now on; none for no template.
+func newPromise(template string) *promise {
+	if template == "" {
+		return nil
+	}
+	return &promise{Template: template, Since: time.Now().UTC()}
+}
+
+// describeAnew stores what is noted about an application.
+func (c *Control) describeAnew(ctx context.Context, a app) error {
+	if err := a.t.SetAbout(ctx, mustJSON(a.about)); err != nil {
+		return err
+	}
+	c.keepPoint(ctx, a)
+	c.promises.anew()
+	return nil
+}
+
+// applyGroup makes a group have exactly the members that are wanted.
+func (c *Control) applyGroup(ctx context.Context, g policy.Group) error {
+	spec := tidemark.GroupSpec{Name: g.Name, Options: map[string]string{}}
+	for name := range c.groupOptions(g.Name) {
+		spec.Options[name] = "" // unless it is wanted
+	}
+	maps.Copy(spec.Options, g.Options)
+	there := map[string]bool{}
+	for _, a := range c.membersOf(g.Name) {
+		there[a.name] = true
+		if !slices.Contains(g.Members, a.name) {
+			spec.Leave = append(spec.Leave, a.name)
+		}
+	}
+	for _, m := range g.Members {
+		if !there[m] {
+			spec.Join = append(spec.Join, m)
+		}
+	}
+	_, err := c.ChangeGroup(ctx, spec)
+	return err
+}
+
+// awaitAll waits for jobs to end: a group cannot have members that are not there yet.
+func (c *Control) awaitAll(ctx context.Context, jobs []tidemark.Job) error {
+	for _, j := range jobs {
+		for j.State == tidemark.JobQueued || j.State == tidemark.JobRunning {
+			var err error
+			if j, err = c.Job(ctx, j.ID, time.Minute); err != nil {
+				return err
+			}
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+		}
+		if j.Error != nil {
+			return j.Error
+		}
+	}
+	return nil
+}

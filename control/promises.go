@@ -1,0 +1,505 @@
+package control
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"tidemark"
+	"tidemark/catalog"
+	"tidemark/policy"
+	"tidemark/timeline"
+)
+
+// What was promised to applications is kept here: package policy says what is due, what may be forgotten and whether
+// a promise is kept, from what was done; we do it, and note it.
+
+const (
+	// promisedPrefix begins the names of points that a schedule made.
+	promisedPrefix = "sla-"
+	// lookPromises is how often it is looked what is due, if nothing is earlier and nothing happens.
+	lookPromises = time.Minute
+	// clockJump is how far clock and time that passed may differ before what was missed is spread.
+	clockJump = time.Minute
+	// keptRuns and keptRecoveries bound what is remembered of an application, per policy.
+	keptRuns       = 16
+	keptRecoveries = 32
+)
+
+// record is what is remembered of what was done for an application. The catalog has it under the timeline's ID.
+type record struct {
+	ID         string            `json:"id"`
+	Runs       []policy.Run      `json:"runs,omitempty"` // those that ended, oldest first
+	Recoveries []policy.Recovery `json:"recoveries,omitempty"`
+	// Verified is when points were proved good, by position.
+	Verified map[tidemark.Position]time.Time `json:"verified,omitempty"`
+}
+
+// promises are the applications that have an SLA template.
+type promises struct {
+	mu      sync.Mutex
+	records map[string]*record               // by ID of the timeline
+	running map[string]map[policy.Policy]run // by ID of the timeline
+	resumed time.Time                        // when runs became possible
+	sifted  map[string]sifting               // by ID of the timeline
+	stirred chan struct{}                    // something ended, or was changed
+}
+
+// run is what was begun, and has not ended.
+type run struct {
+	job   int64 // 0: it is none
+	begun time.Time
+	point tidemark.Position // of a verify
+}
+
+// sifting is when it was last looked which points may be forgotten, and how many there were.
+type sifting struct {
+	at     time.Time
+	points int
+}
+
+// beginPromises brings back what is remembered, and keeps promises until the server stops.
+func (c *Control) beginPromises(ctx context.Context) error {
+	p := &c.promises
+	p.records, p.running, p.sifted = map[string]*record{}, map[string]map[policy.Policy]run{}, map[string]sifting{}
+	p.stirred, p.resumed = make(chan struct{}, 1), time.Now()
+	list, err := catalog.List[record](ctx, c.catalog, catalog.Promises)
+	if err != nil {
+		return err
+	}
+	for i := range list {
+		p.records[list[i].ID] = &list[i]
+	}
+	if err := c.recallJobs(ctx); err != nil {
+		return err
+	}
+	c.jobs.wg.Go(c.keepPromises)
+	return nil
+}
+
+// recallJobs finds what schedules asked for before the server stopped, and has not ended.
+func (c *Control) recallJobs(ctx context.Context) error {
+	list, err := c.catalog.Jobs(ctx, tidemark.JobFilter{States: []tidemark.JobState{tidemark.JobQueued, tidemark.JobRunning}, Limit: mostJobs})
+	if err != nil {
+		return err
+	}
+	for _, j := range list {
+		if pol, ok := policyOf(j.Kind); ok && j.Origin == tidemark.FromSchedule {
+			if a, err := c.app(j.Application); err == nil {
+				c.promises.begun(a.t.ID(), pol, run{job: j.ID, begun: j.Created})
+			}
+		}
+	}
+	return nil
+}
+
+// policyOf is the policy that a job of a kind does.
+func policyOf(kind string) (policy.Policy, bool) {
+	switch kind {
+	case "capture":
+		return policy.PolicyCapture, true
+	case "verify", "prove":
+		return policy.PolicyVerify, true
+	}
+	return "", false
+}
+
+// stir has it looked at once what is due.
+func (p *promises) stir() {
+	select {
+	case p.stirred <- struct{}{}:
+	default:
+	}
+}
+
+// anew has it looked at once what is due, and which points may be forgotten: what was promised has changed.
+func (p *promises) anew() {
+	p.mu.Lock()
+	p.sifted = map[string]sifting{}
+	p.mu.Unlock()
+	p.stir()
+}
+
+func (p *promises) begun(id string, pol policy.Policy, r run) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.running[id] == nil {
+		p.running[id] = map[policy.Policy]run{}
+	}
+	p.running[id][pol] = r
+}
+
+// keepPromises does what is due, and forgets what may be forgotten, until the server stops.
+func (c *Control) keepPromises() {
+	last := time.Now()
+	for c.jobs.ctx.Err() == nil {
+		now := time.Now()
+		if d := now.Round(0).Sub(last.Round(0)) - now.Sub(last); d.Abs() > clockJump { // the clock was set
+			c.promises.mu.Lock()
+			c.promises.resumed = now
+			c.promises.mu.Unlock()
+		}
+		last = now
+		next := c.keepAll(c.jobs.ctx, now)
+		timer := time.NewTimer(max(min(time.Until(next), lookPromises), 100*time.Millisecond))
+		select {
+		case <-c.jobs.ctx.Done():
+		case <-timer.C:
+		case <-c.promises.stirred:
+		}
+		timer.Stop()
+	}
+}
+
+// keepAll does what is due now, and returns when it has to be looked again.
+func (c *Control) keepAll(ctx context.Context, now time.Time) (next time.Time) {
+	next = now.Add(lookPromises)
+	for _, a := range c.apps() {
+		if a.Promise == nil || ctx.Err() != nil {
+			continue
+		}
+		t, err := c.template(ctx, a.Promise.Template)
+		if err != nil {
+			continue // Compliance says so
+		}
+		if at := c.keepOne(ctx, a, t, now); at.Before(next) {
+			next = at
+		}
+	}
+	return next
+}
+
+// keepOne keeps the promise to one application, and returns when something is due next.
+func (c *Control) keepOne(ctx context.Context, a app, t policy.Template, now time.Time) (next time.Time) {
+	next = now.Add(lookPromises)
+	if err := c.setWindow(a, t); err != nil {
+		c.log.Error("the window of an application was not set", "application", a.name, "error", err)
+	}
+	h := c.history(ctx, a, t, false)
+	for _, d := range policy.Next(t, h, now) {
+		switch {
+		case d.Running || d.Policy == policy.PolicyLog: // which is received all the time
+		case d.At.After(now):
+			next = earlier(next, d.At)
+		default:
+			c.doDue(ctx, a, t, h, d)
+		}
+	}
+	c.forget(ctx, a, t, h, now)
+	return next
+}
+
+func earlier(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
+}
+
+// setWindow gives a journaled application the window that is promised.
+func (c *Control) setWindow(a app, t policy.Template) error {
+	if t.CDP == nil || !a.journaled() {
+		return nil
+	}
+	want := timeline.Window{For: time.Duration(t.CDP.Window), Bytes: int64(t.CDP.Bytes)}
+	if a.t.Window() == want {
+		return nil
+	}
+	return a.t.SetWindow(want)
+}
+
+// doDue begins what is due.
+func (c *Control) doDue(ctx context.Context, a app, t policy.Template, h policy.History, d policy.Due) {
+	begun := run{begun: time.Now()}
+	how := Ask{Queue: true, Priority: t.Rank() * handPriority / 101, By: "sla " + t.Name, Origin: tidemark.FromSchedule}
+	var job tidemark.Job
+	var err error
+	switch {
+	case d.Policy == policy.PolicyVerify:
+		p, ok := policy.Choose(*t.Verify, a.name, h.Points, d.Promised)
+		if !ok {
+			return
+		}
+		begun.point = p.Position
+		job, err = c.verifyPoint(WithAsk(ctx, how), a.name+"@"+p.Position.String(), t.Verify.Probe)
+	case d.Policy == policy.PolicyCapture && !c.onlyMarked(a):
+		job, err = c.Capture(WithAsk(ctx, how), tidemark.CaptureSpec{Application: a.name, Bookmark: c.promisedName(a, promisedPrefix)})
+	default:
+		c.promises.begun(a.t.ID(), d.Policy, begun)
+		c.jobs.wg.Go(func() { c.mark(a, d.Policy, begun) })
+		return
+	}
+	if err != nil {
+		c.ended(a.t.ID(), policy.Run{Policy: d.Policy, State: policy.RunFailed, Started: begun.begun, Finished: time.Now(), Error: Explain(err).Message})
+		return
+	}
+	begun.job = job.ID
+	c.promises.begun(a.t.ID(), d.Policy, begun)
+}
+
+// verifyPoint reads and checks all bytes of a point; with a probe, it brings the point up and has that look at it.
+func (c *Control) verifyPoint(ctx context.Context, ref, probe string) (tidemark.Job, error) {
+	if probe == "" {
+		return c.Verify(ctx, ref)
+	}
+	return c.Prove(ctx, tidemark.ProveSpec{Ref: ref, Probe: probe})
+}
+
+// onlyMarked reports whether nothing has to be copied to have a point of an application.
+func (c *Control) onlyMarked(a app) bool {
+	return a.followed() || a.Role == "" && a.Type == tidemark.TypeVolume && a.Source == ""
+}
+
+// mark makes a point of an application whose writes are journaled anyway.
+func (c *Control) mark(a app, pol policy.Policy, begun run) {
+	ctx := c.jobs.ctx
+	prefix := promisedPrefix
+	if pol == policy.PolicyAppShot {
+		prefix = scheduledPrefix
+	}
+	_, err := c.Bookmark(ctx, tidemark.BookmarkSpec{Application: a.name, Name: c.promisedName(a, prefix)})
+	if ctx.Err() != nil {
+		return
+	}
+	r := policy.Run{Policy: pol, State: policy.RunDone, Started: begun.begun, Finished: time.Now()}
+	if err != nil {
+		r.State, r.Error = policy.RunFailed, Explain(err).Message
+	}
+	c.ended(a.t.ID(), r)
+}
+
+func (c *Control) promisedName(a app, prefix string) string {
+	return unusedName([]app{a}, prefix+time.Now().UTC().Format("20060102-150405.000"))
+}
+
+// jobEnded notes how a job went that did what a policy asks, or measured a recovery. What was asked for by hand counts as well.
+func (c *Control) jobEnded(j tidemark.Job, e end) {
+	if e.state == tidemark.JobQueued {
+		return // it is begun again
+	}
+	if made, ok := e.result.(tidemark.Clone); ok && j.Kind == "clone" && e.state == tidemark.JobDone {
+		source, _, _ := strings.Cut(made.Source, "@")
+		c.measured(source, time.Duration(made.Seconds*float64(time.Second)))
+	}
+	if p, ok := e.result.(tidemark.Proof); ok && e.state == tidemark.JobDone && p.RecoverySeconds > 0 {
+		c.measured(p.Application, time.Duration(p.RecoverySeconds*float64(time.Second)))
+	}
+	pol, ok := policyOf(j.Kind)
+	if !ok {
+		return
+	}
+	id, began := c.promises.ofJob(j.ID, pol)
+	if a, err := c.app(j.Application); err == nil && id == "" {
+		id = a.t.ID()
+	}
+	if id == "" {
+		return // of no application, or of one that is gone
+	}
+	r := policy.Run{Policy: pol, State: policy.RunDone, Started: j.Created, Finished: time.Now()}
+	if !began.begun.IsZero() {
+		r.Started = began.begun
+	}
+	if e.failure != nil {
+		r.State, r.Error = policy.RunFailed, e.failure.Message
+	}
+	if pol == policy.PolicyVerify && began.point != 0 && e.state == tidemark.JobDone {
+		v, ok := e.result.(tidemark.VerifyResult)
+		if ok && len(v.Damaged) > 0 {
+			r.State, r.Error = policy.RunFailed, v.Damaged[0]
+		} else {
+			c.note(id, func(k *record) { k.verified(began.point, r.Finished) })
+		}
+	}
+	c.ended(id, r)
+}
+
+// measured notes how long it took until a copy of an application could be used.
+func (c *Control) measured(name string, took time.Duration) {
+	a, err := c.app(name)
+	if err != nil {
+		return
+	}
+	c.note(a.t.ID(), func(k *record) {
+		k.Recoveries = append(k.Recoveries, policy.Recovery{Finished: time.Now(), Took: policy.Duration(took)})
+		k.Recoveries = k.Recoveries[max(0, len(k.Recoveries)-keptRecoveries):]
+	})
+}
+
+// ofJob finds what a job was begun for.
+func (p *promises) ofJob(job int64, pol policy.Policy) (id string, r run) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for id, all := range p.running {
+		if r := all[pol]; r.job == job && job != 0 {
+			return id, r
+		}
+	}
+	return "", run{}
+}
+
+// ended notes a run of a policy that is over.
+func (c *Control) ended(id string, r policy.Run) {
+	p := &c.promises
+	p.mu.Lock()
+	delete(p.running[id], r.Policy)
+	p.mu.Unlock()
+	c.note(id, func(k *record) { k.ran(r) })
+}
+
+// ran appends a run, and forgets the oldest of its policy when there are many. The newest good one stays: it is what intervals count from.
+func (k *record) ran(r policy.Run) {
+	k.Runs = append(k.Runs, r)
+	n, good := 0, false
+	for i := len(k.Runs) - 1; i >= 0; i-- {
+		if k.Runs[i].Policy != r.Policy {
+			continue
+		}
+		n++
+		newest := !good && k.Runs[i].State == policy.RunDone
+		good = good || newest
+		if n > keptRuns && !newest {
+			k.Runs = slices.Delete(k.Runs, i, i+1)
+		}
+	}
+}
+
+// verified notes that a point was proved good.
+func (k *record) verified(pos tidemark.Position, at time.Time) {
+	v := maps.Clone(k.Verified)
+	if v == nil {
+		v = map[tidemark.Position]time.Time{}
+	}
+	v[pos] = at
+	k.Verified = v
+}
+
+// note changes what is remembered of the application with an ID. The change replaces what it changes, and alters no list in place.
+func (c *Control) note(id string, change func(*record)) {
+	p := &c.promises
+	p.mu.Lock()
+	r := record{ID: id}
+	if old := p.records[id]; old != nil {
+		r = *old
+		r.Runs, r.Recoveries = slices.Clone(old.Runs), slices.Clone(old.Recoveries)
+	}
+	change(&r)
+	p.records[id] = &r
+	p.mu.Unlock()
+	if err := c.catalog.Put(context.Background(), catalog.Promises, id, r); err != nil {
+		c.log.Error("what was done for an application was not noted", "timeline", id, "error", err)
+	}
+	p.stir()
+}
+
+// history is what was done for an application, as its template is judged by. With judged, what is covered by a log is asked for as well, which takes longer.
+func (c *Control) history(ctx context.Context, a app, t policy.Template, judged bool) policy.History {
+	h := policy.History{Application: a.name, Since: a.Promise.Since, From: a.Promise.Since}
+	p, id := &c.promises, a.t.ID()
+	p.mu.Lock()
+	h.Resumed = p.resumed
+	var r record
+	if k := p.records[id]; k != nil {
+		r = *k
+	}
+	h.Runs, h.Recoveries = slices.Clone(r.Runs), r.Recoveries
+	for pol, begun := range p.running[id] {
+		h.Runs = append(h.Runs, policy.Run{Policy: pol, State: policy.RunRunning, Started: begun.begun})
+	}
+	p.mu.Unlock()
+	points := tidemark.Points{Points: a.t.Points()}
+	if judged || t.Log != nil {
+		c.describeCoverage(ctx, a, &points)
+	}
+	h.Covered, h.Gaps = points.Covered, points.Gaps
+	for _, x := range points.Points {
+		h.Points = append(h.Points, policy.Point{Position: x.Position, Time: x.Time, Bookmark: x.Bookmark, Verified: r.Verified[x.Position],
+			AppShot: strings.HasPrefix(x.Bookmark, scheduledPrefix), Held: x.Bookmark != "" && !madeName.MatchString(x.Bookmark)})
+	}
+	return h
+}
+
+// madeName is a name that nobody chose. What somebody named is kept until he forgets it.
+var madeName = regexp.MustCompile(`^(` + promisedPrefix + `|` + scheduledPrefix + `|c)[0-9]{8}-[0-9]{6}\.[0-9]{3}(-[0-9]+)?$`)
+
+// siftEvery is how often it is looked which points may be forgotten, if there are no new ones.
+const siftEvery = 15 * time.Minute
+
+// forget lets points go that a template lets go. Each is told: what is gone cannot be had again.
+func (c *Control) forget(ctx context.Context, a app, t policy.Template, h policy.History, now time.Time) {
+	if t.Keep == nil || c.settled(a) != nil {
+		return
+	}
+	p := &c.promises
+	p.mu.Lock()
+	was := p.sifted[a.t.ID()]
+	p.sifted[a.t.ID()] = sifting{now, len(h.Points)}
+	p.mu.Unlock()
+	if was.points == len(h.Points) && now.Sub(was.at) < siftEvery && !now.Before(was.at) {
+		return
+	}
+	for _, v := range policy.Keep(t, h.Points, now) {
+		if !v.Expire || ctx.Err() != nil {
+			continue
+		}
+		if _, err := c.Expire(ctx, a.name+"@"+v.Position.String()); err != nil {
+			c.log.Error("a point was not forgotten", "application", a.name, "point", v.Position, "error", err)
+			continue
+		}
+		c.event("info", a.name, "%s@%s of %s is forgotten, by the template %s", a.name, v.Bookmark, v.Time.Format(time.RFC3339), t.Name)
+	}
+}
+
+// mostBroken is how many promises that are not kept the status names.
+const mostBroken = 5
+
+// warnOfPromises names in the status promises that are not kept.
+func (c *Control) warnOfPromises(ctx context.Context, s *tidemark.Status) error {
+	list, err := c.Compliance(ctx)
+	if err != nil {
+		return err
+	}
+	n := 0
+	for _, x := range list {
+		if x.Template == "" || x.State != policy.Violated && x.State != policy.Unprotected {
+			continue
+		}
+		if n++; n <= mostBroken {
+			s.Warnings = append(s.Warnings, fmt.Sprintf("what %s promises to %s is not kept: it is %s (%s)", x.Template, x.Application, x.State, strings.Join(x.Reasons, "; ")))
+		}
+	}
+	if n > mostBroken {
+		s.Warnings = append(s.Warnings, fmt.Sprintf("%d more promises are not kept: `tidemark sla`", n-mostBroken))
+	}
+	return nil
+}
+
+// Compliance says of each application that has a template whether what was promised is kept, and names those that have none.
+func (c *Control) Compliance(ctx context.Context) ([]policy.Compliance, error) {
+	list := []policy.Compliance{}
+	now := time.Now()
+	for _, a := range c.apps() {
+		if a.Role == roleMount || a.Role == roleClone && a.Promise == nil {
+			continue
+		}
+		if a.Promise == nil {
+			list = append(list, policy.Compliance{Application: a.name, Judged: now, State: policy.Unprotected, Reasons: []string{"nothing is promised to it"}})
+			continue
+		}
+		t, err := c.template(ctx, a.Promise.Template)
+		if err != nil {
+			if tidemark.KindOf(err) != tidemark.NotFound {
+				return nil, err
+			}
+			list = append(list, policy.Compliance{Application: a.name, Template: a.Promise.Template, Judged: now, State: policy.Unprotected,
+				Reasons: []string{"its template is not known: `tidemark apply` brings it back"}})
+			continue
+		}
+		list = append(list, policy.Judge(t, c.history(ctx, a, t, true), now))
+	}
+	return list, nil
+}
