@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"tidemark"
+	"tidemark/app"
 )
 
 // renewJournal takes the journal off an ext4 and gives it another, which is zeros. The blocks of the old one are free space then. The log of
@@ -23,7 +24,7 @@ func (p *preparation) renewJournal(ctx context.Context) error {
 	if !ok {
 		return nil
 	}
-	if err := syncFS(p.dir); err != nil {
+	if err := app.SyncTree(p.dir); err != nil {
 		return err
 	}
 	var st unix.Statfs_t
@@ -60,21 +61,9 @@ func (p *preparation) clearFree(ctx context.Context) error {
 	return err
 }
 
-func syncFS(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	if err := unix.Syncfs(int(d.Fd())); err != nil {
-		return fmt.Errorf("sync the file system of %s: %w", dir, err)
-	}
-	return nil
-}
-
 // trim discards all free space of the file system of dir. What was removed is free only when the journal has committed that.
 func trim(dir string) error {
-	if err := syncFS(dir); err != nil {
+	if err := app.SyncTree(dir); err != nil {
 		return err
 	}
 	d, err := os.Open(dir)
@@ -87,7 +76,7 @@ func trim(dir string) error {
 	if _, _, e := unix.Syscall(unix.SYS_IOCTL, d.Fd(), fitrim, uintptr(unsafe.Pointer(&req))); e != 0 {
 		return fmt.Errorf("discard the free space of %s: %w", dir, e)
 	}
-	return syncFS(dir)
+	return app.SyncTree(dir)
 }
 
 // fillFree writes a file of zeros into all free space of the file system of dir, an ext4, and removes it.

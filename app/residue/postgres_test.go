@@ -17,6 +17,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"golang.org/x/sys/unix"
 
+	"tidemark/app"
 	"tidemark/block"
 )
 
@@ -340,7 +341,7 @@ func TestPostgresTypes(t *testing.T) {
 	s.exec("CHECKPOINT")
 	wantKinds(t, "dead", onlyRelations(scanFiles(t, s.DataDir(), set)))
 	s.stop()
-	syncFS(s.dir)
+	app.SyncTree(s.dir)
 	places, err := NewFileMap(s.dir, nil)
 	if err != nil {
 		t.Fatal(err)
@@ -483,7 +484,7 @@ func testPrepare(t *testing.T, s *server) {
 // countFindings scans the disk and the files, and prints a few of what it finds.
 func countFindings(t *testing.T, s *server, set *Fingerprints) int {
 	t.Helper()
-	if err := syncFS(s.dir); err != nil {
+	if err := app.SyncTree(s.dir); err != nil {
 		t.Fatal(err)
 	}
 	conn, err := s.Connect(context.Background(), "postgres")
@@ -523,7 +524,7 @@ func TestFill(t *testing.T) {
 	if err := os.WriteFile(name, []byte(strings.Repeat("Notburga Oberhauser, ", 100_000)), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	syncFS(im.dir)
+	app.SyncTree(im.dir)
 	os.Remove(name)
 	im.unmount()
 	im.mount()
@@ -547,7 +548,7 @@ func TestJournal(t *testing.T) {
 	if err := os.WriteFile(name, []byte(strings.Repeat("Ottokar Pfefferkorn, ", 10_000)), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	syncFS(im.dir)
+	app.SyncTree(im.dir)
 	os.Remove(name)
 	left := func() int {
 		if err := trim(im.dir); err != nil {
