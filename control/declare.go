@@ -30,13 +30,26 @@ func (c *Control) Templates(ctx context.Context) ([]policy.Template, error) {
 	return catalog.List[policy.Template](ctx, c.catalog, catalog.Templates)
 }
 
+// templates are all templates, by name: one query for who looks at all applications.
+func (c *Control) templates(ctx context.Context) (map[string]policy.Template, error) {
+	list, err := c.Templates(ctx)
+	if err != nil {
+		return nil, err
+	}
+	all := make(map[string]policy.Template, len(list))
+	for _, t := range list {
+		all[t.Name] = t
+	}
+	return all, nil
+}
+
 // RemoveTemplate forgets a template that no application has.
 func (c *Control) RemoveTemplate(ctx context.Context, name string) error {
 	if _, err := c.template(ctx, name); err != nil {
 		return err
 	}
 	for _, a := range c.apps() {
-		if a.Promise != nil && a.Promise.Template == name {
+		if promised(a) == name {
 			return tidemark.Errorf(tidemark.Conflict, "%s has the template %s", a.name, name).WithHint("give it another one: `tidemark sla set " + a.name + " TEMPLATE`, or none")
 		}
 	}
@@ -144,12 +157,9 @@ func (c *Control) declared(ctx context.Context) (s policy.Set, err error) {
 }
 
 func (a app) declared() policy.Application {
-	d := policy.Application{Name: a.name, Source: a.Source, Host: a.Agent, Options: a.Options, Labels: a.Labels}
+	d := policy.Application{Name: a.name, Source: a.Source, Host: a.Agent, SLA: promised(a), Options: a.Options, Labels: a.Labels}
 	if len(a.Taps) > 1 {
 		d.Also = a.Taps[1:]
-	}
-	if a.Promise != nil {
-		d.SLA = a.Promise.Template
 	}
 	return d
 }
@@ -175,6 +185,7 @@ func (c *Control) canApply(ctx context.Context, have, want policy.Set, changes [
 	return ctx.Err()
 }
 
+// promised is the template that an application has; empty: none.
 func promised(a app) string {
 	if a.Promise == nil {
 		return ""

@@ -159,13 +159,14 @@ func (c *Control) keepPromises() {
 // keepAll does what is due now, and returns when it has to be looked again.
 func (c *Control) keepAll(ctx context.Context, now time.Time) (next time.Time) {
 	next = now.Add(lookPromises)
+	templates, err := c.templates(ctx)
+	if err != nil {
+		return next // nothing is done while the catalog is away
+	}
 	for _, a := range c.apps() {
-		if a.Promise == nil || ctx.Err() != nil {
+		t, ok := templates[promised(a)]
+		if !ok || ctx.Err() != nil { // of a template that is not known, Compliance says so
 			continue
-		}
-		t, err := c.template(ctx, a.Promise.Template)
-		if err != nil {
-			continue // Compliance says so
 		}
 		if at := c.keepOne(ctx, a, t, now); at.Before(next) {
 			next = at
@@ -228,7 +229,7 @@ func (c *Control) doDue(ctx context.Context, a app, t policy.Template, h policy.
 		begun.point = p.Position
 		job, err = c.verifyPoint(WithAsk(ctx, how), a.name+"@"+p.Position.String(), t.Verify.Probe)
 	case d.Policy == policy.PolicyCapture && !c.onlyMarked(a):
-		job, err = c.Capture(WithAsk(ctx, how), tidemark.CaptureSpec{Application: a.name, Bookmark: c.promisedName(a, promisedPrefix)})
+		job, err = c.Capture(WithAsk(ctx, how), tidemark.CaptureSpec{Application: a.name, Bookmark: timedName(a, promisedPrefix, time.Now())})
 	default:
 		c.promises.begun(a.t.ID(), d.Policy, begun)
 		c.jobs.wg.Go(func() { c.mark(a, d.Policy, begun) })
@@ -262,7 +263,7 @@ func (c *Control) mark(a app, pol policy.Policy, begun run) {
 	if pol == policy.PolicyAppShot {
 		prefix = scheduledPrefix
 	}
-	_, err := c.Bookmark(ctx, tidemark.BookmarkSpec{Application: a.name, Name: c.promisedName(a, prefix)})
+	_, err := c.Bookmark(ctx, tidemark.BookmarkSpec{Application: a.name, Name: timedName(a, prefix, time.Now())})
 	if ctx.Err() != nil {
 		return
 	}
@@ -271,10 +272,6 @@ func (c *Control) mark(a app, pol policy.Policy, begun run) {
 		r.State, r.Error = policy.RunFailed, Explain(err).Message
 	}
 	c.ended(a.t.ID(), r)
-}
-
-func (c *Control) promisedName(a app, prefix string) string {
-	return unusedName([]app{a}, prefix+time.Now().UTC().Format("20060102-150405.000"))
 }
 
 // jobEnded notes how a job went that did what a policy asks, or measured a recovery. What was asked for by hand counts as well.
@@ -424,7 +421,7 @@ func (c *Control) history(ctx context.Context, a app, t policy.Template, judged 
 }
 
 // madeName is a name that nobody chose. What somebody named is kept until he forgets it.
-var madeName = regexp.MustCompile(`^(` + promisedPrefix + `|` + scheduledPrefix + `|c)[0-9]{8}-[0-9]{6}\.[0-9]{3}(-[0-9]+)?$`)
+var madeName = regexp.MustCompile(`^(` + promisedPrefix + `|` + scheduledPrefix + `|` + capturedPrefix + `)[0-9]{8}-[0-9]{6}\.[0-9]{3}(-[0-9]+)?$`)
 
 // siftEvery is how often it is looked which points may be forgotten, if there are no new ones.
 const siftEvery = 15 * time.Minute
@@ -482,6 +479,10 @@ func (c *Control) warnOfPromises(ctx context.Context, s *tidemark.Status) error 
 func (c *Control) Compliance(ctx context.Context) ([]policy.Compliance, error) {
 	list := []policy.Compliance{}
 	now := time.Now()
+	templates, err := c.templates(ctx)
+	if err != nil {
+		return nil, err
+	}
 	for _, a := range c.apps() {
 		if a.Role == roleMount || a.Role == roleClone && a.Promise == nil {
 			continue
@@ -490,11 +491,8 @@ func (c *Control) Compliance(ctx context.Context) ([]policy.Compliance, error) {
 			list = append(list, policy.Compliance{Application: a.name, Judged: now, State: policy.Unprotected, Reasons: []string{"nothing is promised to it"}})
 			continue
 		}
-		t, err := c.template(ctx, a.Promise.Template)
-		if err != nil {
-			if tidemark.KindOf(err) != tidemark.NotFound {
-				return nil, err
-			}
+		t, ok := templates[a.Promise.Template]
+		if !ok {
 			list = append(list, policy.Compliance{Application: a.name, Template: a.Promise.Template, Judged: now, State: policy.Unprotected,
 				Reasons: []string{"its template is not known: `tidemark apply` brings it back"}})
 			continue

@@ -66,8 +66,9 @@ func (c *Control) protectWork(ctx context.Context, spec tidemark.ProtectSpec) (*
 			if err := c.describeAnew(ctx, a); err != nil {
 				return nil, errors.Join(err, c.demolish(context.WithoutCancel(ctx), spec.Name))
 			}
+		} else {
+			c.keepPoint(ctx, a)
 		}
-		c.keepPoint(ctx, a)
 		c.event("info", a.name, "%s is protected", a.Source)
 		return c.describe(ctx, a), nil
 	}

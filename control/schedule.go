@@ -46,7 +46,7 @@ func (c *Control) keepInterval(ctx context.Context, every time.Duration, what st
 		case <-ctx.Done():
 			return
 		case now := <-tick.C:
-			err := shoot(scheduledPrefix + now.UTC().Format("20060102-150405.000"))
+			err := shoot(scheduledPrefix + now.UTC().Format(nameTime))
 			if errors.Is(err, errEnds) {
 				return
 			}

@@ -189,7 +189,18 @@ func bookmarkName(a app, asked string, at time.Time) string {
 	if asked != "" {
 		return asked
 	}
-	return unusedName([]app{a}, "c"+at.UTC().Format("20060102-150405.000"))
+	return timedName(a, capturedPrefix, at)
+}
+
+// capturedPrefix begins the names of captures that nobody named.
+const capturedPrefix = "c"
+
+// nameTime is how names are made of a time; [madeName] tells them from others.
+const nameTime = "20060102-150405.000"
+
+// timedName is a name made of the time that no bookmark of an application has.
+func timedName(a app, prefix string, at time.Time) string {
+	return unusedName([]app{a}, prefix+at.UTC().Format(nameTime))
 }
 
 // RemoveVolume deletes a volume with all its points.
