@@ -190,10 +190,11 @@ type Export struct {
 	Size     int64  `json:"size_bytes"`
 }
 
-// Mount is a point shown to this host as a disk, and its file system mounted where asked.
+// Mount is a point shown to a host as a disk, and its file system mounted where asked.
 type Mount struct {
 	Name     string    `json:"name"`
 	Ref      string    `json:"ref"`
+	Host     string    `json:"host,omitempty"` // that it is on, if not the server's own
 	Disk     string    `json:"disk"`
 	Device   string    `json:"device"`
 	Path     string    `json:"path,omitempty"`
@@ -208,7 +209,8 @@ type Clone struct {
 	Name       string    `json:"name"`
 	Source     string    `json:"source"` // APP@POINT it was made of
 	Type       AppType   `json:"type"`
-	Connection string    `json:"connection"` // how to reach it; of several disks: each of them, with spaces between
+	Host       string    `json:"host,omitempty"` // that it is on, if not the server's own
+	Connection string    `json:"connection"`     // how to reach it; of several disks: each of them, with spaces between
 	Port       int       `json:"port,omitempty"`
 	Path       string    `json:"path,omitempty"`
 	State      string    `json:"state"`
@@ -343,6 +345,7 @@ type Host struct {
 	State        HostState  `json:"state"`
 	Joined       *time.Time `json:"joined,omitempty"`
 	Applications []string   `json:"applications"` // that are tapped there
+	Shown        []string   `json:"shown"`        // clones and mounts that are there
 }
 
 // Invitation lets a host join.

@@ -71,9 +71,10 @@ type ExportSpec struct {
 	Insecure bool   `json:"insecure,omitempty"` // serve TCP to everybody who reaches it
 }
 
-// MountSpec asks for a point to be mounted on the server's host.
+// MountSpec asks for a point to be mounted on a host.
 type MountSpec struct {
 	Ref      string `json:"ref"`
+	Host     string `json:"host,omitempty"` // if not the server's own
 	Disk     string `json:"disk,omitempty"`
 	Path     string `json:"path,omitempty"` // empty: only the device
 	Name     string `json:"name,omitempty"` // empty: made from the application's name
@@ -86,6 +87,7 @@ type CloneSpec struct {
 	Name string `json:"name"`
 	Port int    `json:"port,omitempty"` // 0: a free one
 	To   string `json:"to,omitempty"`   // a time or an LSN to recover to, beyond the point
+	Host string `json:"host,omitempty"` // that it is brought up on, if not the server's own
 }
 
 // RefreshSpec asks that a clone or mount be made anew from a point, under the same name.

@@ -93,6 +93,12 @@ func (a *Agent) Connected() bool {
 	return a.link != nil && !a.link.dead()
 }
 
+// Reach fails if no calls can be made now.
+func (a *Agent) Reach(ctx context.Context) error {
+	_, err := a.current(ctx)
+	return err
+}
+
 // patience is how long a Close waits for the agent's last system call.
 const patience = 30 * time.Second
 

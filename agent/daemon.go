@@ -51,10 +51,13 @@ func (d *Daemon) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := thawAttached(PlacesIn(d.Dir)); err != nil {
+	if err := id.SetServer(d.Server); err != nil { // for the attachers
+		return err
+	}
+	if err := thawAttached(d.places()); err != nil {
 		d.Logger.Error("a file system may be frozen", "error", err)
 	}
-	feeds, err := nbd.Listen("unix:" + PlacesIn(d.Dir).Feeds)
+	feeds, err := nbd.Listen("unix:" + d.places().Feeds)
 	if err != nil {
 		return err
 	}
@@ -68,7 +71,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	revived := d.reviveTaps(ctx)
 	admitted := make(chan string, 1)
 	all.Go(func() { d.tellReady(ctx, admitted, revived) })
-	postAllLeft(PlacesIn(d.Dir))
+	postAllLeft(d.places())
 	return d.stayConnected(ctx, id, admitted)
 }
 
@@ -79,7 +82,7 @@ func (d *Daemon) reviveTaps(ctx context.Context) (done <-chan none) {
 	end := make(chan none)
 	go func() {
 		defer cancel()
-		if err := Revive(ctx, PlacesIn(d.Dir)); err != nil {
+		if err := Revive(ctx, d.places()); err != nil {
 			d.Logger.Error("not all that was tapped is", "error", err)
 		}
 	}()
@@ -102,9 +105,30 @@ func (d *Daemon) tellReady(ctx context.Context, admitted <-chan string, revived 
 	}
 }
 
+// identityDir is the directory, in the data directory, of who this host is.
+const identityDir = "identity"
+
+func (d *Daemon) places() Places {
+	p := PlacesIn(d.Dir)
+	p.Disks, p.Identity = "", filepath.Join(d.Dir, identityDir)
+	return p
+}
+
+// makeDir makes the data directory. Databases of clones run as other users, and must get through to their files.
+func (d *Daemon) makeDir() error {
+	if err := os.MkdirAll(d.Dir, 0o711); err != nil {
+		return err
+	}
+	st, err := os.Stat(d.Dir)
+	if err == nil && st.Mode().Perm()&0o011 != 0o011 { // of a release that had no clones
+		err = os.Chmod(d.Dir, st.Mode().Perm()|0o011)
+	}
+	return errors.Join(err, os.MkdirAll(filepath.Join(d.Dir, "run"), 0o700))
+}
+
 // takeDir makes the directory and keeps other agents out of it.
 func (d *Daemon) takeDir() (*os.File, error) {
-	if err := os.MkdirAll(filepath.Join(d.Dir, "run"), 0o700); err != nil {
+	if err := d.makeDir(); err != nil {
 		return nil, tidemark.Errorf(tidemark.Unavailable, "the data directory cannot be made: %w", err).WithHint("choose another with --data, or run as root")
 	}
 	f, err := os.OpenFile(filepath.Join(d.Dir, "run", "agent.lock"), os.O_CREATE|os.O_RDWR, 0o600)
@@ -118,14 +142,18 @@ func (d *Daemon) takeDir() (*os.File, error) {
 }
 
 // EndTaps ends all taps of a host that no server can end any more, and returns the disks that were tapped: they alone are what the tapped disks
-// were. While one is in use, it is an error of kind Conflict.
+// were. While one is in use, it is an error of kind Conflict. Disks that the server has shown here are nothing without it: they are taken away
+// whether they are in use or not.
 func (d *Daemon) EndTaps(ctx context.Context) (primaries []string, err error) {
 	lock, err := d.takeDir()
 	if err != nil {
 		return nil, err
 	}
 	defer lock.Close()
-	places := PlacesIn(d.Dir)
+	places := d.places()
+	if _, err := (Here{Places: places}).detachStrays(ctx, nil); err != nil {
+		return nil, err
+	}
 	list, err := mount.List(places.Attached)
 	if err != nil {
 		return nil, err
@@ -156,7 +184,7 @@ func (d *Daemon) EndTaps(ctx context.Context) (primaries []string, err error) {
 
 // identity returns who this host is, and joins the server if it is nobody yet.
 func (d *Daemon) identity(ctx context.Context) (*remote.Identity, error) {
-	dir := filepath.Join(d.Dir, "identity")
+	dir := filepath.Join(d.Dir, identityDir)
 	id, err := remote.OpenIdentity(dir)
 	if !errors.Is(err, os.ErrNotExist) {
 		return id, err
@@ -175,7 +203,7 @@ func (d *Daemon) identity(ctx context.Context) (*remote.Identity, error) {
 func (d *Daemon) stayConnected(ctx context.Context, id *remote.Identity, admitted chan<- string) error {
 	pause, ready := leastPause, false
 	for {
-		conn, err := id.Dial(ctx, d.Server, remote.Calls)
+		conn, err := id.Dial(ctx, d.Server, remote.Request{For: remote.Calls})
 		if err == nil {
 			pause = leastPause
 			if !ready {
@@ -239,8 +267,10 @@ func (d *Daemon) serve(ctx context.Context, id *remote.Identity, conn net.Conn) 
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
 	defer conn.Close()
 	s := newSession(conn)
-	s.places = PlacesIn(d.Dir)
-	s.dial = func(ctx context.Context) (net.Conn, error) { return id.Dial(ctx, d.Server, remote.WriteBack) }
+	s.places = d.places()
+	s.dial = func(ctx context.Context) (net.Conn, error) {
+		return id.Dial(ctx, d.Server, remote.Request{For: remote.WriteBack})
+	}
 	return s.serve(ctx)
 }
 
@@ -263,7 +293,7 @@ func (d *Daemon) carryFeeds(ctx context.Context, id *remote.Identity, l net.List
 
 func (d *Daemon) carry(ctx context.Context, id *remote.Identity, tap net.Conn) error {
 	defer tap.Close()
-	server, err := id.Dial(ctx, d.Server, remote.Feed)
+	server, err := id.Dial(ctx, d.Server, remote.Request{For: remote.Feed})
 	if err != nil {
 		return err
 	}

@@ -115,9 +115,11 @@ type callers struct{ came chan none }
 
 func (c callers) Redeem(context.Context, string) (string, error)  { return "here", nil }
 func (c callers) Certified(context.Context, string, string) error { return nil }
-func (c callers) Admit(context.Context, string, string) error     { return nil }
-func (c callers) Take(ctx context.Context, _, purpose string, _ net.Conn) {
-	if purpose == remote.Calls {
+func (c callers) Admit(context.Context, string, string, remote.Request) error {
+	return nil
+}
+func (c callers) Take(ctx context.Context, _ string, r remote.Request, _ net.Conn) {
+	if r.For == remote.Calls {
 		c.came <- none{}
 	}
 	<-ctx.Done()

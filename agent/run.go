@@ -61,18 +61,19 @@ type session struct {
 
 	mu       sync.Mutex
 	live     map[uint64]context.CancelFunc // calls that run
-	frozen   map[string]bool               // file systems that we froze, by where they are mounted
-	writing  map[string]bool               // file systems that are being written back for a shot
-	barriers map[string]*barrier           // of shots that have parts on other hosts
-	thawing  map[string]bool               // timelines whose guest may be frozen since a shot that has ended
-	turns    map[string]chan none          // of shots, by timeline: see turnOf
-	ended    bool                          // no shot begins any more
-	over     chan none                     // closed when ended is set
+	frozen   map[string]uint64             // file systems that we froze, by where they are mounted, and the number of the freeze
+	freezes  uint64
+	writing  map[string]bool      // file systems that are being written back for a shot
+	barriers map[string]*barrier  // of shots that have parts on other hosts
+	thawing  map[string]bool      // timelines whose guest may be frozen since a shot that has ended
+	turns    map[string]chan none // of shots, by timeline: see turnOf
+	ended    bool                 // no shot begins any more
+	over     chan none            // closed when ended is set
 }
 
 func newSession(server io.ReadWriter) *session {
 	s := &session{wire: newWire(server), limits: shotLimits, syncFS: syncFS, tidied: make(chan none), live: map[uint64]context.CancelFunc{},
-		frozen: map[string]bool{}, writing: map[string]bool{}, barriers: map[string]*barrier{}, thawing: map[string]bool{}, turns: map[string]chan none{}, over: make(chan none)}
+		frozen: map[string]uint64{}, writing: map[string]bool{}, barriers: map[string]*barrier{}, thawing: map[string]bool{}, turns: map[string]chan none{}, over: make(chan none)}
 	s.receivers.live = map[string]*postgres.Receiver{}
 	close(s.tidied)
 	return s
@@ -141,6 +142,9 @@ func (s *session) answer(ctx context.Context, m message) (result any, err error)
 		}
 	}()
 	do := tapVerbs[m.Verb]
+	if do == nil {
+		do = diskVerbs[m.Verb]
+	}
 	if s.own && m.Verb == "hello" {
 		do = on(doHello)
 	} else if s.own && do == nil {

@@ -23,19 +23,23 @@ import (
 // A tapped disk is a primary that a tap has open, attached from the tap's socket by an attacher like any disk of ours. Production uses
 // what the attacher makes. Neither process needs the agent, or the server: we start them, and find them again.
 
-// Places are where an agent keeps what is there as long as taps are, below one directory.
+// Places are where an agent keeps what outlives it, below one directory.
 type Places struct {
+	Dir      string `json:"dir"`      // the data directory
 	Taps     string `json:"taps"`     // directories of taps, by the ids of their timelines
 	Attached string `json:"attached"` // of attached disks
 	Devices  string `json:"devices"`  // links to tapped disks
 	Feeds    string `json:"feeds"`    // the socket on which the server takes what taps send
 	Held     string `json:"held"`     // notes of applications that are held for an AppShot
+	Disks    string `json:"disks"`    // the socket on which the server of this host serves its disks
+	// Identity is the directory of who this host is to a server elsewhere, which serves its disks over the network; empty: the server is here.
+	Identity string `json:"identity,omitempty"`
 }
 
 // PlacesIn are the places in a data directory.
 func PlacesIn(dir string) Places {
-	return Places{Taps: filepath.Join(dir, "taps"), Attached: filepath.Join(dir, "run", "attached"), Devices: filepath.Join(dir, "devices"),
-		Feeds: filepath.Join(dir, "run", "taps.sock"), Held: filepath.Join(dir, "run", "held")}
+	return Places{Dir: dir, Taps: filepath.Join(dir, "taps"), Attached: filepath.Join(dir, "run", "attached"), Devices: filepath.Join(dir, "devices"),
+		Feeds: filepath.Join(dir, "run", "taps.sock"), Held: filepath.Join(dir, "run", "held"), Disks: filepath.Join(dir, "run", "nbd.sock")}
 }
 
 // Device is the path at which a tapped disk is found, whatever its device is called today. disks is how many the application has.

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"tidemark"
+	"tidemark/app/postgres"
 	"tidemark/capture"
 )
 
@@ -80,11 +81,27 @@ func TestSilentAgent(t *testing.T) {
 	}
 }
 
-// An agent of another host does what taps need, and nothing else, and leads to no place outside of its own.
+// An agent of another host does what taps and shown disks need, and nothing else, and leads to no place outside of its own.
 func TestRemoteVerbs(t *testing.T) {
 	a := connected(t, "a")
-	if err := a.Mount(t.Context(), Filesystem{Device: "/dev/null", Dir: "/"}); err == nil || !strings.Contains(err.Error(), "does not know") {
-		t.Errorf("mount: %v", err)
+	if err := a.Format(t.Context(), "/dev/null", "ext4", "x"); err == nil || !strings.Contains(err.Error(), "does not know") {
+		t.Errorf("format: %v", err)
+	}
+	denied := func(what string, err error) {
+		if tidemark.KindOf(err) != tidemark.Denied {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	_, err := a.Mount(t.Context(), Filesystem{Device: "/dev/null", Dir: "/"})
+	denied("mount a device of the host", err)
+	_, err = a.RecoverPostgres(t.Context(), postgres.Target{Name: "x", DataDir: "/var/lib/postgresql"})
+	denied("recover a database of the host", err)
+	_, err = a.RecoverPostgres(t.Context(), postgres.Target{Name: "x", DataDir: "clones/x/data", WALDir: "clones/../../etc"})
+	denied("recover with files of the host", err)
+	denied("stop a database of the host", a.StopPostgres(t.Context(), "/var/lib/postgresql"))
+	denied("remove a directory of the host", a.RemoveEmpty(t.Context(), "/tmp"))
+	if err := a.DetachDisk(t.Context(), ShownDisk{Application: "../x", Disk: "d"}); tidemark.KindOf(err) != tidemark.Invalid {
+		t.Errorf("detach: %v", err)
 	}
 	if _, err := do[none](t.Context(), a, "hello", greeting{}, nil); err == nil || !strings.Contains(err.Error(), "does not know") {
 		t.Errorf("hello: %v", err)

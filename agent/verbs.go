@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
+	"os"
 	"sync"
 	"time"
 
@@ -30,21 +32,12 @@ func on[A, R any](fn func(ctx context.Context, s *session, args A, note func(any
 	}
 }
 
-// verbs are what the agent of the server's own host can do, beside tapVerbs; each is called by the method of [Agent] that names it.
+// verbs are what the agent of the server's own host can do, beside tapVerbs and diskVerbs; each is called by the method of [Agent] that names it.
 var verbs = map[string]verb{
-	"mount":         on(doMount),
 	"format":        on(doFormat),
-	"unmount":       on(doUnmount),
-	"freeze":        on(doFreeze),
-	"thaw":          on(doThaw),
 	"sync":          on(doSync),
 	"restore":       on(doRestore),
-	"discover":      on(doDiscover),
 	"capture":       on(doCapture),
-	"recover":       on(doRecover),
-	"find":          on(doFind),
-	"locate":        on(doLocate),
-	"stop":          on(doStop),
 	"receive":       on(doReceive),
 	"received":      on(doReceived),
 	"force":         on(doForce),
@@ -69,25 +62,53 @@ var tapVerbs = map[string]verb{
 	"proceed":      on(doProceed),
 }
 
+// diskVerbs are those by which disks of the server are shown on a host, and used there. An agent of another host knows them, too.
+var diskVerbs = map[string]verb{
+	"disk-attach":  on(doAttachDisk),
+	"disk-look":    on(doLookDisk),
+	"disk-detach":  on(doDetachDisk),
+	"disk-strays":  on(doDetachStrays),
+	"check-dir":    on(doCheckMountPoint),
+	"remove-empty": on(doRemoveEmpty),
+	"mount":        on(doMount),
+	"unmount":      on(doUnmount),
+	"freeze":       on(doFreeze),
+	"thaw":         on(doThaw),
+	"discover":     on(doDiscover),
+	"recover":      on(doRecover),
+	"locate":       on(doLocate),
+	"find":         on(doFind),
+	"stop":         on(doStop),
+}
+
 // none is the answer of what has nothing to say.
 type none struct{}
 
 // Filesystem says what is mounted where: see [mount.MountFS].
 type Filesystem struct {
 	Device  string   `json:"device"`
-	Dir     string   `json:"dir"` // exists
+	Dir     string   `json:"dir"`            // exists, unless Make is set; relative: below the agent's data directory
+	Make    bool     `json:"make,omitempty"` // make the directory
 	Type    string   `json:"type,omitempty"`
 	Options []string `json:"options,omitempty"`
 }
 
-// Mount mounts a file system.
-func (a *Agent) Mount(ctx context.Context, fs Filesystem) error {
-	_, err := do[none](ctx, a, "mount", fs, nil)
-	return err
+// Mount mounts a file system, and returns the absolute path of where it is.
+func (a *Agent) Mount(ctx context.Context, fs Filesystem) (dir string, err error) {
+	return do[string](ctx, a, "mount", fs, nil)
 }
 
-func doMount(_ context.Context, _ *session, fs Filesystem, _ func(any)) (none, error) {
-	return none{}, mount.MountFS(fs.Device, fs.Dir, fs.Type, fs.Options)
+func doMount(_ context.Context, s *session, fs Filesystem, _ func(any)) (string, error) {
+	if err := s.checkDevice(fs.Device); err != nil {
+		return "", err
+	}
+	dir := s.places.abs(fs.Dir)
+	if fs.Make {
+		if err := os.MkdirAll(dir, 0o711); err != nil { // databases run as other users, and must get through
+			return "", err
+		}
+	}
+	return dir, mount.MountFS(fs.Device, dir, fs.Type, fs.Options)
 }
 
 type formatArgs struct{ Device, Type, Label string }
@@ -114,7 +135,8 @@ func (a *Agent) Unmount(ctx context.Context, dir string, patience time.Duration)
 	return err
 }
 
-func doUnmount(ctx context.Context, _ *session, args unmountArgs, _ func(any)) (none, error) {
+func doUnmount(ctx context.Context, s *session, args unmountArgs, _ func(any)) (none, error) {
+	args.Dir = s.places.abs(args.Dir)
 	for until := time.Now().Add(args.Patience); ; {
 		err := mount.Unmount(args.Dir)
 		if errors.Is(err, mount.ErrBusy) && time.Now().Before(until) && ctx.Err() == nil {
@@ -129,27 +151,64 @@ func doUnmount(ctx context.Context, _ *session, args unmountArgs, _ func(any)) (
 }
 
 // Freeze writes back file systems and stops their writes until Thaw, all or none. They are
-// thawed, too, when the server ends.
+// thawed, too, when the server ends, and on another host after a while.
 func (a *Agent) Freeze(ctx context.Context, dirs []string) error {
 	_, err := do[none](ctx, a, "freeze", dirs, nil)
 	return err
 }
 
-func doFreeze(_ context.Context, s *session, dirs []string, _ func(any)) (none, error) {
+// freezeLimit is how long a file system of another host stays frozen that the server does not thaw: the way to it may be cut.
+const freezeLimit = 5 * time.Second
+
+func doFreeze(ctx context.Context, s *session, dirs []string, _ func(any)) (none, error) {
+	dirs = s.absAll(dirs)
+	ours := map[string]uint64{}
 	for i, dir := range dirs {
 		if err := mount.Freeze(dir); err != nil {
 			return none{}, errors.Join(err, s.thaw(dirs[:i]))
 		}
-		s.noteFrozen(dir)
+		ours[dir] = s.noteFrozen(dir)
+	}
+	if ctx.Err() != nil { // nobody waits for it any more, and nobody would thaw it
+		return none{}, errors.Join(ctx.Err(), s.thaw(dirs))
+	}
+	if !s.own {
+		time.AfterFunc(freezeLimit, func() {
+			if err := s.thaw(s.stillFrozen(ours)); err != nil {
+				slog.Error("a file system stays frozen", "error", err)
+			}
+		})
 	}
 	return none{}, nil
 }
 
-// noteFrozen notes that a file system has to be thawed when the server is gone.
-func (s *session) noteFrozen(dir string) {
+func (s *session) absAll(dirs []string) []string {
+	list := make([]string, len(dirs))
+	for i, dir := range dirs {
+		list[i] = s.places.abs(dir)
+	}
+	return list
+}
+
+// noteFrozen notes that a file system has to be thawed when the server is gone, and returns the number of this freeze.
+func (s *session) noteFrozen(dir string) uint64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.frozen[dir] = true
+	s.freezes++
+	s.frozen[dir] = s.freezes
+	return s.freezes
+}
+
+// stillFrozen lists those of file systems that are frozen since the freezes of these numbers.
+func (s *session) stillFrozen(numbers map[string]uint64) (dirs []string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for dir, n := range numbers {
+		if s.frozen[dir] == n {
+			dirs = append(dirs, dir)
+		}
+	}
+	return dirs
 }
 
 func (s *session) forgetFrozen(dir string) {
@@ -158,24 +217,34 @@ func (s *session) forgetFrozen(dir string) {
 	delete(s.frozen, dir)
 }
 
-// Thaw lets file systems go on; one that is not frozen is fine.
-func (a *Agent) Thaw(ctx context.Context, dirs []string) error {
-	_, err := do[none](ctx, a, "thaw", dirs, nil)
-	return err
+// Thaw lets file systems go on; one that is not frozen is fine. lasted: until now all of them were frozen by Freeze.
+func (a *Agent) Thaw(ctx context.Context, dirs []string) (lasted bool, err error) {
+	return do[bool](ctx, a, "thaw", dirs, nil)
 }
 
-func doThaw(_ context.Context, s *session, dirs []string, _ func(any)) (none, error) {
-	return none{}, s.thaw(dirs)
+func doThaw(_ context.Context, s *session, dirs []string, _ func(any)) (lasted bool, err error) {
+	dirs, lasted = s.absAll(dirs), true
+	s.mu.Lock()
+	for _, dir := range dirs {
+		lasted = lasted && s.frozen[dir] != 0
+	}
+	s.mu.Unlock()
+	return lasted, s.thaw(dirs)
 }
 
 func (s *session) thaw(dirs []string) error {
 	var errs []error
 	for _, dir := range dirs {
+		s.mu.Lock()
+		_, was := s.frozen[dir]
+		delete(s.frozen, dir) // before it is: who asks whether it lasted must not be told so wrongly
+		s.mu.Unlock()
 		if err := mount.Thaw(dir); err != nil && !errors.Is(err, unix.EINVAL) { // EINVAL: it is not frozen
 			errs = append(errs, err)
-			continue
+			if was {
+				s.noteFrozen(dir)
+			}
 		}
-		s.forgetFrozen(dir)
 	}
 	return errors.Join(errs...)
 }
@@ -258,7 +327,12 @@ func (a *Agent) RecoverPostgres(ctx context.Context, t postgres.Target) (*postgr
 	return do[*postgres.Instance](ctx, a, "recover", t, nil)
 }
 
-func doRecover(ctx context.Context, _ *session, t postgres.Target, _ func(any)) (*postgres.Instance, error) {
+func doRecover(ctx context.Context, s *session, t postgres.Target, _ func(any)) (_ *postgres.Instance, err error) {
+	for _, path := range []*string{&t.DataDir, &t.Root, &t.WALDir, &t.ConfigDir} {
+		if *path, err = s.ofClone(*path); err != nil {
+			return nil, err
+		}
+	}
 	return postgres.Recover(ctx, t)
 }
 
@@ -267,7 +341,11 @@ func (a *Agent) LocatePostgres(ctx context.Context, root string) (string, error)
 	return do[string](ctx, a, "locate", root, nil)
 }
 
-func doLocate(_ context.Context, _ *session, root string, _ func(any)) (string, error) {
+func doLocate(_ context.Context, s *session, root string, _ func(any)) (string, error) {
+	root, err := s.ofClone(root)
+	if err != nil {
+		return "", err
+	}
 	return postgres.FindDataDir(root)
 }
 
@@ -283,7 +361,11 @@ func (a *Agent) FindPostgres(ctx context.Context, dataDir string) (Database, err
 	return soon[Database](ctx, a, "find", dataDir)
 }
 
-func doFind(_ context.Context, _ *session, dataDir string, _ func(any)) (Database, error) {
+func doFind(_ context.Context, s *session, dataDir string, _ func(any)) (Database, error) {
+	dataDir, err := s.ofClone(dataDir)
+	if err != nil {
+		return Database{}, err
+	}
 	in, err := postgres.Find(dataDir)
 	if err != nil {
 		return Database{}, err
@@ -297,7 +379,11 @@ func (a *Agent) StopPostgres(ctx context.Context, dataDir string) error {
 	return err
 }
 
-func doStop(ctx context.Context, _ *session, dataDir string, _ func(any)) (none, error) {
+func doStop(ctx context.Context, s *session, dataDir string, _ func(any)) (none, error) {
+	dataDir, err := s.ofClone(dataDir)
+	if err != nil {
+		return none{}, err
+	}
 	in, err := postgres.Find(dataDir)
 	if tidemark.KindOf(err) == tidemark.NotFound {
 		return none{}, nil

@@ -19,7 +19,7 @@ import (
 const qsd = "qemu-storage-daemon FUSE + loop"
 
 // attach is what our attacher's process does; see mount.RunAttacher.
-func attach() error { return mount.RunAttacher(context.Background()) }
+func attach() error { return mount.RunAttacher(context.Background(), nil) }
 
 // attached is a block device of this host and how to be rid of it.
 type attached struct {

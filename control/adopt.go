@@ -4,11 +4,11 @@ import (
 	"context"
 	"errors"
 	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
 	"tidemark"
+	"tidemark/agent"
 	"tidemark/catalog"
 	"tidemark/internal/vfs"
 	"tidemark/mount"
@@ -64,7 +64,7 @@ func (c *Control) removeUnanswered(ctx context.Context) error {
 		if m.State != stateMaking {
 			continue
 		}
-		if err := c.demolish(ctx, m.Name); err != nil {
+		if err := c.abandon(ctx, m.Name, nil); err != nil {
 			c.event("error", m.Name, "the mount %s was cut by a stop of the server, and could not be undone: %v", m.Name, err)
 		} else {
 			c.event("warning", m.Name, "the mount %s was cut by a stop of the server and undone", m.Name)
@@ -89,16 +89,13 @@ func (c *Control) removeStrays(ctx context.Context) error {
 	if err != nil || len(c.set.Damaged()) > 0 {
 		return err
 	}
+	site := agent.Here{Places: agent.PlacesIn(c.o.Dir)}
 	for _, at := range list {
 		name, _, _ := strings.Cut(at.Name(), "@")
 		if _, err := c.app(name); tidemark.KindOf(err) != tidemark.NotFound {
 			continue
 		}
-		if at.Alive() {
-			err = at.Detach(ctx, true)
-		} else {
-			err = cleanUp(at)
-		}
+		err := site.Remove(ctx, at)
 		c.event("warning", name, "the disk %s belonged to nothing any more, and was detached: %v", at.Device(), err)
 	}
 	return nil
@@ -111,22 +108,18 @@ func (c *Control) mountOf(ctx context.Context, a app) (m tidemark.Mount, err err
 		return m, err
 	}
 	disks := a.t.Disks()
-	m = tidemark.Mount{Name: a.name, Ref: a.Of, Disk: disks[0].Name(), State: "attached", Since: a.t.Describe().Created}
+	m = tidemark.Mount{Name: a.name, Ref: a.Of, Host: a.Agent, Disk: disks[0].Name(), State: "attached", Since: a.t.Describe().Created}
 	for _, d := range disks {
-		at, ok, err := c.attached(a, d.Name())
+		s, err := c.look(ctx, a, d.Name())
 		if err != nil {
 			return m, err
 		}
-		if !ok {
+		if s.Device == "" {
 			continue
 		}
-		m.Disk, m.Device = d.Name(), at.Device()
-		mounted, err := mount.Mounts(at.Device())
-		if err != nil {
-			return m, err
-		}
-		if len(mounted) > 0 {
-			m.Path, m.ReadOnly, m.State = mounted[0].Dir, mounted[0].ReadOnly, "mounted"
+		m.Disk, m.Device = d.Name(), s.Device
+		if len(s.Mounts) > 0 {
+			m.Path, m.ReadOnly, m.State = s.Mounts[0].Dir, s.Mounts[0].ReadOnly, "mounted"
 		}
 	}
 	c.event("warning", a.name, "the mount %s was not in the catalog, and was adopted", a.name)
@@ -140,16 +133,23 @@ func (c *Control) cloneOf(ctx context.Context, a app) (k keptClone, err error) {
 	if tidemark.KindOf(err) != tidemark.NotFound {
 		return k, err
 	}
-	k = keptClone{Spec: tidemark.CloneSpec{Ref: a.Of, Name: a.name},
-		Clone: tidemark.Clone{Name: a.name, Source: a.Of, Type: a.Type, State: "running", Created: a.t.Describe().Created}}
-	switch a.Type {
-	case tidemark.TypePostgres:
+	k = keptClone{Spec: tidemark.CloneSpec{Ref: a.Of, Name: a.name, Host: a.Agent},
+		Clone: tidemark.Clone{Name: a.name, Source: a.Of, Type: a.Type, Host: a.Agent, State: "running", Created: a.t.Describe().Created}}
+	switch {
+	case a.Type == tidemark.TypePostgres:
 		if in, err := c.database(ctx, a); err == nil {
 			k.Connection, k.Port = in.Conn, in.Port
 		}
-	case tidemark.TypeFilesystem:
-		k.Path = filepath.Join(c.dirOf(a, dataDisk), treeDir)
-		k.Connection = k.Path
+	case a.Type == tidemark.TypeFilesystem:
+		s, err := c.look(ctx, a, dataDisk)
+		if err != nil {
+			return k, err
+		}
+		k.setTree(s.Dir)
+	case a.elsewhere():
+		if err := c.attachClone(ctx, a, &k); err != nil {
+			return k, err
+		}
 	default:
 		if err := c.exportClone(ctx, a, &k); err != nil {
 			return k, err

@@ -23,8 +23,12 @@ type about struct {
 	Of string `json:"of,omitempty"`
 	// Taps are the paths of the primary disks of a tapped application, in the order of its disks.
 	Taps []string `json:"taps,omitempty"`
-	// Agent is the host whose agent runs these taps; empty: ours.
+	// Agent is the host whose agent runs these taps, or on which the clone or mount is; empty: ours.
 	Agent string `json:"agent,omitempty"`
+	// Turn counts how often the disks of a clone on another host were changed while it could not be asked to take them off.
+	Turn int `json:"turn,omitempty"`
+	// Doomed: the clone or mount is to be taken apart when its host is back.
+	Doomed *doom `json:"doomed,omitempty"`
 	// Machine is the virtual machine whose disk a mirrored application follows.
 	Machine *machine `json:"machine,omitempty"`
 	// Home is where the data directory of a database lies, if its disks are those of its
@@ -157,6 +161,21 @@ func (c *Control) claim(name string) (release func(), err error) {
 // claiming is claim for the work of a job.
 func (c *Control) claiming(name string) func(context.Context) (func(), error) {
 	return func(context.Context) (func(), error) { return c.claim(name) }
+}
+
+// work keeps others from what is done to a clone or mount until leave is called.
+func (c *Control) work(name string) (leave func(), err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.working[name] || c.names[name] {
+		return nil, tidemark.Errorf(tidemark.Conflict, "%s is being worked on", name).WithHint("wait a moment: `tidemark jobs` and `tidemark status` say what is going on")
+	}
+	c.working[name] = true
+	return func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		delete(c.working, name)
+	}, nil
 }
 
 func mustJSON(v any) json.RawMessage {

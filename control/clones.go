@@ -1,12 +1,14 @@
 package control
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"hash/crc32"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"tidemark"
@@ -28,15 +30,18 @@ func (c *Control) Clone(ctx context.Context, spec tidemark.CloneSpec) (tidemark.
 
 func (c *Control) cloneWork(ctx context.Context, spec tidemark.CloneSpec) (*work, error) {
 	src, err := c.planClone(ctx, spec)
+	if err == nil {
+		_, err = c.hostAgent(ctx, spec.Host)
+	}
 	if err != nil {
 		return nil, err
 	}
 	if err := tidemark.CheckName(spec.Name); err != nil {
 		return nil, err
 	}
-	w := &work{app: spec.Name, host: hostname(), args: fixedClone(spec)}
+	w := &work{app: spec.Name, host: cmp.Or(spec.Host, hostname()), args: fixedClone(spec)}
 	w.holding = func(ctx context.Context) (func(), error) {
-		if err := c.portIsFree(ctx, spec.Port); err != nil {
+		if err := c.portIsFree(ctx, spec.Host, spec.Port); err != nil {
 			return nil, err
 		}
 		return c.claim(spec.Name)
@@ -47,7 +52,7 @@ func (c *Control) cloneWork(ctx context.Context, spec tidemark.CloneSpec) (*work
 		}
 		k, err := c.makeClone(ctx, src, spec)
 		if err != nil {
-			return nil, errors.Join(err, c.demolish(context.WithoutCancel(ctx), spec.Name))
+			return nil, errors.Join(err, c.abandon(context.WithoutCancel(ctx), spec.Name, nil))
 		}
 		return k.Clone, nil
 	}
@@ -109,10 +114,10 @@ func newestPoint(a app) (tidemark.RecoveryPoint, error) {
 
 // portIsFree refuses a port that another clone was given: databases that only
 // have a socket each would not notice, but whoever reads their port would.
-func (c *Control) portIsFree(ctx context.Context, port int) error {
+func (c *Control) portIsFree(ctx context.Context, host string, port int) error {
 	kept, err := catalog.List[keptClone](ctx, c.catalog, catalog.Clones)
 	for _, k := range kept {
-		if port != 0 && k.Port == port {
+		if port != 0 && k.Port == port && k.Host == host {
 			return tidemark.Errorf(tidemark.Conflict, "port %d is that of the clone %s", port, k.Name).WithHint("choose another, or leave it out for a free one")
 		}
 	}
@@ -196,26 +201,24 @@ func baseFor(a app, at tidemark.Point, s postgres.Stop) (tidemark.RecoveryPoint,
 
 func (c *Control) makeClone(ctx context.Context, p plan, spec tidemark.CloneSpec) (keptClone, error) {
 	begun := time.Now()
-	k := keptClone{Spec: spec, Clone: tidemark.Clone{Name: spec.Name, Type: p.src.Type, State: "starting", Created: begun}}
+	k := keptClone{Spec: spec, Clone: tidemark.Clone{Name: spec.Name, Type: p.src.Type, Host: spec.Host, State: "starting", Created: begun}}
 	if p.log {
 		if err := c.completeLog(ctx, &p); err != nil {
 			return k, err
 		}
 	}
-	a, err := c.branch(ctx, p.src, spec.Name, p.pos, p.each, roleClone)
+	a, err := c.branch(ctx, p.src, spec.Name, spec.Host, p.pos, p.each, roleClone)
 	if err != nil {
 		return k, err
 	}
 	k.Source, k.Type = a.Of, a.Type
-	switch a.Type {
-	case tidemark.TypePostgres:
+	switch {
+	case a.Type == tidemark.TypePostgres:
 		err = c.startDatabase(ctx, a, p, &k)
-	case tidemark.TypeFilesystem:
-		err = c.mountClone(ctx, a, dataDisk)
-		k.Path = filepath.Join(c.dirOf(a, dataDisk), treeDir)
-		k.Connection = k.Path
-	default:
+	case a.Type == tidemark.TypeVolume && !a.elsewhere():
 		err = c.exportClone(ctx, a, &k)
+	default:
+		err = c.bringUp(ctx, a, &k)
 	}
 	if err != nil {
 		return k, err
@@ -274,35 +277,46 @@ func (c *Control) forceLog(ctx context.Context, p *plan) error {
 	return nil
 }
 
-// mountClone attaches and mounts a disk of a clone, unless that is done.
-func (c *Control) mountClone(ctx context.Context, a app, disk string) error {
-	if _, ok := c.mountedAt(a, disk); ok {
-		return nil
+// setTree notes where the disk with a tree is mounted.
+func (k *keptClone) setTree(dir string) {
+	k.Path = filepath.Join(dir, treeDir)
+	k.Connection = k.Path
+}
+
+// mountClone attaches and mounts a disk of a clone, unless that is done, and returns where it is.
+func (c *Control) mountClone(ctx context.Context, a app, disk string) (dir string, err error) {
+	s, err := c.look(ctx, a, disk)
+	if err != nil || s.Mounted && s.Device != "" {
+		return s.Dir, err
 	}
-	at, err := c.reattach(ctx, a, disk)
+	device, err := c.attach(ctx, a, disk, false)
 	if err != nil {
-		return err
+		return "", err
 	}
-	return c.mountOurs(ctx, at.Device(), a, disk)
+	return c.mountOurs(ctx, device, a, disk)
 }
 
 // startDatabase brings the database of a clone up.
 func (c *Control) startDatabase(ctx context.Context, a app, p plan, k *keptClone) error {
-	if err := c.mountClone(ctx, a, a.dataDisk()); err != nil {
+	if _, err := c.mountClone(ctx, a, a.dataDisk()); err != nil {
 		return err
 	}
 	dir, err := c.findHome(ctx, a)
 	if err != nil {
 		return err
 	}
-	t := postgres.Target{Name: a.name, DataDir: dir, Root: c.dirOf(a, a.dataDisk()), Port: k.Spec.Port, Stop: p.stop, SocketDir: c.socketDir(a.name)}
+	t := postgres.Target{Name: a.name, DataDir: dir, Root: c.dirOf(a, a.dataDisk()), Port: k.Spec.Port, Stop: p.stop, SocketDir: c.socketDir(a)}
 	if p.log {
-		if err := c.mountClone(ctx, a, logDisk); err != nil {
+		if _, err := c.mountClone(ctx, a, logDisk); err != nil {
 			return err
 		}
 		t.WALDir = c.logDir(a)
 	}
-	in, err := c.agent.RecoverPostgres(ctx, t)
+	x, err := c.agentOf(a)
+	if err != nil {
+		return err
+	}
+	in, err := x.RecoverPostgres(ctx, t)
 	if err != nil {
 		return err
 	}
@@ -329,7 +343,11 @@ func (c *Control) dataDir(a app) string {
 // findHome is dataDir of a clone whose disk is mounted; where it is not known yet, it is looked for, and noted.
 func (c *Control) findHome(ctx context.Context, a app) (string, error) {
 	if a.Home != nil && a.Home.Dir == "" {
-		dir, err := c.agent.LocatePostgres(ctx, c.dirOf(a, a.Home.Disk))
+		x, err := c.agentOf(a)
+		if err != nil {
+			return "", err
+		}
+		dir, err := x.LocatePostgres(ctx, c.dirOf(a, a.Home.Disk))
 		if err != nil {
 			return "", err
 		}
@@ -343,9 +361,13 @@ func (c *Control) findHome(ctx context.Context, a app) (string, error) {
 
 // socketDir is where the database of a clone has its socket: the same after a
 // refresh or a restart, so that connection strings stay true, short enough for
-// a socket, and another one for the clone of that name of another server.
-func (c *Control) socketDir(name string) string {
-	return fmt.Sprintf("/run/tidemark/%s-%08x", name, crc32.ChecksumIEEE([]byte(c.o.Dir)))
+// a socket, and another one for the clone of that name of another server or host.
+func (c *Control) socketDir(a app) string {
+	whose := c.o.Dir
+	if a.elsewhere() {
+		whose += "@" + a.Agent
+	}
+	return fmt.Sprintf("/run/tidemark/%s-%08x", a.name, crc32.ChecksumIEEE([]byte(whose)))
 }
 
 // stopDatabase stops the database of a clone, if it runs.
@@ -353,12 +375,20 @@ func (c *Control) stopDatabase(ctx context.Context, a app) error {
 	if a.Type != tidemark.TypePostgres || a.Role != roleClone {
 		return nil
 	}
-	return c.agent.StopPostgres(ctx, c.dataDir(a))
+	x, err := c.agentOf(a)
+	if err != nil {
+		return err
+	}
+	return x.StopPostgres(ctx, c.dataDir(a))
 }
 
 // database finds the running database of a clone.
 func (c *Control) database(ctx context.Context, a app) (agent.Database, error) {
-	return c.agent.FindPostgres(ctx, c.dataDir(a))
+	x, err := c.agentOf(a)
+	if err != nil {
+		return agent.Database{}, err
+	}
+	return x.FindPostgres(ctx, c.dataDir(a))
 }
 
 // exportClone serves the disks of a clone that is nothing but disks.
@@ -381,28 +411,40 @@ func (c *Control) Clones(ctx context.Context) ([]tidemark.Clone, error) {
 	if err != nil {
 		return nil, err
 	}
-	list := make([]tidemark.Clone, 0, len(kept))
-	for _, k := range kept {
-		a, err := c.app(k.Name)
-		if err != nil {
-			k.State = "its timeline is gone"
-		} else {
-			k.OwnBytes = a.t.StoredBytes() + a.t.JournalBytes()
-			k.State = c.cloneState(ctx, a, k.State)
-		}
-		list = append(list, k.Clone)
+	list := make([]tidemark.Clone, len(kept))
+	var all sync.WaitGroup // a host that hangs is waited for once
+	for i, k := range kept {
+		all.Go(func() {
+			a, err := c.app(k.Name)
+			if err != nil {
+				k.State = "its timeline is gone"
+			} else {
+				k.OwnBytes = a.t.StoredBytes() + a.t.JournalBytes()
+				k.State = c.cloneState(ctx, a, k.State)
+			}
+			list[i] = k.Clone
+		})
 	}
+	all.Wait()
 	return list, nil
 }
 
 func (c *Control) cloneState(ctx context.Context, a app, last string) string {
-	if a.Type == tidemark.TypeVolume {
+	if state := c.stateElsewhere(a); state != "" {
+		return state
+	}
+	if a.Type == tidemark.TypeVolume && !a.elsewhere() {
 		return last
 	}
-	if _, ok := c.mountedAt(a, a.dataDisk()); !ok {
+	up, err := c.isUp(ctx, a)
+	switch {
+	case err != nil && a.elsewhere():
+		return stateAway
+	case !up:
 		return "detached"
-	}
-	if a.Type != tidemark.TypePostgres {
+	case a.Type == tidemark.TypeVolume:
+		return "attached"
+	case a.Type != tidemark.TypePostgres:
 		return "mounted"
 	}
 	in, err := c.database(ctx, a)
@@ -417,6 +459,16 @@ func (c *Control) cloneState(ctx context.Context, a app, last string) string {
 
 // RemoveClone stops a clone and deletes it. Clones of it stay.
 func (c *Control) RemoveClone(ctx context.Context, name string) error {
+	leave, err := c.work(name)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	return c.removeClone(ctx, name)
+}
+
+// removeClone does so, while nobody else works on it.
+func (c *Control) removeClone(ctx context.Context, name string) error {
 	var k keptClone
 	if err := c.catalog.Get(ctx, catalog.Clones, name, &k); err != nil {
 		return err
@@ -427,14 +479,14 @@ func (c *Control) RemoveClone(ctx context.Context, name string) error {
 			return err
 		}
 		for _, e := range exports {
-			if r, err := tidemark.ParseRef(e.Ref); err == nil && r.App == name {
+			if r, err := tidemark.ParseRef(e.Ref); err == nil && r.App == k.Name {
 				if err := c.Unexport(ctx, e.Name); err != nil {
 					return err
 				}
 			}
 		}
 	}
-	return c.demolish(ctx, name)
+	return c.demolish(ctx, k.Name)
 }
 
 // Refresh makes a clone anew from a point of what it was made of, under the
@@ -474,12 +526,13 @@ func (c *Control) refreshWork(ctx context.Context, r refreshing) (*work, error) 
 		if err := t.doing(ctx, "remove", undoing{Remove: r.Name, Again: &again}); err != nil {
 			return nil, err
 		}
-		if err := c.RemoveClone(ctx, r.Name); err != nil {
+		if err := c.removeClone(ctx, r.Name); err != nil {
 			return nil, fmt.Errorf("take the old clone away: %w", err)
 		}
 		return c.refresh(ctx, t, p, again)
 	}
-	return &work{app: r.Name, host: hostname(), args: r, run: run}, nil
+	holding := func(context.Context) (func(), error) { return c.work(r.Name) }
+	return &work{app: r.Name, host: cmp.Or(again.Host, hostname()), args: r, holding: holding, run: run}, nil
 }
 
 // cloneAnew is the request by which a clone is made once more.
@@ -492,7 +545,7 @@ func (c *Control) cloneAnew(ctx context.Context, spec tidemark.RefreshSpec) (aga
 	if err != nil {
 		return again, err
 	}
-	again = tidemark.CloneSpec{Ref: ref.App, Name: spec.Name, Port: k.Port}
+	again = tidemark.CloneSpec{Ref: ref.App, Name: spec.Name, Port: k.Port, Host: k.Spec.Host}
 	if spec.Point != "" {
 		again.Ref = ref.App + "@" + spec.Point
 	}
@@ -521,7 +574,7 @@ func (c *Control) refresh(ctx context.Context, t *task, p plan, again tidemark.C
 	t.again = mustJSON(refreshing{RefreshSpec: tidemark.RefreshSpec{Name: again.Name}, Again: &again})
 	n, err := c.makeClone(ctx, p, again)
 	if err != nil {
-		return nil, errors.Join(err, c.demolish(context.WithoutCancel(ctx), again.Name))
+		return nil, errors.Join(err, c.abandon(context.WithoutCancel(ctx), again.Name, nil))
 	}
 	return n.Clone, nil
 }

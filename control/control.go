@@ -106,9 +106,14 @@ type Control struct {
 	mirrors   mirrors
 	takeBacks []*cutTakeBack // restores in place to be finished at the end of Open
 
+	undone chan struct{} // closed when what the last server left half done was undone
+	back   chan struct{} // closed when all that it left is as it was
+
 	gate  sync.RWMutex // held by requests, and alone by what replaces the stores
 	mu    sync.Mutex   // guards the names of applications while one is made, and sockets
 	names map[string]bool
+	// working are the clones and mounts that somebody works on; guarded by mu.
+	working map[string]bool
 	// returning are the applications whose disks are taken back in place now; guarded by mu.
 	returning map[string]bool
 }
@@ -126,7 +131,8 @@ func Open(ctx context.Context, o Options) (_ *Control, err error) {
 	if o.Dir, err = filepath.Abs(o.Dir); err != nil {
 		return nil, err
 	}
-	c := &Control{o: o, log: o.Logger, started: time.Now(), exports: nbd.NewTable(), sockets: map[string]*socket{}, names: map[string]bool{}}
+	c := &Control{o: o, log: o.Logger, started: time.Now(), exports: nbd.NewTable(), sockets: map[string]*socket{}, names: map[string]bool{}, working: map[string]bool{},
+		undone: make(chan struct{}), back: make(chan struct{})}
 	c.jobs.init()
 	if err := c.takeDir(ctx); err != nil {
 		return nil, err

@@ -4,33 +4,77 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"strings"
+	"path/filepath"
 	"time"
 
 	"tidemark"
+	"tidemark/agent"
 	"tidemark/block"
+	"tidemark/catalog"
 	"tidemark/export/nbd"
-	"tidemark/mount"
 	"tidemark/timeline"
 )
 
-// Every disk that the server attaches to its own host is served on the
-// server's disk socket, under a name made of its application and disk, and
-// attached by a process of its own. So after a restart the server only has to
+// Every disk that the server attaches to a host is served to that host alone, under a name made of its application and disk, and
+// attached by a process of its own there. So after a restart the server only has to
 // serve the same names again: the attachers come back by themselves.
 
-// exportName is the name under which a disk is served to attachers.
+// site shows disks of ours on one host: on our own, or by the agent of another one.
+type site interface {
+	AttachDisk(ctx context.Context, d agent.ShownDisk) (device string, err error)
+	LookDisk(ctx context.Context, d agent.ShownDisk) (agent.Shown, error)
+	DetachDisk(ctx context.Context, d agent.ShownDisk) error
+}
+
+// elsewhere reports whether a clone or mount is on another host.
+func (a app) elsewhere() bool { return a.Agent != "" && a.Role != "" }
+
+// siteOf is where the disks of an application are shown, if they are.
+func (c *Control) siteOf(a app) (site, error) {
+	if a.elsewhere() {
+		return c.agentOn(a.Agent)
+	}
+	return agent.Here{Places: agent.PlacesIn(c.o.Dir), Launcher: c.launcher}, nil
+}
+
+// agentOf is the agent of the host on which the disks of an application are shown.
+func (c *Control) agentOf(a app) (*agent.Agent, error) {
+	if a.elsewhere() {
+		return c.agentOn(a.Agent)
+	}
+	return c.agent, nil
+}
+
+// exportName is the name under which a disk is served to attachers of our own host.
 func exportName(app, disk string) string { return app + "/" + disk }
 
-// attachmentName is the name of the attacher of a disk.
-func attachmentName(app, disk string) string { return app + "@" + disk }
+// exportOf is the name under which a disk is served to attachers of its host. An attacher of another host may outlive
+// what we know of it, and come back: so there a name is never that of another disk, nor of one that was changed while nobody could take it off the host.
+func exportOf(a app, disk string) string {
+	if a.elsewhere() {
+		return fmt.Sprintf("%s/%s/%d", a.t.ID(), disk, a.Turn)
+	}
+	return exportName(a.name, disk)
+}
+
+// shownDisk is what the host of an application is told of its disk.
+func (c *Control) shownDisk(a app, disk string) agent.ShownDisk {
+	d := agent.ShownDisk{Application: a.name, Disk: disk, Export: exportOf(a, disk), Dir: c.dirOf(a, disk)}
+	if x, err := a.t.Disk(disk); err == nil {
+		d.Sector = sectorOf(a, x)
+	}
+	return d
+}
 
 func (c *Control) attachDir() string { return c.path("run", "attached") }
 
-// serveDisk serves the head of a disk on the server's socket; that it is served already is fine.
+// serveDisk serves the head of a disk to its host; that it is served already is fine.
 func (c *Control) serveDisk(a app, d *timeline.Disk) error {
-	err := c.exports.Add(&nbd.Export{Name: exportName(a.name, d.Name()), Description: string(a.Type), Device: d})
+	e := &nbd.Export{Name: exportOf(a, d.Name()), Description: string(a.Type), Device: d}
+	if a.elsewhere() {
+		return c.hosts.serveDisk(a.Agent, e)
+	}
+	err := c.exports.Add(e)
 	if errors.Is(err, nbd.ErrExportExists) {
 		return nil
 	}
@@ -38,28 +82,43 @@ func (c *Control) serveDisk(a app, d *timeline.Disk) error {
 }
 
 func (c *Control) unserveDisk(a app, disk string) {
-	name := exportName(a.name, disk)
+	name := exportOf(a, disk)
+	if a.elsewhere() {
+		c.hosts.unserveDisk(a.Agent, name)
+		return
+	}
 	c.nbd.Disconnect(name)
 	if err := c.exports.Remove(name); err != nil && !errors.Is(err, nbd.ErrUnknownExport) {
 		c.log.Error("an export was not ended", "export", name, "error", err)
 	}
 }
 
-// attach serves a disk and attaches it to this host.
-func (c *Control) attach(ctx context.Context, a app, disk string) (*mount.Attachment, error) {
+// attach serves a disk and attaches it to its host. fresh: it was made just now.
+func (c *Control) attach(ctx context.Context, a app, disk string, fresh bool) (device string, err error) {
 	d, err := a.t.Disk(disk)
 	if err != nil {
-		return nil, err
+		return "", err
+	}
+	at, err := c.siteOf(a)
+	if err != nil {
+		return "", err
 	}
 	if err := c.serveDisk(a, d); err != nil {
-		return nil, err
+		return "", err
 	}
-	at, err := c.launcher.Attach(ctx, mount.Config{Name: attachmentName(a.name, disk), StateDir: c.attachDir(),
-		Socket: c.DiskSocket(), Export: exportName(a.name, disk), Sector: sectorOf(a, d)})
+	defer c.hosts.showing(a.Agent)()
+	shown := c.shownDisk(a, disk)
+	shown.Fresh = fresh
+	return at.AttachDisk(ctx, shown)
+}
+
+// look says how a disk is shown on its host.
+func (c *Control) look(ctx context.Context, a app, disk string) (agent.Shown, error) {
+	at, err := c.siteOf(a)
 	if err != nil {
-		return nil, fmt.Errorf("attach disk %s of %s: %w", disk, a.name, err)
+		return agent.Shown{}, err
 	}
-	return at, nil
+	return at.LookDisk(ctx, c.shownDisk(a, disk))
 }
 
 // sectorOf is the sector size that a disk is shown with. Disks that we format
@@ -71,131 +130,95 @@ func sectorOf(a app, d *timeline.Disk) int {
 	return 512
 }
 
-// attached finds the attachment of a disk.
-func (c *Control) attached(a app, disk string) (*mount.Attachment, bool, error) {
-	list, err := mount.List(c.attachDir())
-	if err != nil {
-		return nil, false, err
-	}
-	for _, at := range list {
-		if at.Name() == attachmentName(a.name, disk) {
-			return at, true, nil
-		}
-	}
-	return nil, false, nil
-}
-
-// cleanUp removes what a dead attacher left. One whose record cannot be read may live, and the
-// disk attached a second time would have two writers, each sure of its own: it is left to the user.
-func cleanUp(at *mount.Attachment) error {
-	if err := at.Err(); err != nil {
-		return tidemark.Errorf(tidemark.Corrupt, "what is attached as %s is not known: %w", at.Name(), err).
-			WithHint("end its process (`pgrep -af \"tidemark attach\"`), or restart the host, and remove the directory")
-	}
-	return at.Cleanup(true)
-}
-
-// detach takes a disk off this host, if it is attached.
+// detach takes a disk off its host, if it is attached.
 func (c *Control) detach(ctx context.Context, a app, disk string) error {
-	at, ok, err := c.attached(a, disk)
-	if err != nil || !ok {
-		return err
-	}
-	patience := lettingGo
-	if a.Role == roleProof {
-		patience = endingSandbox
-	}
-	err = mount.WhileBusy(ctx, patience, func() error {
-		if at.Alive() {
-			return at.Detach(ctx, false)
-		}
-		return cleanUp(at)
-	})
-	if err != nil {
-		return fmt.Errorf("detach disk %s of %s: %w", disk, a.name, err)
-	}
-	return nil
+	return c.detachAs(ctx, a, c.shownDisk(a, disk))
 }
 
-// How long a disk may count as in use that nobody uses any more.
-const (
-	lettingGo = 3 * time.Second // see mount.WhileBusy
-	// What the file systems of a sandbox had not written when it ended is written first.
-	endingSandbox = 2 * time.Minute
-)
-
-// detachForGood is detach for a disk that is to be deleted. That it cannot be flushed, as when its device was only half made, keeps nobody
-// from that; that somebody uses it does.
+// detachForGood is detach for a disk that is to be deleted.
 func (c *Control) detachForGood(ctx context.Context, a app, disk string) error {
-	err := c.detach(ctx, a, disk)
-	if err == nil || errors.Is(err, mount.ErrBusy) {
-		return err
-	}
-	at, ok, e := c.attached(a, disk)
-	if e != nil || !ok || !at.Alive() {
-		return err
-	}
-	c.log.Warn("a disk that is deleted could not be flushed", "application", a.name, "disk", disk, "error", err)
-	return at.Detach(ctx, true)
+	d := c.shownDisk(a, disk)
+	d.Deleted = true
+	return c.detachAs(ctx, a, d)
 }
 
-// isMounted reports whether something is mounted at dir.
-func isMounted(dir string) (bool, error) {
-	data, err := os.ReadFile("/proc/self/mounts")
+func (c *Control) detachAs(ctx context.Context, a app, d agent.ShownDisk) error {
+	at, err := c.siteOf(a)
 	if err != nil {
-		return false, err
+		return err
 	}
-	want := strings.NewReplacer(" ", `\040`, "\t", `\011`, "\n", `\012`, `\`, `\134`).Replace(dir)
-	for line := range strings.Lines(string(data)) {
-		if f := strings.Fields(line); len(f) > 1 && f[1] == want {
-			return true, nil
-		}
+	if a.Role == roleProof {
+		d.Patience = endingSandbox
 	}
-	return false, nil
+	return at.DetachDisk(ctx, d)
 }
 
-// markFrozen bookmarks an application with the file systems frozen that this
+// endingSandbox is how long the disks of a sandbox that has ended may be in use: what its file systems had not written is written first.
+const endingSandbox = 2 * time.Minute
+
+// markFrozen bookmarks an application with the file systems frozen that its
 // host has mounted from it: the point then needs no journal replay.
 func (c *Control) markFrozen(ctx context.Context, a app, m timeline.Mark) (tidemark.Position, error) {
-	dirs := c.mountedDirs(a)
-	if err := c.agent.Freeze(ctx, dirs); err != nil {
+	dirs, err := c.mountedDirs(ctx, a)
+	if err != nil {
 		return 0, fmt.Errorf("freeze the file systems of %s: %w", a.name, err)
 	}
-	if len(dirs) > 0 && m.Consistency == tidemark.CrashConsistent {
+	if len(dirs) == 0 {
+		return a.t.Bookmark(m)
+	}
+	x, err := c.agentOf(a)
+	if err != nil {
+		return 0, err
+	}
+	bounded, cancel := context.WithTimeout(ctx, freezeLimit)
+	defer cancel()
+	if err := x.Freeze(bounded, dirs); err != nil {
+		return 0, fmt.Errorf("freeze the file systems of %s: %w", a.name, err)
+	}
+	if m.Consistency == tidemark.CrashConsistent {
 		m.Consistency = tidemark.FilesystemConsistent
 	}
 	pos, err := a.t.Bookmark(m)
-	return pos, errors.Join(err, c.agent.Thaw(context.WithoutCancel(ctx), dirs))
+	lasted, terr := x.Thaw(context.WithoutCancel(ctx), dirs)
+	if err == nil && a.elsewhere() && (terr != nil || !lasted) { // nobody knows whether they were frozen at the mark
+		c.forgetPoint(context.WithoutCancel(ctx), a, m.Name)
+		return 0, errors.Join(tidemark.Errorf(tidemark.Unavailable, "the file systems of %s on host %s did not stay frozen until the bookmark was made", a.name, a.Agent).
+			WithHint("try again when the host can be reached"), terr)
+	}
+	return pos, errors.Join(err, terr)
 }
 
-// mountedDirs returns where this host has disks of an application mounted.
-func (c *Control) mountedDirs(a app) (dirs []string) {
+// freezeLimit is how long file systems may take to be frozen.
+const freezeLimit = time.Minute
+
+// mountedDirs returns where its host has disks of an application mounted.
+func (c *Control) mountedDirs(ctx context.Context, a app) (dirs []string, err error) {
 	for _, d := range a.t.Disks() {
-		if dir, ok := c.mountedAt(a, d.Name()); ok {
-			dirs = append(dirs, dir)
+		s, err := c.look(ctx, a, d.Name())
+		if err != nil {
+			return nil, err
+		}
+		if s.Mounted {
+			dirs = append(dirs, s.Dir)
 		}
 	}
-	return dirs
+	return dirs, nil
 }
 
-// mountedAt returns where this host has a disk mounted.
-func (c *Control) mountedAt(a app, disk string) (string, bool) {
-	dir := c.dirOf(a, disk)
-	if a.Role == roleMount {
-		var m tidemark.Mount
-		if err := c.catalog.Get(context.Background(), "mount", a.name, &m); err != nil || m.Path == "" {
-			return "", false
-		}
-		dir = m.Path
-	}
-	mounted, err := isMounted(dir)
-	return dir, err == nil && mounted
-}
-
-// dirOf is where a disk of an application or clone is mounted.
+// dirOf is where a disk of an application, clone or mount is mounted, or is to be; empty: nowhere. On another host, what is not absolute is below
+// the data directory of its agent.
 func (c *Control) dirOf(a app, disk string) string {
-	if a.Role == roleClone {
-		return c.path("clones", a.name, disk)
+	switch {
+	case a.Role == roleMount:
+		var m tidemark.Mount
+		if err := c.catalog.Get(context.Background(), catalog.Mounts, a.name, &m); err != nil || m.Disk != disk {
+			return ""
+		}
+		return m.Path
+	case a.elsewhere():
+		return filepath.Join(agent.ClonesDir, a.name, disk)
+	case a.Role == roleClone:
+		return c.path(agent.ClonesDir, a.name, disk)
 	}
 	return c.path("staging", a.name, disk)
 }

@@ -12,6 +12,7 @@ import (
 	"tidemark/agent"
 	"tidemark/agent/remote"
 	"tidemark/catalog"
+	"tidemark/export/nbd"
 )
 
 // A host is a machine with an agent that dials us. What we know of it is who it is, by its certificates; what is tapped there is noted in the timelines.
@@ -44,6 +45,7 @@ type hosts struct {
 // hostLink is what is open to a host.
 type hostLink struct {
 	agent *agent.Agent
+	disks *hostDisks // that are shown there
 	ctx   context.Context
 	end   context.CancelFunc
 }
@@ -85,7 +87,7 @@ func (c *Control) serveHosts(ctx context.Context) (err error) {
 }
 
 func (c *Control) newHostLink(name string) *hostLink {
-	l := &hostLink{agent: agent.NewRemote(name)}
+	l := &hostLink{agent: agent.NewRemote(name), disks: &hostDisks{options: nbd.Options{Logger: c.log}, served: map[string]*hostDisk{}}}
 	l.ctx, l.end = context.WithCancel(c.jobs.ctx)
 	return l
 }
@@ -119,6 +121,7 @@ func (h *hosts) stop() {
 func (l *hostLink) close() {
 	l.end()
 	l.agent.Close() // that its connection is broken is what is wanted
+	l.disks.close() // likewise
 }
 
 // agentOn returns the agent of a host; "" is ours.
@@ -182,13 +185,14 @@ func (h *hosts) Certified(ctx context.Context, host, serial string) error {
 }
 
 // Admit implements [remote.Owner]. Whoever comes with the next certificate has it: the one before is not needed any more.
-func (h *hosts) Admit(ctx context.Context, host, serial string) error {
+func (h *hosts) Admit(ctx context.Context, host, serial string, r remote.Request) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	l := h.live[host]
 	switch {
 	case h.live == nil:
 		return tidemark.Errorf(tidemark.Unavailable, "the server stops")
-	case h.live[host] == nil:
+	case l == nil:
 		return tidemark.Errorf(tidemark.Denied, "host %s was removed from this server", host).WithHint("to let it join again: `tidemark host add " + host + "` on the server, and start the agent with that token")
 	}
 	var k keptHost
@@ -199,32 +203,46 @@ func (h *hosts) Admit(ctx context.Context, host, serial string) error {
 	if i < 0 {
 		return tidemark.Errorf(tidemark.Denied, "this certificate of host %s has been replaced", host).WithHint("does another machine use it? To let this one join again: `tidemark host add " + host + "` on the server, and start the agent with that token")
 	}
-	if i == 0 {
-		return nil
+	if i > 0 {
+		k.Serials = k.Serials[i:]
+		if err := h.c.catalog.Put(ctx, catalog.Hosts, host, k); err != nil {
+			return err
+		}
 	}
-	k.Serials = k.Serials[i:]
-	return h.c.catalog.Put(ctx, catalog.Hosts, host, k)
+	if r.For == remote.Disk {
+		return h.mayHave(l, host, r.Disk)
+	}
+	return nil
 }
 
 // Take implements [remote.Owner].
-func (h *hosts) Take(ctx context.Context, host, purpose string, conn net.Conn) {
-	h.mu.Lock()
-	l := h.live[host]
-	h.mu.Unlock()
+func (h *hosts) Take(ctx context.Context, host string, r remote.Request, conn net.Conn) {
+	l := h.link(host)
 	if l == nil {
 		return
 	}
 	defer context.AfterFunc(l.ctx, func() { conn.Close() })()
-	switch purpose {
+	switch r.For {
 	case remote.Feed:
 		h.c.takeFeed(ctx, host, conn)
-		return
 	case remote.WriteBack:
 		l.agent.TakeWriteBack(conn)
-		return
+	case remote.Disk:
+		l.disks.serve(l.ctx, r, conn)
+	case remote.Calls:
+		h.takeCalls(l, host, conn)
 	}
+}
+
+// takeCalls calls the agent of a host on a connection until that ends, and first of all makes the host what it should be.
+func (h *hosts) takeCalls(l *hostLink, host string, conn net.Conn) {
 	h.c.log.Info("a host is connected", "host", host, "address", conn.RemoteAddr())
+	ctx, cancel := context.WithCancel(l.ctx)
+	var welcome sync.WaitGroup
+	welcome.Go(func() { h.c.welcome(ctx, host) })
 	l.agent.Take(conn)
+	cancel()
+	welcome.Wait()
 	h.c.log.Info("a host is not connected any more", "host", host)
 }
 
@@ -233,7 +251,7 @@ func (c *Control) Hosts(ctx context.Context) ([]tidemark.Host, error) {
 	known, err := catalog.List[keptHost](ctx, c.catalog, catalog.Hosts)
 	list := []tidemark.Host{}
 	for _, k := range known {
-		v := tidemark.Host{Name: k.Name, State: tidemark.HostAway, Joined: k.Joined, Applications: c.tappedNames(k.Name)}
+		v := tidemark.Host{Name: k.Name, State: tidemark.HostAway, Joined: k.Joined, Applications: c.tappedNames(k.Name), Shown: c.shownNames(k.Name)}
 		if x, err := c.agentOn(k.Name); err == nil && x.Connected() {
 			v.State = tidemark.HostConnected
 		} else if k.Joined == nil {
@@ -249,7 +267,7 @@ func (c *Control) Hosts(ctx context.Context) ([]tidemark.Host, error) {
 func (c *Control) tappedNames(host string) []string {
 	names := []string{}
 	for _, a := range c.apps() {
-		if a.Agent == host {
+		if a.tapped() && a.Agent == host {
 			names = append(names, a.name)
 		}
 	}
@@ -266,30 +284,46 @@ func (c *Control) AddHost(ctx context.Context, spec tidemark.HostSpec) (v tidema
 		return v, tidemark.Errorf(tidemark.Unavailable, "this server does not listen for agents").WithHint("run `tidemark server` with --listen HOST:PORT")
 	}
 	t := h.authority.NewToken(spec.Name)
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	k := keptHost{Name: spec.Name}
-	if err := c.catalog.Get(ctx, catalog.Hosts, spec.Name, &k); err != nil && tidemark.KindOf(err) != tidemark.NotFound {
-		return v, err
+	k, err := h.invite(ctx, spec.Name, t)
+	if err == nil {
+		err = c.serveAgain(spec.Name)
 	}
-	k.Token, k.Expires = t.Hash(), time.Now().Add(tokenLife)
-	if err := c.catalog.Put(ctx, catalog.Hosts, spec.Name, k); err != nil {
+	if err != nil {
 		return v, err
-	}
-	if h.live[spec.Name] == nil {
-		h.live[spec.Name] = c.newHostLink(spec.Name)
 	}
 	c.event("info", "", "host %s may join until %s", spec.Name, k.Expires.Format(time.RFC3339))
 	return tidemark.Invitation{Host: spec.Name, Token: t.String(), Server: h.address(), Expires: k.Expires}, nil
 }
 
+// invite notes that a host may join with a token.
+func (h *hosts) invite(ctx context.Context, name string, t remote.Token) (keptHost, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	k := keptHost{Name: name}
+	if err := h.c.catalog.Get(ctx, catalog.Hosts, name, &k); err != nil && tidemark.KindOf(err) != tidemark.NotFound {
+		return k, err
+	}
+	k.Token, k.Expires = t.Hash(), time.Now().Add(tokenLife)
+	if err := h.c.catalog.Put(ctx, catalog.Hosts, name, k); err != nil {
+		return k, err
+	}
+	if h.live[name] == nil {
+		h.live[name] = h.c.newHostLink(name)
+	}
+	return k, nil
+}
+
 // RemoveHost shuts a host out: its certificates are good for nothing any more. By force it does so though disks are tapped there: their
-// taps are left to themselves.
+// taps are left to themselves. Clones and mounts there lose their disks; they are taken apart here by the verbs that do so.
 func (c *Control) RemoveHost(ctx context.Context, r tidemark.HostRemoval) error {
 	name := r.Name
 	if names := c.tappedNames(name); len(names) > 0 && !r.Force {
 		return tidemark.Errorf(tidemark.Conflict, "on host %s there is a tap of %s", name, names[0]).
 			WithHint(fmt.Sprintf("`tidemark unprotect %s` first; if the host is gone for good, with --force", names[0]))
+	}
+	if names := c.shownNames(name); len(names) > 0 && !r.Force {
+		return tidemark.Errorf(tidemark.Conflict, "on host %s there is %s", name, names[0]).
+			WithHint("`tidemark unmount` or `tidemark clone rm` it first; if the host is gone for good, with --force")
 	}
 	h := &c.hosts
 	h.mu.Lock()
@@ -310,7 +344,7 @@ func (c *Control) RemoveHost(ctx context.Context, r tidemark.HostRemoval) error 
 		l.close()
 	}
 	c.event("warning", "", "host %s was removed, and is not let in any more", name)
-	return nil
+	return c.removeDoomed(ctx, name)
 }
 
 var _ remote.Owner = (*hosts)(nil)

@@ -62,7 +62,7 @@ func markable(a app, name string) error {
 func (c *Control) wakeAgent(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 	defer cancel()
-	if err := c.agent.Thaw(ctx, nil); err != nil {
+	if _, err := c.agent.Thaw(ctx, nil); err != nil {
 		c.log.Error("no agent runs; a guest may be frozen", "error", err)
 	}
 }

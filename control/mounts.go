@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"tidemark"
@@ -13,7 +14,7 @@ import (
 	"tidemark/catalog"
 )
 
-// Mount shows a point as a disk on this host, and mounts its file system where
+// Mount shows a point as a disk on a host, and mounts its file system where
 // a path is given. The mount is a branch: it can be written, and what is
 // written goes with it.
 func (c *Control) Mount(ctx context.Context, spec tidemark.MountSpec) (m tidemark.Mount, err error) {
@@ -26,8 +27,12 @@ func (c *Control) Mount(ctx context.Context, spec tidemark.MountSpec) (m tidemar
 	if err != nil {
 		return m, err
 	}
+	x, err := c.hostAgent(ctx, spec.Host)
+	if err != nil {
+		return m, err
+	}
 	if spec.Path != "" {
-		if spec.Path, err = checkMountPoint(spec.Path); err != nil {
+		if spec.Path, err = x.CheckMountPoint(ctx, spec.Path); err != nil {
 			return m, err
 		}
 	}
@@ -42,31 +47,32 @@ func (c *Control) Mount(ctx context.Context, spec tidemark.MountSpec) (m tidemar
 	defer release()
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, c.demolish(context.WithoutCancel(ctx), name))
+			err = errors.Join(err, c.abandon(context.WithoutCancel(ctx), name, nil))
 		}
 	}()
-	m = tidemark.Mount{Name: name, Ref: src.name + "@" + pos.String(), Disk: disk.Name(), Path: spec.Path, ReadOnly: spec.ReadOnly, Since: begun, State: stateMaking}
+	m = tidemark.Mount{Name: name, Ref: src.name + "@" + pos.String(), Host: spec.Host, Disk: disk.Name(), Path: spec.Path, ReadOnly: spec.ReadOnly, Since: begun, State: stateMaking}
 	if err = c.catalog.Put(ctx, catalog.Mounts, name, m); err != nil {
 		return m, err
 	}
-	a, err := c.branch(ctx, src, name, pos, nil, roleMount)
+	a, err := c.branch(ctx, src, name, spec.Host, pos, nil, roleMount)
 	if err != nil {
 		return m, err
 	}
 	m.State = "mounted"
-	if err = c.mountDisk(ctx, a, &m); err != nil {
+	if err = c.mountDisk(ctx, a, &m, true); err != nil {
 		return m, err
 	}
 	m.Seconds = time.Since(begun).Seconds()
 	return m, c.catalog.Put(ctx, catalog.Mounts, name, m)
 }
 
-func (c *Control) mountDisk(ctx context.Context, a app, m *tidemark.Mount) error {
-	at, err := c.attach(ctx, a, m.Disk)
+// mountDisk attaches the disk of a mount, and mounts its file system where that was asked for. fresh: the mount is being made.
+func (c *Control) mountDisk(ctx context.Context, a app, m *tidemark.Mount, fresh bool) error {
+	device, err := c.attach(ctx, a, m.Disk, fresh)
 	if err != nil {
 		return err
 	}
-	m.Device = at.Device()
+	m.Device = device
 	if m.Path == "" {
 		m.State = "attached"
 		return nil
@@ -75,34 +81,18 @@ func (c *Control) mountDisk(ctx context.Context, a app, m *tidemark.Mount) error
 	if m.ReadOnly {
 		opts = append(opts, "ro")
 	}
-	if err := c.agent.Mount(ctx, agent.Filesystem{Device: m.Device, Dir: m.Path, Options: opts}); err != nil {
+	x, err := c.agentOf(a)
+	if err == nil {
+		_, err = x.Mount(ctx, agent.Filesystem{Device: m.Device, Dir: m.Path, Options: opts})
+	}
+	if tidemark.KindOf(err) == tidemark.Unavailable { // the host, not the disk
+		return err
+	}
+	if err != nil {
 		return tidemark.Errorf(tidemark.Invalid, "disk %s of %s cannot be mounted: %w", m.Disk, m.Ref, err).
 			WithHint("without DIR the disk is only attached, and can be looked at with blkid and fsck")
 	}
 	return nil
-}
-
-// checkMountPoint returns the absolute path of an empty directory to mount on.
-func checkMountPoint(path string) (string, error) {
-	if !filepath.IsAbs(path) {
-		return "", tidemark.Errorf(tidemark.Invalid, "%q is not an absolute path", path).WithHint("write it from / on")
-	}
-	asked := path
-	path, err := filepath.EvalSymlinks(asked)
-	if errors.Is(err, os.ErrNotExist) {
-		return "", tidemark.Errorf(tidemark.NotFound, "there is no directory %s", asked).WithHint("make it first")
-	}
-	if err != nil {
-		return "", tidemark.Errorf(tidemark.Invalid, "the directory cannot be used: %w", err)
-	}
-	entries, err := os.ReadDir(path)
-	if err != nil {
-		return "", tidemark.Errorf(tidemark.Invalid, "%s is no directory that can be mounted on: %w", path, err)
-	}
-	if len(entries) > 0 {
-		return "", tidemark.Errorf(tidemark.Conflict, "%s is not empty", path).WithHint("mount on an empty directory")
-	}
-	return path, nil
 }
 
 // freeName makes a name that nobody has, from one that may be taken.
@@ -119,9 +109,12 @@ func (c *Control) freeName(base string) string {
 	}
 }
 
-// branch makes the timeline of a clone or mount.
-func (c *Control) branch(ctx context.Context, src app, name string, pos tidemark.Position, each map[string]tidemark.Position, r role) (app, error) {
-	note := about{Type: src.Type, Host: hostname(), Of: src.name + "@" + pos.String(), Role: r, Options: src.Options, Home: src.Home}
+// branch makes the timeline of a clone or mount on a host.
+func (c *Control) branch(ctx context.Context, src app, name, host string, pos tidemark.Position, each map[string]tidemark.Position, r role) (app, error) {
+	note := about{Type: src.Type, Host: host, Agent: host, Of: src.name + "@" + pos.String(), Role: r, Options: src.Options, Home: src.Home}
+	if host == "" {
+		note.Host = hostname()
+	}
 	if _, ok := src.Options[optionPostgres]; ok && src.tapped() && r != roleMount {
 		note.Type, note.Home = tidemark.TypePostgres, &home{Disk: src.t.Disks()[0].Name()}
 	}
@@ -143,32 +136,80 @@ func (c *Control) Mounts(ctx context.Context) ([]tidemark.Mount, error) {
 	if err != nil {
 		return nil, err
 	}
+	var all sync.WaitGroup // a host that hangs is waited for once
 	for i := range list {
-		m := &list[i]
-		if a, err := c.app(m.Name); err != nil {
-			m.State = "its timeline is gone"
-		} else if at, ok, err := c.attached(a, m.Disk); err != nil || !ok || !at.Alive() {
-			m.State = "detached"
-		}
+		all.Go(func() { list[i].State = c.mountState(ctx, list[i]) })
 	}
+	all.Wait()
 	return list, nil
+}
+
+// States of clones and mounts whose host is another one.
+const (
+	stateAway   = "host away"    // its agent is not connected, or does not answer
+	stateGone   = "host removed" // what is left of it is here
+	stateDoomed = "being removed"
+)
+
+// mountState is how a mount is.
+func (c *Control) mountState(ctx context.Context, m tidemark.Mount) string {
+	a, err := c.app(m.Name)
+	if err != nil {
+		return "its timeline is gone"
+	}
+	if m.State == stateMaking {
+		return m.State
+	}
+	if state := c.stateElsewhere(a); state != "" {
+		return state
+	}
+	s, err := c.look(ctx, a, m.Disk)
+	switch {
+	case err != nil && a.elsewhere():
+		return stateAway
+	case err != nil || s.Device == "":
+		return "detached"
+	}
+	return m.State
+}
+
+// stateElsewhere is how a clone or mount on another host is, as far as that is known without asking there; empty: it has to be asked.
+func (c *Control) stateElsewhere(a app) string {
+	if !a.elsewhere() {
+		return ""
+	}
+	x, err := c.agentOn(a.Agent)
+	switch {
+	case tidemark.KindOf(err) == tidemark.NotFound:
+		return stateGone
+	case a.Doomed != nil:
+		return stateDoomed
+	case err != nil || !x.Connected():
+		return stateAway
+	}
+	return ""
 }
 
 // Unmount takes a mount back; what was written to it is gone.
 func (c *Control) Unmount(ctx context.Context, name string) error {
 	var m tidemark.Mount
 	if err := c.catalog.Get(ctx, catalog.Mounts, name, &m); err != nil {
-		list, e := c.Mounts(ctx)
+		list, e := catalog.List[tidemark.Mount](ctx, c.catalog, catalog.Mounts)
 		if e != nil {
 			return e
 		}
 		for _, o := range list {
-			if o.Path != "" && o.Path == name {
+			if o.Path != "" && o.Path == name && o.Host == "" {
 				return c.Unmount(ctx, o.Name)
 			}
 		}
 		return err
 	}
+	leave, err := c.work(name)
+	if err != nil {
+		return err
+	}
+	defer leave()
 	return c.demolish(ctx, name)
 }
 
@@ -181,8 +222,10 @@ func (c *Control) demolish(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	if err := c.stopDatabase(ctx, a); err != nil {
-		return err
+	if !c.abandoned(a) {
+		if err := c.stopDatabase(ctx, a); err != nil {
+			return err
+		}
 	}
 	if a.tapped() {
 		if err := c.untap(ctx, a); err != nil {
@@ -204,9 +247,23 @@ func (c *Control) demolish(ctx context.Context, name string) error {
 
 // takeDown unmounts and detaches all disks of an application, clone or mount.
 func (c *Control) takeDown(ctx context.Context, a app, detach func(context.Context, app, string) error) error {
+	if c.abandoned(a) {
+		for _, d := range a.t.Disks() {
+			c.unserveDisk(a, d.Name())
+		}
+		return nil
+	}
+	x, err := c.agentOf(a)
+	if err != nil {
+		return err
+	}
 	for _, d := range a.t.Disks() {
-		if dir, ok := c.mountedAt(a, d.Name()); ok {
-			if err := c.agent.Unmount(ctx, dir, leaving); err != nil {
+		s, err := c.look(ctx, a, d.Name())
+		if err != nil {
+			return err
+		}
+		if s.Mounted {
+			if err := x.Unmount(ctx, s.Dir, leaving); err != nil {
 				return err
 			}
 		}
@@ -218,33 +275,11 @@ func (c *Control) takeDown(ctx context.Context, a app, detach func(context.Conte
 	if err := os.RemoveAll(c.printsOf(a)); err != nil {
 		return err
 	}
-	for _, top := range []string{"staging", "clones"} {
-		if err := removeEmpty(c.path(top, a.name)); err != nil {
-			return err
-		}
+	if a.Role == roleMount {
+		return nil
 	}
-	return nil
+	return x.RemoveEmpty(ctx, filepath.Dir(c.dirOf(a, dataDisk)))
 }
 
 // leaving is how long an unmount waits for a user that is just leaving.
 const leaving = 2 * time.Second
-
-// removeEmpty removes the empty directories below and at dir, and nothing else.
-func removeEmpty(dir string) error {
-	entries, err := os.ReadDir(dir)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	for _, e := range entries {
-		if !e.IsDir() {
-			return fmt.Errorf("%s is still there", filepath.Join(dir, e.Name()))
-		}
-		if err := removeEmpty(filepath.Join(dir, e.Name())); err != nil {
-			return err
-		}
-	}
-	return os.Remove(dir)
-}

@@ -247,7 +247,10 @@ func (c *Control) comeBack(ctx context.Context) error {
 		case a.tapped():
 			err = c.agent.ThawTapped(ctx, c.tapping(a))
 		default:
-			err = c.agent.Thaw(ctx, c.mountedDirs(a))
+			var dirs []string
+			if dirs, err = c.mountedDirs(ctx, a); err == nil {
+				_, err = c.agent.Thaw(ctx, dirs)
+			}
 		}
 		if err != nil {
 			c.event("error", a.name, "a file system of %s may be frozen: %v", a.name, err)
@@ -256,10 +259,14 @@ func (c *Control) comeBack(ctx context.Context) error {
 	if err := c.undoCut(ctx); err != nil {
 		return err
 	}
+	close(c.undone)
 	if err := errors.Join(c.removeUnanswered(ctx), c.removeStrays(ctx), c.comeBackExports(ctx)); err != nil {
 		return err
 	}
 	for _, a := range c.apps() {
+		if a.elsewhere() {
+			continue // when its host is connected: see welcome
+		}
 		if err := c.comeBackApp(ctx, a); err != nil {
 			c.event("error", a.name, "%s did not come back whole: %v", a.name, err)
 		}
@@ -276,6 +283,7 @@ func (c *Control) comeBack(ctx context.Context) error {
 	}
 	c.beginJobs()
 	c.keepReserve()
+	close(c.back)
 	return nil
 }
 
@@ -306,7 +314,7 @@ func (c *Control) comeBackApp(ctx context.Context, a app) error {
 	if err := halfRewound(a); err != nil {
 		return err
 	}
-	if a.Type == tidemark.TypeVolume && a.Role == roleClone {
+	if a.Type == tidemark.TypeVolume && a.Role == roleClone && !a.elsewhere() {
 		_, err := c.cloneOf(ctx, a)
 		return err
 	}
@@ -337,42 +345,4 @@ func (c *Control) comeBackApp(ctx context.Context, a app) error {
 		return c.receive(a)
 	}
 	return nil
-}
-
-func (c *Control) comeBackMount(ctx context.Context, a app) error {
-	m, err := c.mountOf(ctx, a)
-	if err != nil {
-		return err
-	}
-	at, ok, err := c.attached(a, m.Disk)
-	if err != nil || ok && at.Alive() {
-		return err
-	}
-	if ok {
-		if err := cleanUp(at); err != nil {
-			return err
-		}
-	}
-	if err := c.mountDisk(ctx, a, &m); err != nil {
-		return err
-	}
-	return c.catalog.Put(ctx, catalog.Mounts, a.name, m)
-}
-
-func (c *Control) comeBackClone(ctx context.Context, a app) error {
-	k, err := c.cloneOf(ctx, a)
-	if err != nil {
-		return err
-	}
-	if _, ok := c.mountedAt(a, a.dataDisk()); ok {
-		return nil // the attacher and the database went on without us
-	}
-	if a.Type != tidemark.TypePostgres {
-		return c.mountClone(ctx, a, dataDisk)
-	}
-	k.Spec.Port = k.Port
-	if err := c.startDatabase(ctx, a, plan{}, &k); err != nil {
-		return err
-	}
-	return c.catalog.Put(ctx, catalog.Clones, a.name, k)
 }

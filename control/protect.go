@@ -12,7 +12,6 @@ import (
 	"tidemark/agent"
 	"tidemark/app/postgres"
 	"tidemark/app/volume"
-	"tidemark/mount"
 	"tidemark/timeline"
 )
 
@@ -230,27 +229,27 @@ func (c *Control) makeStaging(ctx context.Context, name string, note about, disk
 	}
 	t.SetBulk(true)
 	for _, d := range disks {
-		at, err := c.attach(ctx, a, d.Name)
+		device, err := c.attach(ctx, a, d.Name, true)
 		if err != nil {
 			return a, err
 		}
-		if err := c.agent.Format(ctx, at.Device(), "ext4", "tm-"+d.Name); err != nil {
+		if err := c.agent.Format(ctx, device, "ext4", "tm-"+d.Name); err != nil {
 			return a, err
 		}
-		if err := c.mountOurs(ctx, at.Device(), a, d.Name); err != nil {
+		if _, err := c.mountOurs(ctx, device, a, d.Name); err != nil {
 			return a, err
 		}
 	}
 	return a, nil
 }
 
-// mountOurs mounts a disk of an application or clone where it belongs.
-func (c *Control) mountOurs(ctx context.Context, device string, a app, disk string) error {
-	dir := c.dirOf(a, disk)
-	if err := os.MkdirAll(dir, 0o711); err != nil {
-		return err
+// mountOurs mounts a disk of an application or clone where it belongs, and returns where that is.
+func (c *Control) mountOurs(ctx context.Context, device string, a app, disk string) (dir string, err error) {
+	x, err := c.agentOf(a)
+	if err != nil {
+		return "", err
 	}
-	return c.agent.Mount(ctx, agent.Filesystem{Device: device, Dir: dir, Options: []string{"noatime"}})
+	return x.Mount(ctx, agent.Filesystem{Device: device, Dir: c.dirOf(a, disk), Make: true, Options: []string{"noatime"}})
 }
 
 // Unprotect ends the protection of an application and deletes its timeline
@@ -408,29 +407,13 @@ func (c *Control) markCapture(ctx context.Context, t *task, a app, m timeline.Ma
 
 // staged returns where a staging disk is mounted, and mounts it if it is not.
 func (c *Control) staged(ctx context.Context, a app, disk string) (string, error) {
-	if dir, ok := c.mountedAt(a, disk); ok {
-		return dir, nil
+	s, err := c.look(ctx, a, disk)
+	if err != nil || s.Mounted {
+		return s.Dir, err
 	}
-	at, err := c.reattach(ctx, a, disk)
+	device, err := c.attach(ctx, a, disk, false)
 	if err != nil {
 		return "", err
 	}
-	return c.dirOf(a, disk), c.mountOurs(ctx, at.Device(), a, disk)
-}
-
-// reattach returns the living attachment of a disk, made anew if there is none.
-func (c *Control) reattach(ctx context.Context, a app, disk string) (*mount.Attachment, error) {
-	at, ok, err := c.attached(a, disk)
-	if err != nil {
-		return nil, err
-	}
-	if ok && at.Alive() {
-		return at, nil
-	}
-	if ok {
-		if err := cleanUp(at); err != nil {
-			return nil, err
-		}
-	}
-	return c.attach(ctx, a, disk)
+	return c.mountOurs(ctx, device, a, disk)
 }

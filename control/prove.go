@@ -221,7 +221,7 @@ func anyMoment(list, gaps []tidemark.Interval, rng *rand.Rand) (time.Time, bool)
 func (c *Control) prove(ctx context.Context, t *task, x *proving) error {
 	bounded, cancel := context.WithDeadline(ctx, x.begun.Add(x.limit))
 	defer cancel()
-	r, err := c.bringUp(ctx, bounded, t, x)
+	r, err := c.recoverAside(ctx, bounded, t, x)
 	if err == nil && r.Reason == "" && (x.proof.Deep || x.plan.src.typeOnceCopied() == tidemark.TypeVolume) {
 		r.Reason, err = c.checkBlocks(bounded, t, x)
 	}
@@ -256,9 +256,9 @@ func (x *proving) stepOf(ctx context.Context, t *task, name string, fn func() er
 	return err
 }
 
-// bringUp branches from the point, attaches the disks, and has the agent bring them up in a sandbox and check them. The agent keeps the time itself, and
+// recoverAside branches from the point, attaches the disks, and has the agent bring them up in a sandbox and check them. The agent keeps the time itself, and
 // reports what it has found by then: only what comes before is bounded by the context that is.
-func (c *Control) bringUp(ctx, bounded context.Context, t *task, x *proving) (r proof.Report, err error) {
+func (c *Control) recoverAside(ctx, bounded context.Context, t *task, x *proving) (r proof.Report, err error) {
 	var a app
 	err = x.stepOf(bounded, t, "open", func() error {
 		if x.plan.log {
@@ -266,7 +266,7 @@ func (c *Control) bringUp(ctx, bounded context.Context, t *task, x *proving) (r 
 				return err
 			}
 		}
-		a, err = c.branch(bounded, x.plan.src, x.name, x.plan.pos, x.plan.each, roleProof)
+		a, err = c.branch(bounded, x.plan.src, x.name, "", x.plan.pos, x.plan.each, roleProof)
 		return err
 	})
 	if err != nil {
@@ -279,11 +279,10 @@ func (c *Control) bringUp(ctx, bounded context.Context, t *task, x *proving) (r 
 	s := x.sandbox(a, hide)
 	err = x.stepOf(bounded, t, "attach", func() error {
 		for i, d := range s.Disks {
-			at, err := c.attach(bounded, a, d.Name)
-			if err != nil {
+			var err error
+			if s.Disks[i].Device, err = c.attach(bounded, a, d.Name, true); err != nil {
 				return err
 			}
-			s.Disks[i].Device = at.Device()
 		}
 		return nil
 	})

@@ -28,7 +28,7 @@ func (c *Control) Rewind(ctx context.Context, spec tidemark.RewindSpec) (tidemar
 	return c.ask(ctx, "rewind", spec)
 }
 
-func (c *Control) rewindWork(_ context.Context, spec tidemark.RewindSpec) (*work, error) {
+func (c *Control) rewindWork(ctx context.Context, spec tidemark.RewindSpec) (*work, error) {
 	ref, err := tidemark.ParseRef(spec.Ref)
 	if err != nil {
 		return nil, err
@@ -41,14 +41,19 @@ func (c *Control) rewindWork(_ context.Context, spec tidemark.RewindSpec) (*work
 		return nil, err
 	}
 	pos, err := rewindTo(a, ref.Point, spec.Undo)
+	if err == nil && a.elsewhere() {
+		_, err = c.hostAgent(ctx, a.Agent)
+	}
 	if err != nil {
 		return nil, err
 	}
 	spec.Ref = fixed(spec.Ref)
 	w := &work{app: a.name, host: a.host(), args: spec}
 	w.holding = func(ctx context.Context) (func(), error) {
-		_, err := c.idleExports(ctx, a)
-		return func() {}, err
+		if _, err := c.idleExports(ctx, a); err != nil {
+			return nil, err
+		}
+		return c.work(a.name)
 	}
 	w.run = func(ctx context.Context, t *task) (any, error) { return c.rewind(ctx, t, a, pos) }
 	return w, nil
@@ -107,7 +112,7 @@ func (c *Control) idleExports(ctx context.Context, a app) (list []keptExport, er
 		list = append(list, k)
 	}
 	for _, d := range a.t.Disks() {
-		if a.Type == tidemark.TypeVolume && c.exports.Users(exportName(a.name, d.Name())) > 0 {
+		if a.Type == tidemark.TypeVolume && !a.elsewhere() && c.exports.Users(exportName(a.name, d.Name())) > 0 {
 			return nil, tidemark.Errorf(tidemark.Conflict, "disk %s of %s is in use", d.Name(), a.name).WithHint("end that first: `tidemark mounts`")
 		}
 	}
@@ -133,7 +138,11 @@ func (c *Control) rewind(ctx context.Context, t *task, a app, pos tidemark.Posit
 		res.Before = p.Bookmark
 	}
 	mark := timeline.Mark{Name: res.Before, Consistency: tidemark.CrashConsistent, Labels: map[string]string{labelRewound: pos.String()}}
-	if len(c.mountedDirs(a)) > 0 {
+	dirs, err := c.mountedDirs(ctx, a)
+	if err != nil {
+		return res, err
+	}
+	if len(dirs) > 0 {
 		mark.Consistency = tidemark.FilesystemConsistent // by the unmount
 	}
 	if err := t.doing(ctx, "stop", undoing{Stopped: a.name}); err != nil {
@@ -232,17 +241,35 @@ func (c *Control) takeBack(ctx context.Context, t *task, a app, before string, c
 	err := t.doing(ctx, "undo", undoing{Stopped: a.name, Before: before})
 	if err == nil {
 		err = c.standDown(ctx, a)
+		if err != nil && a.elsewhere() { // the host may be away, and is not needed for that
+			return errors.Join(cause, c.takeBackElsewhere(ctx, a, before))
+		}
 	}
 	if err == nil {
 		err = c.unwrite(ctx, a, before)
 	}
 	if err == nil {
 		_, err = c.standUp(ctx, a)
+		if err != nil && a.elsewhere() {
+			err = c.noteReturning(ctx, a)
+		}
 	}
 	if err != nil {
 		return errors.Join(cause, fmt.Errorf("%s could not be made what it was before, either: %w; it is %s@%s", a.name, err, a.name, before))
 	}
 	return fmt.Errorf("%s is what it was before the rewind, which failed: %w", a.name, cause)
+}
+
+// takeBackElsewhere does so where the host of a clone could not take it down.
+func (c *Control) takeBackElsewhere(ctx context.Context, a app, before string) error {
+	err := c.undoRewindElsewhere(ctx, a, undoing{Before: before})
+	if err == nil {
+		a, err = c.app(a.name) // its disks are other exports now
+	}
+	if _, away := c.hostAgent(ctx, a.Agent); err != nil || away != nil {
+		return err // it is brought up when the host is back
+	}
+	return c.comeBackApp(ctx, a)
 }
 
 // unwrite takes the writes of a rewind back, and forgets the bookmark before it.
@@ -349,17 +376,11 @@ func (c *Control) standUp(ctx context.Context, a app) (connection string, err er
 	if err != nil {
 		return "", err
 	}
-	switch a.Type {
-	case tidemark.TypeFilesystem:
-		err = c.mountClone(ctx, a, dataDisk)
-	case tidemark.TypePostgres:
-		if _, running := c.database(ctx, a); running == nil {
-			return k.Connection, nil
-		}
-		k.Spec.Port = k.Port
-		if err = c.startDatabase(ctx, a, plan{}, &k); err == nil {
-			err = c.catalog.Put(ctx, catalog.Clones, a.name, k)
-		}
+	if a.Type == tidemark.TypeVolume && !a.elsewhere() {
+		return k.Connection, nil
+	}
+	if err = c.bringUp(ctx, a, &k); err == nil {
+		err = c.catalog.Put(ctx, catalog.Clones, a.name, k)
 	}
 	return k.Connection, err
 }
@@ -393,6 +414,9 @@ func (c *Control) undoRewind(ctx context.Context, u undoing) error {
 	a, err := c.app(u.Stopped)
 	if tidemark.KindOf(err) == tidemark.NotFound {
 		return nil
+	}
+	if err == nil && a.elsewhere() {
+		return c.undoRewindElsewhere(ctx, a, u)
 	}
 	if err == nil {
 		err = c.stopDatabase(ctx, a)

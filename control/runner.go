@@ -372,5 +372,5 @@ func (c *Control) undo(ctx context.Context, u undoing) (done json.RawMessage, er
 	if u.Remove == "" {
 		return nil, nil
 	}
-	return nil, c.demolish(ctx, u.Remove)
+	return nil, c.abandon(ctx, u.Remove, u.Again)
 }

@@ -51,6 +51,7 @@ type front interface {
 // attacher is the state of the process.
 type attacher struct {
 	cfg    attachConfig
+	dial   Dialer
 	dir    string
 	relay  *relay.Relay
 	front  front
@@ -68,11 +69,11 @@ type attacher struct {
 // that may take its time, and nothing else; it logs to a file of the attachment's, and tells the
 // process that started it through file descriptor 3 that the device is there, or why not.
 // It takes the process over: signals, memory locks, descriptors. Without a configuration, because no disk
-// needed it, it returns nil.
+// needed it, it returns nil. dial connects with servers of other hosts; nil: there are none.
 //
 // SIGTERM and SIGINT, or the end of ctx, detach cleanly, unless the device is in
 // use: then they are refused. What was no configuration is ErrConfig.
-func RunAttacher(ctx context.Context) error {
+func RunAttacher(ctx context.Context, dial Dialer) error {
 	process.SpareProcessors()
 	held := process.Hold()
 	cfg, err := readAttachConfig(os.Stdin)
@@ -83,7 +84,7 @@ func RunAttacher(ctx context.Context) error {
 		return err
 	}
 	starter := process.FromStarter()
-	a := &attacher{cfg: cfg, dir: cfg.dir(), forced: make(chan struct{}, 1), log: slog.New(slog.NewTextHandler(os.Stderr, nil))}
+	a := &attacher{cfg: cfg, dial: dial, dir: cfg.dir(), forced: make(chan struct{}, 1), log: slog.New(slog.NewTextHandler(os.Stderr, nil))}
 	stop, err := a.start(ctx, starter, held)
 	if err := starter.Tell(err); err != nil {
 		a.log.Warn("nobody was told of the device", "err", err)
@@ -120,6 +121,9 @@ func (a *attacher) start(ctx context.Context, starter *process.Starter, held err
 	if a.cfg.Revive != nil {
 		o.Revive = a.cfg.Revive.run
 	}
+	if a.cfg.Identity != "" {
+		o.Address, o.Dial = "the server", a.dialServer
+	}
 	a.relay, err = relay.Open(ctx, o)
 	if err != nil {
 		return nil, err
@@ -145,6 +149,14 @@ func (a *attacher) start(ctx context.Context, starter *process.Starter, held err
 	}
 	go process.Answer(l, a.answer)
 	return func() { l.Close() }, nil
+}
+
+// dialServer connects with the server of another host.
+func (a *attacher) dialServer(ctx context.Context, session uint64) (net.Conn, error) {
+	if a.dial == nil {
+		return nil, fmt.Errorf("%w: this program reaches no server of another host", ErrConfig)
+	}
+	return a.dial(ctx, a.cfg.Identity, a.cfg.Export, Session{Attacher: a.cfg.Token, Number: session})
 }
 
 // reviveLimit is how long a process may take to begin that serves a disk.

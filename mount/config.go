@@ -1,10 +1,12 @@
 package mount
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/url"
 	"path/filepath"
 	"strings"
@@ -54,6 +56,8 @@ type Config struct {
 	Socket string `json:",omitempty"`
 	// Address is the server's HOST:PORT, where there is no Socket.
 	Address string `json:",omitempty"`
+	// Identity is the directory of who this host is to a server elsewhere, where there is neither Socket nor Address: see [Dialer].
+	Identity string `json:",omitempty"`
 	// Export is the name of the export at the server.
 	Export string `json:",omitempty"`
 	// ReadOnly makes a device that takes no writes.
@@ -77,6 +81,17 @@ type Config struct {
 	// for them.
 	Revive *Revive `json:",omitempty"`
 }
+
+// Session names one try of an attacher to be served. A server that lives on through the end of a connection has to end what came in
+// earlier sessions of an export before it serves a later one: else it could execute an old write behind a newer one to the same place.
+type Session struct {
+	Attacher string // another one for each that is started
+	Number   uint64 // grows with each session of it
+}
+
+// Dialer connects with the server of another host for an export, by the identity in a directory. An error of kind Denied is tried again
+// less often than others.
+type Dialer func(ctx context.Context, identity, export string, s Session) (net.Conn, error)
 
 // Revive says which process of this program serves an export, as [process.Start] and its Tell want to know it. It has to keep a second one of
 // itself out: several may be started at once.
@@ -122,8 +137,8 @@ func (c *Config) check() error {
 	switch {
 	case c.StateDir == "":
 		return fmt.Errorf("%w: no state directory", ErrConfig)
-	case (c.Socket == "") == (c.Address == ""):
-		return fmt.Errorf("%w: give the server's socket or its address", ErrConfig)
+	case c.servers() != 1:
+		return fmt.Errorf("%w: give the server's socket, or its address, or an identity", ErrConfig)
 	case len(c.Export) > 4096:
 		return fmt.Errorf("%w: export name of %d bytes", ErrConfig, len(c.Export))
 	case c.Sector != 0 && c.Sector != 512 && c.Sector != 4096:
@@ -145,6 +160,16 @@ func (c *Config) check() error {
 		c.ReplayBytes = 64 << 20
 	}
 	return nil
+}
+
+// servers counts the ways to a server that are given.
+func (c *Config) servers() (n int) {
+	for _, way := range []string{c.Socket, c.Address, c.Identity} {
+		if way != "" {
+			n++
+		}
+	}
+	return n
 }
 
 func (c *Config) parseURI() error {

@@ -17,7 +17,7 @@ import (
 // TestMain makes the test binary its own attacher.
 func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == "attach" {
-		if err := RunAttacher(context.Background()); err != nil {
+		if err := RunAttacher(context.Background(), nil); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}

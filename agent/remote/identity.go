@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"tidemark"
+	"tidemark/internal/vfs"
 )
 
 const identityFile = "identity.pem"
@@ -81,7 +82,7 @@ func (i *Identity) Rejoin(ctx context.Context, address string, t Token) error {
 		return err
 	}
 	defer conn.Close()
-	a, err := ask(conn, opening{For: join, Secret: t.Secret, Request: request})
+	a, err := ask(conn, opening{Request: Request{For: join}, Secret: t.Secret, PKCS10: request})
 	if err != nil {
 		return err
 	}
@@ -133,10 +134,39 @@ func (i *Identity) adopt(key *ecdsa.PrivateKey, der []byte, authority *x509.Cert
 	return nil
 }
 
-// Dial makes a connection for a purpose. A server that lets nobody in by this identity is an error of kind Denied.
-func (i *Identity) Dial(ctx context.Context, address, purpose string) (net.Conn, error) {
-	conn, _, err := i.open(ctx, address, opening{For: purpose})
+// Dial makes a connection, a [*tls.Conn]. A server that lets nobody in by this identity is an error of kind Denied.
+func (i *Identity) Dial(ctx context.Context, address string, r Request) (net.Conn, error) {
+	conn, _, err := i.open(ctx, address, opening{Request: r})
 	return conn, err
+}
+
+// addressFile is where an identity has its server, beside it.
+const addressFile = "server"
+
+// SetServer notes where the server is, for those who dial by what is in the directory.
+func (i *Identity) SetServer(address string) error {
+	path := filepath.Join(filepath.Dir(i.path), addressFile)
+	if was, err := os.ReadFile(path); err == nil && string(was) == address {
+		return nil
+	}
+	if err := vfs.WriteFile(vfs.OS, path, []byte(address)); err != nil {
+		return err
+	}
+	return os.Chmod(path, 0o600)
+}
+
+// DialFrom makes a connection with the server that is noted in the directory of an identity, by the identity that is there now: it
+// is renewed from time to time.
+func DialFrom(ctx context.Context, dir string, r Request) (net.Conn, error) {
+	i, err := OpenIdentity(dir)
+	if err != nil {
+		return nil, err
+	}
+	address, err := os.ReadFile(filepath.Join(dir, addressFile))
+	if err != nil {
+		return nil, err
+	}
+	return i.Dial(ctx, string(address), r)
 }
 
 // renewAt is the part of a certificate's life after which it is renewed.
@@ -156,7 +186,7 @@ func (i *Identity) Renew(ctx context.Context, address string) error {
 	if err != nil {
 		return err
 	}
-	conn, a, err := i.open(ctx, address, opening{For: renew, Request: request})
+	conn, a, err := i.open(ctx, address, opening{Request: Request{For: renew}, PKCS10: request})
 	if err != nil {
 		return err
 	}

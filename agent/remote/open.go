@@ -21,16 +21,33 @@ const (
 	Feed = "feed"
 	// WriteBack carries what the server writes to tapped disks of the host.
 	WriteBack = "write-back"
+	// Disk carries NBD for one disk of the server that is shown on the host.
+	Disk = "disk"
 
 	join  = "join"  // trades a token for a certificate
 	renew = "renew" // trades a certificate for its successor
 )
 
+// Request is what a host wants a connection for.
+type Request struct {
+	For string `json:"for"` // Calls, Feed, WriteBack or Disk
+	// Disk is the name of the export, for Disk. Client and Session say who wants it: a client has one session at a time, each with a higher
+	// number than the last.
+	Disk    string `json:"disk,omitempty"`
+	Client  string `json:"client,omitempty"`
+	Session uint64 `json:"session,omitempty"`
+}
+
+// known reports whether it is for something that an owner takes.
+func (r Request) known() bool {
+	return r.For == Calls || r.For == Feed || r.For == WriteBack || r.For == Disk
+}
+
 // opening is the first line that an agent says, and answer the server's.
 type opening struct {
-	For     string `json:"for"`
-	Secret  string `json:"secret,omitempty"`  // of a token
-	Request []byte `json:"request,omitempty"` // for a certificate: PKCS #10
+	Request
+	Secret string `json:"secret,omitempty"`  // of a token
+	PKCS10 []byte `json:"request,omitempty"` // for a certificate
 }
 
 type answer struct {

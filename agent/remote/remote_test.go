@@ -46,20 +46,23 @@ func (o *owner) Certified(_ context.Context, host, serial string) error {
 	return nil
 }
 
-func (o *owner) Admit(_ context.Context, host, serial string) error {
+func (o *owner) Admit(_ context.Context, host, serial string, r Request) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if !slices.Contains(o.serials[host], serial) {
 		return tidemark.Errorf(tidemark.Denied, "not let in")
 	}
+	if r.For == Disk && r.Disk != "of "+host {
+		return tidemark.Errorf(tidemark.Denied, "not shown there")
+	}
 	return nil
 }
 
 // Take answers a line with who said it.
-func (o *owner) Take(_ context.Context, host, purpose string, conn net.Conn) {
+func (o *owner) Take(_ context.Context, host string, r Request, conn net.Conn) {
 	line, err := bufio.NewReader(conn).ReadString('\n')
 	if err == nil {
-		fmt.Fprintf(conn, "%s on %s: %s", host, purpose, line)
+		fmt.Fprintf(conn, "%s on %s: %s", host, strings.TrimSpace(r.For+" "+r.Disk), line)
 	}
 }
 
@@ -119,7 +122,7 @@ func (s *site) join(t *testing.T, host string) (*Identity, string) {
 
 // says sends a line and returns the answer.
 func says(id *Identity, address, purpose string) (string, error) {
-	conn, err := id.Dial(context.Background(), address, purpose)
+	conn, err := id.Dial(context.Background(), address, Request{For: purpose})
 	if err != nil {
 		return "", err
 	}
@@ -211,7 +214,7 @@ func TestTurnedAway(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	_, err = ask(conn, opening{For: Feed})
+	_, err = ask(conn, opening{Request: Request{For: Feed}})
 	denied(t, "no certificate", err)
 }
 
@@ -280,6 +283,45 @@ func TestAuthorityStays(t *testing.T) {
 	}
 	if _, err := OpenIdentity(dir); !errors.Is(err, os.ErrNotExist) {
 		t.Error(err)
+	}
+}
+
+// Whoever dials by what is in the directory finds the server that is noted there and the certificate of now; and a host gets its own disks alone.
+func TestDialFrom(t *testing.T) {
+	s := newSite(t)
+	id, dir := s.join(t, "db1")
+	dial := func(disk string) (string, error) {
+		conn, err := DialFrom(t.Context(), dir, Request{For: Disk, Disk: disk, Client: "x", Session: 1})
+		if err != nil {
+			return "", err
+		}
+		defer conn.Close()
+		fmt.Fprintln(conn, "hello")
+		line, err := bufio.NewReader(conn).ReadString('\n')
+		return strings.TrimSpace(line), err
+	}
+	if _, err := dial("of db1"); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a server that nobody has noted: %v", err)
+	}
+	for range 2 {
+		if err := id.SetServer(s.address); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := dial("of db1"); got != "db1 on disk of db1: hello" || err != nil {
+			t.Fatalf("%q %v", got, err)
+		}
+		if err := id.Renew(t.Context(), s.address); err != nil {
+			t.Fatal(err)
+		}
+		s.mu.Lock()
+		s.serials["db1"] = s.serials["db1"][len(s.serials["db1"])-1:] // that of before is good for nothing
+		s.mu.Unlock()
+	}
+	_, err := dial("of db2")
+	denied(t, "the disk of another host", err)
+	st, err := os.Stat(filepath.Join(dir, addressFile))
+	if err != nil || st.Size() != int64(len(s.address)) {
+		t.Errorf("%v %v", st, err)
 	}
 }
 

@@ -20,10 +20,10 @@ type Owner interface {
 	Redeem(ctx context.Context, hash string) (host string, err error)
 	// Certified notes that a host has a new certificate, by its serial number; it may still use the one before.
 	Certified(ctx context.Context, host, serial string) error
-	// Admit says whether a host may come in with a certificate. An error is told to the agent.
-	Admit(ctx context.Context, host, serial string) error
+	// Admit says whether a host may come in with a certificate, and have what it asks for. An error is told to the agent.
+	Admit(ctx context.Context, host, serial string, r Request) error
 	// Take takes a connection of a host that was admitted, and returns when it is done with it.
-	Take(ctx context.Context, host, purpose string, conn net.Conn)
+	Take(ctx context.Context, host string, r Request, conn net.Conn)
 }
 
 // Server accepts the connections of agents.
@@ -78,28 +78,28 @@ func (s *Server) serve(ctx context.Context, raw net.Conn) {
 	defer context.AfterFunc(ctx, func() { raw.Close() })()
 	conn := tls.Server(raw, s.config)
 	defer conn.Close()
-	host, purpose, err := s.greet(ctx, conn)
+	host, r, err := s.greet(ctx, conn)
 	<-s.strangers
 	if err != nil {
 		s.log.Warn("an agent was turned away", "address", raw.RemoteAddr(), "host", host, "error", err)
 		return
 	}
-	if purpose == Calls || purpose == Feed || purpose == WriteBack {
-		s.owner.Take(ctx, host, purpose, conn)
+	if r.known() {
+		s.owner.Take(ctx, host, r, conn)
 	}
 }
 
 // greet finds out who it is and what he wants, and answers.
-func (s *Server) greet(ctx context.Context, conn *tls.Conn) (host, purpose string, err error) {
+func (s *Server) greet(ctx context.Context, conn *tls.Conn) (host string, r Request, err error) {
 	if err := errors.Join(keepAlive(conn.NetConn()), conn.SetDeadline(time.Now().Add(greetTime))); err != nil {
-		return "", "", err
+		return "", r, err
 	}
 	if err := conn.HandshakeContext(ctx); err != nil {
-		return "", "", err
+		return "", r, err
 	}
 	var o opening
 	if err := readLine(conn, &o); err != nil {
-		return "", "", fmt.Errorf("read a greeting: %w", err)
+		return "", r, fmt.Errorf("read a greeting: %w", err)
 	}
 	a, err := s.admit(ctx, conn.ConnectionState().PeerCertificates, o)
 	if err != nil {
@@ -108,7 +108,7 @@ func (s *Server) greet(ctx context.Context, conn *tls.Conn) (host, purpose strin
 	if werr := writeLine(conn, a); err == nil {
 		err = werr
 	}
-	return a.Host, o.For, errors.Join(err, conn.SetDeadline(time.Time{}))
+	return a.Host, o.Request, errors.Join(err, conn.SetDeadline(time.Time{}))
 }
 
 func (s *Server) admit(ctx context.Context, certs []*x509.Certificate, o opening) (a answer, err error) {
@@ -117,19 +117,19 @@ func (s *Server) admit(ctx context.Context, certs []*x509.Certificate, o opening
 		if err != nil {
 			return a, err
 		}
-		return s.certify(ctx, host, o.Request)
+		return s.certify(ctx, host, o.PKCS10)
 	}
 	if len(certs) == 0 {
 		return a, tidemark.Errorf(tidemark.Denied, "an agent has to join before it is let in").WithHint("`tidemark host add NAME` on the server makes a token for it")
 	}
 	a.Host = certs[0].Subject.CommonName
-	if err := s.owner.Admit(ctx, a.Host, certs[0].SerialNumber.String()); err != nil {
+	if err := s.owner.Admit(ctx, a.Host, certs[0].SerialNumber.String(), o.Request); err != nil {
 		return a, err
 	}
-	switch o.For {
-	case renew:
-		return s.certify(ctx, a.Host, o.Request)
-	case Calls, Feed, WriteBack:
+	if o.For == renew {
+		return s.certify(ctx, a.Host, o.PKCS10)
+	}
+	if o.known() {
 		return a, nil
 	}
 	return a, tidemark.Errorf(tidemark.Invalid, "this server has nothing for agents by the name %q", o.For).WithHint("server and agent must be of one version")

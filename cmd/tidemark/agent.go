@@ -29,12 +29,13 @@ func agentCommand() *cobra.Command {
 	var verbose, end bool
 	c := &cobra.Command{
 		Use: "agent --server HOST:PORT", Short: "Run the agent of a host that is not the server's", Args: takes(0),
-		Long: `Run the agent of a host, so that its disks can be tapped from the server. It
-dials the server; nothing listens on this host. The first time it joins with a
-token, which the server makes by ` + "`tidemark host add NAME`" + `, and keeps a key and a
-certificate in its data directory; the token is then good for nothing any more.
+		Long: `Run the agent of a host, so that its disks can be tapped from the server, and
+points be mounted and cloned here. It dials the server; nothing listens on this
+host. The first time it joins with a token, which the server makes by
+` + "`tidemark host add NAME`" + `, and keeps a key and a certificate in its data
+directory; the token is then good for nothing any more.
 
-Taps go on without it, and without the server.`,
+Taps go on without it, and without the server; mounts and clones without it.`,
 		Example: "  tidemark agent --server backup.example.com:7440 --token-file /root/token",
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
 			if address == "" && !end {
@@ -70,7 +71,7 @@ Taps go on without it, and without the server.`,
 	c.Flags().StringVar(&address, "server", "", "where the server listens for agents: HOST:PORT")
 	c.Flags().StringVar(&tokenFile, "token-file", "", "file with the token to join with; needed once")
 	c.Flags().StringVar(&d.Dir, "data", defaultAgentData, "the agent's data directory")
-	c.Flags().BoolVar(&end, "end-taps", false, "end all taps of this host, and return: for when its server is gone for good")
+	c.Flags().BoolVar(&end, "end-taps", false, "end all taps of this host, take away what its server has shown here, and return: for when that is gone for good")
 	c.Flags().BoolVarP(&verbose, "verbose", "v", false, "log what happens, not only what goes wrong")
 	return c
 }

@@ -12,7 +12,7 @@ import (
 )
 
 func hostCommand() *cobra.Command {
-	return group(&cobra.Command{Use: "host", Short: "Hosts with an agent, whose disks can be tapped"}, hostAdd(), hostList(), hostRemove())
+	return group(&cobra.Command{Use: "host", Short: "Hosts with an agent, whose disks can be tapped and which can be given points"}, hostAdd(), hostList(), hostRemove())
 }
 
 func hostAdd() *cobra.Command {
@@ -71,9 +71,9 @@ func hostList() *cobra.Command {
 				if h.Joined != nil {
 					joined = *h.Joined
 				}
-				rows = append(rows, []string{h.Name, string(h.State), when(joined), dash(strings.Join(h.Applications, ", "))})
+				rows = append(rows, []string{h.Name, string(h.State), when(joined), dash(strings.Join(h.Applications, ", ")), dash(strings.Join(h.Shown, ", "))})
 			}
-			table("HOST STATE JOINED APPLICATIONS", rows)
+			table("HOST STATE JOINED APPLICATIONS SHOWN", rows)
 		})
 	}}
 }
@@ -84,7 +84,8 @@ func hostRemove() *cobra.Command {
 		Long: `Shut a host out: its agent is not let in any more, whatever certificate it has.
 With --force also if disks are tapped there: their taps are left to themselves,
 and go on showing the disks. Their points stay until the applications are
-unprotected.`,
+unprotected. Mounts and clones there lose their disks; what is left of them goes
+with unmount and clone rm.`,
 		Example: "  tidemark host rm db1",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			r.Name = args[0]
@@ -93,6 +94,6 @@ unprotected.`,
 			}
 			return show(map[string]string{"name": args[0]}, func() { fmt.Println(args[0], "is shut out") })
 		}}
-	c.Flags().BoolVar(&r.Force, "force", false, "though disks are tapped there")
+	c.Flags().BoolVar(&r.Force, "force", false, "though something is tapped, mounted or cloned there")
 	return c
 }

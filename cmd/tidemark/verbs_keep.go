@@ -36,6 +36,12 @@ func printStatus(s tidemark.Status) {
 	table("APPLICATION TYPE LATEST ANY-TIME-UNTIL STATE DETAIL", rows)
 	printTaps(s.Applications)
 	fmt.Printf("\n%d clones, %d mounts\n", len(s.Clones), len(s.Mounts))
+	for _, m := range s.Mounts {
+		printElsewhere("mount", m.Name, m.Host, m.State)
+	}
+	for _, k := range s.Clones {
+		printElsewhere("clone", k.Name, k.Host, k.State)
+	}
 	p := s.Pool
 	journals := size(p.JournalBytes)
 	if p.ArchivedBytes > 0 {
@@ -55,6 +61,13 @@ func printStatus(s tidemark.Status) {
 		if e.Level != "info" {
 			fmt.Printf("%s %s %s %s\n", when(e.Time), e.Level, dash(e.Application), e.Message)
 		}
+	}
+}
+
+// printElsewhere says how a clone or mount on another host is.
+func printElsewhere(what, name, host, state string) {
+	if host != "" {
+		fmt.Printf("%s %s on host %s: %s\n", what, name, host, state)
 	}
 }
 

@@ -66,6 +66,10 @@ func diskFlag(c *cobra.Command, disk *string) {
 	c.Flags().StringVar(disk, "disk", "", "the disk, if the application has several")
 }
 
+func hostFlag(c *cobra.Command, host *string, what string) {
+	c.Flags().StringVar(host, "host", "", what)
+}
+
 func exportCommand() *cobra.Command {
 	var spec tidemark.ExportSpec
 	c := &cobra.Command{Use: "export APP[@POINT]", Short: "Serve a point over NBD; prints its URI", Args: takes(0, aRef), ValidArgsFunction: anyName,
@@ -113,9 +117,9 @@ func unexportCommand() *cobra.Command {
 
 func mountCommand() *cobra.Command {
 	var spec tidemark.MountSpec
-	c := &cobra.Command{Use: "mount APP[@POINT] [DIR]", Short: "Attach a point here as a disk, and mount its file system on DIR", Args: takes(1, aRef, aAny), ValidArgsFunction: anyName,
-		Example: "  tidemark mount files@-2h /mnt/files\n  tidemark mount orders@nightly --disk data --name look",
-		Long:    "Attach a point to the server's host as a disk, and mount its file system on the\nempty directory DIR, if one is given. What is written goes to the mount, never\nto the point, and is gone with `tidemark unmount`.",
+	c := &cobra.Command{Use: "mount APP[@POINT] [DIR]", Short: "Attach a point to a host as a disk, and mount its file system on DIR", Args: takes(1, aRef, aAny), ValidArgsFunction: anyName,
+		Example: "  tidemark mount files@-2h /mnt/files\n  tidemark mount files@-2h /mnt/files --host db1\n  tidemark mount orders@nightly --disk data --name look",
+		Long:    "Attach a point as a disk to the server's host, or with --host to one whose agent\nhas joined, and mount its file system on the empty directory DIR there, if one\nis given. What is written goes to the mount, never to the point, and is gone\nwith `tidemark unmount`.",
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			spec.Ref = args[0]
 			if cmd.Flags().Changed("name") {
@@ -123,16 +127,23 @@ func mountCommand() *cobra.Command {
 					return usage(err)
 				}
 			}
-			if len(args) == 2 {
+			switch {
+			case len(args) < 2:
+			case spec.Host == "":
 				if spec.Path, err = filepath.Abs(args[1]); err != nil {
 					return err
 				}
+			case !filepath.IsAbs(args[1]):
+				return usage(tidemark.Errorf(tidemark.Invalid, "%q is no absolute path on host %s", args[1], spec.Host).WithHint("write it from / on"))
+			default:
+				spec.Path = filepath.Clean(args[1])
 			}
 			return ask(cmd, "mount", spec, func(m tidemark.Mount) {
-				fmt.Printf("%s  %s  %s  %s  in %s\n", m.Name, m.Ref, m.Device, dash(m.Path), seconds(m.Seconds))
+				fmt.Printf("%s  %s  %s  %s  in %s\n", m.Name, m.Ref, onHost(m.Host, m.Device), dash(m.Path), seconds(m.Seconds))
 			})
 		}}
 	diskFlag(c, &spec.Disk)
+	hostFlag(c, &spec.Host, "the host to attach it to (default: the server's own)")
 	c.Flags().BoolVar(&spec.ReadOnly, "read-only", false, "mount the file system read-only")
 	c.Flags().StringVar(&spec.Name, "name", "", "the mount's name (default: made of the application's)")
 	return c
@@ -143,9 +154,9 @@ func mountsCommand() *cobra.Command {
 		return ask(cmd, "mounts", nil, func(list []tidemark.Mount) {
 			var rows [][]string
 			for _, m := range list {
-				rows = append(rows, []string{m.Name, m.Ref, m.Disk, m.Device, m.State, when(m.Since), dash(m.Path)})
+				rows = append(rows, []string{m.Name, m.Ref, m.Disk, dash(m.Host), m.Device, m.State, when(m.Since), dash(m.Path)})
 			}
-			table("NAME POINT DISK DEVICE STATE SINCE PATH", rows)
+			table("NAME POINT DISK HOST DEVICE STATE SINCE PATH", rows)
 		})
 	}}
 }
@@ -173,8 +184,20 @@ func isDir(path string) bool {
 	return err == nil && st.IsDir()
 }
 
+// onHost names what is on a host.
+func onHost(host, what string) string {
+	if host == "" {
+		return what
+	}
+	return host + ":" + what
+}
+
 func printClone(k tidemark.Clone) {
-	fmt.Printf("%s  %s  %s  in %s\n", k.Name, k.Source, k.Connection, seconds(k.Seconds))
+	on := ""
+	if k.Host != "" {
+		on = "  on " + k.Host
+	}
+	fmt.Printf("%s  %s  %s%s  in %s\n", k.Name, k.Source, k.Connection, on, seconds(k.Seconds))
 }
 
 func cloneCommand() *cobra.Command {
@@ -209,9 +232,9 @@ func cloneList(use string) *cobra.Command {
 		return ask(cmd, "clones", nil, func(list []tidemark.Clone) {
 			var rows [][]string
 			for _, k := range list {
-				rows = append(rows, []string{k.Name, k.Source, k.State, port(k.Port), size(k.OwnBytes), k.Connection})
+				rows = append(rows, []string{k.Name, k.Source, dash(k.Host), k.State, port(k.Port), size(k.OwnBytes), k.Connection})
 			}
-			table("NAME OF STATE PORT OWN CONNECTION", rows)
+			table("NAME OF HOST STATE PORT OWN CONNECTION", rows)
 		})
 	}}
 }

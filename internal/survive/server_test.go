@@ -30,7 +30,7 @@ var binary string
 // TestMain builds the program once. The test binary is its own attacher, too: of disks that a test serves itself.
 func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == "attach" {
-		if err := mount.RunAttacher(context.Background()); err != nil {
+		if err := mount.RunAttacher(context.Background(), nil); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}

@@ -7,8 +7,6 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
-
-	"tidemark/internal/socket"
 )
 
 const (
@@ -79,9 +77,9 @@ func (l *lane) answer(s slot, e unix.Errno, data []byte) {
 type lane struct {
 	r *Relay
 
-	sendMu sync.Mutex   // guards conn and out
-	conn   *socket.Conn // nil while there is no session: requests wait in their slots
-	out    []byte       // messages to be sent together
+	sendMu sync.Mutex // guards conn and out
+	conn   conn       // nil while there is no session: requests wait in their slots
+	out    []byte     // messages to be sent together
 
 	slotMu sync.Mutex // guards slots and unused
 	slots  [laneSlots]slot
@@ -311,7 +309,7 @@ func (l *lane) readAgain(reads []uint64) {
 }
 
 // receive takes the replies of one connection until it breaks.
-func (l *lane) receive(c *socket.Conn) {
+func (l *lane) receive(c conn) {
 	buf := make([]byte, receiveBuffer)
 	r, w := 0, 0
 	for {

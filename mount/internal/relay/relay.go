@@ -12,7 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"tidemark/internal/socket"
+	"tidemark"
 )
 
 const (
@@ -29,6 +29,9 @@ const (
 	// tcpDead is how long a TCP peer may leave our bytes unacknowledged before the
 	// connection counts as broken: a host that lost power says nothing.
 	tcpDead = 30 * time.Second
+
+	// deniedPause is the pause before a server that does not let us in is asked again.
+	deniedPause = 5 * time.Second
 )
 
 // ErrClosed is returned once a relay was closed or has given up.
@@ -37,11 +40,15 @@ var ErrClosed = errors.New("the relay is closed")
 // Options say which export to relay and how.
 type Options struct {
 	Network, Address string // of the server, as for net.Dial: unix or tcp
-	Export           string
-	ReadOnly         bool          // never write, even if the server would let us
-	Conns            int           // the most connections; 0 for the default
-	LogBytes         int           // memory for writes that are not durable; at least 8 MiB
-	GiveUp           time.Duration // fail everything after so long without a server; 0 never
+	// Dial connects with the server instead, where it is not nil. session counts the tries to make a session: a server that
+	// lives on through the end of a connection has to end what came in an earlier session before it serves a later one. An error
+	// of kind Denied is tried again less often.
+	Dial     func(ctx context.Context, session uint64) (net.Conn, error)
+	Export   string
+	ReadOnly bool          // never write, even if the server would let us
+	Conns    int           // the most connections; 0 for the default
+	LogBytes int           // memory for writes that are not durable; at least 8 MiB
+	GiveUp   time.Duration // fail everything after so long without a server; 0 never
 	// Revive starts a server that is gone; nil: others do. It is called when nobody has done so for a moment, and
 	// again after a while as long as nobody listens at the address.
 	Revive func(context.Context) error
@@ -54,6 +61,7 @@ type Relay struct {
 	info  Info
 	log   *replayLog
 	lanes []*lane
+	tries uint64 // to make a session; of Open, then of supervise
 
 	failed    chan error     // a connection of the present session broke
 	wantFlush chan struct{}  // the log asks for a flush
@@ -142,17 +150,11 @@ func (r *Relay) Close() error {
 	return err
 }
 
-// dial opens one connection and brings it into the transmission phase.
-func (r *Relay) dial(ctx context.Context) (*socket.Conn, Info, error) {
-	d := net.Dialer{Timeout: handshakeTimeout, KeepAlive: 5 * time.Second}
-	c, err := d.DialContext(ctx, r.opt.Network, r.opt.Address)
+// dial opens one connection of a session and brings it into the transmission phase.
+func (r *Relay) dial(ctx context.Context, session uint64) (conn, Info, error) {
+	c, err := r.connect(ctx, session)
 	if err != nil {
 		return nil, Info{}, err
-	}
-	if t, ok := c.(*net.TCPConn); ok {
-		if err := setUserTimeout(t); err != nil {
-			return nil, Info{}, errors.Join(err, c.Close())
-		}
 	}
 	stop := context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })
 	info, err := handshake(c, r.opt.Export)
@@ -163,8 +165,26 @@ func (r *Relay) dial(ctx context.Context) (*socket.Conn, Info, error) {
 		c.Close() // the handshake's error is the one that counts
 		return nil, Info{}, fmt.Errorf("%s, export %q: %w", r.opt.Address, r.opt.Export, err)
 	}
-	s, err := socket.Take(c)
+	s, err := take(c)
 	return s, info, err
+}
+
+// connect connects with the server.
+func (r *Relay) connect(ctx context.Context, session uint64) (net.Conn, error) {
+	if r.opt.Dial != nil {
+		return r.opt.Dial(ctx, session)
+	}
+	d := net.Dialer{Timeout: handshakeTimeout, KeepAlive: 5 * time.Second}
+	c, err := d.DialContext(ctx, r.opt.Network, r.opt.Address)
+	if err != nil {
+		return nil, err
+	}
+	if t, ok := c.(*net.TCPConn); ok {
+		if err := setUserTimeout(t); err != nil {
+			return nil, errors.Join(err, c.Close())
+		}
+	}
+	return c, nil
 }
 
 func setUserTimeout(t *net.TCPConn) error {
@@ -180,17 +200,18 @@ func setUserTimeout(t *net.TCPConn) error {
 }
 
 // dialAll opens as many connections as the export and the options allow.
-func (r *Relay) dialAll(ctx context.Context) ([]*socket.Conn, Info, error) {
-	c, info, err := r.dial(ctx)
+func (r *Relay) dialAll(ctx context.Context) ([]conn, Info, error) {
+	r.tries++
+	c, info, err := r.dial(ctx, r.tries)
 	if err != nil {
 		return nil, Info{}, err
 	}
-	conns := []*socket.Conn{c}
+	conns := []conn{c}
 	if !info.MultiConn() {
 		return conns, info, nil
 	}
 	for len(conns) < r.opt.Conns {
-		c, other, err := r.dial(ctx)
+		c, other, err := r.dial(ctx, r.tries)
 		if err == nil && other != info {
 			c.Close()
 			err = fmt.Errorf("%w: two connections were told different things about the export", ErrProtocol)
@@ -204,13 +225,13 @@ func (r *Relay) dialAll(ctx context.Context) ([]*socket.Conn, Info, error) {
 	return conns, info, nil
 }
 
-func closeAll(conns []*socket.Conn) {
+func closeAll(conns []conn) {
 	for _, c := range conns {
 		c.Close() // a connection that is given up has no error worth hearing
 	}
 }
 
-func abortAll(conns []*socket.Conn) {
+func abortAll(conns []conn) {
 	for _, c := range conns {
 		c.Abort()
 	}
@@ -237,7 +258,7 @@ func (r *Relay) fail(err error) {
 }
 
 // install starts a session on new connections. All sendMu are held.
-func (r *Relay) install(conns []*socket.Conn) {
+func (r *Relay) install(conns []conn) {
 	select {
 	case <-r.failed: // of the session before
 	default:
@@ -252,7 +273,7 @@ func (r *Relay) install(conns []*socket.Conn) {
 }
 
 // supervise waits for sessions to break and makes new ones, until the end.
-func (r *Relay) supervise(conns []*socket.Conn) {
+func (r *Relay) supervise(conns []conn) {
 	for conns != nil {
 		var err error
 		select {
@@ -276,7 +297,7 @@ func (r *Relay) supervise(conns []*socket.Conn) {
 }
 
 // sayGoodbye tells the server that we leave on purpose.
-func (r *Relay) sayGoodbye(conns []*socket.Conn) {
+func (r *Relay) sayGoodbye(conns []conn) {
 	defer time.AfterFunc(time.Second, func() { abortAll(conns) }).Stop() // for a sender that is stuck, too
 	r.lockAll()
 	defer r.unlockAll()
@@ -302,7 +323,7 @@ func (r *Relay) note(err error) {
 
 // reconnect makes a new session, however long it takes. It returns nil when the
 // relay is closed or gives up.
-func (r *Relay) reconnect() []*socket.Conn {
+func (r *Relay) reconnect() []conn {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	if r.opt.GiveUp > 0 {
@@ -331,8 +352,12 @@ func (r *Relay) reconnect() []*socket.Conn {
 			}
 			revive = time.Now().Add(reviveEvery)
 		}
+		pause := wait
+		if tidemark.KindOf(err) == tidemark.Denied {
+			pause = deniedPause
+		}
 		select {
-		case <-time.After(wait):
+		case <-time.After(pause):
 		case <-ctx.Done():
 		}
 	}
@@ -345,7 +370,7 @@ func nobodyListens(err error) bool {
 }
 
 // session tries once to connect, to replay and to go on.
-func (r *Relay) session(ctx context.Context) ([]*socket.Conn, error) {
+func (r *Relay) session(ctx context.Context) ([]conn, error) {
 	conns, info, err := r.dialAll(ctx)
 	if err != nil {
 		return nil, err

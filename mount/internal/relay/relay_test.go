@@ -2,9 +2,16 @@ package relay
 
 import (
 	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	crand "crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/binary"
 	"io"
 	"log/slog"
+	"math/big"
 	"math/rand/v2"
 	"net"
 	"os"
@@ -179,13 +186,7 @@ func connect(t *testing.T, f *forgetful, change func(*Options)) *Relay {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		l.Close()
-		f.mu.Lock()
-		f.crash()
-		f.mu.Unlock()
-	})
-	go f.serve(l)
+	serve(t, f, l)
 	opt := Options{Network: "unix", Address: sock, Export: "x", LogBytes: 1 << 20, Log: slog.New(slog.DiscardHandler)}
 	if change != nil {
 		change(&opt)
@@ -196,6 +197,59 @@ func connect(t *testing.T, f *forgetful, change func(*Options)) *Relay {
 	}
 	t.Cleanup(func() { r.Close() })
 	return r
+}
+
+// serve has f serve a listener until the end of the test.
+func serve(t *testing.T, f *forgetful, l net.Listener) {
+	t.Cleanup(func() {
+		l.Close()
+		f.mu.Lock()
+		f.crash()
+		f.mu.Unlock()
+	})
+	go f.serve(l)
+}
+
+// connectSecure opens a relay of f over TLS. The numbers of its sessions must grow.
+func connectSecure(t *testing.T, f *forgetful, _ func(*Options)) *Relay {
+	t.Helper()
+	l, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{selfSigned(t)}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	serve(t, f, l)
+	var mu sync.Mutex
+	var last uint64
+	dial := func(ctx context.Context, session uint64) (net.Conn, error) {
+		mu.Lock()
+		if session < last {
+			t.Errorf("session %d after %d", session, last)
+		}
+		last = session
+		mu.Unlock()
+		d := tls.Dialer{Config: &tls.Config{InsecureSkipVerify: true}}
+		return d.DialContext(ctx, "tcp", l.Addr().String())
+	}
+	r, err := Open(t.Context(), Options{Dial: dial, Address: "it", Export: "x", LogBytes: 1 << 20, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { r.Close() })
+	return r
+}
+
+func selfSigned(t *testing.T) tls.Certificate {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), crand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour)}
+	der, err := x509.CreateCertificate(crand.Reader, c, c, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
 }
 
 // kernel plays /dev/fuse: a datagram socket pair takes the answers whole.
@@ -255,13 +309,19 @@ func TestNothingIsLost(t *testing.T) {
 	}
 	for range runs {
 		seed := uint64(time.Now().UnixNano())
-		if !t.Run("", func(t *testing.T) { testNothingIsLost(t, seed) }) {
+		if !t.Run("", func(t *testing.T) { testNothingIsLost(t, seed, connect) }) {
+			t.Fatalf("seed %d", seed)
+		}
+	}
+	for range runs / 4 {
+		seed := uint64(time.Now().UnixNano())
+		if !t.Run("TLS", func(t *testing.T) { testNothingIsLost(t, seed, connectSecure) }) {
 			t.Fatalf("seed %d", seed)
 		}
 	}
 }
 
-func testNothingIsLost(t *testing.T, seed uint64) {
+func testNothingIsLost(t *testing.T, seed uint64, connect func(*testing.T, *forgetful, func(*Options)) *Relay) {
 	const blocks, block = 64, 4096
 	rng := rand.New(rand.NewPCG(seed, 0))
 	f := newForgetful(blocks*block, rand.New(rand.NewPCG(seed, 1)))

@@ -5,8 +5,6 @@ import (
 	"io"
 
 	"golang.org/x/sys/unix"
-
-	"tidemark/internal/socket"
 )
 
 // replayBatch is how many writes are in flight while replaying. It is small
@@ -19,7 +17,7 @@ const replayBatch = 64
 //
 // A server may work on several requests of one connection in any order, so two
 // writes that overlap are never in flight together.
-func (r *Relay) replay(c *socket.Conn) (n int, err error) {
+func (r *Relay) replay(c conn) (n int, err error) {
 	first, next := r.log.live()
 	for first < next {
 		var batch []uint64
@@ -57,7 +55,7 @@ func (l *replayLog) batch(first, next uint64) (ids []uint64, then uint64) {
 }
 
 // replayBatch sends the entries and waits for all answers.
-func (r *Relay) replayBatch(c *socket.Conn, ids []uint64) error {
+func (r *Relay) replayBatch(c conn, ids []uint64) error {
 	sent := make(chan error, 1)
 	go func() { // beside the reading: a server may stop taking until it can answer
 		for i, id := range ids {
@@ -80,7 +78,7 @@ func (r *Relay) replayBatch(c *socket.Conn, ids []uint64) error {
 	return err
 }
 
-func (r *Relay) replayAnswers(c *socket.Conn, ids []uint64) error {
+func (r *Relay) replayAnswers(c conn, ids []uint64) error {
 	answered := make([]bool, len(ids))
 	for range ids {
 		cookie, errno, err := readReply(c)
@@ -117,7 +115,7 @@ func (r *Relay) refused(id uint64, errno unix.Errno) bool {
 }
 
 // flushNow sends a flush and waits for its success.
-func flushNow(c *socket.Conn) error {
+func flushNow(c conn) error {
 	var req [requestSize]byte
 	putRequest(req[:], 0, cmdFlush, 0, 0, 0)
 	if _, err := c.Write(req[:]); err != nil {

@@ -1,0 +1,393 @@
+package agent
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"tidemark"
+	"tidemark/agent/remote"
+	"tidemark/app/postgres"
+	"tidemark/mount"
+)
+
+// A disk of the server is shown on a host by an attacher there, which speaks to the server itself: over a socket on the server's own host,
+// and by the host's identity from another one. The agent only starts attachers and finds them again, so they outlive it.
+
+// ShownDisk says which disk of the server is shown on a host, and how.
+type ShownDisk struct {
+	Application string `json:"application"`
+	Disk        string `json:"disk"`
+	// Export is what the server serves it as to this host. A disk that is attached as another one is not this disk.
+	Export string `json:"export"`
+	Sector int    `json:"sector,omitempty"` // of the device, in bytes; 0: 512
+	// Dir is where its file system is mounted, or is to be; relative: below the agent's data directory. Empty: nowhere.
+	Dir string `json:"dir,omitempty"`
+	// Fresh: the disk was made just now, and that it is attached already is an error.
+	Fresh bool `json:"fresh,omitempty"`
+	// Patience is how long the disk may be in use when it is detached; 0: for a moment, as it may be by who just lets go of it.
+	Patience time.Duration `json:"patience,omitempty"`
+	// Deleted: the disk is deleted when it is detached. That it cannot be flushed, as when its device was only half made, keeps nobody
+	// from that; that somebody uses it does.
+	Deleted bool `json:"deleted,omitempty"`
+}
+
+func (d ShownDisk) name() string { return attachmentName(d.Application, d.Disk) }
+
+func (d ShownDisk) check() error {
+	return errors.Join(tidemark.CheckName(d.Application), tidemark.CheckName(d.Disk))
+}
+
+// Shown is how a disk is shown on a host.
+type Shown struct {
+	// Device is its block device; empty: it is not attached as that export by a process that lives.
+	Device string `json:"device,omitempty"`
+	// Attached: there is an attachment of that name, of whatever sort.
+	Attached bool   `json:"attached"`
+	Dir      string `json:"dir,omitempty"` // where it is, or would be, mounted; absolute
+	Mounted  bool   `json:"mounted"`       // something is mounted at Dir
+	// Mounts are all places where the device is mounted, the latest first.
+	Mounts []mount.Mounted `json:"mounts,omitempty"`
+}
+
+// Here shows disks on this host: what the verbs of an agent do, and what a server does on its own host without one, for the start of
+// an attacher touches no disk. Its methods may be called concurrently.
+type Here struct {
+	Places   Places
+	Launcher *mount.Launcher // nil: attachers are started when they are needed
+}
+
+// AttachDisk has a disk attached, and returns its device. One that is attached already is left as it is; what is left of an attacher that
+// has died, or shows another disk by this name, is taken away first.
+func (h Here) AttachDisk(ctx context.Context, d ShownDisk) (device string, err error) {
+	at, err := h.find(d)
+	if err != nil {
+		return "", err
+	}
+	if at != nil && !d.Fresh {
+		if h.shows(at, d) {
+			return at.Device(), nil
+		}
+		if err := h.Remove(ctx, at); err != nil {
+			return "", err
+		}
+	}
+	attach := mount.Attach
+	if h.Launcher != nil {
+		attach = h.Launcher.Attach
+	}
+	cfg := mount.Config{Name: d.name(), StateDir: h.Places.Attached, Export: d.Export, Sector: d.Sector}
+	if cfg.Identity = h.Places.Identity; cfg.Identity == "" {
+		cfg.Socket = h.Places.Disks
+	}
+	if at, err = attach(ctx, cfg); err != nil {
+		return "", fmt.Errorf("attach disk %s of %s: %w", d.Disk, d.Application, err)
+	}
+	return at.Device(), nil
+}
+
+// LookDisk says how a disk is shown.
+func (h Here) LookDisk(_ context.Context, d ShownDisk) (s Shown, err error) {
+	if d.Dir != "" {
+		s.Dir = h.Places.abs(d.Dir)
+		if s.Mounted, err = isMounted(s.Dir); err != nil {
+			return s, err
+		}
+	}
+	at, err := h.find(d)
+	if err != nil || at == nil {
+		return s, err
+	}
+	if s.Attached = true; h.shows(at, d) {
+		s.Device = at.Device()
+		s.Mounts, err = mount.Mounts(s.Device)
+	}
+	return s, err
+}
+
+// DetachDisk takes a disk off this host, if it is attached. While it is mounted, or in use otherwise, nothing is changed, and
+// it is an error.
+func (h Here) DetachDisk(ctx context.Context, d ShownDisk) error {
+	at, err := h.find(d)
+	if err != nil || at == nil {
+		return err
+	}
+	err = mount.WhileBusy(ctx, cmp.Or(d.Patience, lettingGo), func() error {
+		if h.shows(at, d) {
+			return at.Detach(ctx, false)
+		}
+		return h.Remove(ctx, at)
+	})
+	if err != nil && d.Deleted && !errors.Is(err, mount.ErrBusy) && at.Alive() {
+		slog.Warn("a disk that is deleted could not be flushed", "application", d.Application, "disk", d.Disk, "error", err)
+		err = at.Detach(ctx, true)
+	}
+	if err != nil {
+		return fmt.Errorf("detach disk %s of %s: %w", d.Disk, d.Application, err)
+	}
+	return nil
+}
+
+// detachStrays takes off this host the disks of the server that are served as none of these exports.
+func (h Here) detachStrays(ctx context.Context, exports []string) (devices []string, err error) {
+	list, err := mount.List(h.Places.Attached)
+	if err != nil {
+		return nil, err
+	}
+	var errs []error
+	for _, at := range list {
+		cfg := at.Config()
+		if cfg.Identity == "" || slices.Contains(exports, cfg.Export) {
+			continue // a tapped disk is not the server's; and of one whose record is damaged nothing is known
+		}
+		if err := h.Remove(ctx, at); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		devices = append(devices, at.Device())
+	}
+	return devices, errors.Join(errs...)
+}
+
+// find returns the attachment of a disk, or nil.
+func (h Here) find(d ShownDisk) (*mount.Attachment, error) {
+	at, err := mount.Find(h.Places.Attached, d.name())
+	if errors.Is(err, mount.ErrNotFound) {
+		return nil, nil
+	}
+	return at, err
+}
+
+// shows reports whether an attachment is of this disk, and works.
+func (h Here) shows(at *mount.Attachment, d ShownDisk) bool {
+	cfg := at.Config()
+	return at.Alive() && at.Err() == nil && cfg.Export == d.Export && cfg.Identity == h.Places.Identity
+}
+
+// Remove takes an attachment away that is of no use, with all that is still on it. One whose record cannot be read may live, and the disk
+// attached a second time would have two writers, each sure of its own: it is left to the user.
+func (h Here) Remove(ctx context.Context, at *mount.Attachment) error {
+	if err := at.Err(); err != nil {
+		return tidemark.Errorf(tidemark.Corrupt, "what is attached as %s is not known: %w", at.Name(), err).
+			WithHint("end its process (`pgrep -af \"tidemark attach\"`), or restart the host, and remove the directory")
+	}
+	mounted, err := mount.Mounts(at.Device())
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	for _, m := range mounted {
+		if h.Places.holds(m.Dir) {
+			postgres.Kill(m.Dir) // its disk is gone, and its socket would be in the way of the next one
+		}
+	}
+	if !at.Alive() {
+		return at.Cleanup(true)
+	}
+	err = at.Detach(ctx, true)
+	for _, m := range mounted {
+		if e := unix.Unmount(m.Dir, unix.MNT_DETACH); e != nil && !errors.Is(e, unix.EINVAL) { // EINVAL: it is gone
+			err = errors.Join(err, fmt.Errorf("unmount %s: %w", m.Dir, e))
+		}
+	}
+	return err
+}
+
+// abs is a path as it is on this host: one that is not absolute is below the data directory.
+func (p Places) abs(path string) string {
+	if path == "" || filepath.IsAbs(path) {
+		return path
+	}
+	return filepath.Join(p.Dir, path)
+}
+
+// holds reports whether a path is where disks of clones are mounted.
+func (p Places) holds(path string) bool {
+	rel, err := filepath.Rel(filepath.Join(p.Dir, ClonesDir), path)
+	return err == nil && filepath.IsLocal(rel)
+}
+
+// ClonesDir is the directory of a data directory below which disks of clones are mounted.
+const ClonesDir = "clones"
+
+// isMounted reports whether something is mounted at dir.
+func isMounted(dir string) (bool, error) {
+	data, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		return false, err
+	}
+	want := strings.NewReplacer(" ", `\040`, "\t", `\011`, "\n", `\012`, `\`, `\134`).Replace(dir)
+	for line := range strings.Lines(string(data)) {
+		if f := strings.Fields(line); len(f) > 1 && f[1] == want {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// attachLimit is how long a host may take to attach a disk, or to take it off.
+const attachLimit = 2 * time.Minute
+
+// AttachDisk is [Here.AttachDisk] on the agent's host.
+func (a *Agent) AttachDisk(ctx context.Context, d ShownDisk) (device string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, attachLimit)
+	defer cancel()
+	return do[string](ctx, a, "disk-attach", d, nil)
+}
+
+func doAttachDisk(ctx context.Context, s *session, d ShownDisk, _ func(any)) (string, error) {
+	if err := d.check(); err != nil {
+		return "", err
+	}
+	return s.here().AttachDisk(ctx, d)
+}
+
+// LookDisk is [Here.LookDisk] on the agent's host. One that does not answer at once is an error of kind Unavailable.
+func (a *Agent) LookDisk(ctx context.Context, d ShownDisk) (Shown, error) {
+	return soon[Shown](ctx, a, "disk-look", d)
+}
+
+func doLookDisk(ctx context.Context, s *session, d ShownDisk, _ func(any)) (Shown, error) {
+	if err := d.check(); err != nil {
+		return Shown{}, err
+	}
+	return s.here().LookDisk(ctx, d)
+}
+
+// DetachDisk is [Here.DetachDisk] on the agent's host.
+func (a *Agent) DetachDisk(ctx context.Context, d ShownDisk) error {
+	ctx, cancel := context.WithTimeout(ctx, attachLimit)
+	defer cancel()
+	_, err := do[none](ctx, a, "disk-detach", d, nil)
+	return err
+}
+
+func doDetachDisk(ctx context.Context, s *session, d ShownDisk, _ func(any)) (none, error) {
+	if err := d.check(); err != nil {
+		return none{}, err
+	}
+	return none{}, s.here().DetachDisk(ctx, d)
+}
+
+// DetachStrays takes off another host the disks of the server that are not served as one of these exports any more, whatever is on
+// them, and returns their devices.
+func (a *Agent) DetachStrays(ctx context.Context, exports []string) (devices []string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, attachLimit)
+	defer cancel()
+	return do[[]string](ctx, a, "disk-strays", exports, nil)
+}
+
+func doDetachStrays(ctx context.Context, s *session, exports []string, _ func(any)) ([]string, error) {
+	return s.here().detachStrays(ctx, exports)
+}
+
+func (s *session) here() Here { return Here{Places: s.places} }
+
+// DialDisk is the [mount.Dialer] of attachers on other hosts.
+func DialDisk(ctx context.Context, identity, export string, s mount.Session) (net.Conn, error) {
+	return remote.DialFrom(ctx, identity, remote.Request{For: remote.Disk, Disk: export, Client: s.Attacher, Session: s.Number})
+}
+
+// CheckMountPoint returns the path, without links, of an empty directory of the agent's host to mount on.
+func (a *Agent) CheckMountPoint(ctx context.Context, path string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, checkLimit)
+	defer cancel()
+	return do[string](ctx, a, "check-dir", path, nil)
+}
+
+// checkLimit is how long a host may take to look at a directory.
+const checkLimit = 30 * time.Second
+
+func doCheckMountPoint(_ context.Context, _ *session, asked string, _ func(any)) (string, error) {
+	if !filepath.IsAbs(asked) {
+		return "", tidemark.Errorf(tidemark.Invalid, "%q is not an absolute path", asked).WithHint("write it from / on")
+	}
+	path, err := filepath.EvalSymlinks(asked)
+	if errors.Is(err, os.ErrNotExist) {
+		return "", tidemark.Errorf(tidemark.NotFound, "there is no directory %s", asked).WithHint("make it first")
+	}
+	if err != nil {
+		return "", tidemark.Errorf(tidemark.Invalid, "the directory cannot be used: %w", err)
+	}
+	entries, err := os.ReadDir(path)
+	if err != nil {
+		return "", tidemark.Errorf(tidemark.Invalid, "%s is no directory that can be mounted on: %w", path, err)
+	}
+	if len(entries) > 0 {
+		return "", tidemark.Errorf(tidemark.Conflict, "%s is not empty", path).WithHint("mount on an empty directory")
+	}
+	return path, nil
+}
+
+// RemoveEmpty removes the empty directories below and at dir, and nothing else. A dir that is not absolute is below the agent's data directory.
+func (a *Agent) RemoveEmpty(ctx context.Context, dir string) error {
+	_, err := do[none](ctx, a, "remove-empty", dir, nil)
+	return err
+}
+
+func doRemoveEmpty(_ context.Context, s *session, dir string, _ func(any)) (none, error) {
+	dir = s.places.abs(dir)
+	if !s.own && !s.places.holds(dir) {
+		return none{}, errNotOurs(dir)
+	}
+	return none{}, removeEmpty(dir)
+}
+
+func removeEmpty(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if !e.IsDir() {
+			return fmt.Errorf("%s is still there", filepath.Join(dir, e.Name()))
+		}
+		if err := removeEmpty(filepath.Join(dir, e.Name())); err != nil {
+			return err
+		}
+	}
+	return os.Remove(dir)
+}
+
+// errNotOurs refuses what a server asks of another host that is not of its own disks.
+func errNotOurs(what string) error {
+	return tidemark.Errorf(tidemark.Denied, "%s is not of a disk that is shown here", what)
+}
+
+// ofClone is the path of what belongs to a clone, on this host. From the server of another host nothing else is taken.
+func (s *session) ofClone(path string) (string, error) {
+	path = s.places.abs(path)
+	if !s.own && path != "" && !s.places.holds(path) {
+		return "", errNotOurs(path)
+	}
+	return path, nil
+}
+
+// checkDevice refuses a device that is no disk of the server's, where that is not of this host.
+func (s *session) checkDevice(device string) error {
+	if s.own {
+		return nil
+	}
+	list, err := mount.List(s.places.Attached)
+	if err != nil {
+		return err
+	}
+	for _, at := range list {
+		if at.Device() == device && at.Config().Identity != "" {
+			return nil
+		}
+	}
+	return errNotOurs(device)
+}

@@ -1,0 +1,344 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"tidemark"
+	"tidemark/agent"
+	"tidemark/catalog"
+)
+
+// A host may be away when something is to be taken off it, and it may come back as it was, or after a restart. When it comes back, what belongs
+// to nothing is taken off it, what was given up in the middle is taken apart, and all that should be there is brought up: as a start
+// of the server does for its own host.
+
+// doom says what becomes of a clone or mount that is to be taken apart.
+type doom struct {
+	// Again is the clone to be made then, under its name: its refresh was cut.
+	Again *tidemark.CloneSpec `json:"again,omitempty"`
+}
+
+// hostAgent returns the agent of a host, if it can be called now; "" is ours.
+func (c *Control) hostAgent(ctx context.Context, host string) (*agent.Agent, error) {
+	x, err := c.agentOn(host)
+	if err == nil && host != "" {
+		err = x.Reach(ctx)
+	}
+	return x, err
+}
+
+// abandoned reports whether a clone or mount was on a host that was removed: nothing of it can be reached but what is here.
+func (c *Control) abandoned(a app) bool {
+	if !a.elsewhere() {
+		return false
+	}
+	_, err := c.agentOn(a.Agent)
+	return tidemark.KindOf(err) == tidemark.NotFound
+}
+
+// abandon takes apart a clone or mount that was half made. Where its host cannot do its part now, that is done when it comes back; that the clone
+// is to be made again is then up to that moment, too, and an error here.
+func (c *Control) abandon(ctx context.Context, name string, again *tidemark.CloneSpec) error {
+	err := c.demolish(ctx, name)
+	if err == nil {
+		return nil
+	}
+	a, aerr := c.app(name)
+	if aerr != nil || !a.elsewhere() {
+		return err
+	}
+	a.Doomed = &doom{Again: again}
+	if serr := a.t.SetAbout(ctx, mustJSON(a.about)); serr != nil {
+		return errors.Join(err, serr)
+	}
+	c.event("warning", name, "%s is taken off host %s when that is back: %v", name, a.Agent, err)
+	if again != nil {
+		return tidemark.Errorf(tidemark.Unavailable, "host %s is away, and %s is made when it is back", a.Agent, name)
+	}
+	return nil
+}
+
+// cutOff has a host never use the disks of a clone again as they are attached there now, for they are about to change behind its back. When it
+// is back, they are attached anew.
+func (c *Control) cutOff(ctx context.Context, a app) (app, error) {
+	for _, d := range a.t.Disks() {
+		c.unserveDisk(a, d.Name())
+	}
+	a.Turn++
+	return a, a.t.SetAbout(ctx, mustJSON(a.about))
+}
+
+// welcome makes a host that is connected what it should be.
+func (c *Control) welcome(ctx context.Context, host string) {
+	select {
+	case <-c.back:
+	case <-ctx.Done():
+		return
+	}
+	for x, err := c.agentOn(host); err == nil && !x.Connected(); {
+		if !rest(ctx, welcomeLook) {
+			return
+		}
+	}
+	if err := c.detachStrays(ctx, host); err != nil && ctx.Err() == nil {
+		c.event("error", "", "on host %s disks that belong to nothing may be attached: %v", host, err)
+	}
+	for _, a := range c.apps() {
+		if a.elsewhere() && a.Agent == host {
+			c.bringBack(ctx, a.name)
+		}
+	}
+}
+
+// Pauses of who welcomes a host.
+const (
+	welcomeLook = 10 * time.Millisecond
+	welcomeTurn = 200 * time.Millisecond // before a clone that somebody works on is looked at again
+)
+
+// rest waits, and reports whether ctx is not done.
+func rest(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(d):
+		return true
+	}
+}
+
+// detachStrays takes off a host the disks that belong to nothing any more: it was away when they were removed. Where a
+// timeline cannot be opened, its disks may be meant, and nothing is touched.
+func (c *Control) detachStrays(ctx context.Context, host string) error {
+	x, err := c.agentOn(host)
+	if err != nil || len(c.set.Damaged()) > 0 {
+		return err
+	}
+	l := c.hosts.link(host)
+	if l == nil {
+		return nil
+	}
+	l.disks.showing.Lock()
+	defer l.disks.showing.Unlock()
+	exports := []string{}
+	for _, a := range c.apps() {
+		for _, d := range a.t.Disks() {
+			if a.elsewhere() && a.Agent == host {
+				exports = append(exports, exportOf(a, d.Name()))
+			}
+		}
+	}
+	devices, err := x.DetachStrays(ctx, exports)
+	for _, d := range devices {
+		c.event("warning", "", "the disk %s of host %s belonged to nothing any more, and was detached", d, host)
+	}
+	return err
+}
+
+// bringBack makes one clone or mount what it should be. While somebody else works on it, that is waited for: it may be up to us what he leaves.
+func (c *Control) bringBack(ctx context.Context, name string) {
+	leave, err := c.work(name)
+	for err != nil {
+		if !rest(ctx, welcomeTurn) {
+			return
+		}
+		leave, err = c.work(name)
+	}
+	again, err := c.bringBackNow(ctx, name)
+	leave()
+	if err == nil && again != nil {
+		_, err = c.ask(WithAsk(ctx, Ask{Queue: true}), "refresh", refreshing{RefreshSpec: tidemark.RefreshSpec{Name: name}, Again: again})
+	}
+	if err != nil && ctx.Err() == nil {
+		c.event("error", name, "%s did not come back whole: %v", name, err)
+	}
+}
+
+// bringBackNow does so, or takes it apart, and then returns the clone to be made in its place, if there is one.
+func (c *Control) bringBackNow(ctx context.Context, name string) (again *tidemark.CloneSpec, err error) {
+	defer c.Enter()()
+	a, err := c.app(name)
+	if tidemark.KindOf(err) == tidemark.NotFound {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if a.Doomed == nil {
+		return nil, c.comeBackApp(ctx, a)
+	}
+	if err := c.demolish(ctx, name); err != nil {
+		return nil, err
+	}
+	c.event("warning", name, "%s was taken off host %s, which is back", name, a.Agent)
+	return a.Doomed.Again, nil
+}
+
+// shownNames lists the clones and mounts on a host.
+func (c *Control) shownNames(host string) []string {
+	names := []string{}
+	for _, a := range c.apps() {
+		if a.elsewhere() && a.Agent == host {
+			names = append(names, a.name)
+		}
+	}
+	return names
+}
+
+// removeDoomed takes apart what was waiting for a host that was removed.
+func (c *Control) removeDoomed(ctx context.Context, host string) error {
+	var errs []error
+	for _, a := range c.apps() {
+		if a.elsewhere() && a.Agent == host && a.Doomed != nil {
+			errs = append(errs, c.demolish(ctx, a.name))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// serveAgain serves the disks that a host has to a host of that name that joins anew.
+func (c *Control) serveAgain(host string) error {
+	var errs []error
+	for _, a := range c.apps() {
+		if !a.elsewhere() || a.Agent != host {
+			continue
+		}
+		for _, d := range a.t.Disks() {
+			errs = append(errs, c.serveDisk(a, d))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// comeBackMount brings a mount back that its host has lost.
+func (c *Control) comeBackMount(ctx context.Context, a app) error {
+	m, err := c.mountOf(ctx, a)
+	if err != nil {
+		return err
+	}
+	s, err := c.look(ctx, a, m.Disk)
+	if err != nil || s.Device != "" && m.State != stateReturning {
+		return err
+	}
+	m.State = stateReturning
+	if err := c.catalog.Put(ctx, catalog.Mounts, a.name, m); err != nil {
+		return err
+	}
+	if s.Device == "" || !s.Mounted {
+		m.State = "mounted"
+		err = c.mountDisk(ctx, a, &m, false)
+	} else {
+		m.State, m.Device = "mounted", s.Device
+	}
+	if err != nil {
+		return err
+	}
+	return c.catalog.Put(ctx, catalog.Mounts, a.name, m)
+}
+
+// stateReturning is the state of what is being brought back to a host: if that is cut, the next try goes on with it.
+const stateReturning = "returning"
+
+// comeBackClone brings a clone back that its host has lost.
+func (c *Control) comeBackClone(ctx context.Context, a app) error {
+	k, err := c.cloneOf(ctx, a)
+	if err != nil {
+		return err
+	}
+	if k.State != stateReturning {
+		whole, err := c.isUp(ctx, a)
+		if err != nil || whole {
+			return err // the attachers and the database went on without us
+		}
+		k.State = stateReturning
+		if err := c.catalog.Put(ctx, catalog.Clones, a.name, k); err != nil {
+			return err
+		}
+	}
+	if err := c.bringUp(ctx, a, &k); err != nil {
+		return err
+	}
+	k.State = "running"
+	return c.catalog.Put(ctx, catalog.Clones, a.name, k)
+}
+
+// isUp reports whether the disks of a clone are attached and, where they are to be, mounted.
+func (c *Control) isUp(ctx context.Context, a app) (bool, error) {
+	for _, d := range a.t.Disks() {
+		if a.Type != tidemark.TypeVolume && d.Name() != a.dataDisk() {
+			continue // the log is needed for the recovery alone
+		}
+		s, err := c.look(ctx, a, d.Name())
+		if err != nil || s.Device == "" || a.Type != tidemark.TypeVolume && !s.Mounted {
+			return false, err
+		}
+	}
+	return true, nil
+}
+
+// bringUp attaches, mounts and starts what of a clone is not there.
+func (c *Control) bringUp(ctx context.Context, a app, k *keptClone) error {
+	switch a.Type {
+	case tidemark.TypePostgres:
+		if _, err := c.database(ctx, a); err == nil {
+			return nil
+		}
+		k.Spec.Port = k.Port
+		return c.startDatabase(ctx, a, plan{}, k)
+	case tidemark.TypeFilesystem:
+		dir, err := c.mountClone(ctx, a, dataDisk)
+		k.setTree(dir)
+		return err
+	}
+	if !a.elsewhere() {
+		return nil // its exports are served as such
+	}
+	return c.attachClone(ctx, a, k)
+}
+
+// attachClone attaches the disks of a clone that is nothing but disks.
+func (c *Control) attachClone(ctx context.Context, a app, k *keptClone) error {
+	k.Connection = ""
+	for _, d := range a.t.Disks() {
+		device, err := c.attach(ctx, a, d.Name(), false)
+		if err != nil {
+			return err
+		}
+		if k.Connection != "" {
+			k.Connection += " "
+		}
+		k.Connection += device
+	}
+	return nil
+}
+
+// undoRewindElsewhere takes back a rewind that was cut, of a clone on another host, which need not be there for it: it is brought up when it is.
+func (c *Control) undoRewindElsewhere(ctx context.Context, a app, u undoing) error {
+	if u.Before != "" { // it may have the disks attached, and a file system of them in memory
+		var err error
+		if a, err = c.cutOff(ctx, a); err == nil {
+			err = c.unwrite(ctx, a, u.Before)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	for _, d := range a.t.Disks() {
+		if err := c.serveDisk(a, d); err != nil {
+			return err
+		}
+	}
+	return c.noteReturning(ctx, a)
+}
+
+// noteReturning has a clone brought up when its host is back, whatever of it is there.
+func (c *Control) noteReturning(ctx context.Context, a app) error {
+	var k keptClone
+	if err := c.catalog.Get(ctx, catalog.Clones, a.name, &k); err != nil {
+		return fmt.Errorf("note that %s has to be brought up: %w", a.name, err)
+	}
+	k.State = stateReturning
+	return c.catalog.Put(ctx, catalog.Clones, a.name, k)
+}
