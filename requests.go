@@ -88,6 +88,8 @@ type CloneSpec struct {
 	Port int    `json:"port,omitempty"` // 0: a free one
 	To   string `json:"to,omitempty"`   // a time or an LSN to recover to, beyond the point
 	Host string `json:"host,omitempty"` // that it is brought up on, if not the server's own
+	// Listen is an IP address of that host on which a database can be reached from others, with passwords; empty: only by its socket.
+	Listen string `json:"listen,omitempty"`
 }
 
 // RefreshSpec asks that a clone or mount be made anew from a point, under the same name.

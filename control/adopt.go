@@ -138,7 +138,8 @@ func (c *Control) cloneOf(ctx context.Context, a app) (k keptClone, err error) {
 	switch {
 	case a.Type == tidemark.TypePostgres:
 		if in, err := c.database(ctx, a); err == nil {
-			k.Connection, k.Port = in.Conn, in.Port
+			k.setDatabase(in.Instance)
+			k.Spec.Listen = in.Listen
 		}
 	case a.Type == tidemark.TypeFilesystem:
 		s, err := c.look(ctx, a, dataDisk)

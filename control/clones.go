@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"net"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -90,6 +91,12 @@ func (c *Control) planClone(ctx context.Context, spec tidemark.CloneSpec) (plan,
 	}
 	if spec.Port < 0 || spec.Port > 65535 {
 		return plan{}, tidemark.Errorf(tidemark.Invalid, "%d is no port", spec.Port).WithHint("use 1 to 65535, or leave it out for a free one")
+	}
+	if _, cluster := a.Options[optionPostgres]; spec.Listen != "" && a.Type != tidemark.TypePostgres && !(a.tapped() && cluster) {
+		return plan{}, tidemark.Errorf(tidemark.Invalid, "%s is no database that could listen", a.name).WithHint("leave --listen out")
+	}
+	if spec.Listen != "" && net.ParseIP(spec.Listen) == nil {
+		return plan{}, tidemark.Errorf(tidemark.Invalid, "%q is no IP address", spec.Listen).WithHint("give an address of the clone's host, or 0.0.0.0 for all of them")
 	}
 	if a.Type == tidemark.TypePostgres && a.Role == "" {
 		return c.planDatabase(a, ref.Point, spec.To)
@@ -305,7 +312,7 @@ func (c *Control) startDatabase(ctx context.Context, a app, p plan, k *keptClone
 	if err != nil {
 		return err
 	}
-	t := postgres.Target{Name: a.name, DataDir: dir, Root: c.dirOf(a, a.dataDisk()), Port: k.Spec.Port, Stop: p.stop, SocketDir: c.socketDir(a)}
+	t := postgres.Target{Name: a.name, DataDir: dir, Root: c.dirOf(a, a.dataDisk()), Port: k.Spec.Port, Stop: p.stop, SocketDir: c.socketDir(a), Listen: k.Spec.Listen}
 	if p.log {
 		if _, err := c.mountClone(ctx, a, logDisk); err != nil {
 			return err
@@ -320,8 +327,13 @@ func (c *Control) startDatabase(ctx context.Context, a app, p plan, k *keptClone
 	if err != nil {
 		return err
 	}
-	k.Connection, k.Port = in.Conn, in.Port
+	k.setDatabase(in)
 	return nil
+}
+
+// setDatabase notes how a database is reached.
+func (k *keptClone) setDatabase(in *postgres.Instance) {
+	k.Connection, k.Port = in.Reach(), in.Port
 }
 
 // dataDisk is the disk with the files of a database or tree.
@@ -545,7 +557,7 @@ func (c *Control) cloneAnew(ctx context.Context, spec tidemark.RefreshSpec) (aga
 	if err != nil {
 		return again, err
 	}
-	again = tidemark.CloneSpec{Ref: ref.App, Name: spec.Name, Port: k.Port, Host: k.Spec.Host}
+	again = tidemark.CloneSpec{Ref: ref.App, Name: spec.Name, Port: k.Port, Host: k.Spec.Host, Listen: k.Spec.Listen}
 	if spec.Point != "" {
 		again.Ref = ref.App + "@" + spec.Point
 	}

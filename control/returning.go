@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"tidemark"
@@ -86,9 +87,31 @@ func (c *Control) welcome(ctx context.Context, host string) {
 	if err := c.detachStrays(ctx, host); err != nil && ctx.Err() == nil {
 		c.event("error", "", "on host %s disks that belong to nothing may be attached: %v", host, err)
 	}
-	for _, a := range c.apps() {
-		if a.elsewhere() && a.Agent == host {
-			c.bringBack(ctx, a.name)
+	var all sync.WaitGroup
+	turns := make(chan struct{}, welcomeAtOnce)
+	for _, name := range c.shownNames(host) {
+		all.Go(func() { c.keepBringing(ctx, name, turns) })
+	}
+	all.Wait()
+}
+
+// keepBringing makes a clone or mount what it should be. What fails is told once, and tried again as long as the host is connected: a program
+// that was killed may need its time to end.
+func (c *Control) keepBringing(ctx context.Context, name string, turns chan struct{}) {
+	told := false
+	for pause := leastWelcomePause; ; pause = min(2*pause, mostWelcomePause) {
+		turns <- struct{}{}
+		err := c.bringBack(ctx, name)
+		<-turns
+		if err == nil || ctx.Err() != nil {
+			return
+		}
+		if !told {
+			c.event("error", name, "%s did not come back whole, and is tried again: %v", name, err)
+		}
+		told = true
+		if !rest(ctx, pause) {
+			return
 		}
 	}
 }
@@ -97,7 +120,13 @@ func (c *Control) welcome(ctx context.Context, host string) {
 const (
 	welcomeLook = 10 * time.Millisecond
 	welcomeTurn = 200 * time.Millisecond // before a clone that somebody works on is looked at again
+
+	leastWelcomePause = time.Second // before what failed is tried again
+	mostWelcomePause  = time.Minute
 )
+
+// welcomeAtOnce is how many clones and mounts of a host are brought up at a time.
+const welcomeAtOnce = 4
 
 // rest waits, and reports whether ctx is not done.
 func rest(ctx context.Context, d time.Duration) bool {
@@ -138,11 +167,11 @@ func (c *Control) detachStrays(ctx context.Context, host string) error {
 }
 
 // bringBack makes one clone or mount what it should be. While somebody else works on it, that is waited for: it may be up to us what he leaves.
-func (c *Control) bringBack(ctx context.Context, name string) {
+func (c *Control) bringBack(ctx context.Context, name string) error {
 	leave, err := c.work(name)
 	for err != nil {
 		if !rest(ctx, welcomeTurn) {
-			return
+			return ctx.Err()
 		}
 		leave, err = c.work(name)
 	}
@@ -151,9 +180,7 @@ func (c *Control) bringBack(ctx context.Context, name string) {
 	if err == nil && again != nil {
 		_, err = c.ask(WithAsk(ctx, Ask{Queue: true}), "refresh", refreshing{RefreshSpec: tidemark.RefreshSpec{Name: name}, Again: again})
 	}
-	if err != nil && ctx.Err() == nil {
-		c.event("error", name, "%s did not come back whole: %v", name, err)
-	}
+	return err
 }
 
 // bringBackNow does so, or takes it apart, and then returns the clone to be made in its place, if there is one.
@@ -282,7 +309,11 @@ func (c *Control) isUp(ctx context.Context, a app) (bool, error) {
 func (c *Control) bringUp(ctx context.Context, a app, k *keptClone) error {
 	switch a.Type {
 	case tidemark.TypePostgres:
-		if _, err := c.database(ctx, a); err == nil {
+		up, err := c.isUp(ctx, a) // one whose disk is gone may run on for a while
+		if err != nil {
+			return err
+		}
+		if _, err := c.database(ctx, a); up && err == nil {
 			return nil
 		}
 		k.Spec.Port = k.Port

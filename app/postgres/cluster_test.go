@@ -46,7 +46,7 @@ func newCluster(t testing.TB, conf ...string) *cluster {
 	need(t, os.Geteuid() == 0, "root")
 	u, err := user.Lookup("postgres")
 	need(t, err == nil, "a user postgres")
-	port, err := freePort(0)
+	port, err := freePort(0, "")
 	if err != nil {
 		t.Fatal(err)
 	}

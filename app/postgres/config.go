@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -133,7 +134,7 @@ func (r *recovery) writeConfig() error {
 			fmt.Fprintf(&b, "%s = %s\n", kv.name, quoteConf(kv.value))
 		}
 	}
-	files := []setting{{"postgresql.conf", b.String()}, {"postgresql.auto.conf", confMark + "\n"}, {"pg_hba.conf", hbaConf}, {"pg_ident.conf", confMark + "\n"}}
+	files := []setting{{"postgresql.conf", b.String()}, {"postgresql.auto.conf", confMark + "\n"}, {"pg_hba.conf", r.hbaConf()}, {"pg_ident.conf", confMark + "\n"}}
 	if signal {
 		files = append(files, setting{"recovery.signal", ""})
 	}
@@ -158,14 +159,20 @@ func sortedKeys(m map[string]string) []string {
 
 var confName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_.]*$`)
 
-// hbaConf: whoever can reach the socket directory, which only the server's user
-// and root can, is trusted; over TCP the roles' passwords hold; nothing
+// hbaConf says who may connect: whoever can reach the socket directory, which only the server's user
+// and root can, is trusted; over TCP the roles' passwords hold, on this host, and from others if the clone listens for them; nothing
 // replicates from a clone.
-const hbaConf = confMark + `
-local all all trust
-host  all all 127.0.0.1/32 scram-sha-256
-host  all all ::1/128      scram-sha-256
-`
+func (r *recovery) hbaConf() string {
+	from := []string{"127.0.0.1/32", "::1/128"}
+	if ip := net.ParseIP(r.t.Listen); ip != nil && !ip.IsLoopback() {
+		from = append(from, "all")
+	}
+	text := confMark + "\nlocal all all trust\n"
+	for _, address := range from {
+		text += "host all all " + address + " scram-sha-256\n"
+	}
+	return text
+}
 
 // required are settings without which this copy could not be recovered.
 func (r *recovery) required(prod map[string]string) []setting {
@@ -190,13 +197,9 @@ func (r *recovery) required(prod map[string]string) []setting {
 
 // isolation are the settings that keep the clone from production. They come last, and so win.
 func (r *recovery) isolation(prod map[string]string) []setting {
-	listen := ""
-	if r.t.Listen {
-		listen = "127.0.0.1"
-	}
 	s := []setting{
 		{"cluster_name", clusterName(r.t.Name)},
-		{"listen_addresses", listen},
+		{"listen_addresses", r.t.Listen},
 		{"port", fmt.Sprint(r.t.Port)},
 		{"unix_socket_directories", r.t.SocketDir},
 		{"unix_socket_permissions", "0700"},

@@ -29,7 +29,7 @@ type Instance struct {
 	DataDir   string `json:"dataDir"`
 	SocketDir string `json:"socketDir"`
 	Port      int    `json:"port"`
-	Listen    bool   `json:"listen"` // on 127.0.0.1 too
+	Listen    string `json:"listen"` // an address on which it listens, too; empty: none
 	PID       int    `json:"pid"`
 	Superuser string `json:"superuser"`
 	// Conn connects over the socket, as root or the server's user.
@@ -67,7 +67,7 @@ func Find(dataDir string) (*Instance, error) {
 	}
 	conf := parseConf(string(text))
 	in := &Instance{Name: strings.TrimPrefix(conf["cluster_name"], "tidemark:"), DataDir: dir, PID: pid,
-		Listen: conf["listen_addresses"] != "", Superuser: readState(filepath.Dir(dir)).Superuser}
+		Listen: conf["listen_addresses"], Superuser: readState(filepath.Dir(dir)).Superuser}
 	if in.Superuser == "" {
 		in.Superuser = "postgres"
 	}
@@ -80,8 +80,21 @@ func Find(dataDir string) (*Instance, error) {
 
 func (in *Instance) complete() *Instance {
 	in.Log = filepath.Join(in.DataDir, logName)
-	in.Conn = fmt.Sprintf("host=%s port=%d user=%s dbname=postgres", quoteWord(in.SocketDir), in.Port, quoteWord(in.Superuser))
+	in.Conn = in.connect(in.SocketDir)
 	return in
+}
+
+func (in *Instance) connect(host string) string {
+	return fmt.Sprintf("host=%s port=%d user=%s dbname=postgres", quoteWord(host), in.Port, quoteWord(in.Superuser))
+}
+
+// Reach is how the instance is reached by those who are to use it: by the address that it listens on, with a password, or over the
+// socket like Conn if there is no single one.
+func (in *Instance) Reach() string {
+	if ip := net.ParseIP(in.Listen); ip != nil && !ip.IsUnspecified() {
+		return in.connect(in.Listen)
+	}
+	return in.Conn
 }
 
 // quoteWord quotes a value of a key=value connection string.
@@ -219,8 +232,8 @@ func earlier(a, b time.Time) time.Time {
 	return b
 }
 
-// freePort returns want if it is free on this host, or a free port for 0.
-func freePort(want int) (int, error) {
+// freePort returns want if it is free on this host, on 127.0.0.1 and on another address if one is given, or a free port for 0.
+func freePort(want int, also string) (int, error) {
 	if want < 0 || want > 65535 {
 		return 0, tidemark.Errorf(tidemark.Invalid, "%d is no port", want).WithHint("choose one from 1024 to 65535")
 	}
@@ -229,7 +242,18 @@ func freePort(want int) (int, error) {
 		return 0, tidemark.Errorf(tidemark.Conflict, "port %d is taken on this host", want).WithHint("choose another, or none to get a free one")
 	}
 	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port, nil
+	port := l.Addr().(*net.TCPAddr).Port
+	if also == "" || also == "127.0.0.1" {
+		return port, nil
+	}
+	if ip := net.ParseIP(also); ip == nil || ip.IsUnspecified() { // it has 127.0.0.1
+		return port, nil
+	}
+	o, err := net.Listen("tcp", net.JoinHostPort(also, strconv.Itoa(port)))
+	if err != nil {
+		return 0, tidemark.Errorf(tidemark.Conflict, "a database cannot listen on %s of this host: %w", also, err).WithHint("give an address of the host, and a port that is free, or none")
+	}
+	return port, o.Close()
 }
 
 // exitWatch waits for the end of a process. A server removes its pid file

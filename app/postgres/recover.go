@@ -53,8 +53,8 @@ type Target struct {
 	// SocketDir is made, for the server's user only, and holds the socket. Empty means
 	// one below /run/tidemark (as root) or in the temporary directory.
 	SocketDir string
-	// Listen opens Port on 127.0.0.1 too, with passwords (scram).
-	Listen bool
+	// Listen is an IP address of this host on which Port is open, too, with passwords (scram) and without TLS. Empty: none is.
+	Listen string
 	// OSUser is whom the server runs as; empty means the owner of DataDir.
 	OSUser string
 	// BinDir holds the server's programs; empty means the usual place of its version.
@@ -308,7 +308,7 @@ func (r *recovery) keepOriginals() error {
 
 // choosePort finds a free port, or makes sure that the given one is.
 func (r *recovery) choosePort() error {
-	port, err := freePort(r.t.Port)
+	port, err := freePort(r.t.Port, r.t.Listen)
 	if err != nil {
 		return err
 	}

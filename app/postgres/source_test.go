@@ -133,7 +133,7 @@ func TestRecoverRefuses(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	in := bringUp(t, Target{Name: "a", DataDir: data, Listen: true})
+	in := bringUp(t, Target{Name: "a", DataDir: data, Listen: "127.0.0.1"})
 	other := filepath.Join(copyTo(t, staging), "data")
 	if _, err := Recover(context.Background(), Target{DataDir: other, Port: in.Port}); tidemark.KindOf(err) != tidemark.Conflict {
 		t.Errorf("port taken: %v", err)

@@ -203,13 +203,15 @@ func printClone(k tidemark.Clone) {
 func cloneCommand() *cobra.Command {
 	var spec tidemark.CloneSpec
 	c := &cobra.Command{Use: "clone APP[@POINT] NAME", Short: "A thin writable copy, with its application up", Args: takes(0, aRef, aName), ValidArgsFunction: anyName,
-		Example: "  tidemark clone orders dev\n  tidemark clone orders@2026-11-23T14:03:07 before --port 6000\n  tidemark clone orders fixed --to 0/3000060\n  tidemark clone dev dev2",
+		Example: "  tidemark clone orders dev\n  tidemark clone orders@2026-11-23T14:03:07 before --port 6000\n  tidemark clone orders fixed --to 0/3000060\n  tidemark clone dev dev2\n  tidemark clone orders test --host db2 --listen 10.0.0.7",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			spec.Ref, spec.Name = args[0], args[1]
 			return work(cmd, "clone", spec, printClone)
 		}}
 	c.Flags().IntVar(&spec.Port, "port", 0, "the database's port (default: a free one)")
 	c.Flags().StringVar(&spec.To, "to", "", "replay the log to a time, a log position, or latest")
+	hostFlag(c, &spec.Host, "the host to bring it up on (default: the server's own)")
+	c.Flags().StringVar(&spec.Listen, "listen", "", "an IP address of its host on which the database can be reached from others, with passwords")
 	c.AddCommand(cloneRemove(), cloneList("ls"))
 	return c
 }
