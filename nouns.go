@@ -344,8 +344,9 @@ type Host struct {
 	Name         string     `json:"name"`
 	State        HostState  `json:"state"`
 	Joined       *time.Time `json:"joined,omitempty"`
-	Applications []string   `json:"applications"` // that are tapped there
-	Shown        []string   `json:"shown"`        // clones and mounts that are there
+	Applications []string   `json:"applications"`    // that are tapped there
+	Shown        []string   `json:"shown"`           // clones and mounts that are there
+	Limit        int64      `json:"limit,omitempty"` // of what is sent to it, and taken from it, in bits per second; 0: none
 }
 
 // Invitation lets a host join.

@@ -50,6 +50,18 @@ type GroupSpec struct {
 	Options map[string]string `json:"options,omitempty"`
 }
 
+// DiscoverSpec asks what on a host could be protected.
+type DiscoverSpec struct {
+	Host string `json:"host,omitempty"` // if not the server's own
+}
+
+// HostChange asks that what the server grants a host be changed.
+type HostChange struct {
+	Name string `json:"name"`
+	// Limit is how much is sent to the host, and taken from it, in bits per second; 0: as much as there is.
+	Limit int64 `json:"limit"`
+}
+
 // HostSpec asks that a host may join.
 type HostSpec struct {
 	Name string `json:"name"`

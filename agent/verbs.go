@@ -297,15 +297,6 @@ func doRestore(ctx context.Context, _ *session, args treeArgs, note func(any)) (
 	return filesystem.Restore(ctx, args.From, args.To, filesystem.RestoreOptions{Progress: rarely(note)})
 }
 
-// DiscoverPostgres lists the host's clusters: see [postgres.Discover].
-func (a *Agent) DiscoverPostgres(ctx context.Context) ([]postgres.Cluster, error) {
-	return do[[]postgres.Cluster](ctx, a, "discover", none{}, nil)
-}
-
-func doDiscover(ctx context.Context, _ *session, _ none, _ func(any)) ([]postgres.Cluster, error) {
-	return postgres.Discover(ctx)
-}
-
 type captureArgs struct {
 	Source          postgres.Source
 	Staging, Prints string

@@ -60,7 +60,7 @@ type none struct{}
 
 func (h *handler) routes(c *control.Control) {
 	verb(h, "status", func(ctx context.Context, _ none) (any, error) { return c.Status(ctx) })
-	verb(h, "discover", func(ctx context.Context, _ none) (any, error) { return c.Discover(ctx) })
+	verb(h, "discover", func(ctx context.Context, r tidemark.DiscoverSpec) (any, error) { return c.Discover(ctx, r) })
 	verb(h, "applications", func(ctx context.Context, _ none) (any, error) { return c.Applications(ctx) })
 	verb(h, "protect", func(ctx context.Context, r tidemark.ProtectSpec) (any, error) { return c.Protect(ctx, r) })
 	verb(h, "unprotect", func(ctx context.Context, r name) (any, error) { return none{}, c.Unprotect(ctx, r.Name) })
@@ -83,6 +83,7 @@ func (h *handler) routes(c *control.Control) {
 	verb(h, "template-rm", func(ctx context.Context, r name) (any, error) { return none{}, c.RemoveTemplate(ctx, r.Name) })
 	verb(h, "hosts", func(ctx context.Context, _ none) (any, error) { return c.Hosts(ctx) })
 	verb(h, "host-add", func(ctx context.Context, r tidemark.HostSpec) (any, error) { return c.AddHost(ctx, r) })
+	verb(h, "host-set", func(ctx context.Context, r tidemark.HostChange) (any, error) { return none{}, c.SetHost(ctx, r) })
 	verb(h, "host-rm", func(ctx context.Context, r tidemark.HostRemoval) (any, error) { return none{}, c.RemoveHost(ctx, r) })
 	verb(h, "points", func(ctx context.Context, r name) (any, error) { return c.Points(ctx, r.Name) })
 	verb(h, "expire", func(ctx context.Context, r name) (any, error) { return c.Expire(ctx, r.Name) })

@@ -28,6 +28,8 @@ type keptHost struct {
 	Joined  *time.Time `json:"joined,omitempty"`
 	// Serials are those of its certificates that are good: the one in use, and the next one, if that was not seen yet.
 	Serials []string `json:"serials,omitempty"`
+	// Limit is how much is sent to it, and taken from it, in bits per second; 0: as much as there is.
+	Limit int64 `json:"limit,omitempty"`
 }
 
 // hosts are the hosts that may come in. It is the [remote.Owner] of their connections.
@@ -46,6 +48,7 @@ type hosts struct {
 type hostLink struct {
 	agent *agent.Agent
 	disks *hostDisks // that are shown there
+	limit hostLimit
 	ctx   context.Context
 	end   context.CancelFunc
 }
@@ -59,7 +62,7 @@ func (c *Control) serveHosts(ctx context.Context) (err error) {
 		return err
 	}
 	for _, k := range known {
-		h.live[k.Name] = c.newHostLink(k.Name)
+		h.live[k.Name] = c.newHostLink(k.Name, k.Limit)
 	}
 	if c.o.Listen == "" {
 		return nil
@@ -86,8 +89,8 @@ func (c *Control) serveHosts(ctx context.Context) (err error) {
 	return nil
 }
 
-func (c *Control) newHostLink(name string) *hostLink {
-	l := &hostLink{agent: agent.NewRemote(name), disks: &hostDisks{options: nbd.Options{Logger: c.log}, served: map[string]*hostDisk{}}}
+func (c *Control) newHostLink(name string, limit int64) *hostLink {
+	l := &hostLink{agent: agent.NewRemote(name), limit: newHostLimit(limit), disks: &hostDisks{options: nbd.Options{Logger: c.log}, served: map[string]*hostDisk{}}}
 	l.ctx, l.end = context.WithCancel(c.jobs.ctx)
 	return l
 }
@@ -224,11 +227,11 @@ func (h *hosts) Take(ctx context.Context, host string, r remote.Request, conn ne
 	defer context.AfterFunc(l.ctx, func() { conn.Close() })()
 	switch r.For {
 	case remote.Feed:
-		h.c.takeFeed(ctx, host, conn)
+		h.c.takeFeed(ctx, host, l.limit.on(l.ctx, conn))
 	case remote.WriteBack:
-		l.agent.TakeWriteBack(conn)
+		l.agent.TakeWriteBack(l.limit.on(l.ctx, conn))
 	case remote.Disk:
-		l.disks.serve(l.ctx, r, conn)
+		l.disks.serve(l.ctx, r, l.limit.on(l.ctx, conn))
 	case remote.Calls:
 		h.takeCalls(l, host, conn)
 	}
@@ -251,7 +254,7 @@ func (c *Control) Hosts(ctx context.Context) ([]tidemark.Host, error) {
 	known, err := catalog.List[keptHost](ctx, c.catalog, catalog.Hosts)
 	list := []tidemark.Host{}
 	for _, k := range known {
-		v := tidemark.Host{Name: k.Name, State: tidemark.HostAway, Joined: k.Joined, Applications: c.tappedNames(k.Name), Shown: c.shownNames(k.Name)}
+		v := tidemark.Host{Name: k.Name, State: tidemark.HostAway, Joined: k.Joined, Applications: c.tappedNames(k.Name), Shown: c.shownNames(k.Name), Limit: k.Limit}
 		if x, err := c.agentOn(k.Name); err == nil && x.Connected() {
 			v.State = tidemark.HostConnected
 		} else if k.Joined == nil {
@@ -308,9 +311,27 @@ func (h *hosts) invite(ctx context.Context, name string, t remote.Token) (keptHo
 		return k, err
 	}
 	if h.live[name] == nil {
-		h.live[name] = h.c.newHostLink(name)
+		h.live[name] = h.c.newHostLink(name, k.Limit)
 	}
 	return k, nil
+}
+
+// SetHost changes the limit of a host, of what is under way, too.
+func (c *Control) SetHost(ctx context.Context, r tidemark.HostChange) error {
+	if r.Limit < 0 {
+		return tidemark.Errorf(tidemark.Invalid, "%d is no limit", r.Limit)
+	}
+	h := &c.hosts
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	err := h.change(ctx, r.Name, func(k *keptHost) error {
+		k.Limit = r.Limit
+		return nil
+	})
+	if l := h.live[r.Name]; err == nil && l != nil {
+		l.limit.set(r.Limit)
+	}
+	return err
 }
 
 // RemoveHost shuts a host out: its certificates are good for nothing any more. By force it does so though disks are tapped there: their

@@ -12,7 +12,7 @@ import (
 )
 
 func hostCommand() *cobra.Command {
-	return group(&cobra.Command{Use: "host", Short: "Hosts with an agent, whose disks can be tapped and which can be given points"}, hostAdd(), hostList(), hostRemove())
+	return group(&cobra.Command{Use: "host", Short: "Hosts with an agent, whose disks can be tapped and which can be given points"}, hostAdd(), hostList(), hostSet(), hostRemove())
 }
 
 func hostAdd() *cobra.Command {
@@ -71,11 +71,34 @@ func hostList() *cobra.Command {
 				if h.Joined != nil {
 					joined = *h.Joined
 				}
-				rows = append(rows, []string{h.Name, string(h.State), when(joined), dash(strings.Join(h.Applications, ", ")), dash(strings.Join(h.Shown, ", "))})
+				rows = append(rows, []string{h.Name, string(h.State), when(joined), tidemark.FormatRate(h.Limit), dash(strings.Join(h.Applications, ", ")), dash(strings.Join(h.Shown, ", "))})
 			}
-			table("HOST STATE JOINED APPLICATIONS SHOWN", rows)
+			table("HOST STATE JOINED LIMIT APPLICATIONS SHOWN", rows)
 		})
 	}}
+}
+
+func hostSet() *cobra.Command {
+	var limit string
+	c := &cobra.Command{Use: "set NAME --limit RATE", Short: "Limit what goes over the network to and from a host", Args: takes(0, aName), ValidArgsFunction: named("hosts"),
+		Long: `Limit what the server sends to a host, and what it takes from it, over all of its
+connections together but for the calls of its agent: the changes of tapped
+disks, restores in place, and the disks of mounts and clones. RATE is such as
+20Mbit, for each of the two ways, or none. It holds at once.`,
+		Example: "  tidemark host set db1 --limit 20Mbit\n  tidemark host set db1 --limit none",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			n, err := tidemark.ParseRate(limit)
+			if err != nil {
+				return usage(err)
+			}
+			r := tidemark.HostChange{Name: args[0], Limit: n}
+			if err := server().Do(cmd.Context(), "host-set", r, nil); err != nil {
+				return err
+			}
+			return show(r, func() { fmt.Println(r.Name, "has the limit", tidemark.FormatRate(n)) })
+		}}
+	c.Flags().StringVar(&limit, "limit", "", "a rate in bits per second, such as 20Mbit, or none")
+	return c
 }
 
 func hostRemove() *cobra.Command {

@@ -13,9 +13,10 @@ import (
 )
 
 func discoverCommand() *cobra.Command {
-	return &cobra.Command{Use: "discover", Short: "List what on the server's host could be protected", Args: takes(0), Example: "  tidemark discover",
+	var spec tidemark.DiscoverSpec
+	c := &cobra.Command{Use: "discover", Short: "List what on a host could be protected", Args: takes(0), Example: "  tidemark discover\n  tidemark discover --host db1",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return ask(cmd, "discover", nil, func(list []tidemark.Discovered) {
+			return ask(cmd, "discover", spec, func(list []tidemark.Discovered) {
 				var rows [][]string
 				for _, d := range list {
 					rows = append(rows, []string{string(d.Type), d.Source, size(d.Size), d.Detail})
@@ -23,6 +24,8 @@ func discoverCommand() *cobra.Command {
 				table("TYPE SOURCE SIZE DETAIL", rows)
 			})
 		}}
+	hostFlag(c, &spec.Host, "the host to look at (default: the server's own)")
+	return c
 }
 
 func protectCommand() *cobra.Command {

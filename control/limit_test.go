@@ -1,0 +1,63 @@
+package control
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"net"
+	"testing"
+	"time"
+)
+
+// What goes over a connection arrives as it was, not faster than the limit, and at once when there is none any more.
+func TestLimit(t *testing.T) {
+	const size = 512 << 10
+	data := make([]byte, size)
+	for i := range data {
+		data[i] = byte(i * 7)
+	}
+	l := newHostLimit(16 << 20) // 2 MiB/s, and the first 64 KiB at once
+	for _, way := range []string{"sent", "taken"} {
+		ours, theirs := net.Pipe()
+		from, to := l.on(t.Context(), ours), net.Conn(theirs)
+		if way == "taken" {
+			from, to = theirs, l.on(t.Context(), ours)
+		}
+		begun := time.Now()
+		go func() {
+			from.Write(data)
+			from.Close()
+		}()
+		got, err := io.ReadAll(to)
+		if err != nil || !bytes.Equal(got, data) {
+			t.Fatalf("%s: %d bytes, %v", way, len(got), err)
+		}
+		if took := time.Since(begun); took < 200*time.Millisecond {
+			t.Errorf("%s: %d bytes in %v", way, size, took)
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ours, theirs := net.Pipe()
+	defer theirs.Close()
+	go io.Copy(io.Discard, theirs)
+	l.set(64e3)
+	ended := make(chan error, 1)
+	go func() {
+		_, err := l.on(ctx, ours).Write(make([]byte, 8<<20))
+		ended <- err
+	}()
+	select {
+	case err := <-ended:
+		t.Fatalf("8 MiB went at once: %v", err)
+	case <-time.After(20 * time.Millisecond):
+	}
+	cancel()
+	if err := <-ended; err == nil {
+		t.Error("who was cut has written all")
+	}
+	l.set(0)
+	begun := time.Now()
+	if _, err := l.on(t.Context(), ours).Write(make([]byte, 8<<20)); err != nil || time.Since(begun) > 10*time.Second {
+		t.Errorf("without a limit: %v, %v", time.Since(begun), err)
+	}
+}
