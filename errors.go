@@ -22,10 +22,10 @@ const (
 
 // Error is a failure told to a user: what is wrong, and what to do.
 type Error struct {
-	Kind    Kind   `json:"kind"`
-	Message string `json:"message"`        // one line: what is wrong
-	Hint    string `json:"hint,omitempty"` // one line: what to do
-	Cause   error  `json:"-"`              // for errors.Is and logs
+	Kind    Kind   `json:"kind" enum:"invalid,not-found,conflict,denied,unavailable,corrupt,cancelled,internal" doc:"What sort of failure it is, and so what can be done about it."`
+	Message string `json:"message" doc:"One line: what is wrong."`
+	Hint    string `json:"hint,omitempty" doc:"One line: what to do."`
+	Cause   error  `json:"-"` // for errors.Is and logs
 }
 
 // Error is the message, and the hint where there is one.

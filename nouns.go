@@ -14,43 +14,43 @@ const (
 
 // Timeline names the history of an application's disks.
 type Timeline struct {
-	ID      string    `json:"id"`               // 32 hex digits, never used twice
-	Parent  string    `json:"parent,omitempty"` // the timeline it branched from
-	Point   *Position `json:"point,omitempty"`  // where it branched
-	Created time.Time `json:"created"`
+	ID      string    `json:"id" doc:"32 hex digits, never used twice."`
+	Parent  string    `json:"parent,omitempty" doc:"The timeline it branched from."`
+	Point   *Position `json:"point,omitempty" doc:"The position at which it branched from its parent."`
+	Created time.Time `json:"created" doc:"When it was made."`
 }
 
 // Disk is one virtual block device of a timeline.
 type Disk struct {
-	Name  string `json:"name"`
-	Size  int64  `json:"size_bytes"`
-	Chunk int    `json:"chunk_bytes"`
+	Name  string `json:"name" doc:"Its name."`
+	Size  int64  `json:"size_bytes" doc:"Its size in bytes."`
+	Chunk int    `json:"chunk_bytes" doc:"The size of its chunks in bytes: a power of two."`
 }
 
 // Application is the unit of protection. Volumes and clones are applications too.
 type Application struct {
-	Name     string            `json:"name"`
-	Type     AppType           `json:"type"`
-	Clone    bool              `json:"clone,omitempty"`  // a writable copy that branched from another application
-	Source   string            `json:"source,omitempty"` // what is protected: a URL without secrets, a directory, a device
-	Host     string            `json:"host,omitempty"`
-	Timeline Timeline          `json:"timeline"`
-	Disks    []Disk            `json:"disks"`
-	Created  time.Time         `json:"created"`
-	Options  map[string]string `json:"options,omitempty"` // settings of the application's type
-	State    string            `json:"state"`             // ok, capturing, degraded …
-	Detail   string            `json:"detail,omitempty"`  // one line about State
-	Latest   *RecoveryPoint    `json:"latest,omitempty"`
-	Covered  *Interval         `json:"covered,omitempty"` // the any-point window, where there is one (log stream)
-	Window   *Window           `json:"window,omitempty"`  // of the journal, where there is one
-	Lost     *Interval         `json:"lost,omitempty"`    // any-point history given up for space, while the window is shorter for it
-	Tap      *Tap              `json:"tap,omitempty"`     // of disks whose every write is journaled
+	Name     string            `json:"name" doc:"Its name."`
+	Type     AppType           `json:"type" enum:"postgres,filesystem,volume" doc:"Its type."`
+	Clone    bool              `json:"clone,omitempty" doc:"A writable copy that branched from another application."`
+	Source   string            `json:"source,omitempty" doc:"What is protected: a URL without secrets, a directory, a device."`
+	Host     string            `json:"host,omitempty" doc:"The host it is on, if not the server's own."`
+	Timeline Timeline          `json:"timeline" doc:"Its history."`
+	Disks    []Disk            `json:"disks" doc:"Its disks."`
+	Created  time.Time         `json:"created" doc:"When it was made."`
+	Options  map[string]string `json:"options,omitempty" doc:"Settings of the application's type."`
+	State    string            `json:"state" doc:"One of ok, capturing, degraded and others."`
+	Detail   string            `json:"detail,omitempty" doc:"One line about its state."`
+	Latest   *RecoveryPoint    `json:"latest,omitempty" doc:"Its newest bookmark."`
+	Covered  *Interval         `json:"covered,omitempty" doc:"Of which any point can be had: the window, or the log stream."`
+	Window   *Window           `json:"window,omitempty" doc:"The window of its journal, where there is one."`
+	Lost     *Interval         `json:"lost,omitempty" doc:"Any-point history given up for space, while the window is shorter for it."`
+	Tap      *Tap              `json:"tap,omitempty" doc:"What stands in front of its disks, where every write is journaled."`
 }
 
 // Window is how much of the past any point can be had of: at most so long, and at most so many bytes of journal.
 type Window struct {
-	Seconds int64 `json:"seconds"`
-	Bytes   int64 `json:"bytes,omitempty"` // 0: no bound
+	Seconds int64 `json:"seconds" doc:"How far back, in seconds."`
+	Bytes   int64 `json:"bytes,omitempty" doc:"At most so many bytes of journal; 0: no bound."`
 }
 
 // TapState is how far a tap is.
@@ -66,170 +66,187 @@ const (
 
 // Tap is what stands in front of the disks of an application, and journals their writes.
 type Tap struct {
-	State  TapState     `json:"state"`
-	Detail string       `json:"detail,omitempty"` // one line about State
-	Host   string       `json:"host,omitempty"`   // that it runs on, if that is not the server's
-	Disks  []TappedDisk `json:"disks"`
-	// LostBytes have to be read from the disks again; QueuedBytes are on their way.
-	LostBytes   int64   `json:"lost_bytes"`
-	QueuedBytes int64   `json:"queued_bytes"`
-	Lag         float64 `json:"lag_seconds"` // age of the oldest write that has not arrived
+	State       TapState     `json:"state" enum:"syncing,following,away,stopped" doc:"How far it is."`
+	Detail      string       `json:"detail,omitempty" doc:"One line about its state."`
+	Host        string       `json:"host,omitempty" doc:"The host it runs on, if not the server's own."`
+	Disks       []TappedDisk `json:"disks" doc:"Its disks."`
+	LostBytes   int64        `json:"lost_bytes" doc:"What has to be read from the disks again."`
+	QueuedBytes int64        `json:"queued_bytes" doc:"What is on its way."`
+	Lag         float64      `json:"lag_seconds" doc:"The age in seconds of the oldest write that has not arrived."`
 }
 
 // TappedDisk is one disk with a tap in front of it.
 type TappedDisk struct {
-	Disk    string `json:"disk"`
-	Primary string `json:"primary"`          // the disk itself
-	Device  string `json:"device,omitempty"` // what to use instead of it; a path that stays
+	Disk    string `json:"disk" doc:"The disk of the timeline."`
+	Primary string `json:"primary" doc:"The disk itself."`
+	Device  string `json:"device,omitempty" doc:"What to use instead of it; a path that stays."`
 }
 
 // Image is a disk's content at one point.
 type Image struct {
-	Disk string `json:"disk"`
-	Root string `json:"root"` // hash of all its bytes
-	Size int64  `json:"size_bytes"`
+	Disk string `json:"disk" doc:"The name of a disk."`
+	Root string `json:"root" doc:"Hash of all its bytes."`
+	Size int64  `json:"size_bytes" doc:"Its size in bytes."`
 }
 
 // RecoveryPoint is a point that can be mounted, cloned or restored.
 type RecoveryPoint struct {
-	Position    Position          `json:"position"`
-	Time        time.Time         `json:"time"`
-	Bookmark    string            `json:"bookmark"`
-	Consistency Consistency       `json:"consistency"`
-	Images      []Image           `json:"images"`
-	Labels      map[string]string `json:"labels,omitempty"` // what the application recorded: LSNs, versions
-	// Hold is for how long the application's writes were held, in milliseconds, where they were.
-	Hold float64 `json:"hold_ms,omitempty"`
-	// Proven is what the newest recovery proof of the point says, if there was one.
-	Proven *Stamp `json:"proven,omitempty"`
+	Position    Position          `json:"position" doc:"Where on the timeline."`
+	Time        time.Time         `json:"time" doc:"What was written until then is in it."`
+	Bookmark    string            `json:"bookmark" doc:"Its name."`
+	Consistency Consistency       `json:"consistency" enum:"crash,filesystem,application" doc:"What it promises of its content."`
+	Images      []Image           `json:"images" doc:"The content of its disks."`
+	Labels      map[string]string `json:"labels,omitempty" doc:"What the application recorded: LSNs, versions."`
+	Hold        float64           `json:"hold_ms,omitempty" doc:"For how many milliseconds the application's writes were held, where they were."`
+	Proven      *Stamp            `json:"proven,omitempty" doc:"What the newest recovery proof of the point says, if there was one."`
 }
 
 // Interval is a stretch of time of a timeline.
 type Interval struct {
-	From   time.Time `json:"from"`
-	To     time.Time `json:"to,omitzero"`      // zero: it lasts
-	Reason string    `json:"reason,omitempty"` // why it is not recoverable, where it is not
+	From   time.Time `json:"from" doc:"Where it begins."`
+	To     time.Time `json:"to,omitzero" doc:"Where it ends; missing: it lasts."`
+	Reason string    `json:"reason,omitempty" doc:"Why it is not recoverable, where it is not."`
 }
 
 // Points is all that can be recovered of an application.
 type Points struct {
-	Application string          `json:"application"`
-	Points      []RecoveryPoint `json:"points"`
-	Covered     []Interval      `json:"covered,omitempty"` // any point within
-	Gaps        []Interval      `json:"gaps,omitempty"`    // no point within, and why
-	Moments     []Proof         `json:"moments,omitempty"` // recovery proofs of other points than those that are kept, newest first
+	Application string          `json:"application" doc:"The name of an application."`
+	Points      []RecoveryPoint `json:"points" doc:"Its points."`
+	Covered     []Interval      `json:"covered,omitempty" doc:"Any point within can be had."`
+	Gaps        []Interval      `json:"gaps,omitempty" doc:"No point within can be had, and why."`
+	Moments     []Proof         `json:"moments,omitempty" doc:"Recovery proofs of other points than those that are kept, newest first."`
+}
+
+// Intervals says of which times of an application any point can be had.
+type Intervals struct {
+	Application string     `json:"application" doc:"The name of an application."`
+	Covered     []Interval `json:"covered,omitempty" doc:"Any point within can be had."`
+	Gaps        []Interval `json:"gaps,omitempty" doc:"No point within can be had, and why."`
 }
 
 // VolumeInfo is a volume with what it takes in the pool.
 type VolumeInfo struct {
 	Application
-	Size         int64 `json:"size_bytes"`
-	LogicalBytes int64 `json:"logical_bytes"` // bytes that are not holes
-	StoredBytes  int64 `json:"stored_bytes"`  // bytes of the pool and journal that its timeline refers to
-	JournalBytes int64 `json:"journal_bytes"` // of them, those of the journal
+	Size         int64 `json:"size_bytes" doc:"Its size in bytes."`
+	LogicalBytes int64 `json:"logical_bytes" doc:"Bytes that are not holes."`
+	StoredBytes  int64 `json:"stored_bytes" doc:"Bytes of the pool and journal that its timeline refers to."`
+	JournalBytes int64 `json:"journal_bytes" doc:"What of stored_bytes is journal."`
 }
 
 // CaptureResult is what a capture did.
 type CaptureResult struct {
-	Application  string        `json:"application"`
-	Point        RecoveryPoint `json:"point"`
-	ReadBytes    int64         `json:"read_bytes"`    // read from the source
-	ChangedBytes int64         `json:"changed_bytes"` // that differed, at a grain of 4 KiB
-	StoredBytes  int64         `json:"stored_bytes"`  // added to the pool
-	Seconds      float64       `json:"seconds"`
-	Notes        []string      `json:"notes,omitempty"`
+	Application  string        `json:"application" doc:"The name of an application."`
+	Point        RecoveryPoint `json:"point" doc:"The point that it ended in."`
+	ReadBytes    int64         `json:"read_bytes" doc:"What was read from the source."`
+	ChangedBytes int64         `json:"changed_bytes" doc:"What differed, at a grain of 4 KiB."`
+	StoredBytes  int64         `json:"stored_bytes" doc:"What was added to the pool."`
+	Seconds      float64       `json:"seconds" doc:"How long it took, in seconds."`
+	Notes        []string      `json:"notes,omitempty" doc:"What is worth knowing about it, one line each."`
 }
 
 // Group is a consistency group: applications that are bookmarked in one moment.
 type Group struct {
-	Name    string            `json:"name"`
-	Members []string          `json:"members"`
-	Options map[string]string `json:"options,omitempty"` // how often it is bookmarked by itself
+	Name    string            `json:"name" doc:"Its name."`
+	Members []string          `json:"members" doc:"Its members."`
+	Options map[string]string `json:"options,omitempty" doc:"How often it is bookmarked by itself."`
 }
 
 // GroupPoint is one moment of all members of a group.
 type GroupPoint struct {
-	Group    string        `json:"group"`
-	Bookmark string        `json:"bookmark"`
-	Points   []MemberPoint `json:"points"`
-	Hold     float64       `json:"hold_ms"` // for how long their writes were held
+	Group    string        `json:"group" doc:"The name of the group."`
+	Bookmark string        `json:"bookmark" doc:"The name of a bookmark."`
+	Points   []MemberPoint `json:"points" doc:"The point of each member."`
+	Hold     float64       `json:"hold_ms" doc:"For how many milliseconds their writes were held."`
 }
 
 // MemberPoint is the point of one member of a group.
 type MemberPoint struct {
-	Application string `json:"application"`
+	Application string `json:"application" doc:"The name of an application."`
 	RecoveryPoint
+}
+
+// Restored is what a restore wrote.
+type Restored struct {
+	Ref     string   `json:"ref" doc:"APP@POINT that was restored."`
+	To      string   `json:"to" doc:"Where it went."`
+	Bytes   int64    `json:"bytes" doc:"How many bytes were written."`
+	Seconds float64  `json:"seconds" doc:"How long it took, in seconds."`
+	Notes   []string `json:"notes,omitempty" doc:"Files that could not be restored as they were, one line each."`
+}
+
+// RestoredInPlace is what a restore in place did.
+type RestoredInPlace struct {
+	Restored
+	Before  string `json:"before" doc:"The clone that holds what was there until then."`
+	Changed int64  `json:"changed_bytes" doc:"How many bytes were written, at a grain of 4 KiB."`
 }
 
 // GroupRestored is what a restore in place of a group did.
 type GroupRestored struct {
-	Group string `json:"group"`
-	Ref   string `json:"ref"` // GROUP@POINT that its members are again
-	// Before is the bookmark of what all of them held until then.
-	Before  string           `json:"before"`
-	Members []MemberRestored `json:"members"`
-	Changed int64            `json:"changed_bytes"`
-	Seconds float64          `json:"seconds"`
+	Group   string           `json:"group" doc:"The name of the group."`
+	Ref     string           `json:"ref" doc:"GROUP@POINT that its members are again."`
+	Before  string           `json:"before" doc:"The bookmark of what all of them held until then."`
+	Members []MemberRestored `json:"members" doc:"What became of each."`
+	Changed int64            `json:"changed_bytes" doc:"How much differs."`
+	Seconds float64          `json:"seconds" doc:"How long it took, in seconds."`
 }
 
 // MemberRestored is what became of one member.
 type MemberRestored struct {
-	Application string `json:"application"`
-	To          string `json:"to"`
-	Before      string `json:"before"`        // the clone that holds what was there until then
-	Changed     int64  `json:"changed_bytes"` // written, at a grain of 4 KiB
+	Application string `json:"application" doc:"The name of an application."`
+	To          string `json:"to" doc:"The disks that were taken back."`
+	Before      string `json:"before" doc:"The clone that holds what was there until then."`
+	Changed     int64  `json:"changed_bytes" doc:"Written, at a grain of 4 KiB."`
 }
 
 // Export is a point served over the network.
 type Export struct {
-	Name     string `json:"name"`
-	Ref      string `json:"ref"`
-	Disk     string `json:"disk"`
-	URI      string `json:"uri"` // NBD URI
-	Writable bool   `json:"writable"`
-	Size     int64  `json:"size_bytes"`
+	Name     string `json:"name" doc:"Its name."`
+	Ref      string `json:"ref" doc:"APP@POINT."`
+	Disk     string `json:"disk" doc:"The name of a disk."`
+	URI      string `json:"uri" doc:"NBD URI."`
+	Writable bool   `json:"writable" doc:"Writes go to the volume or clone."`
+	Size     int64  `json:"size_bytes" doc:"Its size in bytes."`
 }
 
 // Mount is a point shown to a host as a disk, and its file system mounted where asked.
 type Mount struct {
-	Name     string    `json:"name"`
-	Ref      string    `json:"ref"`
-	Host     string    `json:"host,omitempty"` // that it is on, if not the server's own
-	Disk     string    `json:"disk"`
-	Device   string    `json:"device"`
-	Path     string    `json:"path,omitempty"`
-	ReadOnly bool      `json:"read_only"`
-	Since    time.Time `json:"since"`
-	State    string    `json:"state"`
-	Seconds  float64   `json:"seconds,omitempty"`
+	Name     string    `json:"name" doc:"Its name."`
+	Ref      string    `json:"ref" doc:"APP@POINT."`
+	Host     string    `json:"host,omitempty" doc:"The host that it is on, if not the server's own."`
+	Disk     string    `json:"disk" doc:"The name of a disk."`
+	Device   string    `json:"device" doc:"The block device."`
+	Path     string    `json:"path,omitempty" doc:"Where it is mounted."`
+	ReadOnly bool      `json:"read_only" doc:"Nothing can be written to it."`
+	Since    time.Time `json:"since" doc:"Since when."`
+	State    string    `json:"state" doc:"One of mounted, attached, detached and others."`
+	Seconds  float64   `json:"seconds,omitempty" doc:"How long it took to mount, in seconds."`
 }
 
 // Clone is a thin writable copy with its application up.
 type Clone struct {
-	Name       string    `json:"name"`
-	Source     string    `json:"source"` // APP@POINT it was made of
-	Type       AppType   `json:"type"`
-	Host       string    `json:"host,omitempty"` // that it is on, if not the server's own
-	Connection string    `json:"connection"`     // how to reach it; of several disks: each of them, with spaces between
-	Port       int       `json:"port,omitempty"`
-	Path       string    `json:"path,omitempty"`
-	State      string    `json:"state"`
-	Created    time.Time `json:"created"`
-	Seconds    float64   `json:"seconds"`
-	// OwnBytes is what the clone's own writes take on disk: what it costs.
-	OwnBytes int64 `json:"own_bytes"`
+	Name       string    `json:"name" doc:"Its name."`
+	Source     string    `json:"source" doc:"APP@POINT it was made of."`
+	Type       AppType   `json:"type" enum:"postgres,filesystem,volume" doc:"Its type."`
+	Host       string    `json:"host,omitempty" doc:"The host that it is on, if not the server's own."`
+	Connection string    `json:"connection" doc:"How to reach it; of several disks: each of them, with spaces between."`
+	Port       int       `json:"port,omitempty" doc:"The port of its database."`
+	Path       string    `json:"path,omitempty" doc:"Where its files are."`
+	State      string    `json:"state" doc:"One of running, mounted, stopped, detached and others."`
+	Created    time.Time `json:"created" doc:"When it was made."`
+	Seconds    float64   `json:"seconds" doc:"How long it took to make, in seconds."`
+	OwnBytes   int64     `json:"own_bytes" doc:"What the clone's own writes take on disk: what it costs."`
 }
 
 // Rewound is what a rewind did.
 type Rewound struct {
-	Name string    `json:"name"`
-	Ref  string    `json:"ref"`  // APP@POINT that it is again
-	Time time.Time `json:"time"` // of that point
-	// Before is the bookmark of what it held until then.
-	Before       string  `json:"before"`
-	ChangedBytes int64   `json:"changed_bytes"` // written, at a grain of 4 KiB
-	Connection   string  `json:"connection,omitempty"`
-	Seconds      float64 `json:"seconds"`
+	Name         string    `json:"name" doc:"Its name."`
+	Ref          string    `json:"ref" doc:"APP@POINT that it is again."`
+	Time         time.Time `json:"time" doc:"The time of that point."`
+	Before       string    `json:"before" doc:"The bookmark of what it held until then."`
+	ChangedBytes int64     `json:"changed_bytes" doc:"Written, at a grain of 4 KiB."`
+	Connection   string    `json:"connection,omitempty" doc:"How to reach it."`
+	Seconds      float64   `json:"seconds" doc:"How long it took, in seconds."`
 }
 
 // JobState is how far a job is.
@@ -246,28 +263,26 @@ const (
 
 // Job is long work that survives the client that asked for it, and a crash of the server.
 type Job struct {
-	ID          int64    `json:"id"`
-	Kind        string   `json:"kind"` // capture, clone, reclaim, verify …
-	Application string   `json:"application,omitempty"`
-	Host        string   `json:"host,omitempty"` // that it works on, where it is of one
-	State       JobState `json:"state"`
-	Step        string   `json:"step,omitempty"`
-	Progress    Progress `json:"progress"`
-	// Waits says why a queued job has not begun.
-	Waits    string     `json:"waits,omitempty"`
-	Priority int        `json:"priority"` // the highest begins first
-	Created  time.Time  `json:"created"`
-	Started  *time.Time `json:"started,omitempty"` // last
-	Finished *time.Time `json:"finished,omitempty"`
-	// NotBefore is when a queued job may begin.
-	NotBefore   *time.Time `json:"not_before,omitempty"`
-	Attempt     int        `json:"attempt"` // how often it was begun
-	MaxAttempts int        `json:"max_attempts"`
-	Error       *Error     `json:"error,omitempty"`  // of a queued job: why its last attempt failed
-	Result      any        `json:"result,omitempty"` // the result type of its kind, as JSON
-	AskedBy     string     `json:"asked_by,omitempty"`
-	Origin      JobOrigin  `json:"origin,omitempty"`
-	Parent      int64      `json:"parent,omitempty"` // the job that it is a part of
+	ID          int64      `json:"id" doc:"Its number."`
+	Kind        string     `json:"kind" doc:"One of capture, clone, reclaim, verify and others."`
+	Application string     `json:"application,omitempty" doc:"The application it is of, where it is of one."`
+	Host        string     `json:"host,omitempty" doc:"The host that it works on, where it is of one."`
+	State       JobState   `json:"state" enum:"queued,running,done,failed,cancelled" doc:"How far it is."`
+	Step        string     `json:"step,omitempty" doc:"What it does now."`
+	Progress    Progress   `json:"progress" doc:"How far it is."`
+	Waits       string     `json:"waits,omitempty" doc:"Why a queued job has not begun."`
+	Priority    int        `json:"priority" doc:"The highest begins first."`
+	Created     time.Time  `json:"created" doc:"When it was asked for."`
+	Started     *time.Time `json:"started,omitempty" doc:"When it last began."`
+	Finished    *time.Time `json:"finished,omitempty" doc:"When it ended."`
+	NotBefore   *time.Time `json:"not_before,omitempty" doc:"When a queued job may begin."`
+	Attempt     int        `json:"attempt" doc:"How often it was begun."`
+	MaxAttempts int        `json:"max_attempts" doc:"How often it may be begun."`
+	Error       *Error     `json:"error,omitempty" doc:"Why it failed; of a queued job: why its last attempt did."`
+	Result      any        `json:"result,omitempty" doc:"The result type of its kind, as JSON."`
+	AskedBy     string     `json:"asked_by,omitempty" doc:"Who asked for it."`
+	Origin      JobOrigin  `json:"origin,omitempty" enum:"queue,schedule" doc:"How it came to it: it was asked for and waited, or a policy asked for it; missing: it was asked for, to begin at once."`
+	Parent      int64      `json:"parent,omitempty" doc:"The job that it is a part of."`
 }
 
 // JobOrigin says how it came to a job.
@@ -282,51 +297,49 @@ const (
 
 // Progress counts work: Done of Total units. Total 0 means unknown.
 type Progress struct {
-	Done  int64  `json:"done"`
-	Total int64  `json:"total"`
-	Unit  string `json:"unit,omitempty"` // bytes, files, chunks
+	Done  int64  `json:"done" doc:"Units that are done."`
+	Total int64  `json:"total" doc:"Units in all; 0: not known."`
+	Unit  string `json:"unit,omitempty" doc:"One of bytes, files, records and others."`
 }
 
 // Event is something that happened and that an operator may want to know.
 type Event struct {
-	Time        time.Time `json:"time"`
-	Level       string    `json:"level"` // info, warning, error
-	Application string    `json:"application,omitempty"`
-	Message     string    `json:"message"`
+	ID          int64     `json:"id" doc:"Its number: later ones have higher numbers."`
+	Time        time.Time `json:"time" doc:"When."`
+	Level       string    `json:"level" enum:"info,warning,error" doc:"How grave it is."`
+	Application string    `json:"application,omitempty" doc:"The application it is about, where it is about one."`
+	Message     string    `json:"message" doc:"What happened, one line."`
 }
 
 // PoolStatus is what the pool holds and saves.
 type PoolStatus struct {
-	Path          string `json:"path"`
-	LogicalBytes  int64  `json:"logical_bytes"`  // what all points of all disks would take as full copies, without holes
-	PhysicalBytes int64  `json:"physical_bytes"` // what the pool takes
-	JournalBytes  int64  `json:"journal_bytes"`  // what the journals take
-	ArchivedBytes int64  `json:"archived_bytes"` // that of them which was moved into the pool
-	FreeBytes     int64  `json:"free_bytes"`
-	ReserveBytes  int64  `json:"reserve_bytes"` // with fewer free, the oldest any-point history is given up
-	Packs         int64  `json:"packs"`
-	Chunks        int64  `json:"chunks"`
-	Health        string `json:"health"`
+	Path          string `json:"path" doc:"Where it lies."`
+	LogicalBytes  int64  `json:"logical_bytes" doc:"What all points of all disks would take as full copies, without holes."`
+	PhysicalBytes int64  `json:"physical_bytes" doc:"What the pool takes."`
+	JournalBytes  int64  `json:"journal_bytes" doc:"What the journals take."`
+	ArchivedBytes int64  `json:"archived_bytes" doc:"What of journal_bytes was moved into the pool."`
+	FreeBytes     int64  `json:"free_bytes" doc:"What is free where the data directory lies."`
+	ReserveBytes  int64  `json:"reserve_bytes" doc:"With fewer free, the oldest any-point history is given up."`
+	Packs         int64  `json:"packs" doc:"How many packs there are."`
+	Chunks        int64  `json:"chunks" doc:"How many chunks there are."`
+	Health        string `json:"health" doc:"One of ok and degraded, or what is damaged."`
 }
 
 // Status is the state of a server.
 type Status struct {
-	Version      string        `json:"version"`
-	DataDir      string        `json:"data_dir"`
-	Started      time.Time     `json:"started"`
-	Applications []Application `json:"applications"`
-	Mounts       []Mount       `json:"mounts"`
-	Clones       []Clone       `json:"clones"`
-	Jobs         []Job         `json:"jobs"` // queued, running, and the latest finished
-	Pool         PoolStatus    `json:"pool"`
-	// K is the most layers and segments touched to materialise any point now; KLimit is its bound.
-	K      int `json:"k"`
-	KLimit int `json:"k_limit"`
-	// Agents is the address at which the agents of other hosts are let in; empty: nowhere.
-	Agents string  `json:"agents,omitempty"`
-	Events []Event `json:"events,omitempty"`
-	// Warnings are what an operator should look at now, one line each.
-	Warnings []string `json:"warnings,omitempty"`
+	Version      string        `json:"version" doc:"The version of the server."`
+	DataDir      string        `json:"data_dir" doc:"Where everything lies."`
+	Started      time.Time     `json:"started" doc:"Since when it runs."`
+	Applications []Application `json:"applications" doc:"Applications and volumes."`
+	Mounts       []Mount       `json:"mounts" doc:"Mounts."`
+	Clones       []Clone       `json:"clones" doc:"Clones."`
+	Jobs         []Job         `json:"jobs" doc:"The newest jobs, newest first."`
+	Pool         PoolStatus    `json:"pool" doc:"The pool."`
+	K            int           `json:"k" doc:"The most layers and segments touched to materialise any point now."`
+	KLimit       int           `json:"k_limit" doc:"The bound of k."`
+	Agents       string        `json:"agents,omitempty" doc:"Where the agents of other hosts are let in; missing: nowhere."`
+	Events       []Event       `json:"events,omitempty" doc:"The newest events, newest first."`
+	Warnings     []string      `json:"warnings,omitempty" doc:"What an operator should look at now, one line each."`
 }
 
 // HostState is how a host is.
@@ -341,104 +354,99 @@ const (
 
 // Host is a machine with an agent, which is not the server's own.
 type Host struct {
-	Name         string     `json:"name"`
-	State        HostState  `json:"state"`
-	Joined       *time.Time `json:"joined,omitempty"`
-	Applications []string   `json:"applications"`    // that are tapped there
-	Shown        []string   `json:"shown"`           // clones and mounts that are there
-	Limit        int64      `json:"limit,omitempty"` // of what is sent to it, and taken from it, in bits per second; 0: none
+	Name         string     `json:"name" doc:"Its name."`
+	State        HostState  `json:"state" enum:"invited,connected,away" doc:"Whether its agent is there."`
+	Joined       *time.Time `json:"joined,omitempty" doc:"When it joined."`
+	Applications []string   `json:"applications" doc:"The applications that are tapped there."`
+	Shown        []string   `json:"shown" doc:"The clones and mounts that are there."`
+	Limit        int64      `json:"limit,omitempty" doc:"Of what is sent to it, and taken from it, in bits per second; missing: none."`
 }
 
 // Invitation lets a host join.
 type Invitation struct {
-	Host    string    `json:"host"`
-	Token   string    `json:"token"`  // a secret
-	Server  string    `json:"server"` // where the server listens for agents
-	Expires time.Time `json:"expires"`
+	Host    string    `json:"host" doc:"The name of the host."`
+	Token   string    `json:"token" doc:"A secret."`
+	Server  string    `json:"server" doc:"Where the server listens for agents."`
+	Expires time.Time `json:"expires" doc:"Until when the token is good."`
 }
 
 // Discovered is something on a host that could be protected.
 type Discovered struct {
-	Type   AppType           `json:"type"`
-	Source string            `json:"source"` // what `tidemark protect` takes
-	Detail string            `json:"detail"`
-	Size   int64             `json:"size_bytes"`
-	Labels map[string]string `json:"labels,omitempty"`
+	Type   AppType           `json:"type" enum:"postgres,filesystem,volume" doc:"Its type."`
+	Source string            `json:"source" doc:"What tidemark protect takes."`
+	Detail string            `json:"detail" doc:"What it is, one line."`
+	Size   int64             `json:"size_bytes" doc:"How large it is."`
+	Labels map[string]string `json:"labels,omitempty" doc:"What else is known of it."`
 }
 
 // DiffExtent is a run of bytes that differs between two points.
 type DiffExtent struct {
-	Disk string `json:"disk"`
-	Off  int64  `json:"offset"`
-	Len  int64  `json:"length"`
+	Disk string `json:"disk" doc:"The name of a disk."`
+	Off  int64  `json:"offset" doc:"Where it begins, in bytes."`
+	Len  int64  `json:"length" doc:"How long it is, in bytes."`
 }
 
 // Diff is what differs between two points.
 type Diff struct {
-	A            string       `json:"a"`
-	B            string       `json:"b"`
-	ChangedBytes int64        `json:"changed_bytes"`
-	Extents      []DiffExtent `json:"extents"`
+	A            string       `json:"a" doc:"APP@POINT."`
+	B            string       `json:"b" doc:"APP@POINT."`
+	ChangedBytes int64        `json:"changed_bytes" doc:"How much differs."`
+	Extents      []DiffExtent `json:"extents" doc:"What differs."`
 }
 
 // Step is a place on a timeline at which its disks became other than they were at the step before.
 type Step struct {
-	Position Position  `json:"position"`
-	Time     time.Time `json:"time"`
-	Bookmark string    `json:"bookmark,omitempty"`
+	Position Position  `json:"position" doc:"Where on the timeline."`
+	Time     time.Time `json:"time" doc:"When."`
+	Bookmark string    `json:"bookmark,omitempty" doc:"The name of a bookmark."`
 }
 
 // Halves is what lies between a good point and a bad one.
 type Halves struct {
-	Good Step `json:"good"`
-	Bad  Step `json:"bad"` // the first at which the disks were what they were at the point asked for
-	// Between is how many steps lie between, not counting those that are of no use; Next is one of them.
-	Between int   `json:"between"`
-	Next    *Step `json:"next,omitempty"`
-	// Write is the only write between the two, if there is just one.
-	Write *DiffExtent `json:"write,omitempty"`
+	Good    Step        `json:"good" doc:"The step at the good point."`
+	Bad     Step        `json:"bad" doc:"The first at which the disks were what they were at the point asked for."`
+	Between int         `json:"between" doc:"How many steps lie between, not counting those that are of no use."`
+	Next    *Step       `json:"next,omitempty" doc:"One of them."`
+	Write   *DiffExtent `json:"write,omitempty" doc:"The only write between the two, if there is just one."`
 }
 
 // Bisected is what a bisection found.
 type Bisected struct {
-	Application string `json:"application"`
-	Good        Step   `json:"good"` // the last good point
-	Bad         Step   `json:"bad"`  // the first bad one
-	// Write is the write that made it bad, if it was found.
-	Write *DiffExtent `json:"write,omitempty"`
-	// Skipped lie between the two, and could not be told.
-	Skipped []Step `json:"skipped,omitempty"`
-	Left    int    `json:"left"`   // steps between the two that were not looked at, because of the resolution
-	Probes  int    `json:"probes"` // points that were looked at
-	// ChangedBytes and Extents are what differs between the two.
-	ChangedBytes int64        `json:"changed_bytes"`
-	Extents      []DiffExtent `json:"extents"`
-	Notes        []string     `json:"notes,omitempty"`
-	Seconds      float64      `json:"seconds"`
+	Application  string       `json:"application" doc:"The name of an application."`
+	Good         Step         `json:"good" doc:"The last good point."`
+	Bad          Step         `json:"bad" doc:"The first bad one."`
+	Write        *DiffExtent  `json:"write,omitempty" doc:"The write that made it bad, if it was found."`
+	Skipped      []Step       `json:"skipped,omitempty" doc:"Steps between the two that could not be told."`
+	Left         int          `json:"left" doc:"Steps between the two that were not looked at, because of the resolution."`
+	Probes       int          `json:"probes" doc:"Points that were looked at."`
+	ChangedBytes int64        `json:"changed_bytes" doc:"How much differs between the two."`
+	Extents      []DiffExtent `json:"extents" doc:"What differs between the two."`
+	Notes        []string     `json:"notes,omitempty" doc:"What is worth knowing about it, one line each."`
+	Seconds      float64      `json:"seconds" doc:"How long it took, in seconds."`
 }
 
 // VerifyResult is what a verify read and found.
 type VerifyResult struct {
-	Chunks  int64    `json:"chunks"`
-	Bytes   int64    `json:"bytes"`
-	Damaged []string `json:"damaged,omitempty"` // one line for each damaged chunk, with the points it affects
-	Seconds float64  `json:"seconds"`
+	Chunks  int64    `json:"chunks" doc:"Chunks that were read."`
+	Bytes   int64    `json:"bytes" doc:"Bytes that were read."`
+	Damaged []string `json:"damaged,omitempty" doc:"One line for each damaged chunk, with the points it affects."`
+	Seconds float64  `json:"seconds" doc:"How long it took, in seconds."`
 }
 
 // ReclaimResult is what a reclaim gave back.
 type ReclaimResult struct {
-	FreedBytes     int64   `json:"freed_bytes"`
-	PacksDeleted   int64   `json:"packs_deleted"`
-	PacksRewritten int64   `json:"packs_rewritten"`
-	LiveBytes      int64   `json:"live_bytes"`
-	Seconds        float64 `json:"seconds"`
+	FreedBytes     int64   `json:"freed_bytes" doc:"What was given back."`
+	PacksDeleted   int64   `json:"packs_deleted" doc:"Packs that were deleted."`
+	PacksRewritten int64   `json:"packs_rewritten" doc:"Packs that were written anew."`
+	LiveBytes      int64   `json:"live_bytes" doc:"What the pool takes afterwards."`
+	Seconds        float64 `json:"seconds" doc:"How long it took, in seconds."`
 }
 
 // ImportResult is what was brought back from another pool.
 type ImportResult struct {
-	Applications int      `json:"applications"`
-	Points       int      `json:"points"`
-	Packs        int      `json:"packs"`
-	Bytes        int64    `json:"bytes"`
-	Names        []string `json:"names"`
+	Applications int      `json:"applications" doc:"How many applications."`
+	Points       int      `json:"points" doc:"How many points."`
+	Packs        int      `json:"packs" doc:"How many packs."`
+	Bytes        int64    `json:"bytes" doc:"How much it is."`
+	Names        []string `json:"names" doc:"The names of the applications."`
 }

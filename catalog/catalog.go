@@ -131,7 +131,7 @@ func (c *Catalog) adopt(ctx context.Context) error {
 		others = "owner <> ?0"
 	}
 	return c.write.RunInTx(ctx, nil, func(ctx context.Context, tx bun.Tx) error {
-		for _, table := range []string{"things", "events", "jobs"} {
+		for _, table := range []string{"things", "events", "jobs", "answers"} {
 			if _, err := tx.NewRaw("UPDATE "+table+" SET owner = ?0 WHERE "+others, c.owner).Exec(ctx); err != nil {
 				return fmt.Errorf("adopt %s: %w", table, err)
 			}
@@ -268,22 +268,6 @@ func (c *Catalog) Delete(ctx context.Context, k Kept, name string) error {
 func (c *Catalog) AddEvent(ctx context.Context, e tidemark.Event) error {
 	return wrap(c.exec(ctx, "INSERT INTO events (owner, at, level, application, message) VALUES (?, ?, ?, ?, ?)",
 		c.owner, e.Time.UnixNano(), e.Level, e.Application, e.Message), "record an event")
-}
-
-// Events returns the newest n events, newest first.
-func (c *Catalog) Events(ctx context.Context, n int) ([]tidemark.Event, error) {
-	var rows []struct {
-		At          int64
-		Level       string
-		Application string
-		Message     string
-	}
-	err := c.query(ctx, &rows, "SELECT at, level, application, message FROM events WHERE owner = ? ORDER BY id DESC LIMIT ?", c.owner, n)
-	list := make([]tidemark.Event, 0, len(rows))
-	for _, r := range rows {
-		list = append(list, tidemark.Event{Time: time.Unix(0, r.At), Level: r.Level, Application: r.Application, Message: r.Message})
-	}
-	return list, wrap(err, "list events")
 }
 
 // exec makes a call that changes something; after an outage a patient one is made again.

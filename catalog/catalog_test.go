@@ -90,6 +90,8 @@ func conformance(t *testing.T, where func(t *testing.T) string) {
 	}
 	t.Run("Things", func(t *testing.T) { things(t, open(t, where(t))) })
 	t.Run("Jobs", func(t *testing.T) { jobs(t, open(t, where(t))) })
+	t.Run("Parts", func(t *testing.T) { parts(t, open(t, where(t))) })
+	t.Run("Answers", func(t *testing.T) { answers(t, open(t, where(t))) })
 	t.Run("Concurrent", func(t *testing.T) { concurrent(t, open(t, where(t))) })
 	t.Run("Owners", func(t *testing.T) { owners(t, where(t)) })
 	t.Run("Order", func(t *testing.T) { order(t, open(t, where(t))) })

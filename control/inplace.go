@@ -204,21 +204,12 @@ func (p *inPlace) note(ctx context.Context) error {
 	return p.t.doing(ctx, step, undoing{TakeBack: &p.takingBack})
 }
 
-// restoredInPlace is the result of a restore in place.
-type restoredInPlace struct {
-	restored
-	// Before is the clone that holds what was there until then.
-	Before string `json:"before"`
-	// Changed is how many bytes differed; only they were written.
-	Changed int64 `json:"changed_bytes"`
-}
-
 // result says what was done; ref is how it was asked for.
 func (p *inPlace) result(ref string) any {
 	seconds := time.Since(p.begun).Seconds()
 	if p.Group == "" {
 		m := p.members[0]
-		return restoredInPlace{restored: restored{Ref: ref, To: m.a.Source, Bytes: m.Changed, Seconds: seconds}, Before: m.Clone, Changed: m.Changed}
+		return tidemark.RestoredInPlace{Restored: tidemark.Restored{Ref: ref, To: m.a.Source, Bytes: m.Changed, Seconds: seconds}, Before: m.Clone, Changed: m.Changed}
 	}
 	g := tidemark.GroupRestored{Group: p.Group, Ref: p.Ref, Before: p.Before, Seconds: seconds, Members: []tidemark.MemberRestored{}}
 	for _, m := range p.members {

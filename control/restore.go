@@ -14,16 +14,6 @@ import (
 	"tidemark/timeline"
 )
 
-// restored is the result of a restore.
-type restored struct {
-	Ref     string  `json:"ref"`
-	To      string  `json:"to"`
-	Bytes   int64   `json:"bytes"`
-	Seconds float64 `json:"seconds"`
-	// Notes are about files that could not be restored as they were.
-	Notes []string `json:"notes,omitempty"`
-}
-
 // Restore writes a point to a file or device, or the files of it to a directory.
 func (c *Control) Restore(ctx context.Context, spec tidemark.RestoreSpec) (tidemark.Job, error) {
 	return c.ask(ctx, "restore", restoring{RestoreSpec: spec})
@@ -61,7 +51,7 @@ func (c *Control) restoreElsewhere(ctx context.Context, spec tidemark.RestoreSpe
 	recorded.Ref = fixed(spec.Ref)
 	run := func(ctx context.Context, t *task) (any, error) {
 		begun := time.Now()
-		r := restored{Ref: spec.Ref, To: spec.To}
+		r := tidemark.Restored{Ref: spec.Ref, To: spec.To}
 		var err error
 		if toDir {
 			r.Bytes, r.Notes, err = c.restoreFiles(ctx, t, a, pos, spec)

@@ -1,6 +1,7 @@
 package timeline
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -20,6 +21,20 @@ func (t *Timeline) Points() []tidemark.RecoveryPoint {
 	var list []tidemark.RecoveryPoint
 	for _, m := range t.points {
 		if m.Mark != nil {
+			list = append(list, m.recoveryPoint())
+		}
+	}
+	return list
+}
+
+// PointsFrom returns the first n of [Timeline.Points] from a position on. It takes as long as these n, however many there are.
+func (t *Timeline) PointsFrom(from tidemark.Position, n int) []tidemark.RecoveryPoint {
+	t.facts.Lock()
+	defer t.facts.Unlock()
+	i, _ := slices.BinarySearchFunc(t.points, from, func(m manifest, pos tidemark.Position) int { return cmp.Compare(m.Position, pos) })
+	list := make([]tidemark.RecoveryPoint, 0, min(n, len(t.points)-i))
+	for ; i < len(t.points) && len(list) < n; i++ {
+		if m := t.points[i]; m.Mark != nil {
 			list = append(list, m.recoveryPoint())
 		}
 	}
