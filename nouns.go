@@ -211,31 +211,33 @@ type Export struct {
 
 // Mount is a point shown to a host as a disk, and its file system mounted where asked.
 type Mount struct {
-	Name     string    `json:"name" doc:"Its name."`
-	Ref      string    `json:"ref" doc:"APP@POINT."`
-	Host     string    `json:"host,omitempty" doc:"The host that it is on, if not the server's own."`
-	Disk     string    `json:"disk" doc:"The name of a disk."`
-	Device   string    `json:"device" doc:"The block device."`
-	Path     string    `json:"path,omitempty" doc:"Where it is mounted."`
-	ReadOnly bool      `json:"read_only" doc:"Nothing can be written to it."`
-	Since    time.Time `json:"since" doc:"Since when."`
-	State    string    `json:"state" doc:"One of mounted, attached, detached and others."`
-	Seconds  float64   `json:"seconds,omitempty" doc:"How long it took to mount, in seconds."`
+	Name     string     `json:"name" doc:"Its name."`
+	Ref      string     `json:"ref" doc:"APP@POINT."`
+	Host     string     `json:"host,omitempty" doc:"The host that it is on, if not the server's own."`
+	Disk     string     `json:"disk" doc:"The name of a disk."`
+	Device   string     `json:"device" doc:"The block device."`
+	Path     string     `json:"path,omitempty" doc:"Where it is mounted."`
+	ReadOnly bool       `json:"read_only" doc:"Nothing can be written to it."`
+	Since    time.Time  `json:"since" doc:"Since when."`
+	State    string     `json:"state" doc:"One of mounted, attached, detached and others."`
+	Seconds  float64    `json:"seconds,omitempty" doc:"How long it took to mount, in seconds."`
+	Expires  *time.Time `json:"expires,omitempty" doc:"When it is removed by itself; missing: never."`
 }
 
 // Clone is a thin writable copy with its application up.
 type Clone struct {
-	Name       string    `json:"name" doc:"Its name."`
-	Source     string    `json:"source" doc:"APP@POINT it was made of."`
-	Type       AppType   `json:"type" enum:"postgres,filesystem,volume" doc:"Its type."`
-	Host       string    `json:"host,omitempty" doc:"The host that it is on, if not the server's own."`
-	Connection string    `json:"connection" doc:"How to reach it; of several disks: each of them, with spaces between."`
-	Port       int       `json:"port,omitempty" doc:"The port of its database."`
-	Path       string    `json:"path,omitempty" doc:"Where its files are."`
-	State      string    `json:"state" doc:"One of running, mounted, stopped, detached and others."`
-	Created    time.Time `json:"created" doc:"When it was made."`
-	Seconds    float64   `json:"seconds" doc:"How long it took to make, in seconds."`
-	OwnBytes   int64     `json:"own_bytes" doc:"What the clone's own writes take on disk: what it costs."`
+	Name       string     `json:"name" doc:"Its name."`
+	Source     string     `json:"source" doc:"APP@POINT it was made of."`
+	Type       AppType    `json:"type" enum:"postgres,filesystem,volume" doc:"Its type."`
+	Host       string     `json:"host,omitempty" doc:"The host that it is on, if not the server's own."`
+	Connection string     `json:"connection" doc:"How to reach it; of several disks: each of them, with spaces between."`
+	Port       int        `json:"port,omitempty" doc:"The port of its database."`
+	Path       string     `json:"path,omitempty" doc:"Where its files are."`
+	State      string     `json:"state" doc:"One of running, mounted, stopped, detached and others."`
+	Created    time.Time  `json:"created" doc:"When it was made."`
+	Seconds    float64    `json:"seconds" doc:"How long it took to make, in seconds."`
+	Expires    *time.Time `json:"expires,omitempty" doc:"When it is removed by itself; missing: never."`
+	OwnBytes   int64      `json:"own_bytes" doc:"What the clone's own writes take on disk: what it costs."`
 }
 
 // Rewound is what a rewind did.
@@ -360,6 +362,30 @@ type Host struct {
 	Applications []string   `json:"applications" doc:"The applications that are tapped there."`
 	Shown        []string   `json:"shown" doc:"The clones and mounts that are there."`
 	Limit        int64      `json:"limit,omitempty" doc:"Of what is sent to it, and taken from it, in bits per second; missing: none."`
+}
+
+// User is somebody who may log in. He has a password, or an OpenID provider that vouches for him under Issuer and Subject, or
+// neither as yet.
+type User struct {
+	Name     string    `json:"name" doc:"Its name."`
+	Display  string    `json:"display,omitempty" doc:"What people call him."`
+	Issuer   string    `json:"issuer,omitempty" doc:"The OpenID provider that vouches for him."`
+	Subject  string    `json:"subject,omitempty" doc:"What that calls him."`
+	Disabled bool      `json:"disabled,omitempty" doc:"He is not let in."`
+	Created  time.Time `json:"created" doc:"When he was added."`
+}
+
+// UserGroup is a group of users, to which grants can be given.
+type UserGroup struct {
+	Name    string   `json:"name" doc:"Its name."`
+	Members []string `json:"members" doc:"The users in it."`
+}
+
+// Issued is a secret that is shown once.
+type Issued struct {
+	ID      int64     `json:"id" doc:"The number of the API token or session."`
+	Secret  string    `json:"secret" doc:"What is sent as Authorization: Bearer. It is not kept, and cannot be shown again."`
+	Expires time.Time `json:"expires" doc:"When it ends."`
 }
 
 // Invitation lets a host join.

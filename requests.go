@@ -51,14 +51,13 @@ type GroupSpec struct {
 
 // DiscoverSpec asks what on a host could be protected.
 type DiscoverSpec struct {
-	Host string `json:"host,omitempty"` // if not the server's own
+	Host string // if not the server's own
 }
 
 // HostChange asks that what the server grants a host be changed.
 type HostChange struct {
-	Name string `json:"name"`
-	// Limit is how much is sent to the host, and taken from it, in bits per second; 0: as much as there is.
-	Limit int64 `json:"limit"`
+	Name  string `json:"name,omitempty" doc:"The host. In the API the path says it."`
+	Limit int64  `json:"limit" minimum:"0" doc:"How much is sent to the host, and taken from it, in bits per second; 0: as much as there is."`
 }
 
 // HostSpec asks that a host may join.
@@ -90,16 +89,18 @@ type MountSpec struct {
 	Path     string `json:"path,omitempty" doc:"An empty directory to mount its file system on; missing: only the device."`
 	Name     string `json:"name,omitempty" doc:"A name for the mount; made from the application's if missing."`
 	ReadOnly bool   `json:"read_only,omitempty" doc:"Mount the file system read-only."`
+	Lifetime int64  `json:"lifetime_seconds,omitempty" minimum:"1" doc:"For how many seconds it lives; then it is removed by itself. Missing: it stays."`
 }
 
 // CloneSpec asks for a clone.
 type CloneSpec struct {
-	Ref    string `json:"ref" doc:"APP@POINT; APP alone is its latest point."`
-	Name   string `json:"name" doc:"A new name."`
-	Port   int    `json:"port,omitempty" doc:"The port of its database; missing: a free one."`
-	To     string `json:"to,omitempty" doc:"A time, a log position or latest: replay the log so far beyond the point."`
-	Host   string `json:"host,omitempty" doc:"The host that it is brought up on, if not the server's own."`
-	Listen string `json:"listen,omitempty" doc:"An IP address of that host on which a database can be reached from others, with passwords; missing: only by its socket."`
+	Ref      string `json:"ref" doc:"APP@POINT; APP alone is its latest point."`
+	Name     string `json:"name" doc:"A new name."`
+	Port     int    `json:"port,omitempty" doc:"The port of its database; missing: a free one."`
+	To       string `json:"to,omitempty" doc:"A time, a log position or latest: replay the log so far beyond the point."`
+	Host     string `json:"host,omitempty" doc:"The host that it is brought up on, if not the server's own."`
+	Listen   string `json:"listen,omitempty" doc:"An IP address of that host on which a database can be reached from others, with passwords; missing: only by its socket."`
+	Lifetime int64  `json:"lifetime_seconds,omitempty" minimum:"1" doc:"For how many seconds it lives; then it is removed by itself. Missing: it stays."`
 }
 
 // RefreshSpec asks that a clone or mount be made anew from a point, under the same name.
@@ -161,24 +162,52 @@ type Listing struct {
 	Cursor string // where the part begins: [Page.Next] of the one before; empty: at the beginning
 }
 
-// JobFilter asks for some of the jobs, newest first.
+// UserSpec asks for a user.
+type UserSpec struct {
+	Name     string `json:"name" minLength:"1" doc:"A new name."`
+	Display  string `json:"display,omitempty" doc:"What people call him."`
+	Password string `json:"password,omitempty" doc:"His password; missing: he cannot log in with one."`
+}
+
+// UserChange asks that a user be let in or shut out.
+type UserChange struct {
+	Disabled bool `json:"disabled" doc:"He is not let in."`
+}
+
+// PasswordChange asks for another password.
+type PasswordChange struct {
+	Old string `json:"old,omitempty" doc:"The password until now, where one changes one's own."`
+	New string `json:"new" doc:"The new one."`
+}
+
+// Login asks for a session.
+type Login struct {
+	User     string `json:"user" doc:"The user."`
+	Password string `json:"password" doc:"His password."`
+}
+
+// Extension asks that a clone or mount live longer, or less long.
+type Extension struct {
+	Lifetime int64 `json:"lifetime_seconds,omitempty" minimum:"1" doc:"For how many seconds it lives from now on; then it is removed by itself. Missing: it stays."`
+}
+
+// JobFilter says which jobs are wanted.
 type JobFilter struct {
-	States      []JobState `json:"states,omitempty"` // empty: all
-	Kind        string     `json:"kind,omitempty"`
-	Application string     `json:"application,omitempty"`
-	// Before is the number of a job: those that are older are listed. With that of the last job of a list, the list goes on.
-	Before int64 `json:"before,omitempty"`
-	Limit  int   `json:"limit,omitempty"` // 0: 50; at most 1000
+	States      []JobState // empty: all
+	Kind        string     // empty: all
+	Application string     // empty: all
+	Before      int64      // only those with smaller numbers; 0: all
+	Limit       int        // at most so many
 }
 
 // ApplySpec asks that the server have what documents say: SLA templates, applications and groups.
 type ApplySpec struct {
-	Documents string `json:"documents"`         // YAML; see docs/sla.md
-	DryRun    bool   `json:"dry_run,omitempty"` // only say what would be changed
+	Documents string `json:"documents" doc:"YAML; the manual of service levels has the format."`
+	DryRun    bool   `json:"dry_run,omitempty" doc:"Only say what would be changed."`
 }
 
 // SLASpec asks that an application have a template of what is promised to it.
 type SLASpec struct {
-	Application string `json:"application"`
-	Template    string `json:"template,omitempty"` // empty: nothing is promised
+	Application string `json:"application,omitempty" doc:"The application. In the API the path says it."`
+	Template    string `json:"template,omitempty" doc:"The template; missing: nothing is promised."`
 }

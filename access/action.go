@@ -20,6 +20,7 @@ const (
 	ApplicationCapture   Action = "application.capture"
 	ApplicationRestore   Action = "application.restore"
 	ApplicationPublish   Action = "application.publish"
+	ApplicationProve     Action = "application.prove"
 	ApplicationExpire    Action = "application.expire"
 	ApplicationConfigure Action = "application.configure"
 	ApplicationProtect   Action = "application.protect"
@@ -126,6 +127,7 @@ var table = []entry{
 	{ApplicationCapture, [...]Level{All, All, All, Own, None}, 0, "capture it now, or import into a volume"},
 	{ApplicationRestore, [...]Level{All, All, All, None, None}, takes, "write a point over production, a file or a device"},
 	{ApplicationPublish, [...]Level{All, All, All, None, None}, 0, "say that a bookmark or LiveClone is fit for others, masked for example"},
+	{ApplicationProve, [...]Level{All, All, All, Own, None}, 0, "prove that a point can be recovered, in a sandbox"},
 	{ApplicationExpire, [...]Level{All, All, None, Own, None}, 0, "forget points"},
 	{ApplicationConfigure, [...]Level{All, All, None, Own, None}, 0, "change its options, its SLA template, and how long its past is kept"},
 	{ApplicationProtect, [...]Level{All, All, None, None, None}, 0, "begin to protect something, make a volume, and end either"},

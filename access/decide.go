@@ -45,7 +45,7 @@ func Decide(p Principal, grants []Grant, a Action, o Object) Decision {
 		return d.deny("there is no such action")
 	case !a.on(o.Kind):
 		return d.deny(fmt.Sprintf("it is nothing that is done to a %s", shorten(string(o.Kind))))
-	case !p.Method.known() || p.Method != BySocket && p.User == "" || (p.Method == ByToken) != (p.Token != nil):
+	case !p.Method.Known() || p.Method != BySocket && p.User == "" || (p.Method == ByToken) != (p.Token != nil):
 		return d.deny("it is not known who asks")
 	case p.Method == BySocket:
 		return d.allow("the server's own socket", nil)

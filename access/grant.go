@@ -149,7 +149,7 @@ func (s Scope) coversData(o Object) bool {
 
 // Grant gives a subject a role over a scope.
 type Grant struct {
-	ID      int64   `json:"id"`
+	ID      int64   `json:"id,omitempty"`
 	Subject Subject `json:"subject"`
 	Role    Role    `json:"role"`
 	Scope   Scope   `json:"scope"`

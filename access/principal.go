@@ -11,7 +11,8 @@ const (
 	ByToken    Method = "token"    // an API token
 )
 
-func (m Method) known() bool {
+// Known reports whether m is one of the methods.
+func (m Method) Known() bool {
 	switch m {
 	case BySocket, ByPassword, ByOIDC, ByToken:
 		return true
@@ -37,6 +38,34 @@ func (p Principal) String() string {
 		return "nobody"
 	}
 	return p.User
+}
+
+// Self is what somebody is told about himself.
+type Self struct {
+	User   string   `json:"user,omitempty" doc:"His name; missing: the administrator at the socket."`
+	Groups []string `json:"groups,omitempty" doc:"The groups that he is in."`
+	Method Method   `json:"method" doc:"How he proved who he is: socket, password, oidc or token."`
+	Token  *Token   `json:"token,omitempty" doc:"The API token that he came with."`
+	Grants []Grant  `json:"grants" doc:"What was granted to him."`
+}
+
+// TokenSpec asks for an API token.
+type TokenSpec struct {
+	User         string    `json:"user,omitempty" doc:"For whom; missing: for oneself."`
+	Name         string    `json:"name" doc:"What its user calls it."`
+	Lifetime     int64     `json:"lifetime_seconds" minimum:"1" doc:"For how many seconds it is good: for a year at most."`
+	Roles        []Role    `json:"roles,omitempty" doc:"Only what one of these roles may do; missing: all that its user may do."`
+	Applications []Pattern `json:"applications,omitempty" doc:"Only what belongs to applications with such names; missing: all."`
+}
+
+// ShareSpec says with whom a clone is shared.
+type ShareSpec struct {
+	With []Subject `json:"with" doc:"All with whom it is shared from now on."`
+}
+
+// AuditResult is what a check of the audit found.
+type AuditResult struct {
+	Records int64 `json:"records" doc:"How many records hold together, from the first to the last."`
 }
 
 // Object is what an action is done to, with all that the decision has to know of it.

@@ -28,7 +28,7 @@ func Visible(p Principal, grants []Grant, a Action) Filter {
 	f := Filter{User: p.User, Groups: p.Groups}
 	e := entries[a]
 	switch {
-	case e == nil, !p.Method.known(), (p.Method == ByToken) != (p.Token != nil):
+	case e == nil, !p.Method.Known(), (p.Method == ByToken) != (p.Token != nil):
 		return f
 	case p.Method == BySocket:
 		f.All = true

@@ -133,7 +133,7 @@ func TestDaemonBesideHung(t *testing.T) {
 	}
 	log := slog.New(slog.DiscardHandler)
 	owner := callers{make(chan none, 1)}
-	server, err := remote.NewServer(authority, owner, log)
+	server, err := remote.NewServer(authority, owner, nil, log)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,194 +1,279 @@
-// Package api serves a server's verbs as JSON over HTTP: POST /v1/VERB with a
-// request, answered with a result or with a [tidemark.Error]. It listens on
-// the server's unix socket, which only its owner can open: whoever may ask may
-// do everything, so nothing here asks who it is.
+// Package api serves what a server can do as resources over HTTP: GET /v1/applications/orders/points, POST /v1/clones.
 //
-// Requests are the types of the root package's requests.go, or {"name": …}
-// where a name or reference is all; members that a request does not have are
-// refused. Results are what the command line prints with --json. The status is
-// 200, or one of an error's kind: 400 invalid, 404 not-found, 409 conflict and
-// cancelled, 403 denied, 503 unavailable, 500 corrupt and internal.
+// All of it is one table ([Document] is that table in the form of OpenAPI 3.1): an entry has the method and path of an operation, its
+// request, its answer, its errors, and its rule, which says what action on which objects it is. What is read of a request
+// is checked by the types of the root package, which are also what the answers are, and what the command prints with
+// --json. Members and parameters that an operation does not have are refused.
 //
-// Long work is a job: the answer is the job as it begins, and GET
-// /v1/jobs/ID?wait=10s answers when it has ended, or with its progress when the
-// time is up; DELETE cancels it. A job goes on when its client goes away. It is
-// refused while its application is busy; with ?queue=true it waits instead.
+//   - What is made is answered with 201, long work with 202 and the job, both with a Location; what has no answer with 204.
+//   - An error is a problem of RFC 9457, a [tidemark.Problem]: 400 invalid, 403 denied, 404 not-found, 409 conflict and
+//     cancelled, 503 unavailable, 500 corrupt and internal.
+//   - A list is given in parts: a [tidemark.Page], which names the next one.
+//   - A request that makes something, and has an Idempotency-Key, is done once, whoever asks how often.
 //
-// The client of it is package client. docs/cli.md shows each verb; why this is no
-// framework is in docs/decisions.
+// It is served at two places ([Handlers]). Whoever can open the server's own unix socket is its administrator. From the network, an API
+// token or a session says who asks; what a rule wants is then decided by package access about the very values that the
+// operation is given, lists have what he may see, and what changes something or was refused is in the audit. The client of it is
+// package client; docs/api.md is its manual.
 package api
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
-	"io"
 	"log/slog"
 	"net/http"
-	"strconv"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"sync"
 	"time"
 
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/danielgtaylor/huma/v2/adapters/humago"
+
 	"tidemark"
+	"tidemark/access"
 	"tidemark/control"
 )
 
 // maxRequest bounds a request's body, in bytes.
 const maxRequest = 1 << 20
 
-// maxWait bounds how long a request for a job waits.
-const maxWait = 30 * time.Second
-
-// Handler answers the requests to a server.
+// Handler answers the requests to a server at its own socket: whoever can open that is its administrator.
 func Handler(c *control.Control, log *slog.Logger) http.Handler {
-	h := &handler{mux: http.NewServeMux(), log: log, enter: c.Enter}
-	h.routes(c)
-	return h.mux
+	socket, _ := Handlers(c, log)
+	return socket
 }
 
-type handler struct {
-	mux   *http.ServeMux
-	log   *slog.Logger
-	enter func() (leave func())
-}
-
-// name is the request of verbs that need just a name or a reference.
-type name struct {
-	Name string `json:"name"`
-}
-
-type none struct{}
-
-func (h *handler) routes(c *control.Control) {
-	verb(h, "status", func(ctx context.Context, _ none) (any, error) { return c.Status(ctx) })
-	verb(h, "discover", func(ctx context.Context, r tidemark.DiscoverSpec) (any, error) { return c.Discover(ctx, r) })
-	verb(h, "applications", func(ctx context.Context, _ none) (any, error) { return c.Applications(ctx) })
-	verb(h, "protect", func(ctx context.Context, r tidemark.ProtectSpec) (any, error) { return c.Protect(ctx, r) })
-	verb(h, "unprotect", func(ctx context.Context, r name) (any, error) { return none{}, c.Unprotect(ctx, r.Name) })
-	verb(h, "resync", func(ctx context.Context, r name) (any, error) { return none{}, c.Resync(ctx, r.Name) })
-	verb(h, "forget", func(ctx context.Context, r name) (any, error) { return none{}, c.Forget(ctx, r.Name) })
-	verb(h, "capture", func(ctx context.Context, r tidemark.CaptureSpec) (any, error) { return c.Capture(ctx, r) })
-	verb(h, "bookmark", func(ctx context.Context, r tidemark.BookmarkSpec) (any, error) { return c.Bookmark(ctx, r) })
-	verb(h, "groups", func(ctx context.Context, _ none) (any, error) { return c.Groups(ctx) })
-	verb(h, "group", func(ctx context.Context, r tidemark.GroupSpec) (any, error) { return c.ChangeGroup(ctx, r) })
-	verb(h, "group-bookmark", func(ctx context.Context, r tidemark.BookmarkSpec) (any, error) { return c.BookmarkGroup(ctx, r) })
-	verb(h, "group-restore", func(ctx context.Context, r tidemark.RestoreSpec) (any, error) { return c.RestoreGroup(ctx, r) })
-	verb(h, "apply", func(ctx context.Context, r tidemark.ApplySpec) (any, error) {
-		return c.Apply(ctx, []byte(r.Documents), r.DryRun)
-	})
-	verb(h, "sla", func(ctx context.Context, _ none) (any, error) { return c.Compliance(ctx) })
-	verb(h, "sla-set", func(ctx context.Context, r tidemark.SLASpec) (any, error) {
-		return none{}, c.SetSLA(ctx, r.Application, r.Template)
-	})
-	verb(h, "templates", func(ctx context.Context, _ none) (any, error) { return c.Templates(ctx) })
-	verb(h, "template-rm", func(ctx context.Context, r name) (any, error) { return none{}, c.RemoveTemplate(ctx, r.Name) })
-	verb(h, "hosts", func(ctx context.Context, _ none) (any, error) { return c.Hosts(ctx) })
-	verb(h, "host-add", func(ctx context.Context, r tidemark.HostSpec) (any, error) { return c.AddHost(ctx, r) })
-	verb(h, "host-set", func(ctx context.Context, r tidemark.HostChange) (any, error) { return none{}, c.SetHost(ctx, r) })
-	verb(h, "host-rm", func(ctx context.Context, r tidemark.HostRemoval) (any, error) { return none{}, c.RemoveHost(ctx, r) })
-	verb(h, "points", func(ctx context.Context, r name) (any, error) { return c.Points(ctx, r.Name) })
-	verb(h, "expire", func(ctx context.Context, r name) (any, error) { return c.Expire(ctx, r.Name) })
-	verb(h, "volumes", func(ctx context.Context, _ none) (any, error) { return c.Volumes(ctx) })
-	verb(h, "volume", func(ctx context.Context, r name) (any, error) { return c.Volume(ctx, r.Name) })
-	verb(h, "volume-create", func(ctx context.Context, r tidemark.VolumeSpec) (any, error) { return c.CreateVolume(ctx, r) })
-	verb(h, "volume-import", func(ctx context.Context, r tidemark.ImportSpec) (any, error) { return c.ImportVolume(ctx, r) })
-	verb(h, "volume-rm", func(ctx context.Context, r name) (any, error) { return none{}, c.RemoveVolume(ctx, r.Name) })
-	verb(h, "exports", func(ctx context.Context, _ none) (any, error) { return c.Exports(ctx) })
-	verb(h, "export", func(ctx context.Context, r tidemark.ExportSpec) (any, error) { return c.Export(ctx, r) })
-	verb(h, "unexport", func(ctx context.Context, r name) (any, error) { return none{}, c.Unexport(ctx, r.Name) })
-	verb(h, "mounts", func(ctx context.Context, _ none) (any, error) { return c.Mounts(ctx) })
-	verb(h, "mount", func(ctx context.Context, r tidemark.MountSpec) (any, error) { return c.Mount(ctx, r) })
-	verb(h, "unmount", func(ctx context.Context, r name) (any, error) { return none{}, c.Unmount(ctx, r.Name) })
-	verb(h, "clones", func(ctx context.Context, _ none) (any, error) { return c.Clones(ctx) })
-	verb(h, "clone", func(ctx context.Context, r tidemark.CloneSpec) (any, error) { return c.Clone(ctx, r) })
-	verb(h, "clone-rm", func(ctx context.Context, r name) (any, error) { return none{}, c.RemoveClone(ctx, r.Name) })
-	verb(h, "refresh", func(ctx context.Context, r tidemark.RefreshSpec) (any, error) { return c.Refresh(ctx, r) })
-	verb(h, "rewind", func(ctx context.Context, r tidemark.RewindSpec) (any, error) { return c.Rewind(ctx, r) })
-	verb(h, "prove", func(ctx context.Context, r tidemark.ProveSpec) (any, error) { return c.Prove(ctx, r) })
-	verb(h, "restore", func(ctx context.Context, r tidemark.RestoreSpec) (any, error) { return c.Restore(ctx, r) })
-	verb(h, "diff", func(ctx context.Context, r tidemark.DiffSpec) (any, error) { return c.Diff(ctx, r) })
-	verb(h, "halve", func(ctx context.Context, r tidemark.HalveSpec) (any, error) { return c.Halve(ctx, r) })
-	verb(h, "reclaim", func(ctx context.Context, _ none) (any, error) { return c.Reclaim(ctx) })
-	verb(h, "verify", func(ctx context.Context, r name) (any, error) { return c.Verify(ctx, r.Name) })
-	verb(h, "pool-import", func(ctx context.Context, r name) (any, error) { return c.ImportPool(ctx, r.Name) })
-	verb(h, "jobs", func(ctx context.Context, r tidemark.JobFilter) (any, error) { return c.Jobs(ctx, r) })
-	h.mux.HandleFunc("GET /v1/jobs/{id}", func(w http.ResponseWriter, r *http.Request) {
-		h.answer(w, r, func(id int64) (any, error) { return c.Job(r.Context(), id, waitOf(r)) })
-	})
-	h.mux.HandleFunc("DELETE /v1/jobs/{id}", func(w http.ResponseWriter, r *http.Request) {
-		h.answer(w, r, func(id int64) (any, error) { return none{}, c.CancelJob(r.Context(), id) })
-	})
-	h.mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
-		h.fail(w, r, tidemark.Errorf(tidemark.NotFound, "this server knows no %s %s", r.Method, r.URL.Path).WithHint("is the client newer than the server?"))
+// Handlers answer the requests to a server: at its own socket, and from the network, where everybody has to show the secret of an
+// API token or a session.
+func Handlers(c *control.Control, log *slog.Logger) (socket, network http.Handler) {
+	s := newServer(c, log)
+	return s, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s.mux.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), networkKey{}, true)))
 	})
 }
 
-func waitOf(r *http.Request) time.Duration {
-	d, err := time.ParseDuration(r.URL.Query().Get("wait"))
-	if err != nil || d < 0 {
-		return 0
+// networkKey is of a request that did not come by the socket.
+type networkKey struct{}
+
+// Document returns the OpenAPI document of the API.
+func Document() []byte { return newServer(nil, slog.Default()).document }
+
+type server struct {
+	c        *control.Control
+	log      *slog.Logger
+	mux      *http.ServeMux
+	api      huma.API
+	table    map[string]operation // by id
+	document []byte
+	metrics  *metrics
+	process  string // by which it knows the requests that it has begun itself
+	copies   locks  // held by who makes a copy, by user
+
+	passwords func() (*access.Passwords, error)
+	limiter   *access.Limiter
+}
+
+func newServer(c *control.Control, log *slog.Logger) *server {
+	speakOurErrors()
+	s := &server{c: c, log: log, mux: http.NewServeMux(), table: map[string]operation{}, metrics: newMetrics(c), process: rand.Text(),
+		passwords: sync.OnceValues(func() (*access.Passwords, error) { return access.NewPasswords(0) }), limiter: access.NewLimiter()}
+	s.api = huma.NewAPI(config(), (*adapter)(s))
+	for _, o := range table() {
+		s.table[o.id] = o
+		o.register(s, o.describe(s.api))
 	}
-	return min(d, maxWait)
+	s.mux.HandleFunc("/", s.unknown)
+	s.document = document(s.api)
+	return s
 }
 
-// verb makes POST /v1/name decode a request, and answer with what fn returns.
-func verb[Req any](h *handler, name string, fn func(context.Context, Req) (any, error)) {
-	h.mux.HandleFunc("POST /v1/"+name, func(w http.ResponseWriter, r *http.Request) {
-		var req Req
-		d := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxRequest))
-		d.DisallowUnknownFields()
-		if err := d.Decode(&req); err != nil && !errors.Is(err, io.EOF) {
-			h.fail(w, r, tidemark.Errorf(tidemark.Invalid, "the request cannot be read: %w", err))
-			return
+// ServeHTTP implements [http.Handler].
+func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.mux.ServeHTTP(w, r) }
+
+// adapter is how huma sees the server.
+type adapter server
+
+// Handle implements [huma.Adapter].
+func (a *adapter) Handle(h *huma.Operation, answer func(huma.Context)) {
+	(*server)(a).handle(h, func(w http.ResponseWriter, r *http.Request) { answer(humago.NewContext(h, r, w)) })
+}
+
+// ServeHTTP implements [huma.Adapter].
+func (a *adapter) ServeHTTP(w http.ResponseWriter, r *http.Request) { a.mux.ServeHTTP(w, r) }
+
+// handle makes the server answer an operation by next, with all around it that is the same for all operations.
+func (s *server) handle(h *huma.Operation, next http.HandlerFunc) {
+	o := s.table[h.OperationID]
+	s.mux.HandleFunc(h.Method+" "+h.Path, func(w http.ResponseWriter, r *http.Request) {
+		rec, begun := &recorder{ResponseWriter: w}, time.Now()
+		defer func() { s.metrics.answered(o, rec.status, begun) }()
+		defer s.recovered(rec, r)
+		r.Body = http.MaxBytesReader(rec, r.Body, maxRequest)
+		if !o.apart {
+			leave := s.c.Enter()
+			defer leave()
 		}
-		leave := h.enter()
-		defer leave()
-		ctx := r.Context()
-		if r.URL.Query().Get("queue") == "true" {
-			ctx = control.WithAsk(ctx, control.Ask{Queue: true})
-		}
-		res, err := fn(ctx, req)
+		who, err := s.identify(o, r, r.Context().Value(networkKey{}) == nil)
+		defer func() { s.audit(r.Context(), o, who, r.Method, rec.status) }()
 		if err != nil {
-			h.fail(w, r, err)
+			s.unknownCaller(rec, err)
 			return
 		}
-		h.send(w, http.StatusOK, res)
+		ctx := context.WithValue(r.Context(), callerKey{}, who)
+		r = r.WithContext(control.WithAsk(ctx, control.Ask{Queue: o.queues && r.URL.Query().Get(queueParam) == "true", By: who.principal.User}))
+		if o.once && r.Header.Get(keyHeader) != "" {
+			s.once(o, rec, r, next)
+			return
+		}
+		next(rec, r)
 	})
 }
 
-// answer answers a request about the job of the path.
-func (h *handler) answer(w http.ResponseWriter, r *http.Request, fn func(id int64) (any, error)) {
-	id, err := strconv.ParseInt(r.PathValue("id"), 10, 64)
-	if err != nil {
-		h.fail(w, r, tidemark.Errorf(tidemark.Invalid, "%q is not the number of a job", r.PathValue("id")))
-		return
+// unknownCaller answers who could not say who he is.
+func (s *server) unknownCaller(w http.ResponseWriter, err error) {
+	p := s.problem(err)
+	if p.Status == http.StatusForbidden {
+		w.Header().Set("WWW-Authenticate", "Bearer")
+		p.Status = http.StatusUnauthorized
 	}
-	res, err := fn(id)
-	if err != nil {
-		h.fail(w, r, err)
-		return
-	}
-	h.send(w, http.StatusOK, res)
+	s.send(w, p.Status, tidemark.MediaProblem, p)
 }
 
+// recorder knows what was answered.
+type recorder struct {
+	http.ResponseWriter
+	status int // 0: nothing yet
+}
+
+// WriteHeader implements [http.ResponseWriter].
+func (r *recorder) WriteHeader(status int) {
+	if r.status == 0 {
+		r.status = status
+	}
+	r.ResponseWriter.WriteHeader(status)
+}
+
+// Write implements [http.ResponseWriter].
+func (r *recorder) Write(b []byte) (int, error) {
+	if r.status == 0 {
+		r.status = http.StatusOK
+	}
+	return r.ResponseWriter.Write(b)
+}
+
+// Unwrap lets [http.ResponseController] through.
+func (r *recorder) Unwrap() http.ResponseWriter { return r.ResponseWriter }
+
+// recovered makes an error of a panic: one request's fault does not concern the others of its connection.
+func (s *server) recovered(w *recorder, r *http.Request) {
+	p := recover()
+	switch {
+	case p == nil:
+	case w.status != 0: // most often the client went away while it was answered
+		s.log.Warn("an answer was not sent whole", "path", r.URL.Path, "error", p)
+	default:
+		s.log.Error("a request panicked", "path", r.URL.Path, "panic", p, "stack", string(debug.Stack()))
+		s.fail(w, tidemark.Errorf(tidemark.Internal, "a fault of Tidemark: %v", p).WithHint("please report it with the server's log"))
+	}
+}
+
+// methods are those that operations have.
+var methods = []string{http.MethodGet, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete}
+
+// unknown answers what is no operation.
+func (s *server) unknown(w http.ResponseWriter, r *http.Request) {
+	var allowed []string
+	for _, m := range methods {
+		ask := &http.Request{Method: m, URL: r.URL, Host: r.Host}
+		if _, pattern := s.mux.Handler(ask); pattern != "/" && pattern != "" {
+			allowed = append(allowed, m)
+		}
+	}
+	if len(allowed) == 0 {
+		s.fail(w, tidemark.Errorf(tidemark.NotFound, "this server knows no %s %s", r.Method, r.URL.Path).WithHint("is the client newer than the server? GET /openapi.json has all that there is"))
+		return
+	}
+	w.Header().Set("Allow", strings.Join(allowed, ", "))
+	e := tidemark.Errorf(tidemark.Invalid, "%s cannot be done with %s", r.Method, r.URL.Path).WithHint("it knows " + strings.Join(allowed, ", "))
+	s.send(w, http.StatusMethodNotAllowed, tidemark.MediaProblem, e.Problem(http.StatusMethodNotAllowed))
+}
+
+// codes are the statuses of the kinds of errors.
 var codes = map[tidemark.Kind]int{
 	tidemark.Invalid: http.StatusBadRequest, tidemark.NotFound: http.StatusNotFound, tidemark.Conflict: http.StatusConflict,
 	tidemark.Denied: http.StatusForbidden, tidemark.Unavailable: http.StatusServiceUnavailable, tidemark.Cancelled: http.StatusConflict,
+	tidemark.Corrupt: http.StatusInternalServerError, tidemark.Internal: http.StatusInternalServerError,
 }
 
-func (h *handler) fail(w http.ResponseWriter, r *http.Request, err error) {
+// problem makes what is answered of an error.
+func (s *server) problem(err error) *tidemark.Problem {
 	e := control.Explain(err)
-	code, ok := codes[e.Kind]
-	if !ok {
-		code = http.StatusInternalServerError
-		h.log.Error("a request failed", "path", r.URL.Path, "error", err)
+	code := codes[e.Kind]
+	if code == http.StatusInternalServerError {
+		s.log.Error("a request failed", "error", err)
 	}
-	h.send(w, code, e)
+	return e.Problem(code)
 }
 
-func (h *handler) send(w http.ResponseWriter, code int, v any) {
-	w.Header().Set("Content-Type", "application/json")
+func (s *server) fail(w http.ResponseWriter, err error) {
+	p := s.problem(err)
+	s.send(w, p.Status, tidemark.MediaProblem, p)
+}
+
+func (s *server) send(w http.ResponseWriter, code int, media string, v any) {
+	w.Header().Set("Content-Type", media)
 	w.WriteHeader(code)
 	if err := json.NewEncoder(w).Encode(v); err != nil {
-		h.log.Debug("a client went away", "error", err)
+		s.log.Debug("a client went away", "error", err)
 	}
+}
+
+// speakOurErrors makes the errors of the framework, about requests that cannot be read, ours. The framework has one place for that.
+var speakOurErrors = sync.OnceFunc(func() {
+	huma.NewError = problemOf
+	huma.NewErrorWithContext = func(_ huma.Context, status int, message string, errs ...error) huma.StatusError {
+		return problemOf(status, message, errs...)
+	}
+})
+
+// problemOf makes a problem of what the framework found. What is wrong with the content is no other status than what we find.
+func problemOf(status int, message string, errs ...error) huma.StatusError {
+	if status == http.StatusUnprocessableEntity {
+		status = http.StatusBadRequest
+	}
+	if status >= http.StatusInternalServerError {
+		return tidemark.Errorf(tidemark.Internal, "%s", message).Problem(status)
+	}
+	for _, err := range errs {
+		var e *tidemark.Error
+		var d *huma.ErrorDetail
+		switch {
+		case errors.As(err, &e):
+			return e.Problem(status)
+		case errors.As(err, &d):
+			message = d.Message
+			if d.Location != "" {
+				message = d.Location + ": " + d.Message
+			}
+		default:
+			message = err.Error()
+		}
+		break
+	}
+	return tidemark.Errorf(tidemark.Invalid, "the request cannot be used: %s", message).WithHint("GET /openapi.json says how it has to be").Problem(status)
+}
+
+// statuses returns the statuses that an operation may be answered with if something is wrong, each once.
+func (o operation) statuses() []int {
+	list := []int{http.StatusInternalServerError}
+	for _, k := range o.errors {
+		if !slices.Contains(list, codes[k]) {
+			list = append(list, codes[k])
+		}
+	}
+	return list
 }

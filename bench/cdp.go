@@ -178,12 +178,13 @@ func (e *env) productions(ctx context.Context, p *product, images map[string]str
 		if side == gone {
 			spec.Options["queue"], spec.Options["queue_memory"] = "4KiB", "4MiB" // it is soon full
 		}
-		var a tidemark.Application
-		if err := p.Run(ctx, "protect", spec, &a, func(tidemark.Job) {}); err != nil {
+		j, err := p.Protect(ctx, spec)
+		a, err := client.Result[tidemark.Application](ctx, p.Client, j, err, nil)
+		if err != nil {
 			return list, err
 		}
 		list = append(list, &production{side: side, image: images[side], device: a.Tap.Disks[0].Device, server: p, undo: func() error {
-			return p.Named(context.Background(), "unprotect", spec.Name, nil)
+			return p.Unprotect(context.Background(), spec.Name)
 		}})
 		if err := p.follows(ctx, spec.Name); err != nil {
 			return list, err
@@ -228,8 +229,7 @@ func (p *product) start() (err error) {
 	}
 	p.Client = client.New(p.data + "/tidemark.sock")
 	for end := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
-		var s tidemark.Status
-		if err = p.Do(context.Background(), "status", nil, &s); err == nil || time.Now().After(end) {
+		if _, err = p.Status(context.Background()); err == nil || time.Now().After(end) {
 			return err
 		}
 	}
@@ -242,8 +242,8 @@ func (p *product) kill() {
 
 // tap returns how the tap of an application is.
 func (p *product) tap(ctx context.Context, app string) (tidemark.Tap, error) {
-	var s tidemark.Status
-	if err := p.Do(ctx, "status", nil, &s); err != nil {
+	s, err := p.Status(ctx)
+	if err != nil {
 		return tidemark.Tap{}, err
 	}
 	for _, a := range s.Applications {
@@ -417,8 +417,8 @@ func (e *env) shots(ctx context.Context, r *Result, list []*production, sockets 
 		var holds, whole []float64
 		for i := range count {
 			begun := time.Now()
-			var p tidemark.RecoveryPoint
-			if err := x.server.Do(ctx, "bookmark", tidemark.BookmarkSpec{Application: "side0", Name: fmt.Sprint("shot", i)}, &p); err != nil {
+			p, err := x.server.Bookmark(ctx, tidemark.BookmarkSpec{Application: "side0", Name: fmt.Sprint("shot", i)})
+			if err != nil {
 				return err
 			}
 			if p.Consistency != tidemark.ApplicationConsistent {
@@ -481,8 +481,7 @@ func (p *product) bookmarked(ctx context.Context, app, name string) (v tidemark.
 	if err := p.follows(ctx, app); err != nil {
 		return v, err
 	}
-	var point tidemark.RecoveryPoint
-	if err := p.Do(ctx, "bookmark", tidemark.BookmarkSpec{Application: app, Name: name}, &point); err != nil {
+	if _, err := p.Bookmark(ctx, tidemark.BookmarkSpec{Application: app, Name: name}); err != nil {
 		return v, err
 	}
 	return p.keeps(ctx, app, 8*time.Second)
@@ -496,7 +495,7 @@ func (p *product) keeps(ctx context.Context, app string, rest time.Duration) (v 
 	}
 	last, since := int64(-1), time.Now()
 	for end := time.Now().Add(3 * time.Minute); time.Since(since) < rest && time.Now().Before(end); time.Sleep(200 * time.Millisecond) {
-		if err := p.Named(ctx, "volume", app, &v); err != nil {
+		if v, err = p.Volume(ctx, app); err != nil {
 			return v, err
 		}
 		if v.StoredBytes != last {

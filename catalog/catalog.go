@@ -136,7 +136,11 @@ func (c *Catalog) adopt(ctx context.Context) error {
 				return fmt.Errorf("adopt %s: %w", table, err)
 			}
 		}
-		return nil
+		if c.outage.remote {
+			return nil
+		}
+		_, err := tx.NewRaw("UPDATE objects SET directory = ?0 WHERE directory <> ?0", c.owner).Exec(ctx)
+		return err
 	})
 }
 

@@ -219,10 +219,10 @@ func (c *Catalog) Tokens(ctx context.Context, user string) ([]access.Token, erro
 	return list, nil
 }
 
-// RevokeToken ends a token of a user.
+// RevokeToken ends a token of a user, or of anybody if that is empty.
 func (c *Catalog) RevokeToken(ctx context.Context, user string, id int64) error {
-	res, err := c.write.NewRaw("DELETE FROM tokens WHERE id = ? AND user_name = ?", id, user).Exec(ctx)
-	return wrap(exactlyOne(res, err)(tidemark.Errorf(tidemark.NotFound, "user %s has no token %d", user, id)), "revoke token %d", id)
+	res, err := c.write.NewRaw("DELETE FROM tokens WHERE id = ? AND (user_name = ? OR ? = '')", id, user, user).Exec(ctx)
+	return wrap(exactlyOne(res, err)(tidemark.Errorf(tidemark.NotFound, "there is no such token: %d", id)), "revoke token %d", id)
 }
 
 type sessionRow struct {
@@ -280,6 +280,11 @@ func (c *Catalog) Sessions(ctx context.Context, user string) ([]access.Session, 
 		list[i] = r.session()
 	}
 	return list, nil
+}
+
+// EndSessionOf ends the session of a secret; that there is none is no error.
+func (c *Catalog) EndSessionOf(ctx context.Context, h access.Hash) error {
+	return wrap(c.exec(ctx, "DELETE FROM sessions WHERE hash = ?", h.String()), "end a session")
 }
 
 // EndSession ends a session of a user; 0 ends all that he has.

@@ -16,25 +16,14 @@ import (
 	"tidemark/access"
 )
 
-// User is somebody who may log in. He has a password, or an OpenID provider
-// that vouches for him under Issuer and Subject, or neither as yet.
-type User struct {
-	Name     string    `json:"name"`
-	Display  string    `json:"display,omitempty"`
-	Issuer   string    `json:"issuer,omitempty"`
-	Subject  string    `json:"subject,omitempty"`
-	Disabled bool      `json:"disabled,omitempty"`
-	Created  time.Time `json:"created"`
-}
-
 type userRow struct {
 	Name, Display, Issuer, Subject string
 	Disabled                       bool
 	Created                        int64
 }
 
-func (r userRow) user() User {
-	return User{Name: r.Name, Display: r.Display, Issuer: r.Issuer, Subject: r.Subject, Disabled: r.Disabled, Created: time.Unix(0, r.Created)}
+func (r userRow) user() tidemark.User {
+	return tidemark.User{Name: r.Name, Display: r.Display, Issuer: r.Issuer, Subject: r.Subject, Disabled: r.Disabled, Created: time.Unix(0, r.Created)}
 }
 
 const selectUser = "SELECT name, display, issuer, subject, disabled, created FROM users"
@@ -42,7 +31,7 @@ const selectUser = "SELECT name, display, issuer, subject, disabled, created FRO
 // AddUser adds a user, who can do nothing before he has a grant. A name, or an
 // identity of a provider, that is taken is an error of kind Conflict: nobody
 // becomes another by having his name elsewhere.
-func (c *Catalog) AddUser(ctx context.Context, u User) error {
+func (c *Catalog) AddUser(ctx context.Context, u tidemark.User) error {
 	if err := access.CheckUser(u.Name); err != nil {
 		return err
 	}
@@ -58,20 +47,20 @@ func (c *Catalog) AddUser(ctx context.Context, u User) error {
 }
 
 // User returns a user.
-func (c *Catalog) User(ctx context.Context, name string) (User, error) {
+func (c *Catalog) User(ctx context.Context, name string) (tidemark.User, error) {
 	return c.oneUser(ctx, name, selectUser+" WHERE name = ?", name)
 }
 
 // UserOfProvider returns the user whom an OpenID provider knows as subject.
-func (c *Catalog) UserOfProvider(ctx context.Context, issuer, subject string) (User, error) {
+func (c *Catalog) UserOfProvider(ctx context.Context, issuer, subject string) (tidemark.User, error) {
 	return c.oneUser(ctx, subject, selectUser+" WHERE issuer = ? AND subject = ? AND issuer <> ''", issuer, subject)
 }
 
-func (c *Catalog) oneUser(ctx context.Context, name, query string, args ...any) (User, error) {
+func (c *Catalog) oneUser(ctx context.Context, name, query string, args ...any) (tidemark.User, error) {
 	var row userRow
 	err := c.read.NewRaw(query, args...).Scan(ctx, &row)
 	if errors.Is(err, sql.ErrNoRows) {
-		return User{}, noUser(name)
+		return tidemark.User{}, noUser(name)
 	}
 	return row.user(), wrap(err, "look up user %s", name)
 }
@@ -81,12 +70,12 @@ func noUser(name string) error {
 }
 
 // Users returns at most n users by name, from behind a name on.
-func (c *Catalog) Users(ctx context.Context, after string, n int) ([]User, error) {
+func (c *Catalog) Users(ctx context.Context, after string, n int) ([]tidemark.User, error) {
 	var rows []userRow
 	if err := c.read.NewRaw(selectUser+" WHERE name > ? ORDER BY name LIMIT ?", after, n).Scan(ctx, &rows); err != nil {
 		return nil, wrap(err, "list users")
 	}
-	list := make([]User, len(rows))
+	list := make([]tidemark.User, len(rows))
 	for i, r := range rows {
 		list[i] = r.user()
 	}

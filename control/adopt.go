@@ -167,4 +167,5 @@ func (c *Control) beginJobs() {
 	}
 	c.takeBacks = nil
 	c.jobs.wg.Go(c.dispatch)
+	c.jobs.wg.Go(c.sweepCopies)
 }

@@ -224,19 +224,6 @@ func (c *Control) Applications(ctx context.Context) ([]tidemark.Application, err
 	return list, nil
 }
 
-// Points lists what can be recovered of an application.
-func (c *Control) Points(ctx context.Context, name string) (tidemark.Points, error) {
-	a, err := c.app(name)
-	if err != nil {
-		return tidemark.Points{}, err
-	}
-	p := tidemark.Points{Application: name, Points: a.t.Points()}
-	c.addHolds(ctx, name, p.Points)
-	c.addProofs(ctx, a, &p)
-	c.describeCoverage(ctx, a, &p)
-	return p, nil
-}
-
 // Bookmark marks the present of an application. Where its disks are attached
 // to this host, their file systems are frozen meanwhile.
 func (c *Control) Bookmark(ctx context.Context, spec tidemark.BookmarkSpec) (tidemark.RecoveryPoint, error) {

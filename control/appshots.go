@@ -320,19 +320,6 @@ func (c *Control) noteShot(ctx context.Context, a app, made agent.MemberResult, 
 
 func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 
-// addHolds adds to points what is known of their AppShots.
-func (c *Control) addHolds(ctx context.Context, name string, points []tidemark.RecoveryPoint) {
-	notes, err := c.shotNotes(ctx, name)
-	if err != nil {
-		c.log.Error("the holds of AppShots cannot be read", "error", err)
-	}
-	for i := range points {
-		if n, ok := notes[points[i].Bookmark]; ok {
-			n.describe(&points[i])
-		}
-	}
-}
-
 // shotNotes returns what is known of the AppShots of an application, by their names.
 func (c *Control) shotNotes(ctx context.Context, name string) (map[string]shotNote, error) {
 	list, err := catalog.List[shotNote](ctx, c.catalog, catalog.Shots)

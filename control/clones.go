@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"tidemark"
+	"tidemark/access"
 	"tidemark/agent"
 	"tidemark/app/postgres"
 	"tidemark/catalog"
@@ -40,6 +41,9 @@ func (c *Control) cloneWork(ctx context.Context, spec tidemark.CloneSpec) (*work
 	if err := tidemark.CheckName(spec.Name); err != nil {
 		return nil, err
 	}
+	if _, err := endOf(time.Now(), spec.Lifetime); err != nil {
+		return nil, err
+	}
 	w := &work{app: spec.Name, host: cmp.Or(spec.Host, hostname()), args: fixedClone(spec)}
 	w.holding = func(ctx context.Context) (func(), error) {
 		if err := c.portIsFree(ctx, spec.Host, spec.Port); err != nil {
@@ -49,6 +53,9 @@ func (c *Control) cloneWork(ctx context.Context, spec tidemark.CloneSpec) (*work
 	}
 	w.run = func(ctx context.Context, t *task) (any, error) {
 		if err := t.doing(ctx, "branch", undoing{Remove: spec.Name}); err != nil {
+			return nil, err
+		}
+		if err := c.own(ctx, access.KindClone, spec.Name, src.src, t.job.AskedBy); err != nil {
 			return nil, err
 		}
 		k, err := c.makeClone(ctx, src, spec)
@@ -231,6 +238,7 @@ func (c *Control) makeClone(ctx context.Context, p plan, spec tidemark.CloneSpec
 		return k, err
 	}
 	k.State, k.Seconds = "running", time.Since(begun).Seconds()
+	k.Expires, _ = endOf(begun, spec.Lifetime) // it was checked when it was asked for
 	return k, c.catalog.Put(ctx, catalog.Clones, k.Name, k)
 }
 
@@ -476,7 +484,10 @@ func (c *Control) RemoveClone(ctx context.Context, name string) error {
 		return err
 	}
 	defer leave()
-	return c.removeClone(ctx, name)
+	if err := c.removeClone(ctx, name); err != nil {
+		return err
+	}
+	return c.disown(ctx, name, access.KindClone)
 }
 
 // removeClone does so, while nobody else works on it.
@@ -557,7 +568,7 @@ func (c *Control) cloneAnew(ctx context.Context, spec tidemark.RefreshSpec) (aga
 	if err != nil {
 		return again, err
 	}
-	again = tidemark.CloneSpec{Ref: ref.App, Name: spec.Name, Port: k.Port, Host: k.Spec.Host, Listen: k.Spec.Listen}
+	again = tidemark.CloneSpec{Ref: ref.App, Name: spec.Name, Port: k.Port, Host: k.Spec.Host, Listen: k.Spec.Listen, Lifetime: k.Spec.Lifetime}
 	if spec.Point != "" {
 		again.Ref = ref.App + "@" + spec.Point
 	}

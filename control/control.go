@@ -104,6 +104,8 @@ type Control struct {
 	groups    groupings
 	hosts     hosts
 	mirrors   mirrors
+	bell      bell
+	captured  captures
 	takeBacks []*cutTakeBack // restores in place to be finished at the end of Open
 
 	undone chan struct{} // closed when what the last server left half done was undone
@@ -355,5 +357,6 @@ func (c *Control) addEvent(level, application, message string) error {
 	if err != nil && c.giveReserve(err) {
 		err = c.catalog.AddEvent(context.Background(), e)
 	}
+	c.bell.ring()
 	return err
 }

@@ -95,18 +95,10 @@ func (c *Control) canPromise(a app, t policy.Template) error {
 	return nil
 }
 
-// Applied says what applying documents did, or would do.
-type Applied struct {
-	Changes []policy.Change `json:"changes"`
-	DryRun  bool            `json:"dry_run,omitempty"`
-	Notes   []string        `json:"notes,omitempty"` // what a template says that is not acted on
-	Jobs    []tidemark.Job  `json:"jobs,omitempty"`  // that protect what was not
-}
-
 // Apply makes the server have what documents say: templates, applications and groups. What they do not speak of is left alone. With dryRun
 // nothing is changed. All of it is looked at before anything is: what cannot be done leaves everything as it is.
-func (c *Control) Apply(ctx context.Context, documents []byte, dryRun bool) (Applied, error) {
-	done := Applied{DryRun: dryRun}
+func (c *Control) Apply(ctx context.Context, documents []byte, dryRun bool) (policy.Applied, error) {
+	done := policy.Applied{DryRun: dryRun}
 	want, err := policy.Parse(documents)
 	if err != nil {
 		return done, err
@@ -263,7 +255,7 @@ func (c *Control) applyApplication(ctx context.Context, d policy.Application, ac
 				spec.Window = &tidemark.Window{Seconds: int64(time.Duration(t.CDP.Window).Seconds()), Bytes: int64(t.CDP.Bytes)}
 			}
 		}
-		j, err := c.Protect(WithAsk(ctx, Ask{Queue: true}), spec)
+		j, err := c.Protect(queued(ctx), spec)
 		return &j, err
 	}
 	a, err := c.app(d.Name)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"tidemark"
+	"tidemark/access"
 	"tidemark/block"
 	"tidemark/catalog"
 	"tidemark/export/nbd"
@@ -54,8 +55,18 @@ func (c *Control) Export(ctx context.Context, spec tidemark.ExportSpec) (tidemar
 	if k.Listen == "" {
 		k.Listen = c.ownSocket().addr
 	}
-	if err := c.serveExport(a, &k); err != nil {
+	owner := askOf(ctx).By
+	if owner == "" && a.Role == roleClone { // it is a part of the clone
+		o, err := c.objectOf(ctx, a)
+		if owner = o.Owner; err != nil {
+			return tidemark.Export{}, err
+		}
+	}
+	if err := c.own(ctx, access.KindExport, k.Name, a, owner); err != nil {
 		return tidemark.Export{}, err
+	}
+	if err := c.serveExport(a, &k); err != nil {
+		return tidemark.Export{}, errors.Join(err, c.disown(ctx, k.Name, access.KindExport))
 	}
 	if err := c.catalog.Put(ctx, catalog.Exports, k.Name, k); err != nil {
 		return tidemark.Export{}, errors.Join(err, c.endExport(k))
@@ -139,7 +150,7 @@ func (c *Control) Unexport(ctx context.Context, name string) error {
 	if err := c.catalog.Get(ctx, catalog.Exports, name, &k); err != nil {
 		return err
 	}
-	if err := c.catalog.Delete(ctx, catalog.Exports, name); err != nil {
+	if err := errors.Join(c.catalog.Delete(ctx, catalog.Exports, name), c.disown(ctx, name, access.KindExport)); err != nil {
 		return err
 	}
 	return c.endExport(k)

@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"slices"
@@ -37,6 +38,7 @@ type hosts struct {
 	c         *Control
 	authority *remote.Authority
 	listener  net.Listener       // nil: nobody comes in
+	web       net.Listener       // of those who speak HTTP; nil: nowhere
 	end       context.CancelFunc // of who is just coming in
 	served    chan struct{}
 
@@ -70,15 +72,15 @@ func (c *Control) serveHosts(ctx context.Context) (err error) {
 	if h.authority, err = remote.OpenAuthority(c.path("authority")); err != nil {
 		return err
 	}
-	s, err := remote.NewServer(h.authority, h, c.log)
-	if err != nil {
-		return err
-	}
 	l, err := net.Listen("tcp", c.o.Listen)
 	if err != nil {
-		return tidemark.Errorf(tidemark.Invalid, "agents cannot be let in: %w", err).WithHint("give --listen the HOST:PORT of a free port, such as 0.0.0.0:7440")
+		return tidemark.Errorf(tidemark.Invalid, "nobody can be let in: %w", err).WithHint("give --listen the HOST:PORT of a free port, such as 0.0.0.0:7440")
 	}
-	h.listener, h.served = l, make(chan struct{})
+	s, err := remote.NewServer(h.authority, h, l.Addr(), c.log)
+	if err != nil {
+		return errors.Join(err, l.Close())
+	}
+	h.listener, h.web, h.served = l, s.Web(), make(chan struct{})
 	ctx, h.end = context.WithCancel(c.jobs.ctx)
 	go func() {
 		defer close(h.served)
@@ -93,6 +95,17 @@ func (c *Control) newHostLink(name string, limit int64) *hostLink {
 	l := &hostLink{agent: agent.NewRemote(name), limit: newHostLimit(limit), disks: &hostDisks{options: nbd.Options{Logger: c.log}, served: map[string]*hostDisk{}}}
 	l.ctx, l.end = context.WithCancel(c.jobs.ctx)
 	return l
+}
+
+// Web returns the listener of those who speak HTTP, where agents are let in; nil: nowhere.
+func (c *Control) Web() net.Listener { return c.hosts.web }
+
+// Authority returns the certificate, as PEM, by which clients know this server. Where it listens nowhere, there is none.
+func (c *Control) Authority() ([]byte, error) {
+	if c.hosts.authority == nil {
+		return nil, tidemark.Errorf(tidemark.NotFound, "this server listens on no network").WithHint("start it with --listen")
+	}
+	return c.hosts.authority.PEM(), nil
 }
 
 // address is where agents are let in; empty: nowhere.

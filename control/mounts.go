@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"tidemark"
+	"tidemark/access"
 	"tidemark/agent"
 	"tidemark/catalog"
 )
@@ -50,8 +51,15 @@ func (c *Control) Mount(ctx context.Context, spec tidemark.MountSpec) (m tidemar
 			err = errors.Join(err, c.abandon(context.WithoutCancel(ctx), name, nil))
 		}
 	}()
-	m = tidemark.Mount{Name: name, Ref: src.name + "@" + pos.String(), Host: spec.Host, Disk: disk.Name(), Path: spec.Path, ReadOnly: spec.ReadOnly, Since: begun, State: stateMaking}
+	expires, err := endOf(begun, spec.Lifetime)
+	if err != nil {
+		return m, err
+	}
+	m = tidemark.Mount{Name: name, Expires: expires, Ref: src.name + "@" + pos.String(), Host: spec.Host, Disk: disk.Name(), Path: spec.Path, ReadOnly: spec.ReadOnly, Since: begun, State: stateMaking}
 	if err = c.catalog.Put(ctx, catalog.Mounts, name, m); err != nil {
+		return m, err
+	}
+	if err = c.own(ctx, access.KindMount, name, src, askOf(ctx).By); err != nil {
 		return m, err
 	}
 	a, err := c.branch(ctx, src, name, spec.Host, pos, nil, roleMount)
@@ -194,15 +202,6 @@ func (c *Control) stateElsewhere(a app) string {
 func (c *Control) Unmount(ctx context.Context, name string) error {
 	var m tidemark.Mount
 	if err := c.catalog.Get(ctx, catalog.Mounts, name, &m); err != nil {
-		list, e := catalog.List[tidemark.Mount](ctx, c.catalog, catalog.Mounts)
-		if e != nil {
-			return e
-		}
-		for _, o := range list {
-			if o.Path != "" && o.Path == name && o.Host == "" {
-				return c.Unmount(ctx, o.Name)
-			}
-		}
 		return err
 	}
 	leave, err := c.work(name)
@@ -210,7 +209,10 @@ func (c *Control) Unmount(ctx context.Context, name string) error {
 		return err
 	}
 	defer leave()
-	return c.demolish(ctx, name)
+	if err := c.demolish(ctx, name); err != nil {
+		return err
+	}
+	return c.disown(ctx, name, access.KindMount)
 }
 
 // demolish takes a clone or mount apart and deletes its timeline; what is already gone is fine.

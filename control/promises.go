@@ -82,9 +82,12 @@ func (c *Control) beginPromises(ctx context.Context) error {
 	return nil
 }
 
+// recalledJobs is how many of the jobs that wait or run are looked at when the server starts.
+const recalledJobs = 1000
+
 // recallJobs finds what schedules asked for before the server stopped, and has not ended.
 func (c *Control) recallJobs(ctx context.Context) error {
-	list, err := c.catalog.Jobs(ctx, tidemark.JobFilter{States: []tidemark.JobState{tidemark.JobQueued, tidemark.JobRunning}, Limit: mostJobs})
+	list, err := c.catalog.Jobs(ctx, tidemark.JobFilter{States: []tidemark.JobState{tidemark.JobQueued, tidemark.JobRunning}, Limit: recalledJobs})
 	if err != nil {
 		return err
 	}

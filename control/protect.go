@@ -306,6 +306,7 @@ func (c *Control) captureWork(_ context.Context, spec tidemark.CaptureSpec) (*wo
 			return nil, err
 		}
 		res.Application, res.Seconds, res.StoredBytes = a.name, time.Since(begun).Seconds(), a.t.StoredBytes()-before
+		c.captured.add(res)
 		c.event("info", a.name, "captured %s: %s changed, %s stored", res.Point.Bookmark, tidemark.FormatSize(res.ChangedBytes), tidemark.FormatSize(res.StoredBytes))
 		return res, nil
 	}

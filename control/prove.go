@@ -151,10 +151,8 @@ func (a app) typeOnceCopied() tidemark.AppType {
 
 // randomPoint chooses a point of the last so long at random: one that is kept, or, half of the times if there is a window, any moment of that.
 func (c *Control) randomPoint(ctx context.Context, a app, last time.Duration, seed int64) (ref string, _ int64, err error) {
-	all, err := c.Points(ctx, a.name)
-	if err != nil {
-		return "", 0, err
-	}
+	all := tidemark.Points{Application: a.name, Points: a.t.Points()}
+	c.describeCoverage(ctx, a, &all)
 	if seed == 0 {
 		seed = 1 + rand.Int64N(1<<53-1) // which every reader of JSON can hold
 	}

@@ -32,6 +32,13 @@ type askKey struct{}
 // WithAsk returns a context in which jobs are asked for in that way. Without it they begin at once.
 func WithAsk(ctx context.Context, a Ask) context.Context { return context.WithValue(ctx, askKey{}, a) }
 
+// queued is ctx for a job that waits, by whom it is asked for.
+func queued(ctx context.Context) context.Context {
+	how := askOf(ctx)
+	how.Queue = true
+	return WithAsk(ctx, how)
+}
+
 func askOf(ctx context.Context) Ask {
 	a, _ := ctx.Value(askKey{}).(Ask)
 	if a.Origin != tidemark.FromSchedule {

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"tidemark"
+	"tidemark/access"
 	"tidemark/agent"
 	"tidemark/catalog"
 )
@@ -45,7 +46,10 @@ func (c *Control) abandoned(a app) bool {
 func (c *Control) abandon(ctx context.Context, name string, again *tidemark.CloneSpec) error {
 	err := c.demolish(ctx, name)
 	if err == nil {
-		return nil
+		if again == nil {
+			err = c.disown(ctx, name, access.KindClone, access.KindMount)
+		}
+		return err
 	}
 	a, aerr := c.app(name)
 	if aerr != nil || !a.elsewhere() {
@@ -200,7 +204,10 @@ func (c *Control) bringBackNow(ctx context.Context, name string) (again *tidemar
 		return nil, err
 	}
 	c.event("warning", name, "%s was taken off host %s, which is back", name, a.Agent)
-	return a.Doomed.Again, nil
+	if a.Doomed.Again == nil {
+		err = c.disown(ctx, name, access.KindClone, access.KindMount)
+	}
+	return a.Doomed.Again, err
 }
 
 // shownNames lists the clones and mounts on a host.

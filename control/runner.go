@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"runtime/debug"
-	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -246,24 +245,8 @@ func (c *Control) amendAll(ctx context.Context, list []tidemark.Job) error {
 	return c.sayWaits(ctx, list)
 }
 
-const (
-	usualJobs = 50   // that are listed if nobody says how many
-	mostJobs  = 1000 // that are listed at a time
-)
-
 // Jobs returns the jobs that a filter lets through, newest first.
 func (c *Control) Jobs(ctx context.Context, f tidemark.JobFilter) ([]tidemark.Job, error) {
-	switch {
-	case f.Limit == 0:
-		f.Limit = usualJobs
-	case f.Limit < 0 || f.Limit > mostJobs:
-		return nil, tidemark.Errorf(tidemark.Invalid, "%d jobs cannot be listed at a time", f.Limit).WithHint(fmt.Sprintf("ask for 1 to %d, and go on from the last one", mostJobs))
-	}
-	for _, s := range f.States {
-		if !slices.Contains([]tidemark.JobState{tidemark.JobQueued, tidemark.JobRunning, tidemark.JobDone, tidemark.JobFailed, tidemark.JobCancelled}, s) {
-			return nil, tidemark.Errorf(tidemark.Invalid, "there is no state %q of a job", s).WithHint("there are queued, running, done, failed and cancelled")
-		}
-	}
 	list, err := c.catalog.Jobs(ctx, f)
 	if err == nil {
 		err = c.amendAll(ctx, list)

@@ -136,6 +136,7 @@ func (c *Control) importVolume(ctx context.Context, t *task, spec tidemark.Impor
 		return res, err
 	}
 	res.Seconds = time.Since(begun).Seconds()
+	c.captured.add(res)
 	return res, nil
 }
 

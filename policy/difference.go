@@ -151,3 +151,11 @@ func flattenValue(path string, v any, fields map[string]string) {
 		}
 	}
 }
+
+// Applied says what applying documents did, or would do.
+type Applied struct {
+	Changes []Change       `json:"changes" doc:"What was changed, or is as it is wanted."`
+	DryRun  bool           `json:"dry_run,omitempty" doc:"Nothing was changed."`
+	Notes   []string       `json:"notes,omitempty" doc:"What a template says that is not acted on."`
+	Jobs    []tidemark.Job `json:"jobs,omitempty" doc:"The jobs that protect what was not protected."`
+}

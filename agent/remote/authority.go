@@ -113,7 +113,7 @@ func (a *Authority) server() (tls.Certificate, error) {
 		return tls.Certificate{}, err
 	}
 	t := template(serverName, serverLife)
-	t.DNSNames = []string{serverName}
+	t.DNSNames, t.IPAddresses = namesOf()
 	t.KeyUsage, t.ExtKeyUsage = x509.KeyUsageDigitalSignature, []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
 	der, err := x509.CreateCertificate(rand.Reader, t, a.cert, &key.PublicKey, a.key)
 	// The authority goes along: an agent that joins has only its fingerprint.

@@ -80,7 +80,7 @@ func newSite(t *testing.T) *site {
 		t.Fatal(err)
 	}
 	o := &owner{tokens: map[string]string{}, serials: map[string][]string{}}
-	s, err := NewServer(a, o, slog.New(slog.NewTextHandler(io.Discard, nil)))
+	s, err := NewServer(a, o, nil, slog.New(slog.NewTextHandler(io.Discard, nil)))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -32,14 +33,15 @@ type Server struct {
 	owner     Owner
 	log       *slog.Logger
 	config    *tls.Config
+	web       *web
 	strangers chan struct{} // held by those who did not say yet who they are
 }
 
 // maxStrangers bounds how many connections may be in their greeting.
 const maxStrangers = 128
 
-// NewServer returns a server for an owner.
-func NewServer(a *Authority, o Owner, log *slog.Logger) (*Server, error) {
+// NewServer returns a server for an owner, which is reached at an address.
+func NewServer(a *Authority, o Owner, addr net.Addr, log *slog.Logger) (*Server, error) {
 	cert, err := a.server()
 	if err != nil {
 		return nil, fmt.Errorf("make the server's certificate: %w", err)
@@ -47,13 +49,15 @@ func NewServer(a *Authority, o Owner, log *slog.Logger) (*Server, error) {
 	pool := x509.NewCertPool()
 	pool.AddCert(a.cert)
 	return &Server{authority: a, owner: o, log: log, strangers: make(chan struct{}, maxStrangers),
-		config: &tls.Config{Certificates: []tls.Certificate{cert}, ClientCAs: pool, ClientAuth: tls.VerifyClientCertIfGiven, MinVersion: tls.VersionTLS13}}, nil
+		web:    &web{conns: make(chan net.Conn), end: make(chan struct{}), addr: addr},
+		config: &tls.Config{Certificates: []tls.Certificate{cert}, ClientCAs: pool, ClientAuth: tls.VerifyClientCertIfGiven, MinVersion: tls.VersionTLS13, NextProtos: webProtocols}}, nil
 }
 
 // Serve accepts connections until l is closed, and returns when all of them have ended. ctx ends them.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	var all sync.WaitGroup
 	defer all.Wait()
+	defer s.web.Close()
 	for {
 		conn, err := l.Accept()
 		if errors.Is(err, net.ErrClosed) {
@@ -77,8 +81,20 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 func (s *Server) serve(ctx context.Context, raw net.Conn) {
 	defer context.AfterFunc(ctx, func() { raw.Close() })()
 	conn := tls.Server(raw, s.config)
+	err := s.shakeHands(ctx, conn)
+	if err == nil && slices.Contains(webProtocols, conn.ConnectionState().NegotiatedProtocol) {
+		<-s.strangers
+		if err := conn.SetDeadline(time.Time{}); err != nil || !s.web.hand(ctx, conn) {
+			conn.Close()
+		}
+		return
+	}
 	defer conn.Close()
-	host, r, err := s.greet(ctx, conn)
+	var host string
+	var r Request
+	if err == nil {
+		host, r, err = s.greet(ctx, conn)
+	}
 	<-s.strangers
 	if err != nil {
 		s.log.Warn("an agent was turned away", "address", raw.RemoteAddr(), "host", host, "error", err)
@@ -89,14 +105,15 @@ func (s *Server) serve(ctx context.Context, raw net.Conn) {
 	}
 }
 
+func (s *Server) shakeHands(ctx context.Context, conn *tls.Conn) error {
+	if err := errors.Join(keepAlive(conn.NetConn()), conn.SetDeadline(time.Now().Add(greetTime))); err != nil {
+		return err
+	}
+	return conn.HandshakeContext(ctx)
+}
+
 // greet finds out who it is and what he wants, and answers.
 func (s *Server) greet(ctx context.Context, conn *tls.Conn) (host string, r Request, err error) {
-	if err := errors.Join(keepAlive(conn.NetConn()), conn.SetDeadline(time.Now().Add(greetTime))); err != nil {
-		return "", r, err
-	}
-	if err := conn.HandshakeContext(ctx); err != nil {
-		return "", r, err
-	}
 	var o opening
 	if err := readLine(conn, &o); err != nil {
 		return "", r, fmt.Errorf("read a greeting: %w", err)

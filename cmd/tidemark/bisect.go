@@ -57,8 +57,7 @@ func (p *prober) explain(ctx context.Context, res tidemark.Bisected, err error) 
 
 // addChanges adds what differs between the last good and the first bad point.
 func (p *prober) addChanges(ctx context.Context, res *tidemark.Bisected) {
-	var d tidemark.Diff
-	err := p.server.Do(ctx, "diff", tidemark.DiffSpec{A: p.ref(res.Good), B: p.ref(res.Bad), Disk: p.disk}, &d)
+	d, err := p.server.Diff(ctx, tidemark.DiffSpec{A: p.ref(res.Good), B: p.ref(res.Bad), Disk: p.disk})
 	res.ChangedBytes, res.Extents = d.ChangedBytes, d.Extents
 	if res.Extents == nil {
 		res.Extents = []tidemark.DiffExtent{}
@@ -81,9 +80,8 @@ type prober struct {
 func (p *prober) ref(s tidemark.Step) string { return p.app + "@" + s.Position.String() }
 
 // Halve implements [client.History].
-func (p *prober) Halve(ctx context.Context, good, bad tidemark.Point, skip []tidemark.Position, at float64) (h tidemark.Halves, err error) {
-	err = p.server.Do(ctx, "halve", tidemark.HalveSpec{Application: p.app, Disk: p.disk, Good: good.String(), Bad: bad.String(), Skip: skip, At: at}, &h)
-	return h, err
+func (p *prober) Halve(ctx context.Context, good, bad tidemark.Point, skip []tidemark.Position, at float64) (tidemark.Halves, error) {
+	return p.server.Halve(ctx, tidemark.HalveSpec{Application: p.app, Disk: p.disk, Good: good.String(), Bad: bad.String(), Skip: skip, At: at})
 }
 
 // tell prints a line for each probe.
@@ -124,7 +122,7 @@ func (p *prober) probeMount(ctx context.Context, s tidemark.Step, env []string) 
 	if err != nil {
 		return "", err
 	}
-	defer func() { err = errors.Join(err, p.server.Named(whole, "unmount", m.Name, nil)) }()
+	defer func() { err = errors.Join(err, p.server.Unmount(whole, m.Name)) }()
 	env = append(env, "TIDEMARK_DEVICE="+m.Device)
 	if m.Path != "" {
 		env = append(env, "TIDEMARK_MOUNT="+m.Path)
@@ -136,15 +134,17 @@ func (p *prober) probeMount(ctx context.Context, s tidemark.Step, env []string) 
 func (p *prober) mount(ctx context.Context, s tidemark.Step) (m tidemark.Mount, err error) {
 	spec := tidemark.MountSpec{Ref: p.ref(s), Disk: p.disk}
 	if p.noMount {
-		return m, p.server.Do(ctx, "mount", spec, &m)
+		return p.server.Mount(ctx, spec)
 	}
 	spec.Path = p.dir
-	err = p.server.Do(ctx, "mount", spec, &m)
+	m, err = p.server.Mount(ctx, spec)
 	if tidemark.KindOf(err) == tidemark.Invalid && p.probes == 1 {
 		spec.Path = ""
-		if p.server.Do(ctx, "mount", spec, &m) != nil {
+		attached, e := p.server.Mount(ctx, spec)
+		if e != nil {
 			return m, err // it was not about the file system
 		}
+		m = attached
 		fmt.Fprintf(os.Stderr, "nothing is mounted, and the command gets TIDEMARK_DEVICE alone: %v\n", err)
 		p.noMount, err = true, nil
 	}
@@ -155,8 +155,8 @@ func (p *prober) mount(ctx context.Context, s tidemark.Step) (m tidemark.Mount, 
 func (p *prober) probeClone(ctx context.Context, s tidemark.Step, env []string) (v client.Verdict, err error) {
 	whole := context.WithoutCancel(ctx)
 	name := fmt.Sprintf("%s-bisect-%d", p.app[:min(len(p.app), tidemark.MaxName-16)], os.Getpid())
-	var j tidemark.Job
-	if err := p.server.Do(whole, "clone", tidemark.CloneSpec{Ref: p.ref(s), Name: name}, &j); err != nil {
+	j, err := p.server.Clone(whole, tidemark.CloneSpec{Ref: p.ref(s), Name: name})
+	if err != nil {
 		return "", err
 	}
 	stop := context.AfterFunc(ctx, func() { _ = p.server.Cancel(whole, j.ID) }) // fails if it has just ended
@@ -171,7 +171,7 @@ func (p *prober) probeClone(ctx context.Context, s tidemark.Step, env []string) 
 		}
 		return "", err
 	}
-	defer func() { err = errors.Join(err, p.server.Named(whole, "clone-rm", name, nil)) }()
+	defer func() { err = errors.Join(err, p.server.RemoveClone(whole, name)) }()
 	return p.run(ctx, append(env, "TIDEMARK_CONNECTION="+k.Connection))
 }
 

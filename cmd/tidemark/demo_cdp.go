@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"tidemark"
+	"tidemark/client"
 )
 
 // live is the second part of the demo: a database on a tapped disk.
@@ -145,15 +146,16 @@ func (l *live) stopLoad() {
 
 func (l *live) tap() error {
 	return l.do("tap it as \"live\": every write is journaled from now on, with an AppShot every 2 seconds", func() (string, error) {
-		var a tidemark.Application
 		spec := tidemark.ProtectSpec{Name: "live", Source: l.disk, CDP: true, Options: map[string]string{
 			"postgres": fmt.Sprintf("postgres://postgres@/postgres?host=%s&port=%d", l.run, l.port+1), "appshot": "2s"}}
-		if err := l.c.Run(l.ctx, "protect", spec, &a, nil); err != nil {
+		j, err := l.c.Protect(l.ctx, spec)
+		a, err := client.Result[tidemark.Application](l.ctx, l.c, j, err, nil)
+		if err != nil {
 			return "", err
 		}
 		l.undo = append(l.undo, func() {
 			l.unmount()
-			if err := l.c.Named(l.ctx, "unprotect", "live", nil); err != nil {
+			if err := l.c.Unprotect(l.ctx, "live"); err != nil {
 				l.say("live is left protected: %v", err)
 			}
 		})
@@ -180,8 +182,8 @@ func (l *live) awaitFollowing() error {
 }
 
 func (l *live) application() (a tidemark.Application, err error) {
-	var s tidemark.Status
-	if err := l.c.Do(l.ctx, "status", nil, &s); err != nil {
+	s, err := l.c.Status(l.ctx)
+	if err != nil {
 		return a, err
 	}
 	for _, a := range s.Applications {
@@ -192,8 +194,8 @@ func (l *live) application() (a tidemark.Application, err error) {
 	return a, errors.New("live is not tapped")
 }
 
-func (l *live) points() (p tidemark.Points, err error) {
-	return p, l.c.Named(l.ctx, "points", "live", &p)
+func (l *live) points() (tidemark.Points, error) {
+	return pointsOf(l.ctx, l.c, "live")
 }
 
 func (l *live) use() error {
@@ -321,8 +323,8 @@ func (l *live) takeBack() error {
 		return err
 	}
 	if err := l.do("take production's disk back to that write, in place", func() (string, error) {
-		var r takenBack
-		err := l.c.Run(l.ctx, "restore", tidemark.RestoreSpec{Ref: "live@" + l.good, InPlace: true}, &r, nil)
+		j, err := l.c.Restore(l.ctx, tidemark.RestoreSpec{Ref: "live@" + l.good, InPlace: true})
+		r, err := client.Result[tidemark.RestoredInPlace](l.ctx, l.c, j, err, nil)
 		return fmt.Sprintf("%s differed and were written; what the disk held is the clone %s", size(r.Changed), r.Before), err
 	}); err != nil {
 		return err

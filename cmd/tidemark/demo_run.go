@@ -196,7 +196,8 @@ func (d *demo) startServer() error {
 func (d *demo) protect() error {
 	return d.do("protect it as \"orders\": its log is streamed from now on", func() (string, error) {
 		src := fmt.Sprintf("postgres://postgres@/postgres?host=%s&port=%d", d.socket, d.port)
-		err := d.c.Run(d.ctx, "protect", tidemark.ProtectSpec{Name: "orders", Source: src}, nil, nil)
+		j, err := d.c.Protect(d.ctx, tidemark.ProtectSpec{Name: "orders", Source: src})
+		_, err = client.Result[tidemark.Application](d.ctx, d.c, j, err, nil)
 		d.undo = append(d.undo, func() { d.tearDown() })
 		return "staging disks made, formatted and attached", err
 	})
@@ -204,8 +205,9 @@ func (d *demo) protect() error {
 
 // capture captures orders and tells what that took.
 func (d *demo) capture(bookmark string) (string, error) {
-	var r tidemark.CaptureResult
-	if err := d.c.Run(d.ctx, "capture", tidemark.CaptureSpec{Application: "orders", Bookmark: bookmark}, &r, nil); err != nil {
+	j, err := d.c.Capture(d.ctx, tidemark.CaptureSpec{Application: "orders", Bookmark: bookmark})
+	r, err := client.Result[tidemark.CaptureResult](d.ctx, d.c, j, err, nil)
+	if err != nil {
 		return "", err
 	}
 	return fmt.Sprintf("read %s, changed %s, stored %s", size(r.ReadBytes), size(r.ChangedBytes), size(r.StoredBytes)), nil
@@ -261,20 +263,14 @@ func (d *demo) accident() error {
 	})
 }
 
-func (d *demo) clone(ref, name string) (k tidemark.Clone, err error) {
-	err = d.c.Run(d.ctx, "clone", tidemark.CloneSpec{Ref: ref, Name: name}, &k, nil)
-	return k, err
+func (d *demo) clone(ref, name string) (tidemark.Clone, error) {
+	j, err := d.c.Clone(d.ctx, tidemark.CloneSpec{Ref: ref, Name: name})
+	return client.Result[tidemark.Clone](d.ctx, d.c, j, err, nil)
 }
 
 func (d *demo) connection(name string) (string, error) {
-	var list []tidemark.Clone
-	err := d.c.Do(d.ctx, "clones", nil, &list)
-	for _, k := range list {
-		if k.Name == name {
-			return k.Connection, err
-		}
-	}
-	return "", errors.Join(err, fmt.Errorf("there is no clone %s", name))
+	k, err := d.c.FindClone(d.ctx, name)
+	return k.Connection, err
 }
 
 func (d *demo) cloneOfClone() error {
@@ -314,18 +310,14 @@ func (d *demo) cloneOfClone() error {
 
 func (d *demo) manyClones() error {
 	const clones = 15
-	var before tidemark.Status
-	if err := d.c.Do(d.ctx, "status", nil, &before); err != nil {
-		return err
-	}
 	return d.do(fmt.Sprintf("make %d clones of the newest capture, each a running database", clones), func() (string, error) {
 		for i := range clones {
 			if _, err := d.clone("orders", fmt.Sprintf("dev-%d", i+1)); err != nil {
 				return "", err
 			}
 		}
-		var s tidemark.Status
-		if err := d.c.Do(d.ctx, "status", nil, &s); err != nil {
+		s, err := d.c.Status(d.ctx)
+		if err != nil {
 			return "", err
 		}
 		own := int64(0)
@@ -347,16 +339,16 @@ func (d *demo) manyClones() error {
 func (d *demo) tearDown() {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
-	var list []tidemark.Clone
-	if err := d.c.Do(ctx, "clones", nil, &list); err != nil {
+	list, err := client.Collect(d.c.Clones(ctx))
+	if err != nil {
 		d.say("the clones could not be listed: %v", err)
 	}
 	for _, k := range list {
-		if err := d.c.Named(ctx, "clone-rm", k.Name, nil); err != nil {
+		if err := d.c.RemoveClone(ctx, k.Name); err != nil {
 			d.say("clone %s is left: %v", k.Name, err)
 		}
 	}
-	if err := d.c.Named(ctx, "unprotect", "orders", nil); err != nil {
+	if err := d.c.Unprotect(ctx, "orders"); err != nil {
 		d.say("orders is left protected: %v", err)
 	}
 }

@@ -58,14 +58,18 @@ as #8123, a time such as 2026-11-23T02:41:07Z, or -5m for five minutes ago.`,
 	}
 	c.SetUsageTemplate(strings.ReplaceAll(c.UsageTemplate(), ".FlagUsages", ".FlagUsagesWrapped 80"))
 	c.PersistentFlags().StringVar(&flags.socket, "socket", "", "the server's socket (default $TIDEMARK_SOCKET, or "+filepath.Join(defaultData, socketName)+")")
+	c.PersistentFlags().StringVar(&flags.server, "server", "", "a server on the network instead, as https://HOST:PORT (default $TIDEMARK_SERVER,\nor the one that was logged in to)")
+	c.PersistentFlags().StringVar(&flags.ca, "ca", "", "the certificate of its authority, a PEM file (default $TIDEMARK_CA)")
+	c.PersistentFlags().StringVar(&flags.tokenFile, "as", "", "act by the API token in this file (default $TIDEMARK_TOKEN_FILE)")
 	c.PersistentFlags().BoolVar(&flags.json, "json", false, "print facts as JSON")
 	c.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage(err) })
 	c.AddGroup(&cobra.Group{ID: "server", Title: "Server:"}, &cobra.Group{ID: "protect", Title: "Protect and capture:"},
-		&cobra.Group{ID: "use", Title: "Use points:"}, &cobra.Group{ID: "keep", Title: "Keep house:"})
+		&cobra.Group{ID: "use", Title: "Use points:"}, &cobra.Group{ID: "access", Title: "Who may do what:"}, &cobra.Group{ID: "keep", Title: "Keep house:"})
 	for group, commands := range map[string][]*cobra.Command{
-		"server":  {serverCommand(), agentCommand(), hostCommand(), demoCommand(), statusCommand(), jobsCommand(), jobCommand(), poolCommand()},
+		"server":  {serverCommand(), agentCommand(), hostCommand(), demoCommand(), statusCommand(), jobsCommand(), jobCommand(), poolCommand(), apiCommand()},
 		"protect": {discoverCommand(), protectCommand(), unprotectCommand(), captureCommand(), bookmarkCommand(), groupCommand(), applyCommand(), slaCommand(), resyncCommand(), volumeCommand()},
 		"use":     {pointsCommand(), exportCommand(), exportsCommand(), unexportCommand(), mountCommand(), mountsCommand(), unmountCommand(), cloneCommand(), clonesCommand(), refreshCommand(), rewindCommand(), proveCommand(), restoreCommand(), diffCommand(), bisectCommand()},
+		"access":  {loginCommand(), logoutCommand(), whoamiCommand(), userCommand(), userGroupCommand(), grantCommand(), tokenCommand(), auditCommand()},
 		"keep":    {expireCommand(), reclaimCommand(), forgetCommand(), verifyCommand()},
 	} {
 		for _, sub := range commands {

@@ -2,10 +2,13 @@ package main
 
 import (
 	"bufio"
+	"cmp"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"os"
 	"path/filepath"
 	"strings"
@@ -23,23 +26,32 @@ import (
 const defaultData = "/var/lib/tidemark"
 
 var flags struct {
-	socket string
-	json   bool
-	queue  bool // jobs wait, if they cannot begin
+	socket                string
+	server, ca, tokenFile string // of a server on the network
+	json                  bool
+	queue                 bool // jobs wait, if they cannot begin
 }
 
 // server returns a client of the server that was named.
 func server() *client.Client {
-	s := flags.socket
-	if s == "" {
-		s = os.Getenv("TIDEMARK_SOCKET")
-	}
-	if s == "" {
-		s = filepath.Join(defaultData, socketName)
-	}
-	c := client.New(s)
+	c := connect()
 	c.Queue = flags.queue
 	return c
+}
+
+func connect() *client.Client {
+	p, err := place()
+	if err != nil {
+		return client.Failing(err)
+	}
+	if p.URL != "" {
+		c, err := client.NewRemote(p)
+		if err != nil {
+			return client.Failing(usage(err))
+		}
+		return c
+	}
+	return client.New(cmp.Or(flags.socket, os.Getenv("TIDEMARK_SOCKET"), filepath.Join(defaultData, socketName)))
 }
 
 // show prints facts: as JSON where that was asked for, else for people.
@@ -79,29 +91,38 @@ func table(head string, rows [][]string) {
 	}
 }
 
-// ask is Do for commands that print what they get.
-func ask[T any](cmd *cobra.Command, verb string, req any, people func(T)) error {
-	var res T
-	if err := server().Do(cmd.Context(), verb, req, &res); err != nil {
-		return err
+// tell prints what was asked for.
+func tell[T any](people func(T)) func(T, error) error {
+	return func(res T, err error) error {
+		if err != nil {
+			return err
+		}
+		return show(res, func() { people(res) })
 	}
-	return show(res, func() { people(res) })
 }
 
-// work is ask for jobs: it shows their progress.
-func work[T any](cmd *cobra.Command, verb string, req any, people func(T)) error {
-	var res T
-	if err := run(cmd, verb, req, &res); err != nil {
-		return err
-	}
-	return show(res, func() { people(res) })
+// printList prints a list that was asked for.
+func printList[T any](seq iter.Seq2[T, error], people func([]T)) error {
+	return tell(people)(client.Collect(seq))
 }
 
-// run asks for a job, shows its progress, and decodes its result.
-func run(cmd *cobra.Command, verb string, req, res any) error {
+// work shows the progress of a job that was asked for, and prints its result.
+func work[T any](cmd *cobra.Command, people func(T)) func(tidemark.Job, error) error {
+	return func(j tidemark.Job, err error) error {
+		return tell(people)(result[T](cmd, j, err))
+	}
+}
+
+// result shows the progress of a job that was asked for, and returns its result.
+func result[T any](cmd *cobra.Command, j tidemark.Job, err error) (T, error) {
 	bar := newProgress(cmd.Name())
 	defer bar.finish()
-	return server().Run(cmd.Context(), verb, req, res, bar.report)
+	return client.Result[T](cmd.Context(), server(), j, err, bar.report)
+}
+
+// done prints of something with a name that it was done.
+func done(key, name, said string) error {
+	return show(map[string]string{key: name}, func() { fmt.Println(name, said) })
 }
 
 // atTerminal reports whether somebody can be asked.
@@ -185,28 +206,39 @@ func dash(s string) string {
 	return s
 }
 
+// completion completes an argument of a command.
+type completion = func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective)
+
 // named completes a command's first argument with names that the server knows.
-func named(verb string) func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+func named[T any](list func(*client.Client, context.Context) iter.Seq2[T, error], nameOf func(T) string) completion {
 	return func(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
 		if len(args) > 0 {
 			return nil, cobra.ShellCompDirectiveDefault
 		}
-		var list []struct {
-			Name string `json:"name"`
-		}
 		var names []string
-		if err := server().Do(cmd.Context(), verb, nil, &list); err == nil {
-			for _, x := range list {
-				names = append(names, x.Name)
+		for v, err := range list(server(), cmd.Context()) {
+			if err != nil {
+				break
 			}
+			names = append(names, nameOf(v))
 		}
 		return names, cobra.ShellCompDirectiveNoFileComp
 	}
 }
 
+// What a first argument is completed with.
+var (
+	appNames    = named((*client.Client).Applications, func(a tidemark.Application) string { return a.Name })
+	cloneNames  = named((*client.Client).Clones, func(k tidemark.Clone) string { return k.Name })
+	volumeNames = named((*client.Client).Volumes, func(v tidemark.VolumeInfo) string { return v.Name })
+	mountNames  = named((*client.Client).Mounts, func(m tidemark.Mount) string { return m.Name })
+	exportNames = named((*client.Client).Exports, func(e tidemark.Export) string { return e.Name })
+	hostNames   = named((*client.Client).Hosts, func(h tidemark.Host) string { return h.Name })
+)
+
 // anyName completes with all applications and clones.
 func anyName(cmd *cobra.Command, args []string, part string) ([]string, cobra.ShellCompDirective) {
-	a, d := named("applications")(cmd, args, part)
-	c, _ := named("clones")(cmd, args, part)
+	a, d := appNames(cmd, args, part)
+	c, _ := cloneNames(cmd, args, part)
 	return append(a, c...), d
 }

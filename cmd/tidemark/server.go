@@ -68,7 +68,7 @@ func serverCommand() *cobra.Command {
 		},
 	}
 	c.Flags().StringVar(&o.Dir, "data", defaultData, "the data directory")
-	c.Flags().StringVar(&o.Listen, "listen", "", "where to let the agents of other hosts in, as HOST:PORT (default nowhere)")
+	c.Flags().StringVar(&o.Listen, "listen", "", "where to let the agents of other hosts in, and users of the API, as HOST:PORT\n(default nowhere)")
 	c.Flags().StringVar(&o.Catalog, "catalog", "", "a PostgreSQL for the catalog, as postgres://USER@HOST/DATABASE, which several\nservers may share (default $TIDEMARK_CATALOG, or a file in the data directory)")
 	c.Flags().StringVar(&catalogFile, "catalog-file", "", "a file that holds that URL: a password belongs there, not on a command line")
 	c.Flags().BoolVar(&standby, "standby", false, "if another server runs on the data directory, wait for its end and take over")
@@ -155,9 +155,14 @@ func serve(ctx context.Context, o control.Options, socket string) (err error) {
 	if err != nil {
 		return err
 	}
-	srv := &http.Server{Handler: api.Handler(c, o.Logger), ReadHeaderTimeout: 10 * time.Second, BaseContext: func(net.Listener) context.Context { return ctx }}
-	failed := make(chan error, 1)
-	go func() { failed <- srv.Serve(l) }()
+	atSocket, fromNetwork := api.Handlers(c, o.Logger)
+	servers := []*http.Server{newHTTP(ctx, atSocket)}
+	failed := make(chan error, 2)
+	go func() { failed <- servers[0].Serve(l) }()
+	if web := c.Web(); web != nil {
+		servers = append(servers, newHTTP(ctx, fromNetwork))
+		go func() { failed <- servers[1].Serve(web) }()
+	}
 	fmt.Println("ready", socket)
 	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady+"\nSTATUS=serving"); err != nil {
 		o.Logger.Warn("systemd was not told that we are ready", "error", err)
@@ -169,8 +174,17 @@ func serve(ctx context.Context, o control.Options, socket string) (err error) {
 	}
 	bounded, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
-	if err := srv.Shutdown(bounded); err != nil && !errors.Is(err, context.DeadlineExceeded) {
-		return err
+	var errs []error
+	for _, srv := range servers {
+		if err := srv.Shutdown(bounded); err != nil && !errors.Is(err, context.DeadlineExceeded) {
+			errs = append(errs, err)
+		}
 	}
-	return nil
+	return errors.Join(errs...)
+}
+
+// newHTTP is a server of the API. Nobody holds a connection for long who sends nothing.
+func newHTTP(ctx context.Context, h http.Handler) *http.Server {
+	return &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
+		BaseContext: func(net.Listener) context.Context { return ctx }, ErrorLog: slog.NewLogLogger(slog.Default().Handler(), slog.LevelDebug)}
 }

@@ -59,12 +59,12 @@ func changeGroup(cmd *cobra.Command, spec tidemark.GroupSpec, options []string) 
 	if spec.Options, err = parseOptions(options); err != nil {
 		return usage(err)
 	}
-	return ask(cmd, "group", spec, printGroup)
+	return tell(printGroup)(server().ChangeGroup(cmd.Context(), spec))
 }
 
 func groupJoin() *cobra.Command {
 	var options []string
-	c := &cobra.Command{Use: "join GROUP APP...", Short: "Let applications join a group, which is made by its first", Args: namesFrom(2), ValidArgsFunction: named("applications"),
+	c := &cobra.Command{Use: "join GROUP APP...", Short: "Let applications join a group, which is made by its first", Args: namesFrom(2), ValidArgsFunction: appNames,
 		Example: "  tidemark group join bank ledger queue -o appshot=1m",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return changeGroup(cmd, tidemark.GroupSpec{Name: args[0], Join: args[1:]}, options)
@@ -89,16 +89,16 @@ func groupSet() *cobra.Command {
 }
 
 func groupLeave() *cobra.Command {
-	return &cobra.Command{Use: "leave GROUP APP...", Short: "Let applications leave a group, which goes with its last", Args: namesFrom(2), ValidArgsFunction: named("applications"),
+	return &cobra.Command{Use: "leave GROUP APP...", Short: "Let applications leave a group, which goes with its last", Args: namesFrom(2), ValidArgsFunction: appNames,
 		Example: "  tidemark group leave bank queue",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return ask(cmd, "group", tidemark.GroupSpec{Name: args[0], Leave: args[1:]}, printGroup)
+			return tell(printGroup)(server().ChangeGroup(cmd.Context(), tidemark.GroupSpec{Name: args[0], Leave: args[1:]}))
 		}}
 }
 
 func groupList() *cobra.Command {
 	return &cobra.Command{Use: "ls", Short: "List groups", Args: takes(0), Example: "  tidemark group ls", RunE: func(cmd *cobra.Command, _ []string) error {
-		return ask(cmd, "groups", nil, func(list []tidemark.Group) {
+		return printList(server().Groups(cmd.Context()), func(list []tidemark.Group) {
 			var rows [][]string
 			for _, g := range list {
 				rows = append(rows, []string{g.Name, strings.Join(g.Members, ", "), dash(groupOptions(g))})
@@ -113,13 +113,13 @@ func groupBookmark() *cobra.Command {
 		Long:    "Mark one moment of all members. Each is made still as by `bookmark`, and then\nthe writes of all of them are held for the moment of the marks: no member has\na write without the ones before it on the others. A member is recovered alone,\nas APP@NAME, or with the group, by `group clone`.",
 		Example: "  tidemark group bookmark bank before-closing",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return ask(cmd, "group-bookmark", tidemark.BookmarkSpec{Application: args[0], Name: args[1]}, func(g tidemark.GroupPoint) {
+			return tell(func(g tidemark.GroupPoint) {
 				for _, p := range g.Points {
 					fmt.Printf("%s@%s  %v  %s-consistent\n", p.Application, p.Bookmark, p.Position, p.Consistency)
 					printNotes(p.RecoveryPoint)
 				}
 				fmt.Printf("writes held for %.1f ms\n", g.Hold)
-			})
+			})(server().BookmarkGroup(cmd.Context(), tidemark.BookmarkSpec{Application: args[0], Name: args[1]}))
 		}}
 }
 
@@ -139,10 +139,12 @@ members can be had, on all hosts. What they held until then is a bookmark of the
 group, and a clone of each; to restore that bookmark in place undoes it.`,
 		Example: "  tidemark group restore bank@before-closing --in-place",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if spec.Ref = args[0]; !spec.InPlace {
+			spec.Ref = args[0]
+			group, _, _ := strings.Cut(spec.Ref, "@")
+			if !spec.InPlace {
 				return usage(errors.New("give --in-place; a member alone is restored by `tidemark restore`"))
 			}
-			return work(cmd, "group-restore", spec, printGroupRestored)
+			return work(cmd, printGroupRestored)(server().RestoreGroup(cmd.Context(), group, spec))
 		}}
 	c.Flags().BoolVar(&spec.InPlace, "in-place", false, "take the tapped disks themselves back")
 	return c
@@ -161,15 +163,11 @@ func cloneGroup(cmd *cobra.Command, ref, prefix string) error {
 	if !ok {
 		return usage(errors.New("name a bookmark of the group: GROUP@NAME"))
 	}
-	var groups []tidemark.Group
-	if err := server().Do(cmd.Context(), "groups", nil, &groups); err != nil {
+	g, err := server().Group(cmd.Context(), name)
+	if err != nil {
 		return err
 	}
-	i := slices.IndexFunc(groups, func(g tidemark.Group) bool { return g.Name == name })
-	if i < 0 {
-		return tidemark.Errorf(tidemark.NotFound, "there is no group %q", name).WithHint("`tidemark group ls` lists them")
-	}
-	clones, err := cloneMembers(cmd, groups[i].Members, bookmark, prefix)
+	clones, err := cloneMembers(cmd, g.Members, bookmark, prefix)
 	if err != nil {
 		return err
 	}
@@ -195,7 +193,7 @@ func cloneMembers(cmd *cobra.Command, members []string, bookmark, prefix string)
 			continue
 		}
 		for _, made := range clones {
-			if rerr := server().Named(undo, "clone-rm", made.Name, nil); rerr != nil {
+			if rerr := server().RemoveClone(undo, made.Name); rerr != nil {
 				err = fmt.Errorf("%w; besides, the clone %s was not removed: %w", err, made.Name, rerr)
 			}
 		}
@@ -214,8 +212,8 @@ func cloneMember(cmd *cobra.Command, undo context.Context, spec tidemark.CloneSp
 	}
 	bar := newProgress(cmd.Name())
 	defer bar.finish()
-	var j tidemark.Job
-	if err := server().Do(undo, "clone", spec, &j); err != nil {
+	j, err := server().Clone(undo, spec)
+	if err != nil {
 		return k, err
 	}
 	err = server().Wait(cmd.Context(), j.ID, &k, bar.report)
@@ -234,7 +232,7 @@ func takeBack(ctx context.Context, job int64, name string) error {
 	err := server().Wait(ctx, job, nil, nil)
 	switch {
 	case err == nil:
-		return server().Named(ctx, "clone-rm", name, nil)
+		return server().RemoveClone(ctx, name)
 	case tidemark.KindOf(err) == tidemark.Unavailable || ctx.Err() != nil: // nobody knows how it ended
 		return errors.Join(cancelled, err)
 	}

@@ -12,7 +12,7 @@ import (
 )
 
 func hostCommand() *cobra.Command {
-	return group(&cobra.Command{Use: "host", Short: "Hosts with an agent, whose disks can be tapped and which can be given points"}, hostAdd(), hostList(), hostSet(), hostRemove())
+	return group(&cobra.Command{Use: "host", Short: "Hosts with an agent, which can be tapped and given points"}, hostAdd(), hostList(), hostSet(), hostRemove())
 }
 
 func hostAdd() *cobra.Command {
@@ -27,8 +27,8 @@ new identity; the old one is good until the token is used.`,
 			if flags.json && file == "" {
 				return usage(tidemark.Errorf(tidemark.Invalid, "a token is a secret, and no part of the JSON").WithHint("name a file for it with --token-file"))
 			}
-			var v tidemark.Invitation
-			if err := server().Do(cmd.Context(), "host-add", tidemark.HostSpec{Name: args[0]}, &v); err != nil {
+			v, err := server().AddHost(cmd.Context(), tidemark.HostSpec{Name: args[0]})
+			if err != nil {
 				return err
 			}
 			if file == "" {
@@ -64,7 +64,7 @@ func writeToken(path, token string) error {
 
 func hostList() *cobra.Command {
 	return &cobra.Command{Use: "ls", Short: "List hosts", Args: takes(0), Example: "  tidemark host ls", RunE: func(cmd *cobra.Command, _ []string) error {
-		return ask(cmd, "hosts", nil, func(list []tidemark.Host) {
+		return printList(server().Hosts(cmd.Context()), func(list []tidemark.Host) {
 			var rows [][]string
 			for _, h := range list {
 				joined := time.Time{}
@@ -80,9 +80,9 @@ func hostList() *cobra.Command {
 
 func hostSet() *cobra.Command {
 	var limit string
-	c := &cobra.Command{Use: "set NAME --limit RATE", Short: "Limit what goes over the network to and from a host", Args: takes(0, aName), ValidArgsFunction: named("hosts"),
-		Long: `Limit what the server sends to a host, and what it takes from it, over all of its
-connections together but for the calls of its agent: the changes of tapped
+	c := &cobra.Command{Use: "set NAME --limit RATE", Short: "Limit what goes over the network to and from a host", Args: takes(0, aName), ValidArgsFunction: hostNames,
+		Long: `Limit what the server sends to a host, and what it takes from it, over all of
+its connections together but for the calls of its agent: the changes of tapped
 disks, restores in place, and the disks of mounts and clones. RATE is such as
 20Mbit, for each of the two ways, or none. It holds at once.`,
 		Example: "  tidemark host set db1 --limit 20Mbit\n  tidemark host set db1 --limit none",
@@ -92,7 +92,7 @@ disks, restores in place, and the disks of mounts and clones. RATE is such as
 				return usage(err)
 			}
 			r := tidemark.HostChange{Name: args[0], Limit: n}
-			if err := server().Do(cmd.Context(), "host-set", r, nil); err != nil {
+			if err := server().ChangeHost(cmd.Context(), r); err != nil {
 				return err
 			}
 			return show(r, func() { fmt.Println(r.Name, "has the limit", tidemark.FormatRate(n)) })
@@ -103,7 +103,7 @@ disks, restores in place, and the disks of mounts and clones. RATE is such as
 
 func hostRemove() *cobra.Command {
 	var r tidemark.HostRemoval
-	c := &cobra.Command{Use: "rm NAME", Short: "Shut a host out", Args: takes(0, aName), ValidArgsFunction: named("hosts"),
+	c := &cobra.Command{Use: "rm NAME", Short: "Shut a host out", Args: takes(0, aName), ValidArgsFunction: hostNames,
 		Long: `Shut a host out: its agent is not let in any more, whatever certificate it has.
 With --force also if disks are tapped there: their taps are left to themselves,
 and go on showing the disks. Their points stay until the applications are
@@ -112,7 +112,7 @@ with unmount and clone rm.`,
 		Example: "  tidemark host rm db1",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			r.Name = args[0]
-			if err := server().Do(cmd.Context(), "host-rm", r, nil); err != nil {
+			if err := server().RemoveHost(cmd.Context(), r); err != nil {
 				return err
 			}
 			return show(map[string]string{"name": args[0]}, func() { fmt.Println(args[0], "is shut out") })

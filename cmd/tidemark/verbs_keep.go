@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"path/filepath"
 	"strconv"
@@ -10,11 +9,12 @@ import (
 	"github.com/spf13/cobra"
 
 	"tidemark"
+	"tidemark/client"
 )
 
 func statusCommand() *cobra.Command {
 	return &cobra.Command{Use: "status", Short: "Applications, mounts, clones, jobs and the pool", Args: takes(0), Example: "  tidemark status\n  tidemark status --json | jq .pool.health", RunE: func(cmd *cobra.Command, _ []string) error {
-		return ask(cmd, "status", nil, printStatus)
+		return tell(printStatus)(server().Status(cmd.Context()))
 	}}
 }
 
@@ -95,9 +95,13 @@ func expireCommand() *cobra.Command {
 	return &cobra.Command{Use: "expire APP@POINT", Short: "Forget a point; `reclaim` gives its bytes back", Args: takes(0, aRef), ValidArgsFunction: anyName,
 		Example: "  tidemark expire orders@nightly",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return ask(cmd, "expire", map[string]string{"name": args[0]}, func(p tidemark.RecoveryPoint) {
+			ref, err := tidemark.ParseRef(args[0])
+			if err != nil {
+				return usage(err)
+			}
+			return tell(func(p tidemark.RecoveryPoint) {
 				fmt.Printf("%s (%v, of %s) is forgotten\n", dash(p.Bookmark), p.Position, when(p.Time))
-			})
+			})(server().Expire(cmd.Context(), ref))
 		}}
 }
 
@@ -106,7 +110,7 @@ func forgetCommand() *cobra.Command {
 		Long:    "Delete what is left of a timeline that is too damaged to be opened.\n`tidemark verify` names such timelines by their IDs. Until they are brought back\nor forgotten, nothing is reclaimed, for it is not known what they need.",
 		Example: "  tidemark forget 3d0df8648c83e76bc8c7021c9f163021",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := server().Named(cmd.Context(), "forget", args[0], nil); err != nil {
+			if err := server().Forget(cmd.Context(), args[0]); err != nil {
 				return err
 			}
 			return show(map[string]string{"id": args[0]}, func() { fmt.Println(args[0], "is forgotten") })
@@ -115,9 +119,9 @@ func forgetCommand() *cobra.Command {
 
 func reclaimCommand() *cobra.Command {
 	return &cobra.Command{Use: "reclaim", Short: "Give back the bytes that no point needs", Args: takes(0), Example: "  tidemark reclaim", RunE: func(cmd *cobra.Command, _ []string) error {
-		return work(cmd, "reclaim", nil, func(r tidemark.ReclaimResult) {
+		return work(cmd, func(r tidemark.ReclaimResult) {
 			fmt.Printf("freed %s in %d packs, %s are in use, in %s\n", size(r.FreedBytes), r.PacksDeleted, size(r.LiveBytes), seconds(r.Seconds))
-		})
+		})(server().Reclaim(cmd.Context()))
 	}}
 }
 
@@ -125,12 +129,13 @@ func verifyCommand() *cobra.Command {
 	return &cobra.Command{Use: "verify [APP[@POINT]]", Short: "Read and hash all that is stored, or all of one APP or point", Args: takes(1, aRef), ValidArgsFunction: anyName,
 		Example: "  tidemark verify\n  tidemark verify orders\n  tidemark verify orders@nightly",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			ref := ""
+			spec := tidemark.VerifySpec{}
 			if len(args) == 1 {
-				ref = args[0]
+				spec.Ref = args[0]
 			}
-			var v tidemark.VerifyResult
-			if err := run(cmd, "verify", map[string]string{"name": ref}, &v); err != nil {
+			j, err := server().Verify(cmd.Context(), spec)
+			v, err := result[tidemark.VerifyResult](cmd, j, err)
+			if err != nil {
 				return err
 			}
 			if err := show(v, func() { printVerify(v) }); err != nil {
@@ -150,50 +155,31 @@ func printVerify(v tidemark.VerifyResult) {
 	fmt.Printf("%d chunks, %s, read and hashed in %s\n", v.Chunks, size(v.Bytes), seconds(v.Seconds))
 }
 
+// usualJobs is how many jobs are listed if nobody says how many.
+const usualJobs = 50
+
 func jobsCommand() *cobra.Command {
 	var all bool
 	var states []string
 	var f tidemark.JobFilter
+	var most int
 	c := &cobra.Command{Use: "jobs", Short: "List jobs, newest first", Args: takes(0), Example: "  tidemark jobs\n  tidemark jobs --state queued,running",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			for _, s := range states {
 				f.States = append(f.States, tidemark.JobState(s))
 			}
-			list, err := listJobs(cmd.Context(), f, all)
-			if err != nil {
-				return err
+			jobs := server().Jobs(cmd.Context(), f)
+			if !all {
+				jobs = client.First(most, jobs)
 			}
-			return show(list, func() { printJobs(list) })
+			return printList(jobs, printJobs)
 		}}
 	c.Flags().BoolVar(&all, "all", false, "list all of them, not only the newest 50")
 	c.Flags().StringSliceVar(&states, "state", nil, "only those that are queued, running, done, failed or cancelled")
 	c.Flags().StringVar(&f.Kind, "kind", "", "only those of a kind, such as capture")
 	c.Flags().StringVar(&f.Application, "app", "", "only those of an application")
-	c.Flags().IntVar(&f.Limit, "limit", 0, "how many (default 50)")
-	c.Flags().Int64Var(&f.Before, "before", 0, "only those with a smaller number: the next page, with the last number of this one")
+	c.Flags().IntVar(&most, "limit", usualJobs, "how many")
 	return c
-}
-
-// pageOfJobs is how many jobs are asked for at a time, if all are to be listed.
-const pageOfJobs = 500
-
-// listJobs asks for jobs, or for all of them, page by page.
-func listJobs(ctx context.Context, f tidemark.JobFilter, all bool) ([]tidemark.Job, error) {
-	if all {
-		f.Limit = pageOfJobs
-	}
-	list := []tidemark.Job{}
-	for {
-		var page []tidemark.Job
-		if err := server().Do(ctx, "jobs", f, &page); err != nil {
-			return nil, err
-		}
-		list = append(list, page...)
-		if !all || len(page) < f.Limit {
-			return list, nil
-		}
-		f.Before = page[len(page)-1].ID
-	}
 }
 
 func printJobs(list []tidemark.Job) {
@@ -269,8 +255,8 @@ func poolImport() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return work(cmd, "pool-import", map[string]string{"name": dir}, func(r tidemark.ImportResult) {
+			return work(cmd, func(r tidemark.ImportResult) {
 				fmt.Printf("%d applications with %d points, %s\n", r.Applications, r.Points, size(r.Bytes))
-			})
+			})(server().ImportPool(cmd.Context(), tidemark.PoolImport{Path: dir}))
 		}}
 }

@@ -13,18 +13,18 @@ import (
 )
 
 func discoverCommand() *cobra.Command {
-	var spec tidemark.DiscoverSpec
+	var host string
 	c := &cobra.Command{Use: "discover", Short: "List what on a host could be protected", Args: takes(0), Example: "  tidemark discover\n  tidemark discover --host db1",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return ask(cmd, "discover", spec, func(list []tidemark.Discovered) {
+			return tell(func(list []tidemark.Discovered) {
 				var rows [][]string
 				for _, d := range list {
 					rows = append(rows, []string{string(d.Type), d.Source, size(d.Size), d.Detail})
 				}
 				table("TYPE SOURCE SIZE DETAIL", rows)
-			})
+			})(server().Sources(cmd.Context(), host))
 		}}
-	hostFlag(c, &spec.Host, "the host to look at (default: the server's own)")
+	hostFlag(c, &host, "the host to look at (default: the server's own)")
 	return c
 }
 
@@ -66,7 +66,13 @@ window.`,
 			if err != nil {
 				return usage(err)
 			}
-			return work(cmd, "protect", spec, printProtected)
+			if spec.Name == "" { // it has one
+				if len(spec.Options) > 0 {
+					return tidemark.Errorf(tidemark.Invalid, "of %s only the window can be set", spec.Source).WithHint("give --window and --window-size")
+				}
+				return work(cmd, printProtected)(server().ChangeApplication(cmd.Context(), spec.Source, tidemark.ApplicationChange{Window: spec.Window}))
+			}
+			return work(cmd, printProtected)(server().Protect(cmd.Context(), spec))
 		}}
 	c.Flags().StringVar(&f.name, "name", "", "the application's name")
 	c.Flags().StringArrayVarP(&f.options, "option", "o", nil, "KEY=VALUE of the application's type")
@@ -184,11 +190,11 @@ func printProtected(a tidemark.Application) {
 }
 
 func resyncCommand() *cobra.Command {
-	return &cobra.Command{Use: "resync APP", Short: "Send all of a tapped disk again", Args: takes(0, aName), ValidArgsFunction: named("applications"),
+	return &cobra.Command{Use: "resync APP", Short: "Send all of a tapped disk again", Args: takes(0, aName), ValidArgsFunction: appNames,
 		Long:    "Send all of a tapped application's disks again: for the case that somebody wrote\nto a disk itself while no tap stood in front of it, and it was not noticed.\nThere are no points until it is done.",
 		Example: "  tidemark resync orders",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := server().Named(cmd.Context(), "resync", args[0], nil); err != nil {
+			if err := server().Resync(cmd.Context(), args[0]); err != nil {
 				return err
 			}
 			return show(map[string]string{"name": args[0]}, func() { fmt.Println("all of", args[0], "is sent again; `tidemark status` shows how far it is") })
@@ -197,7 +203,7 @@ func resyncCommand() *cobra.Command {
 
 func unprotectCommand() *cobra.Command {
 	var yes bool
-	c := &cobra.Command{Use: "unprotect APP", Short: "End a protection and delete its points; clones stay", Args: takes(0, aName), ValidArgsFunction: named("applications"),
+	c := &cobra.Command{Use: "unprotect APP", Short: "End a protection and delete its points; clones stay", Args: takes(0, aName), ValidArgsFunction: appNames,
 		Long: `End a protection, and delete all points of it: what only they have is gone.
 Clones and mounts stay. A tapped disk is what it was, without Tidemark. On a
 terminal it asks first.`,
@@ -208,7 +214,7 @@ terminal it asks first.`,
 					return err
 				}
 			}
-			if err := server().Named(cmd.Context(), "unprotect", args[0], nil); err != nil {
+			if err := server().Unprotect(cmd.Context(), args[0]); err != nil {
 				return err
 			}
 			return show(map[string]string{"name": args[0]}, func() { fmt.Println(args[0], "is no longer protected") })
@@ -222,8 +228,8 @@ func agreeToDelete(cmd *cobra.Command, app string) error {
 	if !atTerminal() {
 		return nil
 	}
-	var p tidemark.Points
-	if err := server().Named(cmd.Context(), "points", app, &p); err != nil || len(p.Points)+len(p.Covered) == 0 {
+	p, err := pointsOf(cmd.Context(), server(), app)
+	if err != nil || len(p.Points)+len(p.Covered) == 0 {
 		return err
 	}
 	what := fmt.Sprintf("%d bookmarks of %s", len(p.Points), app)
@@ -249,7 +255,7 @@ func captureCommand() *cobra.Command {
 			if err := checkBookmark(spec.Bookmark); err != nil {
 				return err
 			}
-			return work(cmd, "capture", spec, printCapture)
+			return work(cmd, printCapture)(server().Capture(cmd.Context(), spec))
 		}}
 	c.Flags().StringVar(&spec.Bookmark, "bookmark", "", "a name for the point (default: made of the time)")
 	return c
@@ -259,10 +265,10 @@ func bookmarkCommand() *cobra.Command {
 	return &cobra.Command{Use: "bookmark APP NAME", Short: "Mark now; no data is copied", Args: takes(0, aName, aName), ValidArgsFunction: anyName,
 		Example: "  tidemark bookmark scratch before-upgrade",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return ask(cmd, "bookmark", tidemark.BookmarkSpec{Application: args[0], Name: args[1]}, func(p tidemark.RecoveryPoint) {
+			return tell(func(p tidemark.RecoveryPoint) {
 				fmt.Printf("%s@%s  %v  %s-consistent%s\n", args[0], p.Bookmark, p.Position, p.Consistency, held(p))
 				printNotes(p)
-			})
+			})(server().Bookmark(cmd.Context(), tidemark.BookmarkSpec{Application: args[0], Name: args[1]}))
 		}}
 }
 
@@ -324,7 +330,7 @@ func volumeCreate() *cobra.Command {
 			if spec.Chunk, err = parseChunk(chunk); err != nil {
 				return err
 			}
-			return ask(cmd, "volume-create", spec, printVolume)
+			return tell(printVolume)(server().CreateVolume(cmd.Context(), spec))
 		}}
 	c.Flags().StringVar(&sizeText, "size", "", "size, such as 10GiB")
 	chunkFlag(c, &chunk)
@@ -349,7 +355,7 @@ func volumeImport() *cobra.Command {
 			if spec.Path, err = filepath.Abs(args[1]); err != nil {
 				return err
 			}
-			return work(cmd, "volume-import", spec, printCapture)
+			return work(cmd, printCapture)(server().ImportVolume(cmd.Context(), spec))
 		}}
 	c.Flags().StringVar(&spec.Bookmark, "bookmark", "", "a name for the point (default: made of the time)")
 	chunkFlag(c, &chunk)
@@ -358,7 +364,7 @@ func volumeImport() *cobra.Command {
 
 func volumeList() *cobra.Command {
 	return &cobra.Command{Use: "ls", Short: "List volumes", Args: takes(0), Example: "  tidemark volume ls", RunE: func(cmd *cobra.Command, _ []string) error {
-		return ask(cmd, "volumes", nil, func(list []tidemark.VolumeInfo) {
+		return printList(server().Volumes(cmd.Context()), func(list []tidemark.VolumeInfo) {
 			var rows [][]string
 			for _, v := range list {
 				rows = append(rows, []string{v.Name, size(v.Size), size(v.LogicalBytes), size(v.StoredBytes), when(v.Created)})
@@ -373,18 +379,18 @@ func printVolume(v tidemark.VolumeInfo) {
 }
 
 func volumeShow() *cobra.Command {
-	return &cobra.Command{Use: "show NAME", Short: "Describe a volume, or the disks of any application", Args: takes(0, aName), ValidArgsFunction: named("volumes"),
+	return &cobra.Command{Use: "show NAME", Short: "Describe a volume, or the disks of any application", Args: takes(0, aName), ValidArgsFunction: volumeNames,
 		Example: "  tidemark volume show legacy --json",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return ask(cmd, "volume", map[string]string{"name": args[0]}, printVolume)
+			return tell(printVolume)(server().Volume(cmd.Context(), args[0]))
 		}}
 }
 
 func volumeRemove() *cobra.Command {
-	return &cobra.Command{Use: "rm NAME", Short: "Delete a volume with all its points", Args: takes(0, aName), ValidArgsFunction: named("volumes"),
+	return &cobra.Command{Use: "rm NAME", Short: "Delete a volume with all its points", Args: takes(0, aName), ValidArgsFunction: volumeNames,
 		Example: "  tidemark volume rm scratch",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := server().Named(cmd.Context(), "volume-rm", args[0], nil); err != nil {
+			if err := server().RemoveVolume(cmd.Context(), args[0]); err != nil {
 				return err
 			}
 			return show(map[string]string{"name": args[0]}, func() { fmt.Println(args[0], "is deleted; `tidemark reclaim` gives its space back") })

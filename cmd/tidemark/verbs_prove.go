@@ -47,7 +47,7 @@ returns a boolean, that must be true.`,
 			if cmd.Flags().Changed("seed") && random == "" {
 				return usage(fmt.Errorf("--seed goes with --random"))
 			}
-			return work(cmd, "prove", spec, printProof)
+			return work(cmd, printProof)(server().Prove(cmd.Context(), spec))
 		}}
 	f := c.Flags()
 	f.StringVar(&spec.Probe, "probe", "", "a program or SQL file of the directory probes")

@@ -24,10 +24,10 @@ Nothing is lost: what it held until now is kept as a bookmark, which is printed.
 			if spec.Ref = args[0]; spec.Undo && strings.Contains(spec.Ref, "@") {
 				return usage(errors.New("--undo goes to the point before the last rewind: leave the point out, or --undo"))
 			}
-			return work(cmd, "rewind", spec, func(r tidemark.Rewound) {
+			return work(cmd, func(r tidemark.Rewound) {
 				fmt.Printf("%s is again what it was at %s: %s written back in %s\n", r.Name, when(r.Time), size(r.ChangedBytes), seconds(r.Seconds))
 				fmt.Printf("what it held until now is %s@%s; tidemark rewind --undo %s takes it back\n", r.Name, r.Before, r.Name)
-			})
+			})(server().Rewind(cmd.Context(), spec))
 		}}
 	c.Flags().BoolVar(&spec.Undo, "undo", false, "go to the point before the last rewind")
 	return c
@@ -35,7 +35,7 @@ Nothing is lost: what it held until now is kept as a bookmark, which is printed.
 
 // rewindable completes with clones and volumes.
 func rewindable(cmd *cobra.Command, args []string, part string) ([]string, cobra.ShellCompDirective) {
-	v, d := named("volumes")(cmd, args, part)
-	k, _ := named("clones")(cmd, args, part)
+	v, d := volumeNames(cmd, args, part)
+	k, _ := cloneNames(cmd, args, part)
 	return append(v, k...), d
 }

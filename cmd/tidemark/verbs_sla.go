@@ -12,7 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"tidemark"
-	"tidemark/control"
+	"tidemark/client"
 	"tidemark/policy"
 )
 
@@ -33,7 +33,7 @@ is changed. Applications that were not protected are, by jobs.`,
 			if err != nil {
 				return err
 			}
-			return ask(cmd, "apply", tidemark.ApplySpec{Documents: documents, DryRun: dry}, printApplied)
+			return tell(printApplied)(server().Apply(cmd.Context(), tidemark.ApplySpec{Documents: documents, DryRun: dry}))
 		}}
 	c.Flags().StringArrayVarP(&files, "file", "f", nil, "`FILE` of documents; - for standard input")
 	c.Flags().BoolVar(&dry, "dry-run", false, "only say what would be changed")
@@ -73,7 +73,7 @@ func readDocument(name string) ([]byte, error) {
 	return bytes.TrimPrefix(data, []byte("\xef\xbb\xbf")), err
 }
 
-func printApplied(a control.Applied) {
+func printApplied(a policy.Applied) {
 	changed := 0
 	for _, x := range a.Changes {
 		if x.Action != policy.ActionLeave {
@@ -101,7 +101,9 @@ func slaCommand() *cobra.Command {
 is kept, and why if it is not. RPO is how much may be lost, RTO how long a
 recovery may take: promised, and measured.`,
 		Example: "  tidemark sla\n  tidemark sla --json\n  tidemark sla set orders gold\n  tidemark sla templates --yaml >templates.yaml",
-		RunE:    func(cmd *cobra.Command, _ []string) error { return ask(cmd, "sla", nil, printCompliance) }}
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return tell(printCompliance)(server().Compliance(cmd.Context()))
+		}}
 	c.AddCommand(slaSet(), slaTemplates(), slaRemove())
 	return c
 }
@@ -131,14 +133,14 @@ func objective(o policy.Objective) string {
 }
 
 func slaSet() *cobra.Command {
-	return &cobra.Command{Use: "set APP TEMPLATE|none", Short: "Give an application or clone a template, or none", Args: takes(0, aName, aName), ValidArgsFunction: named("applications"),
+	return &cobra.Command{Use: "set APP TEMPLATE|none", Short: "Give an application or clone a template, or none", Args: takes(0, aName, aName), ValidArgsFunction: appNames,
 		Example: "  tidemark sla set orders gold\n  tidemark sla set scratch none",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			spec := tidemark.SLASpec{Application: args[0], Template: args[1]}
 			if spec.Template == "none" {
 				spec.Template = ""
 			}
-			if err := server().Do(cmd.Context(), "sla-set", spec, nil); err != nil {
+			if err := server().SetSLA(cmd.Context(), spec); err != nil {
 				return err
 			}
 			return show(spec, func() {
@@ -155,8 +157,8 @@ func slaTemplates() *cobra.Command {
 	var asYAML bool
 	c := &cobra.Command{Use: "templates", Short: "List SLA templates", Args: takes(0), Example: "  tidemark sla templates\n  tidemark sla templates --yaml",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			var list []policy.Template
-			if err := server().Do(cmd.Context(), "templates", nil, &list); err != nil {
+			list, err := client.Collect(server().Templates(cmd.Context()))
+			if err != nil {
 				return err
 			}
 			if asYAML {
@@ -190,7 +192,7 @@ func printTemplates(list []policy.Template) {
 func slaRemove() *cobra.Command {
 	return &cobra.Command{Use: "rm TEMPLATE", Short: "Forget a template that no application has", Args: takes(0, aName), Example: "  tidemark sla rm bronze",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := server().Named(cmd.Context(), "template-rm", args[0], nil); err != nil {
+			if err := server().RemoveTemplate(cmd.Context(), args[0]); err != nil {
 				return err
 			}
 			return show(map[string]string{"name": args[0]}, func() { fmt.Println(args[0], "is forgotten") })

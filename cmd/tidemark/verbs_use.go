@@ -1,9 +1,9 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"tidemark"
+	"tidemark/client"
 )
 
 // pointsCommand prints, with --json, the list of points alone: scripts rely on that.
@@ -19,12 +20,9 @@ func pointsCommand() *cobra.Command {
 	c := &cobra.Command{Use: "points APP", Short: "List recoverable points and intervals", Args: takes(0, aName), ValidArgsFunction: anyName,
 		Example: "  tidemark points orders\n  tidemark points orders --intervals --json | jq .gaps",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			var p tidemark.Points
-			if err := server().Named(cmd.Context(), "points", args[0], &p); err != nil {
+			p, err := pointsOf(cmd.Context(), server(), args[0])
+			if err != nil {
 				return err
-			}
-			if p.Points == nil {
-				p.Points = []tidemark.RecoveryPoint{}
 			}
 			var facts any = p.Points
 			if intervals {
@@ -34,6 +32,16 @@ func pointsCommand() *cobra.Command {
 		}}
 	c.Flags().BoolVar(&intervals, "intervals", false, "with --json: also the times of which any point can be had, and the gaps")
 	return c
+}
+
+// pointsOf asks for all that can be recovered of an application.
+func pointsOf(ctx context.Context, c *client.Client, app string) (p tidemark.Points, err error) {
+	if p.Points, err = client.Collect(c.Points(ctx, app)); err != nil {
+		return p, err
+	}
+	any, err := c.Intervals(ctx, app)
+	p.Application, p.Covered, p.Gaps = app, any.Covered, any.Gaps
+	return p, err
 }
 
 func printPoints(p tidemark.Points) {
@@ -82,7 +90,7 @@ func exportCommand() *cobra.Command {
 					return err
 				}
 			}
-			return ask(cmd, "export", spec, func(e tidemark.Export) { fmt.Println(e.URI) })
+			return tell(func(e tidemark.Export) { fmt.Println(e.URI) })(server().Export(cmd.Context(), spec))
 		}}
 	diskFlag(c, &spec.Disk)
 	c.Flags().BoolVar(&spec.Writable, "writable", false, "writes go to the volume or clone")
@@ -94,7 +102,7 @@ func exportCommand() *cobra.Command {
 
 func exportsCommand() *cobra.Command {
 	return &cobra.Command{Use: "exports", Short: "List what is served over NBD", Args: takes(0), Example: "  tidemark exports", RunE: func(cmd *cobra.Command, _ []string) error {
-		return ask(cmd, "exports", nil, func(list []tidemark.Export) {
+		return printList(server().Exports(cmd.Context()), func(list []tidemark.Export) {
 			var rows [][]string
 			for _, e := range list {
 				rows = append(rows, []string{e.Name, e.Ref, e.Disk, size(e.Size), e.URI})
@@ -105,10 +113,10 @@ func exportsCommand() *cobra.Command {
 }
 
 func unexportCommand() *cobra.Command {
-	return &cobra.Command{Use: "unexport NAME", Short: "End an export", Args: takes(0, aName), ValidArgsFunction: named("exports"),
+	return &cobra.Command{Use: "unexport NAME", Short: "End an export", Args: takes(0, aName), ValidArgsFunction: exportNames,
 		Example: "  tidemark unexport scratch",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := server().Named(cmd.Context(), "unexport", args[0], nil); err != nil {
+			if err := server().Unexport(cmd.Context(), args[0]); err != nil {
 				return err
 			}
 			return show(map[string]string{"name": args[0]}, func() { fmt.Println(args[0], "is no longer exported") })
@@ -117,7 +125,8 @@ func unexportCommand() *cobra.Command {
 
 func mountCommand() *cobra.Command {
 	var spec tidemark.MountSpec
-	c := &cobra.Command{Use: "mount APP[@POINT] [DIR]", Short: "Attach a point to a host as a disk, and mount its file system on DIR", Args: takes(1, aRef, aAny), ValidArgsFunction: anyName,
+	var life string
+	c := &cobra.Command{Use: "mount APP[@POINT] [DIR]", Short: "Attach a point to a host as a disk, and mount its files on DIR", Args: takes(1, aRef, aAny), ValidArgsFunction: anyName,
 		Example: "  tidemark mount files@-2h /mnt/files\n  tidemark mount files@-2h /mnt/files --host db1\n  tidemark mount orders@nightly --disk data --name look",
 		Long:    "Attach a point as a disk to the server's host, or with --host to one whose agent\nhas joined, and mount its file system on the empty directory DIR there, if one\nis given. What is written goes to the mount, never to the point, and is gone\nwith `tidemark unmount`.",
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
@@ -138,10 +147,14 @@ func mountCommand() *cobra.Command {
 			default:
 				spec.Path = filepath.Clean(args[1])
 			}
-			return ask(cmd, "mount", spec, func(m tidemark.Mount) {
+			if spec.Lifetime, err = parseSeconds("for", life); err != nil {
+				return usage(err)
+			}
+			return tell(func(m tidemark.Mount) {
 				fmt.Printf("%s  %s  %s  %s  in %s\n", m.Name, m.Ref, onHost(m.Host, m.Device), dash(m.Path), seconds(m.Seconds))
-			})
+			})(server().Mount(cmd.Context(), spec))
 		}}
+	expiry(c, &life)
 	diskFlag(c, &spec.Disk)
 	hostFlag(c, &spec.Host, "the host to attach it to (default: the server's own)")
 	c.Flags().BoolVar(&spec.ReadOnly, "read-only", false, "mount the file system read-only")
@@ -151,7 +164,7 @@ func mountCommand() *cobra.Command {
 
 func mountsCommand() *cobra.Command {
 	return &cobra.Command{Use: "mounts", Short: "List mounts", Args: takes(0), Example: "  tidemark mounts", RunE: func(cmd *cobra.Command, _ []string) error {
-		return ask(cmd, "mounts", nil, func(list []tidemark.Mount) {
+		return printList(server().Mounts(cmd.Context()), func(list []tidemark.Mount) {
 			var rows [][]string
 			for _, m := range list {
 				rows = append(rows, []string{m.Name, m.Ref, m.Disk, dash(m.Host), m.Device, m.State, when(m.Since), dash(m.Path)})
@@ -162,15 +175,12 @@ func mountsCommand() *cobra.Command {
 }
 
 func unmountCommand() *cobra.Command {
-	return &cobra.Command{Use: "unmount NAME|DIR", Short: "Take a mount back; what was written to it is gone", Args: takes(0, aAny), ValidArgsFunction: named("mounts"),
+	return &cobra.Command{Use: "unmount NAME|DIR", Short: "Take a mount back; what was written to it is gone", Args: takes(0, aAny), ValidArgsFunction: mountNames,
 		Example: "  tidemark unmount /mnt/files",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			err := server().Named(cmd.Context(), "unmount", args[0], nil)
-			if tidemark.KindOf(err) == tidemark.NotFound {
-				dir, e := filepath.Abs(args[0])
-				if e == nil && isDir(dir) {
-					err = server().Named(cmd.Context(), "unmount", dir, nil)
-				}
+			name, err := mountAt(cmd, args[0])
+			if err == nil {
+				err = server().Unmount(cmd.Context(), name)
 			}
 			if err != nil {
 				return err
@@ -179,9 +189,27 @@ func unmountCommand() *cobra.Command {
 		}}
 }
 
-func isDir(path string) bool {
-	st, err := os.Stat(path)
-	return err == nil && st.IsDir()
+// mountAt returns the name of the mount that somebody means by its name or its directory.
+func mountAt(cmd *cobra.Command, what string) (string, error) {
+	dir, err := filepath.Abs(what)
+	if err != nil {
+		return "", err
+	}
+	named := ""
+	for m, err := range server().Mounts(cmd.Context()) {
+		switch {
+		case err != nil:
+			return "", err
+		case m.Name == what:
+			return what, nil
+		case m.Path != "" && (m.Path == what || m.Path == dir):
+			named = m.Name
+		}
+	}
+	if named == "" {
+		return "", tidemark.Errorf(tidemark.NotFound, "there is no mount %q", what).WithHint("`tidemark mounts` lists them")
+	}
+	return named, nil
 }
 
 // onHost names what is on a host.
@@ -202,25 +230,31 @@ func printClone(k tidemark.Clone) {
 
 func cloneCommand() *cobra.Command {
 	var spec tidemark.CloneSpec
+	var life string
 	c := &cobra.Command{Use: "clone APP[@POINT] NAME", Short: "A thin writable copy, with its application up", Args: takes(0, aRef, aName), ValidArgsFunction: anyName,
 		Example: "  tidemark clone orders dev\n  tidemark clone orders@2026-11-23T14:03:07 before --port 6000\n  tidemark clone orders fixed --to 0/3000060\n  tidemark clone dev dev2\n  tidemark clone orders test --host db2 --listen 10.0.0.7",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			spec.Ref, spec.Name = args[0], args[1]
-			return work(cmd, "clone", spec, printClone)
+			var err error
+			if spec.Lifetime, err = parseSeconds("for", life); err != nil {
+				return usage(err)
+			}
+			return work(cmd, printClone)(server().Clone(cmd.Context(), spec))
 		}}
+	expiry(c, &life)
 	c.Flags().IntVar(&spec.Port, "port", 0, "the database's port (default: a free one)")
 	c.Flags().StringVar(&spec.To, "to", "", "replay the log to a time, a log position, or latest")
 	hostFlag(c, &spec.Host, "the host to bring it up on (default: the server's own)")
 	c.Flags().StringVar(&spec.Listen, "listen", "", "an IP address of its host on which the database can be reached from others, with passwords")
-	c.AddCommand(cloneRemove(), cloneList("ls"))
+	c.AddCommand(cloneRemove(), cloneList("ls"), cloneExtend(), cloneShare())
 	return c
 }
 
 func cloneRemove() *cobra.Command {
-	return &cobra.Command{Use: "rm NAME", Short: "Stop a clone and delete it; clones of it stay", Args: takes(0, aName), ValidArgsFunction: named("clones"),
+	return &cobra.Command{Use: "rm NAME", Short: "Stop a clone and delete it; clones of it stay", Args: takes(0, aName), ValidArgsFunction: cloneNames,
 		Example: "  tidemark clone rm dev",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := server().Named(cmd.Context(), "clone-rm", args[0], nil); err != nil {
+			if err := server().RemoveClone(cmd.Context(), args[0]); err != nil {
 				return err
 			}
 			return show(map[string]string{"name": args[0]}, func() { fmt.Println(args[0], "is deleted") })
@@ -231,7 +265,7 @@ func clonesCommand() *cobra.Command { return cloneList("clones") }
 
 func cloneList(use string) *cobra.Command {
 	return &cobra.Command{Use: use, Short: "List clones", Args: takes(0), Example: "  tidemark clones", RunE: func(cmd *cobra.Command, _ []string) error {
-		return ask(cmd, "clones", nil, func(list []tidemark.Clone) {
+		return printList(server().Clones(cmd.Context()), func(list []tidemark.Clone) {
 			var rows [][]string
 			for _, k := range list {
 				rows = append(rows, []string{k.Name, k.Source, dash(k.Host), k.State, port(k.Port), size(k.OwnBytes), k.Connection})
@@ -249,7 +283,7 @@ func port(n int) string {
 }
 
 func refreshCommand() *cobra.Command {
-	return &cobra.Command{Use: "refresh NAME[@POINT]", Short: "Make a clone anew from its source, under the same name and port", Args: takes(0, aRef), ValidArgsFunction: named("clones"),
+	return &cobra.Command{Use: "refresh NAME[@POINT]", Short: "Make a clone anew from its source, under the same name and port", Args: takes(0, aRef), ValidArgsFunction: cloneNames,
 		Example: "  tidemark refresh dev\n  tidemark refresh dev@nightly",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			r, err := tidemark.ParseRef(args[0])
@@ -260,7 +294,7 @@ func refreshCommand() *cobra.Command {
 			if !r.Point.Latest() {
 				spec.Point = r.Point.String()
 			}
-			return work(cmd, "refresh", spec, printClone)
+			return work(cmd, printClone)(server().Refresh(cmd.Context(), spec))
 		}}
 }
 
@@ -276,7 +310,7 @@ What they held until then becomes a clone; to restore that in place undoes it.`,
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			spec.Ref = args[0]
 			if spec.InPlace && spec.To == "" {
-				return work(cmd, "restore", spec, printTakenBack)
+				return work(cmd, printTakenBack)(server().Restore(cmd.Context(), spec))
 			}
 			if spec.To == "" || spec.InPlace {
 				return usage(errors.New("give --to with a new file, a device, or an empty directory, or else --in-place"))
@@ -284,18 +318,12 @@ What they held until then becomes a clone; to restore that in place undoes it.`,
 			if spec.To, err = filepath.Abs(spec.To); err != nil {
 				return err
 			}
-			return work(cmd, "restore", spec, func(r struct {
-				Ref     string   `json:"ref"`
-				To      string   `json:"to"`
-				Bytes   int64    `json:"bytes"`
-				Seconds float64  `json:"seconds"`
-				Notes   []string `json:"notes,omitempty"`
-			}) {
+			return work(cmd, func(r tidemark.Restored) {
 				fmt.Printf("%s is restored to %s: %s in %s\n", r.Ref, r.To, size(r.Bytes), seconds(r.Seconds))
 				for _, n := range r.Notes {
 					fmt.Println("note:", n)
 				}
-			})
+			})(server().Restore(cmd.Context(), spec))
 		}}
 	diskFlag(c, &spec.Disk)
 	c.Flags().StringVar(&spec.To, "to", "", "a new file, a device, or an empty directory")
@@ -304,16 +332,7 @@ What they held until then becomes a clone; to restore that in place undoes it.`,
 	return c
 }
 
-// takenBack is the result of a restore in place.
-type takenBack struct {
-	Ref     string  `json:"ref"`
-	To      string  `json:"to"`
-	Before  string  `json:"before"`
-	Changed int64   `json:"changed_bytes"`
-	Seconds float64 `json:"seconds"`
-}
-
-func printTakenBack(r takenBack) {
+func printTakenBack(r tidemark.RestoredInPlace) {
 	fmt.Printf("%s is what it was at %s: %s differed, in %s\n", r.To, r.Ref, size(r.Changed), seconds(r.Seconds))
 	app, _, _ := strings.Cut(r.Ref, "@")
 	fmt.Printf("what it held is the clone %s; to undo this: tidemark restore %s@%s --in-place\n", r.Before, app, r.Before)
@@ -325,14 +344,14 @@ func diffCommand() *cobra.Command {
 		Example: "  tidemark diff scratch@monday scratch@tuesday",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			spec.A, spec.B = args[0], args[1]
-			return ask(cmd, "diff", spec, func(d tidemark.Diff) {
+			return tell(func(d tidemark.Diff) {
 				var rows [][]string
 				for _, e := range d.Extents {
 					rows = append(rows, []string{e.Disk, strconv.FormatInt(e.Off, 10), strconv.FormatInt(e.Len, 10)})
 				}
 				table("DISK OFFSET LENGTH", rows)
 				fmt.Printf("%s in %d extents\n", size(d.ChangedBytes), len(d.Extents))
-			})
+			})(server().Diff(cmd.Context(), spec))
 		}}
 	diskFlag(c, &spec.Disk)
 	return c

@@ -89,8 +89,8 @@ func (s *stage) cutProof(t *testing.T, step string, cut func()) (done bool) {
 	at := ""
 	server := client.New(filepath.Join(s.data, "tidemark.sock")) // a command would be too slow for short steps
 	for end := time.Now().Add(time.Minute); ; {
-		var jobs []tidemark.Job
-		if err := server.Do(t.Context(), "jobs", nil, &jobs); err != nil {
+		jobs, err := client.Collect(client.First(1, server.Jobs(t.Context(), tidemark.JobFilter{})))
+		if err != nil {
 			t.Fatal(err)
 		}
 		j := jobs[0]

@@ -115,27 +115,29 @@ func (s *stage) client() *client.Client {
 // enqueue asks for a job at random. What is not acknowledged, because the server is killed, is no promise.
 func (q *queueing) enqueue(name string) error {
 	a := asked{}
-	var verb string
-	var req any
-	switch q.rng.IntN(7) {
-	case 0:
-		verb, req, a.marks = "capture", tidemark.CaptureSpec{Application: "files", Bookmark: name}, "files@"+name
-	case 1:
-		verb, req, a.marks = "capture", tidemark.CaptureSpec{Application: "dev", Bookmark: name}, ""
-	case 2:
-		verb, req = "refresh", tidemark.RefreshSpec{Name: "dev"}
-	case 3:
-		verb, req, a.marks = "volume-import", tidemark.ImportSpec{Name: "vol", Path: q.image, Bookmark: name}, "vol@"+name
-	case 4:
-		verb, req, a.makes = "clone", tidemark.CloneSpec{Ref: "files@first", Name: name}, name
-	case 5:
-		verb = "reclaim"
-	case 6:
-		verb, req = "verify", map[string]string{"name": ""}
-	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	err := q.client().Do(ctx, verb, req, &a.Job)
+	c := q.client()
+	var err error
+	switch q.rng.IntN(7) {
+	case 0:
+		a.marks = "files@" + name
+		a.Job, err = c.Capture(ctx, tidemark.CaptureSpec{Application: "files", Bookmark: name})
+	case 1:
+		a.Job, err = c.Capture(ctx, tidemark.CaptureSpec{Application: "dev", Bookmark: name})
+	case 2:
+		a.Job, err = c.Refresh(ctx, tidemark.RefreshSpec{Name: "dev"})
+	case 3:
+		a.marks = "vol@" + name
+		a.Job, err = c.ImportVolume(ctx, tidemark.ImportSpec{Name: "vol", Path: q.image, Bookmark: name})
+	case 4:
+		a.makes = name
+		a.Job, err = c.Clone(ctx, tidemark.CloneSpec{Ref: "files@first", Name: name})
+	case 5:
+		a.Job, err = c.Reclaim(ctx)
+	case 6:
+		a.Job, err = c.Verify(ctx, tidemark.VerifySpec{})
+	}
 	if err == nil {
 		q.asked = append(q.asked, a)
 	}
@@ -352,9 +354,9 @@ func TestCatalogAway(t *testing.T) {
 		if err := q.enqueue(fmt.Sprintf("o%d", i)); err != nil && tidemark.KindOf(err) != tidemark.NotFound {
 			t.Fatal(err)
 		}
-		var running tidemark.Job
 		q.change()
-		if err := q.client().Do(context.Background(), "volume-import", tidemark.ImportSpec{Name: "vol", Path: q.image, Bookmark: fmt.Sprint("away", i)}, &running); err != nil {
+		running, err := q.client().ImportVolume(context.Background(), tidemark.ImportSpec{Name: "vol", Path: q.image, Bookmark: fmt.Sprint("away", i)})
+		if err != nil {
 			t.Fatal(err)
 		}
 		db.stop(sig)

@@ -1,0 +1,205 @@
+package api
+
+import (
+	"context"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"tidemark"
+	"tidemark/control"
+)
+
+// metrics is what Prometheus is told. Labels are operations, kinds, states, statuses and the names of applications: no more than there are.
+type metrics struct {
+	handler  http.Handler
+	requests *prometheus.CounterVec
+	took     *prometheus.HistogramVec
+}
+
+func newMetrics(c *control.Control) *metrics {
+	m := &metrics{
+		requests: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "tidemark_http_requests_total", Help: "Requests that were answered, by operation and status."}, []string{"operation", "code"}),
+		took: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "tidemark_http_request_duration_seconds", Help: "How long answers took, by operation. Streams are not among them.",
+			Buckets: []float64{0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30}}, []string{"operation"}),
+	}
+	r := prometheus.NewRegistry()
+	r.MustRegister(m.requests, m.took, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), &state{c: c})
+	m.handler = promhttp.HandlerFor(r, promhttp.HandlerOpts{ErrorHandling: promhttp.ContinueOnError})
+	return m
+}
+
+// answered counts an answer.
+func (m *metrics) answered(o operation, status int, begun time.Time) {
+	if status == 0 { // nothing was said, which the library makes a 200
+		status = http.StatusOK
+	}
+	m.requests.WithLabelValues(o.id, strconv.Itoa(status)).Inc()
+	if !o.stream {
+		m.took.WithLabelValues(o.id).Observe(time.Since(begun).Seconds())
+	}
+}
+
+// scrapeTime is how long the state of the server may take.
+const scrapeTime = 10 * time.Second
+
+// state tells how the server is when it is asked.
+type state struct{ c *control.Control }
+
+func describe(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc("tidemark_"+name, help, labels, nil)
+}
+
+var (
+	buildInfo      = describe("build_info", "1, and the version.", "version")
+	warnings       = describe("warnings", "What an operator should look at now: tidemark status says it.")
+	applications   = describe("applications", "Applications and volumes.")
+	clones         = describe("clones", "Clones.")
+	mounts         = describe("mounts", "Mounts.")
+	exports        = describe("exports", "Exports.")
+	newestPoint    = describe("application_newest_point_timestamp_seconds", "The time of the newest point of an application: time() minus it is its age.", "application")
+	coveredUntil   = describe("application_covered_until_timestamp_seconds", "Until when any point of an application can be had, where its log or its writes come by themselves.", "application")
+	tapFollowing   = describe("tap_following", "1 if every write of the application arrives.", "application")
+	tapLag         = describe("tap_lag_seconds", "The age of the oldest write that has not arrived.", "application")
+	tapLost        = describe("tap_lost_bytes", "What has to be read from the disks again.", "application")
+	tapQueued      = describe("tap_queued_bytes", "What is on its way.", "application")
+	capturedRead   = describe("captured_read_bytes_total", "What captures and imports read of sources.", "application")
+	capturedDiffer = describe("captured_changed_bytes_total", "What captures and imports found changed.", "application")
+	capturedStored = describe("captured_stored_bytes_total", "What captures and imports added to the pool.", "application")
+	poolPhysical   = describe("pool_physical_bytes", "What the pool takes.")
+	poolLogical    = describe("pool_logical_bytes", "What all points of all disks would take as full copies, without holes.")
+	poolFree       = describe("pool_free_bytes", "What is free where the data directory lies.")
+	poolHealthy    = describe("pool_healthy", "1 if the pool's health is ok.")
+	journalBytes   = describe("journal_bytes", "What the journals take.")
+	journalArchive = describe("journal_archived_bytes", "What of the journals was moved into the pool.")
+	k              = describe("k", "The most layers and segments touched to materialise any point now.")
+	kLimit         = describe("k_limit", "The bound of k.")
+	jobsNow        = describe("jobs", "Jobs that have not ended, by kind and state.", "kind", "state")
+	jobsTook       = describe("job_duration_seconds", "How long jobs took that have ended, by kind and how they ended.", "kind", "state")
+)
+
+// Describe implements [prometheus.Collector]. What is told depends on what there is.
+func (s *state) Describe(ch chan<- *prometheus.Desc) { ch <- buildInfo }
+
+// Collect implements [prometheus.Collector].
+func (s *state) Collect(ch chan<- prometheus.Metric) {
+	ctx, cancel := context.WithTimeout(context.Background(), scrapeTime)
+	defer cancel()
+	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	}
+	gauge(buildInfo, 1, tidemark.Version)
+	if err := s.server(ctx, gauge); err != nil {
+		ch <- prometheus.NewInvalidMetric(poolHealthy, err)
+	}
+	if err := s.jobs(ctx, ch, gauge); err != nil {
+		ch <- prometheus.NewInvalidMetric(jobsNow, err)
+	}
+	for app, n := range s.c.Captured() {
+		for d, v := range map[*prometheus.Desc]int64{capturedRead: n.Read, capturedDiffer: n.Changed, capturedStored: n.Stored} {
+			ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), app)
+		}
+	}
+}
+
+type gauge = func(d *prometheus.Desc, v float64, labels ...string)
+
+// server tells what the status says.
+func (s *state) server(ctx context.Context, tell gauge) error {
+	st, err := s.c.Status(ctx)
+	if err != nil {
+		return err
+	}
+	served, err := s.c.Exports(ctx)
+	if err != nil {
+		return err
+	}
+	tell(warnings, float64(len(st.Warnings)))
+	tell(applications, float64(len(st.Applications)))
+	tell(clones, float64(len(st.Clones)))
+	tell(mounts, float64(len(st.Mounts)))
+	tell(exports, float64(len(served)))
+	tell(poolPhysical, float64(st.Pool.PhysicalBytes))
+	tell(poolLogical, float64(st.Pool.LogicalBytes))
+	tell(poolFree, float64(st.Pool.FreeBytes))
+	tell(poolHealthy, is(st.Pool.Health == "ok"))
+	tell(journalBytes, float64(st.Pool.JournalBytes))
+	tell(journalArchive, float64(st.Pool.ArchivedBytes))
+	tell(k, float64(st.K))
+	tell(kLimit, float64(st.KLimit))
+	for _, a := range st.Applications {
+		tellApplication(a, tell)
+	}
+	return nil
+}
+
+func tellApplication(a tidemark.Application, tell gauge) {
+	if a.Latest != nil {
+		tell(newestPoint, seconds(a.Latest.Time), a.Name)
+	}
+	if a.Covered != nil && !a.Covered.To.IsZero() {
+		tell(coveredUntil, seconds(a.Covered.To), a.Name)
+	}
+	if a.Tap != nil {
+		tell(tapFollowing, is(a.Tap.State == tidemark.TapFollowing), a.Name)
+		tell(tapLag, a.Tap.Lag, a.Name)
+		tell(tapLost, float64(a.Tap.LostBytes), a.Name)
+		tell(tapQueued, float64(a.Tap.QueuedBytes), a.Name)
+	}
+}
+
+// jobs tells how many there are, and how long they took.
+func (s *state) jobs(ctx context.Context, ch chan<- prometheus.Metric, tell gauge) error {
+	counts, err := s.c.CountJobs(ctx)
+	if err != nil {
+		return err
+	}
+	for _, n := range counts {
+		switch n.State {
+		case tidemark.JobDone, tidemark.JobFailed, tidemark.JobCancelled:
+			ch <- prometheus.MustNewConstSummary(jobsTook, uint64(n.Jobs), n.Took.Seconds(), nil, n.Kind, string(n.State))
+		default:
+			tell(jobsNow, float64(n.Jobs), n.Kind, string(n.State))
+		}
+	}
+	return nil
+}
+
+func is(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+func seconds(t time.Time) float64 { return float64(t.UnixNano()) / 1e9 }
+
+func (s *server) sendMetrics(w http.ResponseWriter, r *http.Request) {
+	leave := s.c.Enter()
+	defer leave()
+	s.metrics.handler.ServeHTTP(w, r)
+}
+
+// sendHealth answers as long as the process lives.
+func (s *server) sendHealth(w http.ResponseWriter, _ *http.Request) { s.sendText(w, "ok\n") }
+
+// sendReady answers whether requests can be.
+func (s *server) sendReady(w http.ResponseWriter, r *http.Request) {
+	if err := s.c.Ready(r.Context()); err != nil {
+		e := tidemark.Errorf(tidemark.Unavailable, "the server is not ready: %w", err)
+		s.fail(w, e)
+		return
+	}
+	s.sendText(w, "ready\n")
+}
+
+func (s *server) sendText(w http.ResponseWriter, text string) {
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	if _, err := w.Write([]byte(text)); err != nil {
+		s.log.Debug("a client went away", "error", err)
+	}
+}

@@ -1,0 +1,366 @@
+package api
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"tidemark"
+	"tidemark/access"
+	"tidemark/catalog"
+	"tidemark/control"
+)
+
+// How long a session lasts, and unused.
+const (
+	sessionLife = 12 * time.Hour
+	sessionIdle = 2 * time.Hour
+)
+
+// userName is the name of a user, in a path.
+type userName string
+
+// Schema says what names of users are. The rule itself is that of [access.CheckUser] alone.
+func (userName) Schema(huma.Registry) *huma.Schema {
+	least, most := 1, access.MaxSubject
+	return &huma.Schema{Type: huma.TypeString, MinLength: &least, MaxLength: &most}
+}
+
+// Resolve refuses what is no name.
+func (n userName) Resolve(huma.Context) []error { return oneError(access.CheckUser(string(n))) }
+
+// groupName is the name of a group of users, in a path.
+type groupName string
+
+// Schema says what names of groups are. The rule itself is that of [access.CheckGroup] alone.
+func (groupName) Schema(r huma.Registry) *huma.Schema { return userName("").Schema(r) }
+
+// Resolve refuses what is no name.
+func (n groupName) Resolve(huma.Context) []error { return oneError(access.CheckGroup(string(n))) }
+
+func oneError(err error) []error {
+	if err != nil {
+		return []error{err}
+	}
+	return nil
+}
+
+// What is read of requests about users.
+type (
+	ofUser struct {
+		User userName `path:"user" doc:"The user."`
+	}
+
+	ofUserAndBody[T any] struct {
+		User userName `path:"user" doc:"The user."`
+		Body T
+	}
+
+	ofGroup struct {
+		Group groupName `path:"group" doc:"The group of users."`
+	}
+
+	ofMember struct {
+		Group groupName `path:"group" doc:"The group of users."`
+		User  userName  `path:"user" doc:"The user."`
+	}
+)
+
+// manage is the rule of what changes who may do what.
+var manage = may(access.AccessManage, access.KindAccess)
+
+// accessTable is who may do what.
+func accessTable() []operation {
+	return append(append(selfTable(), userTable()...), grantTable()...)
+}
+
+func selfTable() []operation {
+	return []operation{
+		by(operation{id: "login", method: http.MethodPost, path: "/v1/login", tag: "Access", summary: "Begin a session with a password",
+			description: "The answer has a secret, which lasts for 12 hours, and for 2 hours unused.", status: http.StatusOK, errors: []tidemark.Kind{tidemark.Invalid, tidemark.Denied, tidemark.Unavailable}, rule: open}, (*server).login),
+		by(operation{id: "logout", method: http.MethodPost, path: "/v1/logout", tag: "Access", summary: "End the session",
+			description: "Its secret is good for nothing any more.", status: http.StatusNoContent, errors: []tidemark.Kind{tidemark.Invalid, tidemark.Denied}, rule: self}, (*server).logout),
+		get(operation{id: "get-self", method: http.MethodGet, path: "/v1/self", tag: "Access", summary: "Who asks, and what was granted to him",
+			description: "As the server knows it.", errors: []tidemark.Kind{tidemark.Denied}, rule: self},
+			func(ctx context.Context, _ *control.Control, _ *none) (access.Self, error) {
+				who := callerOf(ctx)
+				me := access.Self{User: who.principal.User, Groups: who.principal.Groups, Method: who.principal.Method, Token: who.principal.Token, Grants: who.grants}
+				if me.Grants == nil {
+					me.Grants = []access.Grant{}
+				}
+				return me, nil
+			}),
+		raw(operation{id: "get-authority", method: http.MethodGet, path: "/v1/authority", tag: "Access", summary: "The certificate by which clients know the server",
+			description: "As PEM. Who fetches it over the network has to compare it with what the server's administrator has.", errors: []tidemark.Kind{tidemark.NotFound}, rule: open},
+			"application/x-pem-file", (*server).sendAuthority),
+		get(operation{id: "list-tokens", method: http.MethodGet, path: "/v1/tokens", tag: "Access", summary: "API tokens",
+			description: "Without their secrets. The list is whole: it has no parts.", errors: missing, rule: may(access.TokenView, access.KindToken, "query.user")},
+			func(ctx context.Context, c *control.Control, in *struct {
+				User string `query:"user" doc:"Whose; missing: one's own, and at the socket those of all."`
+			}) ([]access.Token, error) {
+				return c.Access().Tokens(ctx, orSelf(ctx, in.User))
+			}),
+		create(operation{id: "make-token", method: http.MethodPost, path: "/v1/tokens", tag: "Access", summary: "Make an API token",
+			description: "The answer has its secret, which is shown once.", errors: refused, secret: true, rule: may(access.TokenManage, access.KindToken, "body.user")},
+			func(_ *ofBody[access.TokenSpec], i tidemark.Issued) string { return "/v1/tokens/" + formatInt(i.ID) }, makeToken),
+		do(operation{id: "revoke-token", method: http.MethodDelete, path: "/v1/tokens/{id}", tag: "Access", summary: "End an API token",
+			description: "It is good for nothing any more.", errors: missing, rule: may(access.TokenManage, access.KindToken, "query.user")},
+			func(ctx context.Context, c *control.Control, in *struct {
+				ByID
+				User string `query:"user" doc:"Whose it is; missing: one's own, and at the socket anybody's."`
+			}) error {
+				return c.Access().RevokeToken(ctx, orSelf(ctx, in.User), in.ID)
+			}),
+	}
+}
+
+// orSelf is a user, or who asks.
+func orSelf(ctx context.Context, user string) string {
+	if user == "" {
+		return callerOf(ctx).principal.User
+	}
+	return user
+}
+
+func userTable() []operation {
+	return []operation{
+		get(operation{id: "list-users", method: http.MethodGet, path: "/v1/users", tag: "Access", summary: "Users",
+			description: "By name. The list is whole: it has no parts.", rule: may(access.AccessView, access.KindAccess)},
+			func(ctx context.Context, c *control.Control, _ *none) ([]tidemark.User, error) {
+				return c.Access().Users(ctx, "", mostPeople)
+			}),
+		createBy(operation{id: "add-user", method: http.MethodPost, path: "/v1/users", tag: "Access", summary: "Add a user",
+			description: "He can do nothing before he, or a group that he is in, has a grant.", errors: refused, rule: manage},
+			func(_ *ofBody[tidemark.UserSpec], u tidemark.User) string { return "/v1/users/" + u.Name }, (*server).addUser),
+		do(operation{id: "remove-user", method: http.MethodDelete, path: "/v1/users/{user}", tag: "Access", summary: "Remove a user",
+			description: "With his grants, tokens and sessions. While clones, mounts or exports belong to him he cannot be removed.", errors: refused, rule: manage},
+			func(ctx context.Context, c *control.Control, in *ofUser) error {
+				return c.Access().RemoveUser(ctx, string(in.User))
+			}),
+		do(operation{id: "change-user", method: http.MethodPatch, path: "/v1/users/{user}", tag: "Access", summary: "Shut a user out, or let him in again",
+			description: "At once, whatever secrets he has.", errors: refused, rule: manage},
+			func(ctx context.Context, c *control.Control, in *ofUserAndBody[tidemark.UserChange]) error {
+				return c.Access().SetDisabled(ctx, string(in.User), in.Body.Disabled)
+			}),
+		by(operation{id: "set-password", method: http.MethodPut, path: "/v1/users/{user}/password", tag: "Access", summary: "Set a password",
+			description: "One's own takes the old one, but at the socket.", status: http.StatusNoContent, errors: append([]tidemark.Kind{tidemark.Denied}, refused...), rule: may(access.TokenManage, access.KindToken, "path.user")}, (*server).setPassword),
+		get(operation{id: "list-user-groups", method: http.MethodGet, path: "/v1/user-groups", tag: "Access", summary: "Groups of users",
+			description: "By name, with their members. The list is whole: it has no parts.", rule: may(access.AccessView, access.KindAccess)}, userGroups),
+		do(operation{id: "add-user-group", method: http.MethodPut, path: "/v1/user-groups/{group}", tag: "Access", summary: "Add a group of users",
+			description: "A group of an OpenID provider counts if it was added here.", errors: refused, rule: manage},
+			func(ctx context.Context, c *control.Control, in *ofGroup) error {
+				return c.Access().AddGroup(ctx, string(in.Group))
+			}),
+		do(operation{id: "remove-user-group", method: http.MethodDelete, path: "/v1/user-groups/{group}", tag: "Access", summary: "Remove a group of users",
+			description: "With its grants. The users stay.", errors: refused, rule: manage},
+			func(ctx context.Context, c *control.Control, in *ofGroup) error {
+				return c.Access().RemoveGroup(ctx, string(in.Group))
+			}),
+		do(operation{id: "join-user-group", method: http.MethodPut, path: "/v1/user-groups/{group}/members/{user}", tag: "Access", summary: "Put a user into a group",
+			description: "That he is in it is fine.", errors: refused, rule: manage},
+			func(ctx context.Context, c *control.Control, in *ofMember) error {
+				return c.Access().Join(ctx, string(in.Group), string(in.User))
+			}),
+		do(operation{id: "leave-user-group", method: http.MethodDelete, path: "/v1/user-groups/{group}/members/{user}", tag: "Access", summary: "Take a user out of a group",
+			description: "That he is not in it is fine.", errors: refused, rule: manage},
+			func(ctx context.Context, c *control.Control, in *ofMember) error {
+				return c.Access().Leave(ctx, string(in.Group), string(in.User))
+			}),
+	}
+}
+
+// mostPeople bounds lists of users and grants, which are given whole.
+const mostPeople = 100_000
+
+func grantTable() []operation {
+	return []operation{
+		get(operation{id: "list-grants", method: http.MethodGet, path: "/v1/grants", tag: "Access", summary: "Grants",
+			description: "By number. The list is whole: it has no parts.", rule: may(access.AccessView, access.KindAccess)},
+			func(ctx context.Context, c *control.Control, _ *none) ([]access.Grant, error) {
+				return c.Access().Grants(ctx, 0, mostPeople)
+			}),
+		create(operation{id: "add-grant", method: http.MethodPost, path: "/v1/grants", tag: "Access", summary: "Give a user or group a role",
+			description: "Over everything, or over applications or hosts by names and patterns.", errors: refused, rule: manage},
+			func(_ *ofBody[access.Grant], g access.Grant) string { return "/v1/grants/" + formatInt(g.ID) },
+			func(ctx context.Context, c *control.Control, in *ofBody[access.Grant]) (g access.Grant, err error) {
+				g = in.Body
+				g.ID, err = c.Access().AddGrant(ctx, g)
+				return g, err
+			}),
+		do(operation{id: "remove-grant", method: http.MethodDelete, path: "/v1/grants/{id}", tag: "Access", summary: "Take a grant back",
+			description: "It counts no more from the next request on.", errors: refused, rule: manage},
+			func(ctx context.Context, c *control.Control, in *ByID) error {
+				return c.Access().RemoveGrant(ctx, in.ID)
+			}),
+		with(operation{id: "list-audit", method: http.MethodGet, path: "/v1/audit", tag: "Access", summary: "Who did what, newest first",
+			description: "What changed something, and what was refused.", status: http.StatusOK, errors: wrong, rule: may(access.AuditView, access.KindAudit)}, audited),
+		get(operation{id: "verify-audit", method: http.MethodPost, path: "/v1/audit/verify", tag: "Access", summary: "Check that the audit holds together",
+			description: "All of it is read: each record has the hash of the one before.", rule: may(access.AuditView, access.KindAudit)},
+			func(ctx context.Context, c *control.Control, _ *none) (r access.AuditResult, err error) {
+				r.Records, err = c.Access().VerifyAudit(ctx, nil)
+				return r, err
+			}),
+	}
+}
+
+// ofAudit is a request for a part of the audit.
+type ofAudit struct {
+	Listing
+	User   string `query:"user" doc:"Only what this user did."`
+	Object string `query:"object" doc:"Only what was done to something of this name."`
+}
+
+// audited answers with a part of the audit, newest first.
+func audited(ctx context.Context, c *control.Control, in *ofAudit) (*paged[access.AuditRecord], error) {
+	const at = "/v1/audit"
+	before, err := in.number(at)
+	if err != nil {
+		return nil, err
+	}
+	list, err := c.Access().Audit(ctx, catalog.AuditQuery{User: in.User, Object: in.Object, Before: int64(before), Limit: in.Limit + 1})
+	if err != nil {
+		return nil, err
+	}
+	return cut(in.Listing, at, also("user", in.User, "object", in.Object), list, func(r access.AuditRecord) string { return formatInt(r.Seq) }), nil
+}
+
+func userGroups(ctx context.Context, c *control.Control, _ *none) ([]tidemark.UserGroup, error) {
+	names, err := c.Access().Groups(ctx)
+	if err != nil {
+		return nil, err
+	}
+	list := []tidemark.UserGroup{}
+	for _, name := range names {
+		members, err := c.Access().Members(ctx, name)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, tidemark.UserGroup{Name: name, Members: append([]string{}, members...)})
+	}
+	return list, nil
+}
+
+func makeToken(ctx context.Context, c *control.Control, in *ofBody[access.TokenSpec]) (tidemark.Issued, error) {
+	user := orSelf(ctx, in.Body.User)
+	if user == "" {
+		return tidemark.Issued{}, tidemark.Errorf(tidemark.Invalid, "for whom is the API token?").WithHint("name a user: the administrator at the socket has no need of one")
+	}
+	now, secret := time.Now(), access.NewSecret(access.TokenPrefix)
+	if most := int64(access.MaxTokenLife / time.Second); in.Body.Lifetime > most {
+		return tidemark.Issued{}, tidemark.Errorf(tidemark.Invalid, "an API token is good for a year at most").WithHint("ask for less, and for another one in time")
+	}
+	t := access.Token{User: user, Name: in.Body.Name, Roles: in.Body.Roles, Applications: in.Body.Applications, Created: now, Expires: now.Add(time.Duration(in.Body.Lifetime) * time.Second)}
+	id, err := c.Access().AddToken(ctx, t, secret.Hash())
+	return tidemark.Issued{ID: id, Secret: secret.Reveal(), Expires: t.Expires}, err
+}
+
+// login begins a session. Whether there is the user is not told, nor by how long it takes.
+func (s *server) login(ctx context.Context, in *ofBody[tidemark.Login]) (*answer[tidemark.Issued], error) {
+	who, user, now := callerOf(ctx), in.Body.User, time.Now()
+	who.asked = append(who.asked, asked{access.TokenManage, access.Object{Kind: access.KindToken, Name: user}})
+	if err := s.check(ctx, user, in.Body.Password); err != nil {
+		return nil, err
+	}
+	secret := access.NewSecret(access.SessionPrefix)
+	session := access.Session{User: user, Method: access.ByPassword, Created: now, Expires: now.Add(sessionLife), Used: now, Idle: sessionIdle}
+	if who.address.IsValid() {
+		session.Address = who.address.String()
+	}
+	id, err := s.c.Access().AddSession(ctx, session, secret.Hash())
+	return &answer[tidemark.Issued]{Body: tidemark.Issued{ID: id, Secret: secret.Reveal(), Expires: session.Expires}}, err
+}
+
+// check makes sure that a password is that of a user, and that nobody guesses.
+func (s *server) check(ctx context.Context, user, password string) error {
+	address := callerOf(ctx).address
+	if wait := s.limiter.Try(time.Now(), user, address); wait > 0 {
+		return tidemark.Errorf(tidemark.Denied, "too many logins failed").WithHint(fmt.Sprintf("try again in %d seconds", int(wait.Seconds())+1))
+	}
+	passwords, err := s.passwords()
+	if err != nil {
+		return err
+	}
+	hash, err := s.c.Access().Password(ctx, user)
+	if err != nil {
+		return err
+	}
+	ok, renew, err := passwords.Verify(ctx, hash, password)
+	if err != nil {
+		return err
+	}
+	if !ok {
+		return tidemark.Errorf(tidemark.Denied, "the user or the password is wrong")
+	}
+	s.limiter.Succeeded(time.Now(), user, address)
+	if !renew {
+		return nil
+	}
+	anew, err := passwords.Hash(ctx, user, password)
+	if err != nil {
+		return nil // it was good enough once
+	}
+	return s.c.Access().RenewPassword(ctx, user, hash, anew)
+}
+
+func (s *server) logout(ctx context.Context, _ *none) (*struct{}, error) {
+	who := callerOf(ctx)
+	if who.principal.Method == access.BySocket || who.principal.Method == access.ByToken {
+		return nil, tidemark.Errorf(tidemark.Invalid, "this is no session").WithHint("an API token is revoked, and the socket is always open")
+	}
+	return nil, s.c.Access().EndSessionOf(ctx, who.secret.Hash())
+}
+
+func (s *server) addUser(ctx context.Context, in *ofBody[tidemark.UserSpec]) (u tidemark.User, err error) {
+	hash := ""
+	if in.Body.Password != "" {
+		if hash, err = s.hash(ctx, in.Body.Name, in.Body.Password); err != nil {
+			return u, err
+		}
+	}
+	u = tidemark.User{Name: in.Body.Name, Display: in.Body.Display, Created: time.Now()}
+	if err := s.c.Access().AddUser(ctx, u); err != nil || hash == "" {
+		return u, err
+	}
+	return u, s.c.Access().SetPassword(ctx, u.Name, hash)
+}
+
+func (s *server) hash(ctx context.Context, user, password string) (string, error) {
+	passwords, err := s.passwords()
+	if err != nil {
+		return "", err
+	}
+	return passwords.Hash(ctx, user, password)
+}
+
+// setPassword ends all sessions of the user: somebody else may have had the old one.
+func (s *server) setPassword(ctx context.Context, in *ofUserAndBody[tidemark.PasswordChange]) (*struct{}, error) {
+	user := string(in.User)
+	if callerOf(ctx).principal.User == user {
+		if err := s.check(ctx, user, in.Body.Old); err != nil {
+			return nil, err
+		}
+	}
+	hash, err := s.hash(ctx, user, in.Body.New)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.c.Access().SetPassword(ctx, user, hash); err != nil {
+		return nil, err
+	}
+	return nil, s.c.Access().EndSession(ctx, user, 0)
+}
+
+func (s *server) sendAuthority(w http.ResponseWriter, _ *http.Request) {
+	pem, err := s.c.Authority()
+	if err != nil {
+		s.fail(w, err)
+		return
+	}
+	w.Header().Set("Content-Type", "application/x-pem-file")
+	if _, err := w.Write(pem); err != nil {
+		s.log.Debug("a client went away", "error", err)
+	}
+}

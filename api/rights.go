@@ -1,0 +1,498 @@
+package api
+
+import (
+	"context"
+	"crypto/rand"
+	"net/http"
+	"net/netip"
+	"reflect"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"tidemark"
+	"tidemark/access"
+	"tidemark/control"
+)
+
+// Who asks is found out before anything of a request is read but its head; what he may do, when all of it is read, from the very
+// values that the operation is then given: so nobody can have one thing decided and another done.
+
+// caller is who asks, and what became of it.
+type caller struct {
+	principal access.Principal
+	grants    []access.Grant
+	address   netip.Addr // of the network; zero: the socket
+	request   string     // the number of the request, as the audit has it
+	secret    access.Secret
+
+	asked   []asked // what was decided about
+	failure error
+}
+
+// asked is one decision.
+type asked struct {
+	action access.Action
+	object access.Object
+}
+
+type callerKey struct{}
+
+// callerOf returns who asks. Where nobody was found out, as in a test of the table alone, it is nobody, who may do nothing.
+func callerOf(ctx context.Context) *caller {
+	if who, ok := ctx.Value(callerKey{}).(*caller); ok {
+		return who
+	}
+	return &caller{}
+}
+
+// identify finds out who asks.
+func (s *server) identify(o operation, r *http.Request, atSocket bool) (*caller, error) {
+	who := &caller{request: rand.Text()[:12]}
+	if atSocket {
+		who.principal = access.Principal{Method: access.BySocket}
+		return who, nil
+	}
+	if p, err := netip.ParseAddrPort(r.RemoteAddr); err == nil {
+		who.address = p.Addr().Unmap()
+	}
+	header := r.Header.Get("Authorization")
+	if header == "" && o.rule.open {
+		return who, nil
+	}
+	text, ok := strings.CutPrefix(header, "Bearer ")
+	if !ok {
+		return who, errWho
+	}
+	look, prefix := s.c.Access().ByToken, access.TokenPrefix
+	if strings.HasPrefix(text, access.SessionPrefix) {
+		look, prefix = s.c.Access().BySession, access.SessionPrefix
+	}
+	secret, err := access.ParseSecret(prefix, text)
+	if err != nil {
+		return who, errWho
+	}
+	who.secret = secret
+	who.principal, who.grants, err = look(r.Context(), secret.Hash(), time.Now())
+	return who, err
+}
+
+var errWho = tidemark.Errorf(tidemark.Denied, "it is not known who asks").WithHint("send the secret of an API token or a session, as Authorization: Bearer tmk_…")
+
+// unauthorized reports that who asks was not known, which is another status than that he may not.
+func (w *caller) unauthorized() bool { return !w.principal.Method.Known() }
+
+// allow decides about an operation with a request, and returns what has to be called when it was done.
+func (s *server) allow(ctx context.Context, o operation, in any) (done func(), err error) {
+	who, done := callerOf(ctx), func() {}
+	if o.rule.open || o.rule.self && !who.unauthorized() {
+		return done, nil
+	}
+	for _, n := range o.rule.needs {
+		if n.only != "" && len(filled(in, n.only)) == 0 || o.filtered && len(n.from) == 0 {
+			continue // of a list, what is not his to see is left out
+		}
+		objects, err := s.objects(ctx, n, in)
+		if err != nil {
+			return done, err
+		}
+		for _, object := range objects {
+			d, err := s.decide(ctx, n, in, object)
+			if err != nil {
+				return done, err
+			}
+			if err := d.Err(); err != nil {
+				return done, err
+			}
+			if !slices.Contains(limited, n.action) {
+				continue
+			}
+			if done, err = s.within(ctx, d, in, done); err != nil {
+				return done, err
+			}
+		}
+	}
+	return done, nil
+}
+
+// limited are the actions that the limits of a grant bound, of which no operation needs two.
+var limited = []access.Action{access.ApplicationClone, access.ApplicationMount, access.CloneExtend}
+
+// objects are those that a need is about.
+func (s *server) objects(ctx context.Context, n need, in any) (list []access.Object, err error) {
+	names := []string{}
+	for _, from := range n.from {
+		names = append(names, filled(in, from)...)
+	}
+	if len(names) == 0 {
+		names = []string{""}
+	}
+	for _, name := range names {
+		if n.kind != access.KindToken { // of a reference it is the application
+			name, _, _ = strings.Cut(name, "@")
+		}
+		switch {
+		case n.kind == access.KindHost && name == "":
+			name = access.ServerHost
+		case n.kind == access.KindToken && name == "":
+			name = callerOf(ctx).principal.User // one's own
+		}
+		o := access.Object{Kind: n.kind}
+		if name != "" {
+			if o, err = s.c.Object(ctx, n.kind, name); err != nil {
+				return nil, err
+			}
+		}
+		if n.kind == access.KindGroup {
+			o.Members = append(o.Members, filled(in, "body.join")...)
+		}
+		list = append(list, o)
+	}
+	return list, nil
+}
+
+// decide decides about one object, and fixes the point that is taken from it.
+func (s *server) decide(ctx context.Context, n need, in any, o access.Object) (access.Decision, error) {
+	who, action := callerOf(ctx), n.action
+	if n.volume != "" && o.Kind == access.KindApplication {
+		action = n.volume
+	}
+	if action.Takes() && who.principal.Method != access.BySocket {
+		t, err := s.taking(ctx, in)
+		if err != nil {
+			return access.Decision{}, err
+		}
+		o.Bookmark, o.Published = t.Bookmark, t.Published
+	}
+	who.asked = append(who.asked, asked{action, o})
+	return access.Decide(who.principal, who.grants, action, o), nil
+}
+
+// taking is the point that a request takes the data of. The request is made to mean that very point, where it meant the newest.
+func (s *server) taking(ctx context.Context, in any) (t control.Taken, err error) {
+	switch r := in.(type) {
+	case *ofBody[tidemark.CloneSpec]:
+		if r.Body.To != "" { // beyond the point
+			return control.Taken{}, nil
+		}
+		t, err = s.c.Taking(r.Body.Ref)
+		r.Body.Ref = t.Ref
+	case *ofBody[tidemark.MountSpec]:
+		t, err = s.c.Taking(r.Body.Ref)
+		r.Body.Ref = t.Ref
+	case *ofBody[tidemark.ExportSpec]:
+		if r.Body.Writable { // the point after the newest
+			return control.Taken{}, nil
+		}
+		t, err = s.c.Taking(r.Body.Ref)
+		r.Body.Ref = t.Ref
+	case *ofNameAndMore[tidemark.RefreshSpec]:
+		spec := tidemark.RefreshSpec{Name: string(r.Name)}
+		if r.Body != nil {
+			spec.Point = r.Body.Point
+		}
+		var ref string
+		if ref, err = s.c.Source(ctx, spec); err == nil {
+			t, err = s.c.Taking(ref)
+			_, spec.Point, _ = strings.Cut(t.Ref, "@")
+			r.Body = &spec
+		}
+		if tidemark.KindOf(err) == tidemark.NotFound {
+			return t, nil // the operation says so, if he may know
+		}
+	}
+	return t, err
+}
+
+// within makes sure that there is room for another copy, and holds off other copies of the same user until done is called.
+func (s *server) within(ctx context.Context, d access.Decision, in any, done func()) (func(), error) {
+	if d.Grant == nil || !d.Grant.Role.Limited() {
+		return done, nil
+	}
+	var copy access.Copy
+	switch r := in.(type) {
+	case *ofBody[tidemark.CloneSpec]:
+		copy = access.Copy{New: 1, Lifetime: time.Duration(r.Body.Lifetime) * time.Second, Host: hostOr(r.Body.Host)}
+	case *ofBody[tidemark.MountSpec]:
+		copy = access.Copy{New: 1, Lifetime: time.Duration(r.Body.Lifetime) * time.Second, Host: hostOr(r.Body.Host)}
+	case *ofNameAndBody[tidemark.Extension]:
+		k, err := s.c.Cloned(ctx, string(r.Name))
+		if err != nil {
+			return done, err
+		}
+		if r.Body.Lifetime > 0 {
+			copy.Lifetime = time.Since(k.Created) + time.Duration(r.Body.Lifetime)*time.Second
+		}
+	default:
+		return done, nil
+	}
+	user := callerOf(ctx).principal.User
+	unlock := s.copies.lock(user)
+	u, err := s.c.Usage(ctx, user)
+	if err == nil {
+		err = d.Within(u, copy).Err()
+	}
+	if err != nil {
+		unlock()
+		return done, err
+	}
+	return func() { done(); unlock() }, nil
+}
+
+func hostOr(name string) string {
+	if name == "" {
+		return access.ServerHost
+	}
+	return name
+}
+
+// locks are locks by name.
+type locks struct {
+	mu  sync.Mutex
+	all map[string]*lock // guarded by mu
+}
+
+type lock struct {
+	sync.Mutex
+	users int // who have it, or wait for it; guarded by locks.mu
+}
+
+// lock locks a name until unlock is called.
+func (l *locks) lock(name string) (unlock func()) {
+	l.mu.Lock()
+	if l.all == nil {
+		l.all = map[string]*lock{}
+	}
+	k := l.all[name]
+	if k == nil {
+		k = new(lock)
+		l.all[name] = k
+	}
+	k.users++
+	l.mu.Unlock()
+	k.Lock()
+	return func() {
+		k.Unlock()
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if k.users--; k.users == 0 {
+			delete(l.all, name)
+		}
+	}
+}
+
+// filled returns the texts in a part of a request, such as path.name or body.join, that are not empty.
+func filled(in any, part string) (texts []string) {
+	where, name, _ := strings.Cut(part, ".")
+	v := reflect.Indirect(reflect.ValueOf(in))
+	if !v.IsValid() || v.Kind() != reflect.Struct {
+		return nil
+	}
+	if where == "body" {
+		if v = v.FieldByName("Body"); !v.IsValid() {
+			return nil
+		}
+		where, v = "json", reflect.Indirect(v)
+	}
+	if !v.IsValid() || v.Kind() != reflect.Struct {
+		return nil
+	}
+	for _, f := range reflect.VisibleFields(v.Type()) {
+		if tag, _, _ := strings.Cut(f.Tag.Get(where), ","); tag == name && name != "" {
+			return textsOf(v.FieldByIndex(f.Index))
+		}
+	}
+	return nil
+}
+
+func textsOf(v reflect.Value) (texts []string) {
+	switch v.Kind() {
+	case reflect.String:
+		texts = []string{v.String()}
+	case reflect.Int, reflect.Int64:
+		texts = []string{formatInt(v.Int())}
+	case reflect.Slice:
+		for i := range v.Len() {
+			texts = append(texts, textsOf(v.Index(i))...)
+		}
+	}
+	return slices.DeleteFunc(texts, func(s string) bool { return s == "" })
+}
+
+// Lists and summaries hold what who asks may see.
+
+// shown reports whether who asks may do an action to an object.
+func shown(ctx context.Context, c *control.Control, a access.Action, k access.Kind, name string) (bool, error) {
+	who := callerOf(ctx)
+	f := access.Visible(who.principal, who.grants, a)
+	if f.All {
+		return true, nil
+	}
+	o, err := c.Object(ctx, k, name)
+	return err == nil && f.Shows(o), err
+}
+
+// visible leaves of a list what who asks may do an action to.
+func visible[T any](ctx context.Context, c *control.Control, a access.Action, k access.Kind, all []T, nameOf func(T) string) ([]T, error) {
+	who := callerOf(ctx)
+	f := access.Visible(who.principal, who.grants, a)
+	if f.All {
+		return all, nil
+	}
+	left := []T{}
+	for _, v := range all {
+		o, err := c.Object(ctx, k, nameOf(v))
+		if err != nil {
+			return nil, err
+		}
+		if f.Shows(o) {
+			left = append(left, v)
+		}
+	}
+	return left, nil
+}
+
+// withoutWay takes from clones how to reach them, where who asks may not use them.
+func withoutWay(ctx context.Context, c *control.Control, list []tidemark.Clone) error {
+	for i := range list {
+		ok, err := shown(ctx, c, access.CloneUse, access.KindClone, list[i].Name)
+		if err != nil {
+			return err
+		}
+		if !ok {
+			list[i].Connection = ""
+		}
+	}
+	return nil
+}
+
+// seenJobs leaves of jobs what who asks may see, and of that how to reach clones, where he may not use them.
+func seenJobs(ctx context.Context, c *control.Control, list []tidemark.Job) ([]tidemark.Job, error) {
+	who := callerOf(ctx)
+	f := access.Visible(who.principal, who.grants, access.JobView)
+	left := []tidemark.Job{}
+	for _, j := range list {
+		if !f.All {
+			o, err := c.JobObject(ctx, j)
+			if err != nil {
+				return nil, err
+			}
+			if !f.Shows(o) {
+				continue
+			}
+		}
+		if err := hideWay(ctx, c, &j); err != nil {
+			return nil, err
+		}
+		left = append(left, j)
+	}
+	return left, nil
+}
+
+// hideWay takes the result from a job that made a clone, where who asks may not use that.
+func hideWay(ctx context.Context, c *control.Control, j *tidemark.Job) error {
+	if j.Result == nil || j.Kind != "clone" && j.Kind != "refresh" {
+		return nil
+	}
+	ok, err := shown(ctx, c, access.CloneUse, access.KindClone, j.Application)
+	if err == nil && !ok {
+		j.Result = nil
+	}
+	return err
+}
+
+// seenEvents leaves of events what who asks may see: of applications that he sees and, if he sees the pool, of the server.
+func seenEvents(ctx context.Context, c *control.Control, list []tidemark.Event) ([]tidemark.Event, error) {
+	seen := map[string]bool{}
+	left := []tidemark.Event{}
+	for _, e := range list {
+		ok, known := seen[e.Application]
+		if !known {
+			var err error
+			if ok, err = seesEventsOf(ctx, c, e.Application); err != nil {
+				return nil, err
+			}
+			seen[e.Application] = ok
+		}
+		if ok {
+			left = append(left, e)
+		}
+	}
+	return left, nil
+}
+
+func seesEventsOf(ctx context.Context, c *control.Control, application string) (bool, error) {
+	who := callerOf(ctx)
+	if application == "" {
+		return access.Decide(who.principal, who.grants, access.PoolView, access.Object{Kind: access.KindPool}).Allowed, nil
+	}
+	return shown(ctx, c, access.ApplicationView, access.KindApplication, application)
+}
+
+// seenStatus is the status of the server, as far as who asks may see it.
+func seenStatus(ctx context.Context, c *control.Control, _ *none) (s tidemark.Status, err error) {
+	if s, err = c.Status(ctx); err != nil {
+		return s, err
+	}
+	if s.Applications, err = visible(ctx, c, access.ApplicationView, access.KindApplication, s.Applications, func(a tidemark.Application) string { return a.Name }); err != nil {
+		return s, err
+	}
+	if s.Mounts, err = visible(ctx, c, access.MountView, access.KindMount, s.Mounts, func(m tidemark.Mount) string { return m.Name }); err != nil {
+		return s, err
+	}
+	if s.Clones, err = visible(ctx, c, access.CloneView, access.KindClone, s.Clones, func(k tidemark.Clone) string { return k.Name }); err != nil {
+		return s, err
+	}
+	if s.Jobs, err = seenJobs(ctx, c, s.Jobs); err != nil {
+		return s, err
+	}
+	if s.Events, err = seenEvents(ctx, c, s.Events); err != nil {
+		return s, err
+	}
+	if ok, err := seesEventsOf(ctx, c, ""); err != nil || !ok { // these are about all of the server
+		s.Warnings, s.Pool, s.DataDir, s.Agents, s.K = nil, tidemark.PoolStatus{}, "", "", 0
+	}
+	return s, withoutWay(ctx, c, s.Clones)
+}
+
+// audit records what somebody did, or was not let do. What only reads is not recorded, unless it was refused.
+func (s *server) audit(ctx context.Context, o operation, who *caller, method string, status int) {
+	denied := status == http.StatusUnauthorized || status == http.StatusForbidden
+	if o.rule.open && len(who.asked) == 0 || method == http.MethodGet && !denied {
+		return
+	}
+	if len(who.asked) == 0 {
+		for _, n := range o.rule.needs[:min(1, len(o.rule.needs))] {
+			who.asked = append(who.asked, asked{n.action, access.Object{Kind: n.kind}})
+		}
+	}
+	r := access.AuditRecord{Time: time.Now(), User: who.principal.User, Method: who.principal.Method, Request: who.request, Outcome: access.Done}
+	if who.address.IsValid() {
+		r.Address = who.address.String()
+	}
+	if who.principal.Token != nil {
+		r.TokenID = who.principal.Token.ID
+	}
+	switch {
+	case denied:
+		r.Outcome = access.Refused
+	case status >= http.StatusBadRequest:
+		r.Outcome = access.Failed
+	}
+	if who.failure != nil {
+		r.Detail = control.Explain(who.failure).Message
+	}
+	var records []*access.AuditRecord
+	for _, a := range who.asked {
+		one := r
+		one.Action, one.Kind, one.Object = a.action, a.object.Kind, a.object.Name
+		records = append(records, &one)
+	}
+	if len(records) == 0 {
+		return
+	}
+	if err := s.c.Access().AppendAudit(context.WithoutCancel(ctx), records...); err != nil {
+		s.log.Error("something was done that the audit does not have", "operation", o.id, "request", who.request, "error", err)
+	}
+}

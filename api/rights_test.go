@@ -1,0 +1,320 @@
+package api
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"reflect"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"tidemark"
+	"tidemark/access"
+	"tidemark/catalog"
+	"tidemark/control"
+)
+
+// samples are requests of operations, with NAME where what they are about is named. What is not here has no body and only NAME in its path.
+var samples = map[string]string{
+	"login":                `{"user":"NAME","password":"wrong"}`,
+	"make-token":           `{"user":"NAME","name":"ci","lifetime_seconds":60}`,
+	"add-user":             `{"name":"NAME"}`,
+	"change-user":          `{"disabled":true}`,
+	"set-password":         `{"new":"a long enough password"}`,
+	"add-grant":            `{"subject":{"kind":"user","name":"NAME"},"role":"admin","scope":{"kind":"everything"}}`,
+	"protect-application":  `{"name":"NAME","source":"/srv"}`,
+	"change-application":   `{"window":{"seconds":60}}`,
+	"bookmark-application": `{"name":"one"}`,
+	"set-sla":              `{"template":"gold"}`,
+	"apply":                `{"documents":"kind: Template"}`,
+	"change-group":         `{"join":["NAME"]}`,
+	"bookmark-group":       `{"name":"one"}`,
+	"restore-group":        `{"ref":"NAME@one","in_place":true}`,
+	"add-host":             `{"name":"NAME"}`,
+	"change-host":          `{"limit":1}`,
+	"create-volume":        `{"name":"NAME","size_bytes":4096}`,
+	"import-volume":        `{"path":"/etc/passwd"}`,
+	"create-export":        `{"ref":"NAME@one"}`,
+	"create-mount":         `{"ref":"NAME@one"}`,
+	"create-clone":         `{"ref":"NAME@one","name":"new","lifetime_seconds":60}`,
+	"extend-clone":         `{"lifetime_seconds":60}`,
+	"share-clone":          `{"with":[]}`,
+	"rewind":               `{"ref":"NAME@one"}`,
+	"prove":                `{"ref":"NAME@one"}`,
+	"restore":              `{"ref":"NAME@one","to":"/etc/shadow"}`,
+	"diff":                 `{"a":"NAME@one","b":"NAME"}`,
+	"halve":                `{"application":"NAME","good":"one","bad":"latest"}`,
+	"import-pool":          `{"path":"/srv"}`,
+}
+
+// sample makes a request of an operation about something of a name.
+func sample(o operation, name string) *http.Request {
+	path := regexp.MustCompile(`\{(id|position)\}`).ReplaceAllString(o.path, "1")
+	path = regexp.MustCompile(`\{\w+\}`).ReplaceAllString(path, name)
+	if o.id == "expire-point" {
+		path += "?point=latest"
+	}
+	var body io.Reader
+	if text, ok := samples[o.id]; ok {
+		body = strings.NewReader(strings.ReplaceAll(text, "NAME", name))
+	}
+	r := httptest.NewRequest(o.method, path, body)
+	r.RemoteAddr = "192.0.2.7:4711"
+	if body != nil {
+		r.Header.Set("Content-Type", "application/json")
+	}
+	return r
+}
+
+// outside is the API of a rig as the network has it.
+func outside(x *rig) http.Handler {
+	_, network := Handlers(x.c, slog.New(slog.DiscardHandler))
+	return network
+}
+
+// person adds a user with grants, and returns the secret of an API token of his.
+func (x *rig) person(name string, grants ...access.Grant) string {
+	x.t.Helper()
+	ctx := context.Background()
+	if _, err := x.AddUser(ctx, tidemark.UserSpec{Name: name}); err != nil {
+		x.t.Fatal(err)
+	}
+	for _, g := range grants {
+		g.Subject = access.Subject{Kind: access.User, Name: name}
+		if _, err := x.AddGrant(ctx, g); err != nil {
+			x.t.Fatal(err)
+		}
+	}
+	i, err := x.MakeToken(ctx, access.TokenSpec{User: name, Name: "test", Lifetime: 3600})
+	if err != nil {
+		x.t.Fatal(err)
+	}
+	return i.Secret
+}
+
+func ask(h http.Handler, r *http.Request, secret string) *httptest.ResponseRecorder {
+	if secret != "" {
+		r.Header.Set("Authorization", "Bearer "+secret)
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), 300*time.Millisecond) // a stream has no end
+	defer cancel()
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, r.WithContext(ctx))
+	return w
+}
+
+// TestNobodyIsLetIn: who cannot say who he is gets nothing from the network but what everybody may have.
+func TestNobodyIsLetIn(t *testing.T) {
+	x := newRig(t)
+	h := outside(x)
+	disabled := x.person("gone", access.Grant{Role: access.Admin, Scope: access.Scope{Kind: access.Everything}})
+	if err := x.ChangeUser(context.Background(), "gone", tidemark.UserChange{Disabled: true}); err != nil {
+		t.Fatal(err)
+	}
+	secrets := []string{"", "x", access.NewSecret(access.TokenPrefix).Reveal(), access.NewSecret(access.SessionPrefix).Reveal(), disabled}
+	for _, o := range table() {
+		for i, secret := range secrets {
+			w := ask(h, sample(o, "vol"), secret)
+			open := o.rule.open && i == 0
+			if (w.Code == http.StatusUnauthorized) == open {
+				t.Errorf("%s with %q is answered with %d: %s", o.id, secret, w.Code, w.Body)
+			}
+			if !open && (w.Header().Get("WWW-Authenticate") != "Bearer" || !strings.Contains(w.Body.String(), `"kind":"denied"`)) {
+				t.Errorf("%s: %v %s", o.id, w.Header(), w.Body)
+			}
+		}
+	}
+}
+
+// TestNothingIsGranted: a user without a grant may ask who he is, and for lists that are empty then; everything else is denied.
+func TestNothingIsGranted(t *testing.T) {
+	x := newRig(t)
+	if _, err := x.CreateVolume(context.Background(), tidemark.VolumeSpec{Name: "vol", Size: 1 << 20}); err != nil {
+		t.Fatal(err)
+	}
+	h, secret := outside(x), x.person("alice")
+	own := []string{"list-tokens", "make-token", "revoke-token", "set-password"}
+	for _, o := range table() {
+		w := ask(h, sample(o, "vol"), secret)
+		switch {
+		case o.rule.open, o.rule.self:
+		case o.filtered:
+			if w.Code != http.StatusOK || !strings.Contains(w.Body.String(), `"items":[]`) && strings.TrimSpace(w.Body.String()) != "[]" {
+				t.Errorf("%s shows %s", o.id, w.Body)
+			}
+		case w.Code != http.StatusForbidden && !slices.Contains(own, o.id):
+			t.Errorf("%s is answered with %d: %s", o.id, w.Code, w.Body)
+		}
+	}
+	if err := x.RemoveVolume(context.Background(), "vol"); err != nil {
+		t.Errorf("something was done: %v", err)
+	}
+	list, err := x.c.Access().Audit(context.Background(), catalog.AuditQuery{User: "alice", Limit: 1000})
+	if err != nil || len(list) < 40 || list[0].Outcome != access.Refused || list[0].Address != "192.0.2.7" {
+		t.Errorf("%d records of it: %v, %+v", len(list), err, list[:min(1, len(list))])
+	}
+}
+
+// TestRights is the matrix of all operations, roles, and objects that are nobody's, one's own and somebody else's: what is decided about a
+// request is what the roles say of what it is about.
+func TestRights(t *testing.T) {
+	x := newRig(t)
+	ctx := context.Background()
+	s := newServer(x.c, slog.New(slog.DiscardHandler))
+	works := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, name := range []string{"orders", "secret"} {
+		_, err := x.CreateVolume(ctx, tidemark.VolumeSpec{Name: name, Size: 1 << 20})
+		works(err)
+		_, err = x.Bookmark(ctx, tidemark.BookmarkSpec{Application: name, Name: "one"})
+		works(err)
+	}
+	x.person("alice")
+	x.person("bob")
+	for name, user := range map[string]string{"mine": "alice", "his": "bob"} {
+		j, err := x.c.Clone(control.WithAsk(ctx, control.Ask{By: user}), tidemark.CloneSpec{Ref: "orders@one", Name: name})
+		works(err)
+		works(x.Wait(ctx, j.ID, nil, nil))
+	}
+	scopes := map[string]access.Scope{
+		"everything": {Kind: access.Everything},
+		"orders":     {Kind: access.Applications, Names: []access.Pattern{"ord*"}},
+		"hosts":      {Kind: access.Hosts, Names: []access.Pattern{access.ServerHost}},
+	}
+	covered := map[string]map[string]bool{ // what a scope holds, written by hand
+		"everything": {"orders": true, "secret": true, "mine": true, "his": true},
+		"orders":     {"orders": true, "mine": true, "his": true},
+		"hosts":      {"orders": true, "secret": true, "mine": true, "his": true},
+	}
+	asked := 0
+	for _, role := range access.Roles() {
+		for scope := range scopes {
+			g := access.Grant{Subject: access.Subject{Kind: access.User, Name: "alice"}, Role: role, Scope: scopes[scope]}
+			if role.Limited() {
+				g.Limits = access.Limits{Clones: access.Unlimited, Bytes: access.Unlimited, Lifetime: access.Unlimited, Hosts: []access.Pattern{"*"}, Points: access.PointRule{Any: true}}
+			}
+			for _, o := range table() {
+				if o.rule.open || o.rule.self || o.filtered || o.input == nil {
+					continue
+				}
+				for name, of := range map[string]string{"orders": "", "secret": "", "mine": "alice", "his": "bob"} {
+					in := read(t, o, name)
+					who := &caller{principal: access.Principal{User: "alice", Method: access.ByPassword}, grants: []access.Grant{g}}
+					done, err := s.allow(context.WithValue(ctx, callerKey{}, who), o, in)
+					done()
+					if tidemark.KindOf(err) != tidemark.Denied && err != nil {
+						t.Fatalf("%s on %s: %v", o.id, name, err)
+					}
+					want, known := expected(o, role, scope, covered[scope][name], name, of)
+					if !known {
+						continue
+					}
+					if asked++; want != (err == nil) {
+						t.Errorf("%s of %s over %s: on %s it is %v, and should be %v", o.id, role, scope, name, err, want)
+					}
+				}
+			}
+		}
+	}
+	if asked < 2000 {
+		t.Errorf("%d questions: does this test still test?", asked)
+	}
+}
+
+// expected says from the level of the role, and nothing else, whether something is allowed; known: it is about data or the whole server.
+func expected(o operation, role access.Role, scope string, covered bool, name, owner string) (allowed, known bool) {
+	for _, n := range o.rule.needs {
+		action := n.action
+		copyOfData := owner != ""
+		switch {
+		case n.only != "" && len(samplesPart(o, n.only)) == 0:
+			continue
+		case n.kind == access.KindToken: // each is about a user of that name
+			return false, false
+		case n.kind == access.KindHost && len(n.from) > 0 && !strings.HasPrefix(n.from[0], "body.host") && n.from[0] != "query.host":
+			covered := scope == "everything" // no host has the name of an application
+			if role.Level(action) == access.None || !covered && !role.Limited() || action == access.HostManage && !covered {
+				return false, true
+			}
+			return false, false
+		case n.kind == access.KindHost: // the server's own
+			if role.Level(action) == access.None {
+				return false, true
+			}
+			if scope == "orders" && !(role.Limited() && action == access.HostUse) {
+				return false, true
+			}
+			continue
+		case n.kind == access.KindServer || n.kind == access.KindSLA:
+			if role.Level(action) == access.None || action != access.ServerView && action != access.SLAView && scope != "everything" {
+				return false, true
+			}
+			continue
+		case n.kind == access.KindPool || n.kind == access.KindAccess || n.kind == access.KindAudit:
+			if role.Level(action) == access.None || scope != "everything" {
+				return false, true
+			}
+			continue
+		case n.kind == access.KindGroup || n.kind == access.KindJob || n.kind == access.KindMount || n.kind == access.KindExport || len(n.from) == 0:
+			return false, false // there is none of the name
+		case n.kind == access.KindClone && !copyOfData:
+			if n.volume == "" {
+				return false, true // it is no clone
+			}
+			action = n.volume
+		}
+		level := role.Level(action)
+		reached := level == access.All || level == access.Open && (owner == "" || owner == "alice") || level == access.Own && owner == "alice"
+		if !covered || !reached {
+			return false, true
+		}
+	}
+	return true, len(o.rule.needs) > 0
+}
+
+func samplesPart(o operation, part string) string {
+	var body map[string]any
+	_ = json.Unmarshal([]byte(samples[o.id]), &body)
+	if v, ok := body[strings.TrimPrefix(part, "body.")]; ok {
+		return fmt.Sprint(v)
+	}
+	return ""
+}
+
+// read makes of a sample what the framework would.
+func read(t *testing.T, o operation, name string) any {
+	t.Helper()
+	in := reflect.New(o.input)
+	for _, f := range reflect.VisibleFields(o.input) {
+		v := in.Elem().FieldByIndex(f.Index)
+		switch {
+		case f.Name == "Body":
+			text := samples[o.id]
+			if text == "" {
+				continue
+			}
+			d := json.NewDecoder(bytes.NewReader([]byte(strings.ReplaceAll(text, "NAME", name))))
+			if err := d.Decode(v.Addr().Interface()); err != nil {
+				t.Fatalf("%s: %v", o.id, err)
+			}
+		case f.Tag.Get("path") == "":
+		case v.Kind() == reflect.String:
+			v.SetString(name)
+		case v.CanInt():
+			v.SetInt(1)
+		}
+	}
+	return in.Interface()
+}

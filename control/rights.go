@@ -1,0 +1,359 @@
+package control
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"slices"
+	"strconv"
+	"time"
+
+	"tidemark"
+	"tidemark/access"
+	"tidemark/catalog"
+)
+
+// Access is where users, grants, tokens, sessions and the audit are. Nothing else of the server has to do with these.
+func (c *Control) Access() *catalog.Catalog { return c.catalog }
+
+// Object is what a decision has to know of an application, clone, mount, export, group, host or job of a name, whether there is one or
+// not. A volume is an application, and so is, to actions on applications, a clone or mount: it has the kind that it is.
+func (c *Control) Object(ctx context.Context, k access.Kind, name string) (access.Object, error) {
+	o := access.Object{Kind: k, Name: name}
+	switch k {
+	case access.KindApplication, access.KindClone, access.KindMount:
+		a, err := c.app(name)
+		if tidemark.KindOf(err) == tidemark.NotFound {
+			return o, nil
+		}
+		if err != nil {
+			return o, err
+		}
+		o, err = c.objectOf(ctx, a)
+		if o.Kind == access.KindMount && k != access.KindMount {
+			o.Kind = access.KindClone
+		}
+		return o, err
+	case access.KindExport:
+		var kept keptExport
+		err := c.catalog.Get(ctx, catalog.Exports, name, &kept)
+		if err == nil {
+			o, err = c.copyOf(ctx, o, kept.Ref)
+		}
+		return o, notThere(err)
+	case access.KindToken: // named by its user
+		o.Owner = name
+	case access.KindGroup:
+		for _, a := range c.membersOf(name) {
+			o.Members = append(o.Members, a.name)
+		}
+	case access.KindJob:
+		id, err := strconv.ParseInt(name, 10, 64)
+		if err != nil {
+			return o, nil
+		}
+		j, err := c.catalog.Job(ctx, id)
+		if err != nil {
+			return o, notThere(err)
+		}
+		return c.JobObject(ctx, j.Job)
+	}
+	return o, nil
+}
+
+// notThere is no error: what is not there is nobody's, and covered by no scope but everything.
+func notThere(err error) error {
+	if tidemark.KindOf(err) == tidemark.NotFound {
+		return nil
+	}
+	return err
+}
+
+// JobObject is what a decision has to know of a job.
+func (c *Control) JobObject(ctx context.Context, j tidemark.Job) (access.Object, error) {
+	o := access.Object{Kind: access.KindJob, Name: strconv.FormatInt(j.ID, 10), Owner: j.AskedBy, Host: serverHost(j.Host)}
+	if j.Application == "" {
+		return o, nil
+	}
+	if _, err := c.app(j.Application); tidemark.KindOf(err) == tidemark.NotFound {
+		return c.madeBy(ctx, o, j)
+	}
+	of, err := c.Object(ctx, access.KindApplication, j.Application)
+	if o.Source, o.Via = of.Source, of.Via; of.Kind == access.KindApplication {
+		o.Source = j.Application
+	}
+	return o, err
+}
+
+// madeBy adds to a job, whose application is not there yet or any more, what that was to be made of.
+func (c *Control) madeBy(ctx context.Context, o access.Object, j tidemark.Job) (access.Object, error) {
+	noted, err := c.catalog.Object(ctx, access.KindClone, j.Application) // as while it is refreshed
+	if err == nil {
+		o.Source, o.Via = noted.Source, noted.Via
+		return o, nil
+	}
+	if notThere(err) != nil {
+		return o, err
+	}
+	full, err := c.catalog.Job(ctx, j.ID)
+	if err != nil {
+		return o, notThere(err)
+	}
+	var request struct{ Ref string }
+	o.Source = j.Application
+	if json.Unmarshal(full.Args, &request) != nil || request.Ref == "" {
+		return o, nil
+	}
+	r, err := tidemark.ParseRef(request.Ref)
+	if err != nil {
+		return o, nil
+	}
+	o.Source, o.Via, err = c.lineage(ctx, r.App)
+	return o, err
+}
+
+// serverHost is a host as grants name it.
+func serverHost(name string) string {
+	if name == "" || name == hostname() {
+		return access.ServerHost
+	}
+	return name
+}
+
+// objectOf is what a decision has to know of an application, clone or mount.
+func (c *Control) objectOf(ctx context.Context, a app) (access.Object, error) {
+	o := access.Object{Kind: access.KindApplication, Name: a.name, Host: serverHost(a.host())}
+	switch a.Role {
+	case "":
+		return o, nil
+	case roleMount:
+		o.Kind = access.KindMount
+	default:
+		o.Kind = access.KindClone
+	}
+	return c.copyOf(ctx, o, a.Of)
+}
+
+// copyOf adds to a copy of APP@POINT what it was made of, and whose it is. What was noted when it was made counts; of what nobody
+// noted, as at the socket of an older release, it is found out by the names of what it was made of.
+func (c *Control) copyOf(ctx context.Context, o access.Object, ref string) (access.Object, error) {
+	noted, err := c.catalog.Object(ctx, o.Kind, o.Name)
+	if err == nil {
+		noted.Host = o.Host
+		return noted, nil
+	}
+	if tidemark.KindOf(err) != tidemark.NotFound {
+		return o, err
+	}
+	r, err := tidemark.ParseRef(ref)
+	if err != nil {
+		return o, nil // it covers nothing, then
+	}
+	o.Source, o.Via, err = c.lineage(ctx, r.App)
+	return o, err
+}
+
+// lineage is the application whose data an application, clone or mount has, and the clones on the way to it, that itself included.
+func (c *Control) lineage(ctx context.Context, name string) (source string, via []string, err error) {
+	a, err := c.app(name)
+	if err != nil || a.Role == "" {
+		return name, nil, notThere(err)
+	}
+	o, err := c.objectOf(ctx, a)
+	return o.Source, append(slices.Clone(o.Via), name), err
+}
+
+// own notes whose a copy of something is, before it is there.
+func (c *Control) own(ctx context.Context, k access.Kind, name string, src app, user string) (err error) {
+	o := access.Object{Kind: k, Name: name, Owner: user}
+	if o.Source, o.Via, err = c.lineage(ctx, src.name); err != nil {
+		return err
+	}
+	return c.catalog.PutObject(ctx, o)
+}
+
+// disown forgets whose something was that is gone.
+func (c *Control) disown(ctx context.Context, name string, kinds ...access.Kind) error {
+	var errs []error
+	for _, k := range kinds {
+		errs = append(errs, c.catalog.DeleteObject(ctx, k, name))
+	}
+	return errors.Join(errs...)
+}
+
+// Taken is a point that somebody takes the data of.
+type Taken struct {
+	// Ref is the reference to that very point, if it is one that is kept: what `latest` means may change.
+	Ref       string
+	Bookmark  string
+	Published bool
+}
+
+// Taking says which point a reference means now.
+func (c *Control) Taking(ref string) (Taken, error) {
+	r, err := tidemark.ParseRef(ref)
+	if err != nil {
+		return Taken{}, err
+	}
+	t := Taken{Ref: ref}
+	a, err := c.app(r.App)
+	if err != nil {
+		return t, notThere(err)
+	}
+	var p tidemark.RecoveryPoint
+	switch {
+	case r.Point.Latest() && !a.journaled():
+		p, err = newestPoint(a)
+	case r.Point.Bookmark != "", r.Point.IsPosition():
+		var pos tidemark.Position
+		if pos, err = a.t.Resolve(r.Point); err == nil {
+			p, err = pointAt(a.t, pos)
+		}
+	default:
+		return t, nil
+	}
+	if err != nil {
+		return t, notThere(err)
+	}
+	t.Bookmark = p.Bookmark
+	r.Point = tidemark.Point{Bookmark: p.Bookmark}
+	if p.Bookmark == "" {
+		r.Point = tidemark.Point{Position: p.Position}
+	}
+	t.Ref = r.String()
+	return t, nil
+}
+
+// Source returns the reference to the point that a refresh of a clone takes.
+func (c *Control) Source(ctx context.Context, spec tidemark.RefreshSpec) (string, error) {
+	again, err := c.cloneAnew(ctx, spec)
+	return again.Ref, err
+}
+
+// Usage is what belongs to a user: clones and mounts that are there, or that are being made for him.
+func (c *Control) Usage(ctx context.Context, user string) (u access.Usage, err error) {
+	names, err := c.catalog.Copies(ctx, user)
+	if err != nil {
+		return u, err
+	}
+	mine := map[string]bool{}
+	for _, name := range names {
+		if a, err := c.app(name); err == nil {
+			mine[name] = true
+			u.Bytes += a.t.StoredBytes() + a.t.JournalBytes()
+		}
+	}
+	coming, err := c.catalog.Jobs(ctx, tidemark.JobFilter{States: []tidemark.JobState{tidemark.JobQueued, tidemark.JobRunning}, Kind: "clone", Limit: 10_000})
+	for _, j := range coming {
+		if j.AskedBy == user {
+			mine[j.Application] = true
+		}
+	}
+	u.Clones = len(mine)
+	return u, err
+}
+
+// Share says with whom a clone is shared, instead of all with whom it was.
+func (c *Control) Share(ctx context.Context, name string, with []access.Subject) error {
+	o, err := c.Object(ctx, access.KindClone, name)
+	if err == nil && o.Kind != access.KindClone || err == nil && o.Source == "" {
+		return errNone("clone", name)
+	}
+	if err != nil {
+		return err
+	}
+	if _, err := c.catalog.Object(ctx, o.Kind, name); err != nil {
+		if err := c.catalog.PutObject(ctx, o); err != nil {
+			return err
+		}
+	}
+	o.Shared = with
+	return c.catalog.Share(ctx, o)
+}
+
+// Extend says anew when a clone or mount is removed by itself: so long from now, or never, if that is 0.
+func (c *Control) Extend(ctx context.Context, name string, lifetime time.Duration) (expires *time.Time, err error) {
+	if expires, err = endOf(time.Now(), int64(lifetime/time.Second)); err != nil {
+		return nil, err
+	}
+	leave, err := c.work(name)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
+	var k keptClone
+	if err = c.catalog.Get(ctx, catalog.Clones, name, &k); err == nil {
+		k.Expires = expires
+		return expires, c.catalog.Put(ctx, catalog.Clones, name, k)
+	}
+	var m tidemark.Mount
+	if e := c.catalog.Get(ctx, catalog.Mounts, name, &m); e != nil {
+		return nil, err
+	}
+	m.Expires = expires
+	return expires, c.catalog.Put(ctx, catalog.Mounts, name, m)
+}
+
+// longestLife is how long a copy may be asked to live, in seconds: it keeps times within what a calendar has.
+const longestLife = 100 * 366 * 24 * 60 * 60
+
+// endOf is when something ends that lives for so many seconds; nil: it does not.
+func endOf(begun time.Time, seconds int64) (*time.Time, error) {
+	if seconds < 0 || seconds > longestLife {
+		return nil, tidemark.Errorf(tidemark.Invalid, "a copy cannot live for %d seconds", seconds).WithHint("give 1 or more, or nothing for one that stays")
+	}
+	if seconds == 0 {
+		return nil, nil
+	}
+	end := begun.Add(time.Duration(seconds) * time.Second)
+	return &end, nil
+}
+
+// sweepPause is how often it is looked whether clones and mounts have lived their time.
+const sweepPause = 10 * time.Second
+
+// sweepCopies removes clones and mounts that have lived their time, until the server stops.
+func (c *Control) sweepCopies() {
+	told, swept := map[string]bool{}, time.Time{}
+	for c.jobs.ctx.Err() == nil {
+		c.removeExpired(c.jobs.ctx, time.Now(), told)
+		if now := time.Now(); now.Sub(swept) > time.Hour || now.Before(swept) {
+			swept = now
+			if err := c.catalog.SweepSecrets(c.jobs.ctx, now); err != nil && c.jobs.ctx.Err() == nil {
+				c.log.Error("old sessions and API tokens were not forgotten", "error", err)
+			}
+		}
+		rest(c.jobs.ctx, sweepPause)
+	}
+}
+
+// removeExpired removes what has lived its time. told are those of whom it was said that they could not be removed.
+func (c *Control) removeExpired(ctx context.Context, now time.Time, told map[string]bool) {
+	defer c.Enter()()
+	over := map[string]func(context.Context, string) error{}
+	clones, err := catalog.List[keptClone](ctx, c.catalog, catalog.Clones)
+	for _, k := range clones {
+		if k.Expires != nil && !k.Expires.After(now) {
+			over[k.Name] = c.RemoveClone
+		}
+	}
+	mounts, merr := catalog.List[tidemark.Mount](ctx, c.catalog, catalog.Mounts)
+	for _, m := range mounts {
+		if m.Expires != nil && !m.Expires.After(now) {
+			over[m.Name] = c.Unmount
+		}
+	}
+	if err := errors.Join(err, merr); err != nil && ctx.Err() == nil {
+		c.log.Error("it is not known which copies have lived their time", "error", err)
+	}
+	for name, remove := range over {
+		switch err := remove(ctx, name); {
+		case err == nil:
+			delete(told, name)
+			c.event("info", name, "%s has lived its time, and was removed", name)
+		case !told[name] && ctx.Err() == nil && tidemark.KindOf(err) != tidemark.Conflict:
+			told[name] = true
+			c.event("warning", name, "%s has lived its time, and could not be removed: %v", name, err)
+		}
+	}
+}
