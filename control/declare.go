@@ -283,7 +283,7 @@ func (c *Control) describeAnew(ctx context.Context, a app) error {
 		return err
 	}
 	c.keepPoint(ctx, a)
-	c.promises.anew()
+	c.promises.anewFor(a.t.ID())
 	return nil
 }
 

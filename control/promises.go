@@ -47,6 +47,7 @@ type promises struct {
 	running map[string]map[policy.Policy]run // by ID of the timeline
 	resumed time.Time                        // when runs became possible
 	sifted  map[string]sifting               // by ID of the timeline
+	due     map[string]time.Time             // when each has to be looked at again, by ID of the timeline; missing: now
 	stirred chan struct{}                    // something ended, or was changed
 }
 
@@ -67,7 +68,7 @@ type sifting struct {
 func (c *Control) beginPromises(ctx context.Context) error {
 	p := &c.promises
 	p.records, p.running, p.sifted = map[string]*record{}, map[string]map[policy.Policy]run{}, map[string]sifting{}
-	p.stirred, p.resumed = make(chan struct{}, 1), time.Now()
+	p.due, p.stirred, p.resumed = map[string]time.Time{}, make(chan struct{}, 1), time.Now()
 	list, err := catalog.List[record](ctx, c.catalog, catalog.Promises)
 	if err != nil {
 		return err
@@ -123,7 +124,16 @@ func (p *promises) stir() {
 // anew has it looked at once what is due, and which points may be forgotten: what was promised has changed.
 func (p *promises) anew() {
 	p.mu.Lock()
-	p.sifted = map[string]sifting{}
+	p.sifted, p.due = map[string]sifting{}, map[string]time.Time{}
+	p.mu.Unlock()
+	p.stir()
+}
+
+// anewFor is anew for one application.
+func (p *promises) anewFor(id string) {
+	p.mu.Lock()
+	delete(p.sifted, id)
+	delete(p.due, id)
 	p.mu.Unlock()
 	p.stir()
 }
@@ -144,7 +154,7 @@ func (c *Control) keepPromises() {
 		now := time.Now()
 		if d := now.Round(0).Sub(last.Round(0)) - now.Sub(last); d.Abs() > clockJump { // the clock was set
 			c.promises.mu.Lock()
-			c.promises.resumed = now
+			c.promises.resumed, c.promises.due = now, map[string]time.Time{}
 			c.promises.mu.Unlock()
 		}
 		last = now
@@ -159,28 +169,82 @@ func (c *Control) keepPromises() {
 	}
 }
 
-// keepAll does what is due now, and returns when it has to be looked again.
+// keepAll does what is due now, and returns when it has to be looked again. An application for which nothing is due costs
+// next to nothing: there may be thousands.
 func (c *Control) keepAll(ctx context.Context, now time.Time) (next time.Time) {
 	next = now.Add(lookPromises)
 	templates, err := c.templates(ctx)
 	if err != nil {
 		return next // nothing is done while the catalog is away
 	}
-	for _, a := range c.apps() {
-		t, ok := templates[promised(a)]
-		if !ok || ctx.Err() != nil { // of a template that is not known, Compliance says so
+	all := c.set.List()
+	for _, line := range all {
+		at, ok := c.promises.dueAt(line.ID())
+		if ok && now.Before(at) {
+			next = earlier(next, at)
 			continue
 		}
-		if at := c.keepOne(ctx, a, t, now); at.Before(next) {
-			next = at
+		if ctx.Err() != nil {
+			return next
 		}
+		c.promises.looked(line.ID(), now.Add(siftEvery)) // before: what happens meanwhile has it looked at again
+		a, err := appOf(line)
+		if err != nil {
+			continue // that is told elsewhere
+		}
+		t, ok := templates[promised(a)]
+		if !ok { // of a template that is not known, Compliance says so
+			continue
+		}
+		at = c.keepOne(ctx, a, t, now)
+		c.promises.dueBy(line.ID(), at)
+		next = earlier(next, at)
 	}
+	c.promises.prune(all)
 	return next
+}
+
+// dueAt is when an application has to be looked at again.
+func (p *promises) dueAt(id string) (time.Time, bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	at, ok := p.due[id]
+	return at, ok
+}
+
+// looked says that an application is looked at now, and again at a time.
+func (p *promises) looked(id string, again time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.due[id] = again
+}
+
+// dueBy has an application looked at again by a time, unless that is so already.
+func (p *promises) dueBy(id string, at time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if was, ok := p.due[id]; ok {
+		p.due[id] = earlier(was, at)
+	}
+}
+
+// prune forgets applications that are gone.
+func (p *promises) prune(all []*timeline.Timeline) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.due) <= 2*len(all) {
+		return
+	}
+	there := map[string]bool{}
+	for _, t := range all {
+		there[t.ID()] = true
+	}
+	maps.DeleteFunc(p.due, func(id string, _ time.Time) bool { return !there[id] })
 }
 
 // keepOne keeps the promise to one application, and returns when something is due next.
 func (c *Control) keepOne(ctx context.Context, a app, t policy.Template, now time.Time) (next time.Time) {
-	next = now.Add(lookPromises)
+	next = now.Add(siftEvery)
 	if err := c.setWindow(a, t); err != nil {
 		c.log.Error("the window of an application was not set", "application", a.name, "error", err)
 	}
@@ -192,6 +256,7 @@ func (c *Control) keepOne(ctx context.Context, a app, t policy.Template, now tim
 			next = earlier(next, d.At)
 		default:
 			c.doDue(ctx, a, t, h, d)
+			next = earlier(next, now.Add(lookPromises)) // it may not have been possible
 		}
 	}
 	c.forget(ctx, a, t, h, now)
@@ -389,6 +454,7 @@ func (c *Control) note(id string, change func(*record)) {
 	}
 	change(&r)
 	p.records[id] = &r
+	delete(p.due, id)
 	p.mu.Unlock()
 	if err := c.catalog.Put(context.Background(), catalog.Promises, id, r); err != nil {
 		c.log.Error("what was done for an application was not noted", "timeline", id, "error", err)

@@ -1,9 +1,15 @@
 package control
 
 import (
+	"context"
+	"fmt"
+	"log/slog"
 	"testing"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
+	"tidemark"
 	"tidemark/policy"
 )
 
@@ -48,4 +54,52 @@ func TestMadeName(t *testing.T) {
 			t.Errorf("%s: made by us: %v", name, got)
 		}
 	}
+}
+
+// BenchmarkTick is what the scheduler does each time, for a thousand applications with an hourly template and ten points each: when nothing
+// is due, and when all have to be looked at.
+func BenchmarkTick(b *testing.B) {
+	const applications, points = 1000, 10
+	ctx := context.Background()
+	c, err := Open(ctx, Options{Dir: b.TempDir(), Logger: slog.New(slog.DiscardHandler), CacheBytes: 16 << 20})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer c.Close()
+	const template = "kind: Template\nname: hourly\ncapture:\n  every: 1h\nkeep:\n  count: 100\n"
+	if _, err := c.Apply(ctx, []byte(template), false); err != nil {
+		b.Fatal(err)
+	}
+	var all errgroup.Group
+	all.SetLimit(8)
+	for i := range applications {
+		all.Go(func() error {
+			name := fmt.Sprint("app", i)
+			_, err := c.CreateVolume(ctx, tidemark.VolumeSpec{Name: name, Size: 1 << 20})
+			for p := range points {
+				if err == nil {
+					_, err = c.Bookmark(ctx, tidemark.BookmarkSpec{Application: name, Name: fmt.Sprint("point", p)})
+				}
+			}
+			if err == nil {
+				err = c.SetSLA(ctx, name, "hourly")
+			}
+			return err
+		})
+	}
+	if err := all.Wait(); err != nil {
+		b.Fatal(err)
+	}
+	c.keepAll(ctx, time.Now()) // what is due at once
+	b.Run("nothing due", func(b *testing.B) {
+		for b.Loop() {
+			c.keepAll(ctx, time.Now())
+		}
+	})
+	b.Run("all anew", func(b *testing.B) {
+		for b.Loop() {
+			c.promises.anew()
+			c.keepAll(ctx, time.Now())
+		}
+	})
 }
