@@ -24,12 +24,30 @@ func benchAnyPoint(ctx context.Context, e *env, r *Result) error {
 		long *= 10
 	}
 	short := long / 10
+	var all []*history
+	defer func() {
+		for _, h := range all {
+			h.w.close()
+		}
+	}()
 	for _, h := range []struct {
 		what   string
 		writes int
 	}{{"short", short}, {"long", long}} {
-		if err := e.openPoints(ctx, r, h.what, h.writes); err != nil {
+		made, err := e.newHistory(ctx, h.what, h.writes)
+		if err != nil {
 			return err
+		}
+		all = append(all, made)
+		r.add(Sample{tide, h.what, 0, map[string]float64{"k": float64(made.line.K())}})
+	}
+	for range pointsToOpen { // in turn, so that what disturbs one disturbs the other
+		for _, h := range all {
+			took, err := h.openPoint()
+			if err != nil {
+				return err
+			}
+			r.add(Sample{tide, h.what, 0, map[string]float64{"ms": float64(took.Microseconds()) / 1000}})
 		}
 	}
 	figure := func(what string, p float64) float64 { return percentile(r.values(tide, what, "ms"), p) }
@@ -39,63 +57,77 @@ func benchAnyPoint(ctx context.Context, e *env, r *Result) error {
 	return nil
 }
 
-// openPoints makes a history and opens points of it.
-func (e *env) openPoints(ctx context.Context, r *Result, what string, writes int) error {
+// history is a disk of 8 GiB with a past.
+type history struct {
+	what string
+	w    *world
+	line *timeline.Timeline
+	rng  *rand.Rand
+	page []byte
+}
+
+// newHistory makes a history of so many writes, and waits until it is folded.
+func (e *env) newHistory(ctx context.Context, what string, writes int) (*history, error) {
 	w, err := openWorld(fmt.Sprintf("%s/%s", e.disk, what), 0)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	defer w.close()
-	const size = 8 << 30
-	line, err := w.set.Create(ctx, "history", []timeline.DiskSpec{{Name: "disk", Size: size}}, nil)
+	h := &history{what: what, w: w, rng: rand.New(rand.NewPCG(11, uint64(writes))), page: make([]byte, 4096)}
+	if err := h.fill(ctx, writes); err != nil {
+		w.close()
+		return nil, err
+	}
+	return h, nil
+}
+
+const historySize = 8 << 30
+
+func (h *history) fill(ctx context.Context, writes int) (err error) {
+	h.line, err = h.w.set.Create(ctx, "history", []timeline.DiskSpec{{Name: "disk", Size: historySize}}, nil)
 	if err != nil {
 		return err
 	}
-	if err := line.SetWindow(timeline.Window{For: 24 * time.Hour}); err != nil {
+	if err := h.line.SetWindow(timeline.Window{For: 24 * time.Hour}); err != nil {
 		return err
 	}
-	rng := rand.New(rand.NewPCG(11, uint64(writes)))
-	place := func() int64 { // a tenth of the disk takes most of the writes
-		if rng.IntN(5) > 0 {
-			return rng.Int64N(size/10/4096) * 4096
-		}
-		return rng.Int64N(size/4096) * 4096
-	}
-	p := make([]byte, 4096)
 	for i := range writes {
 		for at := 0; at < 64; at += 8 {
-			binary.LittleEndian.PutUint64(p[at*64:], rng.Uint64())
+			binary.LittleEndian.PutUint64(h.page[at*64:], h.rng.Uint64())
 		}
-		if _, err := line.Disks()[0].WriteAt(p, place()); err != nil {
+		if _, err := h.line.Disks()[0].WriteAt(h.page, h.place()); err != nil {
 			return err
 		}
 		if i%restAfter == restAfter-1 { // the disk need not hold all of the history before it is packed
-			if err := rested(ctx, line); err != nil {
+			if err := rested(ctx, h.line); err != nil {
 				return err
 			}
 		}
 	}
-	if err := rested(ctx, line); err != nil {
-		return err
+	return rested(ctx, h.line)
+}
+
+// place is where something is written or read: a tenth of the disk takes most of it.
+func (h *history) place() int64 {
+	if h.rng.IntN(5) > 0 {
+		return h.rng.Int64N(historySize/10/4096) * 4096
 	}
-	head, _ := line.Head()
-	r.add(Sample{tide, what, 0, map[string]float64{"k": float64(line.K())}})
-	for range pointsToOpen {
-		pos := 1 + tidemark.Position(rng.Uint64N(uint64(head)))
-		begun := time.Now()
-		s, err := line.At("disk", pos)
-		if err == nil {
-			_, err = s.ReadAt(p, place())
-		}
-		if err != nil {
-			return fmt.Errorf("open %v: %w", pos, err)
-		}
-		r.add(Sample{tide, what, 0, map[string]float64{"ms": float64(time.Since(begun).Microseconds()) / 1000}})
-		if err := s.Close(); err != nil {
-			return err
-		}
+	return h.rng.Int64N(historySize/4096) * 4096
+}
+
+// openPoint opens a point anywhere, and returns how long it took to its first byte.
+func (h *history) openPoint() (time.Duration, error) {
+	head, _ := h.line.Head()
+	pos := 1 + tidemark.Position(h.rng.Uint64N(uint64(head)))
+	begun := time.Now()
+	s, err := h.line.At("disk", pos)
+	if err != nil {
+		return 0, fmt.Errorf("open %v: %w", pos, err)
 	}
-	return nil
+	defer s.Close()
+	if _, err := s.ReadAt(h.page, h.place()); err != nil {
+		return 0, fmt.Errorf("read %v: %w", pos, err)
+	}
+	return time.Since(begun), nil
 }
 
 // rested waits until folding has caught up.
