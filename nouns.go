@@ -381,6 +381,15 @@ type UserGroup struct {
 	Members []string `json:"members" doc:"The users in it."`
 }
 
+// DeviceLogin is a login at an OpenID provider that is finished in a browser, on any device.
+type DeviceLogin struct {
+	Login    string    `json:"login" doc:"By which it is waited for. It is a secret."`
+	Code     string    `json:"code" doc:"What the user types in there."`
+	Address  string    `json:"address" doc:"Where."`
+	Complete string    `json:"complete,omitempty" doc:"The same with the code in it."`
+	Expires  time.Time `json:"expires" doc:"Until when."`
+}
+
 // Issued is a secret that is shown once.
 type Issued struct {
 	ID      int64     `json:"id" doc:"The number of the API token or session."`

@@ -186,6 +186,11 @@ type Login struct {
 	Password string `json:"password" doc:"His password."`
 }
 
+// DeviceWait asks whether a login by device is finished.
+type DeviceWait struct {
+	Login string `json:"login" doc:"The login."`
+}
+
 // Extension asks that a clone or mount live longer, or less long.
 type Extension struct {
 	Lifetime int64 `json:"lifetime_seconds,omitempty" minimum:"1" doc:"For how many seconds it lives from now on; then it is removed by itself. Missing: it stays."`

@@ -35,6 +35,7 @@ import (
 
 	"tidemark"
 	"tidemark/access"
+	"tidemark/access/oidc"
 	"tidemark/control"
 )
 
@@ -43,14 +44,15 @@ const maxRequest = 1 << 20
 
 // Handler answers the requests to a server at its own socket: whoever can open that is its administrator.
 func Handler(c *control.Control, log *slog.Logger) http.Handler {
-	socket, _ := Handlers(c, log)
+	socket, _ := Handlers(c, log, nil)
 	return socket
 }
 
 // Handlers answer the requests to a server: at its own socket, and from the network, where everybody has to show the secret of an
-// API token or a session.
-func Handlers(c *control.Control, log *slog.Logger) (socket, network http.Handler) {
+// API token or a session. Users may log in at a provider, if there is one.
+func Handlers(c *control.Control, log *slog.Logger, provider *oidc.Provider) (socket, network http.Handler) {
 	s := newServer(c, log)
+	s.provider = provider
 	return s, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		s.mux.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), networkKey{}, true)))
 	})
@@ -75,6 +77,8 @@ type server struct {
 
 	passwords func() (*access.Passwords, error)
 	limiter   *access.Limiter
+	provider  *oidc.Provider // nil: none
+	devices   devices
 }
 
 func newServer(c *control.Control, log *slog.Logger) *server {

@@ -416,6 +416,10 @@ func people(ctx context.Context, x *rig, works func(error), refuses func(tidemar
 	if _, err := access.ParseSecret(access.SessionPrefix, i.Secret); err != nil {
 		x.t.Error(err)
 	}
+	_, err = x.BeginDeviceLogin(ctx)
+	refuses(tidemark.NotFound, err)
+	_, err = x.FinishDeviceLogin(ctx, tidemark.DeviceLogin{Login: "none"})
+	refuses(tidemark.NotFound, err)
 	refuses(tidemark.Invalid, x.Logout(ctx)) // the socket is no session
 	me, err := x.Self(ctx)
 	works(err)

@@ -81,6 +81,10 @@ func selfTable() []operation {
 	return []operation{
 		by(operation{id: "login", method: http.MethodPost, path: "/v1/login", tag: "Access", summary: "Begin a session with a password",
 			description: "The answer has a secret, which lasts for 12 hours, and for 2 hours unused.", status: http.StatusOK, errors: []tidemark.Kind{tidemark.Invalid, tidemark.Denied, tidemark.Unavailable}, rule: open}, (*server).login),
+		by(operation{id: "begin-device-login", method: http.MethodPost, path: "/v1/login/device", tag: "Access", summary: "Begin a session at the OpenID provider",
+			description: "The user types a code in at the provider, in a browser on any device.", status: http.StatusOK, errors: []tidemark.Kind{tidemark.NotFound, tidemark.Unavailable}, rule: open}, (*server).beginDevice),
+		by(operation{id: "finish-device-login", method: http.MethodPost, path: "/v1/login/device/finish", tag: "Access", summary: "Wait for a login at the OpenID provider",
+			description: "For at most 30 seconds: an answer without a secret says to ask again.", status: http.StatusOK, errors: []tidemark.Kind{tidemark.Invalid, tidemark.NotFound, tidemark.Denied, tidemark.Conflict, tidemark.Unavailable}, rule: open}, (*server).finishDevice),
 		by(operation{id: "logout", method: http.MethodPost, path: "/v1/logout", tag: "Access", summary: "End the session",
 			description: "Its secret is good for nothing any more.", status: http.StatusNoContent, errors: []tidemark.Kind{tidemark.Invalid, tidemark.Denied}, rule: self}, (*server).logout),
 		get(operation{id: "get-self", method: http.MethodGet, path: "/v1/self", tag: "Access", summary: "Who asks, and what was granted to him",
@@ -259,18 +263,24 @@ func makeToken(ctx context.Context, c *control.Control, in *ofBody[access.TokenS
 
 // login begins a session. Whether there is the user is not told, nor by how long it takes.
 func (s *server) login(ctx context.Context, in *ofBody[tidemark.Login]) (*answer[tidemark.Issued], error) {
-	who, user, now := callerOf(ctx), in.Body.User, time.Now()
+	who, user := callerOf(ctx), in.Body.User
 	who.asked = append(who.asked, asked{access.TokenManage, access.Object{Kind: access.KindToken, Name: user}})
 	if err := s.check(ctx, user, in.Body.Password); err != nil {
 		return nil, err
 	}
-	secret := access.NewSecret(access.SessionPrefix)
-	session := access.Session{User: user, Method: access.ByPassword, Created: now, Expires: now.Add(sessionLife), Used: now, Idle: sessionIdle}
-	if who.address.IsValid() {
+	i, err := s.beginSession(ctx, user, access.ByPassword)
+	return &answer[tidemark.Issued]{Body: i}, err
+}
+
+// beginSession begins a session of a user who has proved who he is.
+func (s *server) beginSession(ctx context.Context, user string, by access.Method) (tidemark.Issued, error) {
+	now, secret := time.Now(), access.NewSecret(access.SessionPrefix)
+	session := access.Session{User: user, Method: by, Created: now, Expires: now.Add(sessionLife), Used: now, Idle: sessionIdle}
+	if who := callerOf(ctx); who.address.IsValid() {
 		session.Address = who.address.String()
 	}
 	id, err := s.c.Access().AddSession(ctx, session, secret.Hash())
-	return &answer[tidemark.Issued]{Body: tidemark.Issued{ID: id, Secret: secret.Reveal(), Expires: session.Expires}}, err
+	return tidemark.Issued{ID: id, Secret: secret.Reveal(), Expires: session.Expires}, err
 }
 
 // check makes sure that a password is that of a user, and that nobody guesses.

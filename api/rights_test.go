@@ -18,6 +18,8 @@ import (
 
 	"tidemark"
 	"tidemark/access"
+	"tidemark/access/oidc"
+	"tidemark/access/oidc/oidctest"
 	"tidemark/catalog"
 	"tidemark/control"
 )
@@ -25,6 +27,7 @@ import (
 // samples are requests of operations, with NAME where what they are about is named. What is not here has no body and only NAME in its path.
 var samples = map[string]string{
 	"login":                `{"user":"NAME","password":"wrong"}`,
+	"finish-device-login":  `{"login":"NAME"}`,
 	"make-token":           `{"user":"NAME","name":"ci","lifetime_seconds":60}`,
 	"add-user":             `{"name":"NAME"}`,
 	"change-user":          `{"disabled":true}`,
@@ -76,7 +79,7 @@ func sample(o operation, name string) *http.Request {
 
 // outside is the API of a rig as the network has it.
 func outside(x *rig) http.Handler {
-	_, network := Handlers(x.c, slog.New(slog.DiscardHandler))
+	_, network := Handlers(x.c, slog.New(slog.DiscardHandler), nil)
 	return network
 }
 
@@ -317,4 +320,103 @@ func read(t *testing.T, o operation, name string) any {
 		}
 	}
 	return in.Interface()
+}
+
+// TestLoginAtProvider: somebody logs in at a real OpenID provider, and has what was granted to him here.
+func TestLoginAtProvider(t *testing.T) {
+	x, idp := newRig(t), oidctest.Start(t)
+	p, err := oidc.New(oidc.Config{Issuer: idp.Issuer, ClientID: "device", ClientSecret: oidctest.Secret})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, h := Handlers(x.c, slog.New(slog.DiscardHandler), p)
+	post := func(path, body, secret string, into any) int {
+		t.Helper()
+		r := httptest.NewRequest("POST", path, strings.NewReader(body))
+		r.Header.Set("Content-Type", "application/json")
+		if secret != "" {
+			r.Header.Set("Authorization", "Bearer "+secret)
+		}
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, r)
+		if err := json.Unmarshal(w.Body.Bytes(), into); err != nil && w.Body.Len() > 0 {
+			t.Fatalf("%v: %s", err, w.Body)
+		}
+		return w.Code
+	}
+	login := func(action string) (i tidemark.Issued, code int) {
+		var d tidemark.DeviceLogin
+		if code := post("/v1/login/device", "", "", &d); code != http.StatusOK || d.Code == "" {
+			t.Fatalf("%d: %+v", code, d)
+		}
+		idp.TypeIn(t, d.Code, action)
+		code = post("/v1/login/device/finish", `{"login":"`+d.Login+`"}`, "", &i)
+		if again := post("/v1/login/device/finish", `{"login":"`+d.Login+`"}`, "", new(any)); again != http.StatusNotFound {
+			t.Errorf("a login is answered twice: %d", again)
+		}
+		return i, code
+	}
+	if _, code := login("denied"); code != http.StatusForbidden {
+		t.Errorf("who was denied is let in: %d", code)
+	}
+	i, code := login("allowed")
+	if code != http.StatusOK || i.Secret == "" {
+		t.Fatalf("%d: %+v", code, i)
+	}
+	if w := ask(h, httptest.NewRequest("GET", "/v1/self", nil), i.Secret); w.Code != http.StatusOK || !strings.Contains(w.Body.String(), `"user":"test-user2"`) || !strings.Contains(w.Body.String(), `"method":"oidc"`) {
+		t.Errorf("%d: %s", w.Code, w.Body)
+	}
+	if w := ask(h, httptest.NewRequest("GET", "/v1/pool", nil), i.Secret); w.Code != http.StatusForbidden {
+		t.Errorf("%d: %s", w.Code, w.Body)
+	}
+	g := access.Grant{Subject: access.Subject{Kind: access.User, Name: "test-user2"}, Role: access.Operator, Scope: access.Scope{Kind: access.Everything}}
+	if _, err := x.AddGrant(context.Background(), g); err != nil {
+		t.Fatal(err)
+	}
+	if w := ask(h, httptest.NewRequest("GET", "/v1/pool", nil), i.Secret); w.Code != http.StatusOK {
+		t.Errorf("%d: %s", w.Code, w.Body)
+	}
+	if code := post("/v1/logout", "", i.Secret, new(any)); code != http.StatusNoContent {
+		t.Error(code)
+	}
+	if w := ask(h, httptest.NewRequest("GET", "/v1/self", nil), i.Secret); w.Code != http.StatusUnauthorized {
+		t.Errorf("%d: %s", w.Code, w.Body)
+	}
+	if err := x.ChangeUser(context.Background(), "test-user2", tidemark.UserChange{Disabled: true}); err != nil {
+		t.Fatal(err)
+	}
+	if _, code := login("allowed"); code != http.StatusForbidden {
+		t.Errorf("who is shut out is let in: %d", code)
+	}
+}
+
+// TestGuessing: who guesses at passwords waits.
+func TestGuessing(t *testing.T) {
+	x := newRig(t)
+	if _, err := x.AddUser(context.Background(), tidemark.UserSpec{Name: "alice", Password: "correct horse battery"}); err != nil {
+		t.Fatal(err)
+	}
+	h := outside(x)
+	login := func(password string) string {
+		r := httptest.NewRequest("POST", "/v1/login", strings.NewReader(`{"user":"alice","password":"`+password+`"}`))
+		r.Header.Set("Content-Type", "application/json")
+		r.RemoteAddr = "192.0.2.7:4711"
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, r)
+		if w.Code == http.StatusOK {
+			return "in"
+		}
+		return w.Body.String()
+	}
+	if got := login("correct horse battery"); got != "in" {
+		t.Fatal(got)
+	}
+	for range 5 {
+		if got := login("wrong horse battery"); !strings.Contains(got, "the user or the password is wrong") {
+			t.Errorf("%s", got)
+		}
+	}
+	if got := login("correct horse battery"); !strings.Contains(got, "too many logins failed") || !strings.Contains(got, "try again in") {
+		t.Errorf("after 5 that failed: %s", got)
+	}
 }

@@ -16,6 +16,21 @@ func (c *Client) Login(ctx context.Context, l tidemark.Login) (i tidemark.Issued
 	return post[tidemark.Issued](ctx, c, "/v1/login", l)
 }
 
+// BeginDeviceLogin begins a login at the server's OpenID provider, which the user finishes in a browser.
+func (c *Client) BeginDeviceLogin(ctx context.Context) (tidemark.DeviceLogin, error) {
+	return post[tidemark.DeviceLogin](ctx, c, "/v1/login/device", nil)
+}
+
+// FinishDeviceLogin waits until the user has finished a login. What it returns has a secret.
+func (c *Client) FinishDeviceLogin(ctx context.Context, l tidemark.DeviceLogin) (tidemark.Issued, error) {
+	for {
+		i, err := post[tidemark.Issued](ctx, c, "/v1/login/device/finish", tidemark.DeviceWait{Login: l.Login})
+		if err != nil || i.Secret != "" {
+			return i, err
+		}
+	}
+}
+
 // Logout ends the session whose secret the client has.
 func (c *Client) Logout(ctx context.Context) error {
 	return c.do(ctx, http.MethodPost, "/v1/logout", nil, nil)

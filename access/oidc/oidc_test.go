@@ -4,69 +4,23 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"log/slog"
 	"maps"
-	"net"
 	"net/http"
 	"net/http/cookiejar"
-	"net/http/httptest"
 	"net/url"
 	"reflect"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/zitadel/oidc/v3/example/server/exampleop"
-	"github.com/zitadel/oidc/v3/example/server/storage"
-
 	"tidemark"
+	"tidemark/access/oidc/oidctest"
 )
 
-const secret = "a secret of the client"
+const secret = oidctest.Secret
 
-// idp is a real provider: that of zitadel/oidc, with its login pages.
-type idp struct {
-	issuer string
-	http   *httptest.Server
-}
-
-func startProvider(t *testing.T) *idp {
-	t.Helper()
-	log := slog.Default()
-	slog.SetDefault(slog.New(slog.NewTextHandler(io.Discard, nil))) // it logs each request there
-	t.Cleanup(func() { slog.SetDefault(log) })
-	s := httptest.NewUnstartedServer(nil)
-	_, port, err := net.SplitHostPort(s.Listener.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	p := &idp{issuer: "http://localhost:" + port, http: s}
-	storage.RegisterClients(storage.WebClient("web", secret, "https://tidemark.example/callback"), storage.NativeClient("native", "http://localhost/callback"), storage.DeviceClient("device", secret))
-	s.Config.Handler = exampleop.SetupServer(p.issuer, storage.NewStorage(users(p.issuer)), nil, false)
-	s.Start()
-	t.Cleanup(s.Close)
-	return p
-}
-
-// people are users whose subject is their name: the example's page for devices takes the one for the other.
-type people struct{ storage.UserStore }
-
-func users(issuer string) people { return people{storage.NewUserStore(issuer)} }
-
-func (p people) GetUserByID(id string) *storage.User { return p.GetUserByUsername(id) }
-
-func (p people) GetUserByUsername(name string) *storage.User {
-	u := p.UserStore.GetUserByUsername(name)
-	if u == nil {
-		return nil
-	}
-	same := *u
-	same.ID = u.Username
-	return &same
-}
-
-func (p *idp) config() Config {
-	return Config{Issuer: p.issuer, ClientID: "web", ClientSecret: secret, Redirect: "https://tidemark.example/callback"}
+func configOf(p *oidctest.Provider) Config {
+	return Config{Issuer: p.Issuer, ClientID: "web", ClientSecret: secret, Redirect: "https://tidemark.example/callback"}
 }
 
 func newProvider(t *testing.T, c Config) *Provider {
@@ -111,9 +65,9 @@ func browser(t *testing.T, address, user, password string) url.Values {
 }
 
 func TestCodeFlow(t *testing.T) {
-	idp := startProvider(t)
+	idp := oidctest.Start(t)
 	ctx, now := context.Background(), time.Now()
-	for name, c := range map[string]Config{"web": idp.config(), "public": {Issuer: idp.issuer, ClientID: "native", Redirect: "http://localhost/callback"}} {
+	for name, c := range map[string]Config{"web": configOf(idp), "public": {Issuer: idp.Issuer, ClientID: "native", Redirect: "http://localhost/callback"}} {
 		t.Run(name, func(t *testing.T) {
 			p := newProvider(t, c)
 			address, login, err := p.Begin(ctx, now)
@@ -129,7 +83,7 @@ func TestCodeFlow(t *testing.T) {
 				t.Errorf("no PKCE: %s", address)
 			}
 			id, err := p.Finish(ctx, login, browser(t, address, "test-user@localhost", "verysecure"), now)
-			want := Identity{Issuer: idp.issuer, Subject: "test-user@localhost", User: "test-user@localhost", Display: "Test User"}
+			want := Identity{Issuer: idp.Issuer, Subject: "test-user@localhost", User: "test-user@localhost", Display: "Test User"}
 			if err != nil || !reflect.DeepEqual(id, want) {
 				t.Errorf("%+v, %v, want %+v", id, err, want)
 			}
@@ -138,7 +92,7 @@ func TestCodeFlow(t *testing.T) {
 }
 
 func TestClaims(t *testing.T) {
-	idp := startProvider(t)
+	idp := oidctest.Start(t)
 	ctx, now := context.Background(), time.Now()
 	for name, test := range map[string]struct {
 		change func(*Config)
@@ -147,20 +101,20 @@ func TestClaims(t *testing.T) {
 	}{
 		"email": {func(c *Config) { c.UserClaim = "email" }, "test-user@zitadel.ch", nil},
 		"group by path": {func(c *Config) {
-			c.Scopes = []string{"profile", storage.CustomScope}
+			c.Scopes = []string{"profile", oidctest.CustomScope}
 			c.GroupsClaim = "custom_claim.other"
 		}, "test-user@localhost", []string{"stuff"}},
 		"group renamed": {func(c *Config) {
-			c.Scopes, c.GroupsClaim = []string{"profile", storage.CustomScope}, "custom_claim.other"
+			c.Scopes, c.GroupsClaim = []string{"profile", oidctest.CustomScope}, "custom_claim.other"
 			c.Groups = map[string]string{"stuff": "operators"}
 		}, "test-user@localhost", []string{"operators"}},
 		"group left out": {func(c *Config) {
-			c.Scopes, c.GroupsClaim = []string{"profile", storage.CustomScope}, "custom_claim.other"
+			c.Scopes, c.GroupsClaim = []string{"profile", oidctest.CustomScope}, "custom_claim.other"
 			c.Groups = map[string]string{"other": "operators"}
 		}, "test-user@localhost", nil},
 	} {
 		t.Run(name, func(t *testing.T) {
-			c := idp.config()
+			c := configOf(idp)
 			test.change(&c)
 			p := newProvider(t, c)
 			address, login, err := p.Begin(ctx, now)
@@ -176,9 +130,9 @@ func TestClaims(t *testing.T) {
 }
 
 func TestCodeFlowRefuses(t *testing.T) {
-	idp := startProvider(t)
+	idp := oidctest.Start(t)
 	ctx, now := context.Background(), time.Now()
-	p := newProvider(t, idp.config())
+	p := newProvider(t, configOf(idp))
 	for name, spoil := range map[string]func(l *Login, q url.Values) time.Time{
 		"another state":    func(l *Login, q url.Values) time.Time { q.Set("state", "x"); return now },
 		"no state":         func(l *Login, q url.Values) time.Time { q.Del("state"); return now },
@@ -223,7 +177,7 @@ func TestCodeFlowRefuses(t *testing.T) {
 		}
 	})
 	t.Run("another secret", func(t *testing.T) {
-		c := idp.config()
+		c := configOf(idp)
 		c.ClientSecret = "wrong"
 		p := newProvider(t, c)
 		address, login, _ := p.Begin(ctx, now)
@@ -243,25 +197,25 @@ func noSecrets(t *testing.T, err error, login Login, q url.Values) {
 }
 
 func TestProviderIsAway(t *testing.T) {
-	idp := startProvider(t)
+	idp := oidctest.Start(t)
 	ctx, now := context.Background(), time.Now()
-	p := newProvider(t, idp.config())
-	handler := idp.http.Config.Handler
-	idp.http.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusBadGateway) })
+	p := newProvider(t, configOf(idp))
+	handler := idp.HTTP.Config.Handler
+	idp.HTTP.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusBadGateway) })
 	if _, _, err := p.Begin(ctx, now); tidemark.KindOf(err) != tidemark.Unavailable {
 		t.Fatalf("away: %v", err)
 	}
-	idp.http.Config.Handler = handler
+	idp.HTTP.Config.Handler = handler
 	address, login, err := p.Begin(ctx, now)
 	if err != nil {
 		t.Fatalf("back: %v", err)
 	}
 	q := browser(t, address, "test-user@localhost", "verysecure")
-	idp.http.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusBadGateway) })
+	idp.HTTP.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusBadGateway) })
 	if _, err := p.Finish(ctx, login, q, now); tidemark.KindOf(err) != tidemark.Unavailable {
 		t.Errorf("away at the end: %v", err)
 	}
-	idp.http.Close()
+	idp.HTTP.Close()
 	if _, err := p.Finish(ctx, login, q, now); tidemark.KindOf(err) != tidemark.Unavailable {
 		t.Errorf("gone at the end: %v", err)
 	}
@@ -280,37 +234,37 @@ func TestConfig(t *testing.T) {
 }
 
 func TestDeviceFlow(t *testing.T) {
-	idp := startProvider(t)
+	idp := oidctest.Start(t)
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	c := Config{Issuer: idp.issuer, ClientID: "device", ClientSecret: secret}
+	c := Config{Issuer: idp.Issuer, ClientID: "device", ClientSecret: secret}
 	p := newProvider(t, c)
 	d, err := p.BeginDevice(ctx)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if d.Code == "" || !strings.HasPrefix(d.Address, idp.issuer) || time.Until(d.Expires) < time.Minute {
+	if d.Code == "" || !strings.HasPrefix(d.Address, idp.Issuer) || time.Until(d.Expires) < time.Minute {
 		t.Fatalf("%+v", d)
 	}
 	// The first question of ours comes before anybody has typed it in: the flow has to go on.
 	go func() {
 		time.Sleep(6 * time.Second)
-		typeIn(t, idp, d.Code, "allowed")
+		idp.TypeIn(t, d.Code, "allowed")
 	}()
 	id, err := p.FinishDevice(ctx, d)
-	if err != nil || id.User != "test-user2" || id.Issuer != idp.issuer || id.Subject != "test-user2" {
+	if err != nil || id.User != "test-user2" || id.Issuer != idp.Issuer || id.Subject != "test-user2" {
 		t.Errorf("%+v, %v", id, err)
 	}
 }
 
 func TestDeviceFlowDenied(t *testing.T) {
-	idp := startProvider(t)
-	p := newProvider(t, Config{Issuer: idp.issuer, ClientID: "device", ClientSecret: secret})
+	idp := oidctest.Start(t)
+	p := newProvider(t, Config{Issuer: idp.Issuer, ClientID: "device", ClientSecret: secret})
 	d, err := p.BeginDevice(context.Background())
 	if err != nil {
 		t.Fatal(err)
 	}
-	typeIn(t, idp, d.Code, "denied")
+	idp.TypeIn(t, d.Code, "denied")
 	if id, err := p.FinishDevice(context.Background(), d); tidemark.KindOf(err) != tidemark.Denied {
 		t.Errorf("%+v, %v", id, err)
 	}
@@ -318,26 +272,6 @@ func TestDeviceFlowDenied(t *testing.T) {
 	cancel()
 	if id, err := p.FinishDevice(ctx, d); tidemark.KindOf(err) != tidemark.Cancelled {
 		t.Errorf("%+v, %v", id, err)
-	}
-}
-
-// typeIn is the user at the provider's page.
-func typeIn(t *testing.T, idp *idp, code, action string) {
-	jar, _ := cookiejar.New(nil)
-	b := &http.Client{Jar: jar}
-	for _, step := range []struct {
-		path string
-		form url.Values
-	}{
-		{"/device/login", url.Values{"user_code": {code}, "username": {"test-user2"}, "password": {"verysecure"}}},
-		{"/device/confirm", url.Values{"action": {action}}},
-	} {
-		r, err := b.PostForm(idp.issuer+step.path, step.form)
-		if err != nil || r.StatusCode != http.StatusOK {
-			t.Errorf("%s: %v %v", step.path, r, err)
-			return
-		}
-		r.Body.Close()
 	}
 }
 

@@ -18,6 +18,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"tidemark"
+	"tidemark/access/oidc"
 	"tidemark/api"
 	"tidemark/catalog"
 	"tidemark/control"
@@ -32,6 +33,8 @@ func serverCommand() *cobra.Command {
 	var o control.Options
 	var cache, reserve, hot, catalogFile string
 	var verbose, standby bool
+	var at oidc.Config
+	var secretFile string
 	c := &cobra.Command{
 		Use: "server", Short: "Run the server", Args: takes(0),
 		Long:    "Run the server on a data directory. Everything it keeps lies below it, and so\ndoes its socket unless --socket names another place. It prints \"ready\" and its\nsocket when it serves, and runs until it is interrupted.",
@@ -64,13 +67,22 @@ func serverCommand() *cobra.Command {
 				level = slog.LevelInfo
 			}
 			o.Logger = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
-			return serve(cmd.Context(), o, flags.socket)
+			provider, err := providerOf(at, secretFile)
+			if err != nil {
+				return err
+			}
+			return serve(cmd.Context(), o, provider, flags.socket)
 		},
 	}
 	c.Flags().StringVar(&o.Dir, "data", defaultData, "the data directory")
 	c.Flags().StringVar(&o.Listen, "listen", "", "where to let the agents of other hosts in, and users of the API, as HOST:PORT\n(default nowhere)")
 	c.Flags().StringVar(&o.Catalog, "catalog", "", "a PostgreSQL for the catalog, as postgres://USER@HOST/DATABASE, which several\nservers may share (default $TIDEMARK_CATALOG, or a file in the data directory)")
 	c.Flags().StringVar(&catalogFile, "catalog-file", "", "a file that holds that URL: a password belongs there, not on a command line")
+	c.Flags().StringVar(&at.Issuer, "oidc-issuer", "", "an OpenID provider that users may log in at, as https://HOST/…")
+	c.Flags().StringVar(&at.ClientID, "oidc-client", "", "what this server is called there")
+	c.Flags().StringVar(&secretFile, "oidc-secret-file", "", "a file with the secret of that client, if it has one")
+	c.Flags().StringVar(&at.UserClaim, "oidc-user-claim", "", "the claim that is a user's name here (default preferred_username)")
+	c.Flags().StringVar(&at.GroupsClaim, "oidc-groups-claim", "", "the claim that has his groups (default groups)")
 	c.Flags().BoolVar(&standby, "standby", false, "if another server runs on the data directory, wait for its end and take over")
 	c.Flags().IntVar(&o.HostJobs, "host-jobs", 0, "how many jobs may work on one host at a time (default 4)")
 	c.Flags().IntVar(&o.Jobs, "jobs", 0, "how many jobs may run at a time (default by the number of processors)")
@@ -80,6 +92,25 @@ func serverCommand() *cobra.Command {
 	c.Flags().DurationVar(&o.HotFor, "hot-journal-age", 0, "how old history may be that stays beside the pool, such as 6h (default any)")
 	c.Flags().BoolVarP(&verbose, "verbose", "v", false, "log what happens, not only what goes wrong")
 	return c
+}
+
+// providerOf is the OpenID provider of the flags; nil: none.
+func providerOf(at oidc.Config, secretFile string) (*oidc.Provider, error) {
+	if at.Issuer == "" {
+		if at.ClientID != "" || secretFile != "" {
+			return nil, usage(tidemark.Errorf(tidemark.Invalid, "a client of which OpenID provider?").WithHint("name it with --oidc-issuer"))
+		}
+		return nil, nil
+	}
+	if secretFile != "" {
+		secret, err := readSecret(secretFile)
+		if err != nil {
+			return nil, err
+		}
+		at.ClientSecret = secret
+	}
+	p, err := oidc.New(at)
+	return p, usage(err)
 }
 
 // catalogPlace is the URL of the catalog: that of a flag, of a file, or of the environment, or "" for a file in the data directory.
@@ -133,7 +164,7 @@ func standsBy() {
 }
 
 // serve runs the server. socket is where it listens; "" stands for its place in the data directory.
-func serve(ctx context.Context, o control.Options, socket string) (err error) {
+func serve(ctx context.Context, o control.Options, provider *oidc.Provider, socket string) (err error) {
 	if os.Getenv("GOMAXPROCS") == "" {
 		runtime.GOMAXPROCS(timeline.Processors())
 	}
@@ -155,7 +186,7 @@ func serve(ctx context.Context, o control.Options, socket string) (err error) {
 	if err != nil {
 		return err
 	}
-	atSocket, fromNetwork := api.Handlers(c, o.Logger)
+	atSocket, fromNetwork := api.Handlers(c, o.Logger, provider)
 	servers := []*http.Server{newHTTP(ctx, atSocket)}
 	failed := make(chan error, 2)
 	go func() { failed <- servers[0].Serve(l) }()

@@ -404,12 +404,14 @@ func tokenRevoke() *cobra.Command {
 }
 
 func loginCommand() *cobra.Command {
-	return &cobra.Command{Use: "login USER", Short: "Log in to a server on the network; the commands after it use that", Args: takes(0, aUser),
-		Long: `Log in to the server that --server names, with a password. What is needed by the
-commands after it is kept in a file that only you can read: the server, the
-certificate of its authority (--ca), and the secret of the session, which lasts
-for 12 hours. Programs use API tokens: --as FILE, or TIDEMARK_TOKEN_FILE.`,
-		Example: "  tidemark login alice --server https://backup1:7440 --ca tidemark-ca.pem",
+	var atProvider bool
+	c := &cobra.Command{Use: "login [USER]", Short: "Log in to a server on the network; the commands after it use that", Args: takes(1, aUser),
+		Long: `Log in to the server that --server names: with a password or, with --oidc, at
+the OpenID provider that the server trusts. What the commands after it need is
+kept in a file that only you can read: the server, the certificate of its
+authority (--ca), and the secret of the session, which lasts for 12 hours.
+Programs use API tokens: --as FILE, or TIDEMARK_TOKEN_FILE.`,
+		Example: "  tidemark login alice --server https://backup1:7440 --ca tidemark-ca.pem\n  tidemark login --oidc --server https://backup1:7440",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			p, err := place()
 			if err != nil {
@@ -418,24 +420,42 @@ for 12 hours. Programs use API tokens: --as FILE, or TIDEMARK_TOKEN_FILE.`,
 			if p.URL == "" {
 				return usage(tidemark.Errorf(tidemark.Invalid, "which server?").WithHint("name it with --server https://HOST:PORT; at its own socket there is no need to log in"))
 			}
-			password, err := askPassword("password of "+args[0], false)
-			if err != nil {
-				return err
+			if atProvider == (len(args) == 1) {
+				return usage(tidemark.Errorf(tidemark.Invalid, "who logs in?").WithHint("name a user, or give --oidc"))
 			}
 			p.Secret = ""
 			at, err := client.NewRemote(p)
 			if err != nil {
 				return err
 			}
-			i, err := at.Login(cmd.Context(), tidemark.Login{User: args[0], Password: password})
+			i, err := logIn(cmd.Context(), at, args)
 			if err != nil {
 				return err
 			}
 			if err := (credentials{Server: p.URL, Authority: string(p.Authority), Secret: i.Secret}).keep(); err != nil {
 				return err
 			}
-			return show(map[string]any{"user": args[0], "server": p.URL, "expires": i.Expires}, func() { fmt.Printf("logged in to %s until %s\n", p.URL, when(i.Expires)) })
+			return show(map[string]any{"server": p.URL, "expires": i.Expires}, func() { fmt.Printf("logged in to %s until %s\n", p.URL, when(i.Expires)) })
 		}}
+	c.Flags().BoolVar(&atProvider, "oidc", false, "log in at the server's OpenID provider, in a browser")
+	return c
+}
+
+// logIn begins a session: of a user with his password, or, without one, at the provider.
+func logIn(ctx context.Context, at *client.Client, user []string) (i tidemark.Issued, err error) {
+	if len(user) == 0 {
+		l, err := at.BeginDeviceLogin(ctx)
+		if err != nil {
+			return i, err
+		}
+		fmt.Fprintf(os.Stderr, "open %s in a browser, and type in %s\n", l.Address, l.Code)
+		return at.FinishDeviceLogin(ctx, l)
+	}
+	password, err := askPassword("password of "+user[0], false)
+	if err != nil {
+		return i, err
+	}
+	return at.Login(ctx, tidemark.Login{User: user[0], Password: password})
 }
 
 func logoutCommand() *cobra.Command {
