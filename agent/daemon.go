@@ -78,11 +78,12 @@ func (d *Daemon) Run(ctx context.Context) error {
 // reviveTaps has the taps of this host run again. One whose disk hangs keeps nobody else waiting, the server least of all. done is
 // closed when they run, or could not be had so far; the server goes on with them.
 func (d *Daemon) reviveTaps(ctx context.Context) (done <-chan none) {
+	whole := ctx
 	ctx, cancel := context.WithTimeout(ctx, reviveLimit)
 	end := make(chan none)
 	go func() {
 		defer cancel()
-		if err := Revive(ctx, d.places()); err != nil {
+		if err := Revive(ctx, d.places()); err != nil && whole.Err() == nil {
 			d.Logger.Error("not all that was tapped is", "error", err)
 		}
 	}()

@@ -128,13 +128,24 @@ func (s *server) handle(h *huma.Operation, next http.HandlerFunc) {
 			return
 		}
 		ctx := context.WithValue(r.Context(), callerKey{}, who)
-		r = r.WithContext(control.WithAsk(ctx, control.Ask{Queue: o.queues && r.URL.Query().Get(queueParam) == "true", By: who.principal.User}))
+		r = r.WithContext(control.WithAsk(ctx, control.Ask{Queue: o.queues && takeQueue(r) == "true", By: who.principal.User}))
 		if o.once && r.Header.Get(keyHeader) != "" {
 			s.once(o, rec, r, next)
 			return
 		}
 		next(rec, r)
 	})
+}
+
+// takeQueue takes from a request whether its job is to wait, which the framework does not know of.
+func takeQueue(r *http.Request) string {
+	q := r.URL.Query()
+	queue := q.Get(queueParam)
+	q.Del(queueParam)
+	at := *r.URL
+	at.RawQuery = q.Encode()
+	r.URL = &at
+	return queue
 }
 
 // unknownCaller answers who could not say who he is.

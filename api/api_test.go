@@ -225,8 +225,15 @@ func TestClientHasEveryOperation(t *testing.T) {
 	works(job(x.Restore(ctx, tidemark.RestoreSpec{Ref: "w@one", To: file + ".back"})))
 	works(job(x.Verify(ctx, tidemark.VerifySpec{Ref: "w@one"})))
 	works(job(x.Reclaim(ctx)))
+	x.Queue = true
+	j, err := x.Reclaim(ctx)
+	works(job(j, err))
+	x.Queue = false
+	if j.Origin != tidemark.FromQueue {
+		t.Errorf("it did not wait: %+v", j)
+	}
 	works(job(x.Rewind(ctx, tidemark.RewindSpec{Ref: "w@one"})))
-	j, err := x.Clone(ctx, tidemark.CloneSpec{Ref: "v@one", Name: "k"})
+	j, err = x.Clone(ctx, tidemark.CloneSpec{Ref: "v@one", Name: "k"})
 	works(job(j, err))
 	_, err = x.Job(ctx, j.ID)
 	works(err)

@@ -512,6 +512,9 @@ func auditCommand() *cobra.Command {
 	c := &cobra.Command{Use: "audit", Short: "Who did what, newest first", Args: takes(0),
 		Example: "  tidemark audit --object orders\n  tidemark audit --verify",
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if most < 1 {
+				return usage(tidemark.Errorf(tidemark.Invalid, "%d records cannot be listed", most).WithHint("give 1 or more"))
+			}
 			if verify {
 				return tell(func(r access.AuditResult) { fmt.Printf("%d records hold together\n", r.Records) })(server().VerifyAudit(cmd.Context()))
 			}

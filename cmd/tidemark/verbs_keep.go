@@ -165,6 +165,9 @@ func jobsCommand() *cobra.Command {
 	var most int
 	c := &cobra.Command{Use: "jobs", Short: "List jobs, newest first", Args: takes(0), Example: "  tidemark jobs\n  tidemark jobs --state queued,running",
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if most < 1 {
+				return usage(tidemark.Errorf(tidemark.Invalid, "%d jobs cannot be listed", most).WithHint("give 1 or more, or --all"))
+			}
 			for _, s := range states {
 				f.States = append(f.States, tidemark.JobState(s))
 			}

@@ -40,7 +40,11 @@ func pointsOf(ctx context.Context, c *client.Client, app string) (p tidemark.Poi
 		return p, err
 	}
 	any, err := c.Intervals(ctx, app)
+	if err != nil {
+		return p, err
+	}
 	p.Application, p.Covered, p.Gaps = app, any.Covered, any.Gaps
+	p.Moments, err = c.Proofs(ctx, app)
 	return p, err
 }
 
