@@ -39,7 +39,7 @@ type machine struct {
 	args  []string // of the disks' nodes
 	cmd   *exec.Cmd
 
-	running sync.RWMutex // held by guests while they write, and by who has to stop them
+	running sync.RWMutex // held by guests while they write or connect, and by who has to stop them (see DESIGN.md)
 }
 
 // user is whom machines run as, if not nil.
@@ -127,21 +127,26 @@ func (m *machine) start() {
 		m.t.Fatal(err)
 	}
 	eventually(m.t, "the machine starts", func() bool {
-		s, err := openSource(m.t.Context(), m.nbd(), "guest0", "")
+		g, err := m.tryGuest(0)
 		if err != nil {
 			return false
 		}
-		s.Close()
+		g.Close()
 		return answers(m.socket())
 	})
 }
 
+// stop kills the machine, which must have lived until then.
 func (m *machine) stop() {
+	m.t.Helper()
 	if m.cmd == nil {
 		return
 	}
 	_ = m.cmd.Process.Kill()
 	_ = m.cmd.Wait()
+	if end := m.cmd.ProcessState.Sys().(syscall.WaitStatus); end.Signal() != syscall.SIGKILL {
+		m.t.Errorf("the machine ended by itself: %v", m.cmd.ProcessState)
+	}
 	m.cmd = nil
 }
 
@@ -164,7 +169,10 @@ func (m *machine) guestOf(i int) guest {
 	return g
 }
 
+// tryGuest connects to a disk. It waits while guests have to be still, as those of a machine that is stopped do not connect either.
 func (m *machine) tryGuest(i int) (guest, error) {
+	m.running.RLock()
+	defer m.running.RUnlock()
 	s, err := openSource(m.t.Context(), m.nbd(), fmt.Sprintf("guest%d", i), "")
 	return guest{m.t, m, s}, err
 }

@@ -74,7 +74,7 @@ type Mirror struct {
 
 	// For tests: how soon things are done; 0: as a server does them.
 	stall, turnEvery, turnAfter, retryAfter time.Duration
-	// For tests of machines without a guest that could be stopped: has who writes wait until it is released.
+	// For tests of machines without a guest that could be stopped: has who writes or connects wait until it is released.
 	still func() (release func())
 
 	mu    sync.Mutex

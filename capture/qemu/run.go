@@ -336,6 +336,7 @@ func (r *run) part(ctx context.Context, why error) error {
 //
 // The guest is stopped for that moment, if it runs: a job that ends while writes of the guest are sent on frees what they
 // still use (seen in QEMU 7.2), and takes the machine with it. All is said at once, so that the guest goes on if we die.
+// No connection of ours to the machine's NBD server may be made meanwhile: QEMU could wait for it, and for nothing else (DESIGN.md).
 func (r *run) endJobs(ctx context.Context) error {
 	cancel, err := r.cancels(ctx)
 	if err != nil || len(cancel) == 0 {
