@@ -59,6 +59,24 @@ const (
 	roleProof role = "proof" // that a recovery proof has going on
 )
 
+// annotate changes what is noted about an application, durably. change is given what is noted now, which may be other than what a has: it was found
+// some time ago.
+func (c *Control) annotate(ctx context.Context, a app, change func(*about)) error {
+	c.noting.Lock()
+	defer c.noting.Unlock()
+	return annotateHeld(ctx, a, change)
+}
+
+// annotateHeld is annotate for who holds noting.
+func annotateHeld(ctx context.Context, a app, change func(*about)) error {
+	now, err := appOf(a.t)
+	if err != nil {
+		return err
+	}
+	change(&now.about)
+	return a.t.SetAbout(ctx, mustJSON(now.about))
+}
+
 // app is an application as the server knows it.
 type app struct {
 	about

@@ -372,7 +372,7 @@ func (c *Control) findHome(ctx context.Context, a app) (string, error) {
 			return "", err
 		}
 		a.Home.Dir = dir
-		if err := a.t.SetAbout(ctx, mustJSON(a.about)); err != nil {
+		if err := c.annotate(ctx, a, func(n *about) { n.Home = a.Home }); err != nil {
 			return "", err
 		}
 	}

@@ -114,6 +114,8 @@ type Control struct {
 	gate  sync.RWMutex // held by requests, and alone by what replaces the stores
 	mu    sync.Mutex   // guards the names of applications while one is made, and sockets
 	names map[string]bool
+	// noting is held while what is noted about an application is changed, and while a point is expired.
+	noting sync.Mutex
 	// working are the clones and mounts that somebody works on; guarded by mu.
 	working map[string]bool
 	// returning are the applications whose disks are taken back in place now; guarded by mu.

@@ -77,8 +77,7 @@ func (c *Control) SetSLA(ctx context.Context, application, template string) erro
 	if promised(a) == template {
 		return nil
 	}
-	a.about.Promise = newPromise(template)
-	return c.describeAnew(ctx, a)
+	return c.describeAnew(ctx, a, func(n *about) { n.Promise = newPromise(template) })
 }
 
 // canPromise refuses what cannot be kept, because of how the application is protected.
@@ -262,11 +261,12 @@ func (c *Control) applyApplication(ctx context.Context, d policy.Application, ac
 	if err != nil {
 		return nil, err
 	}
-	a.about.Labels = d.Labels
-	if promised(a) != d.SLA {
-		a.about.Promise = newPromise(d.SLA)
-	}
-	return nil, c.describeAnew(ctx, a)
+	return nil, c.describeAnew(ctx, a, func(n *about) {
+		n.Labels = d.Labels
+		if promised(a) != d.SLA {
+			n.Promise = newPromise(d.SLA)
+		}
+	})
 }
 
 // newPromise is a promise from now on; none for no template.
@@ -277,9 +277,9 @@ func newPromise(template string) *promise {
 	return &promise{Template: template, Since: time.Now().UTC()}
 }
 
-// describeAnew stores what is noted about an application.
-func (c *Control) describeAnew(ctx context.Context, a app) error {
-	if err := a.t.SetAbout(ctx, mustJSON(a.about)); err != nil {
+// describeAnew changes what is noted about an application.
+func (c *Control) describeAnew(ctx context.Context, a app, change func(*about)) error {
+	if err := c.annotate(ctx, a, change); err != nil {
 		return err
 	}
 	c.keepPoint(ctx, a)

@@ -67,12 +67,12 @@ func (c *Control) ChangeGroup(ctx context.Context, spec tidemark.GroupSpec) (tid
 	}
 	slices.SortStableFunc(members, func(a, b app) int { return compare(a.name, b.name) })
 	for _, a := range members {
-		if err := a.join(ctx, spec.Name, options); err != nil {
+		if err := c.joinGroup(ctx, a, spec.Name, options); err != nil {
 			return g, err
 		}
 	}
 	for _, a := range leave {
-		if err := a.leave(ctx, spec.Name); err != nil {
+		if err := c.leaveGroup(ctx, a, spec.Name); err != nil {
 			return g, err
 		}
 	}
@@ -111,34 +111,31 @@ func (c *Control) comeAndGo(spec tidemark.GroupSpec) (join, leave []app, err err
 	return join, leave, nil
 }
 
-// join makes an application a member of a group with these options.
-func (a app) join(ctx context.Context, group string, options map[string]string) error {
+// joinGroup makes an application a member of a group with these options.
+func (c *Control) joinGroup(ctx context.Context, a app, group string, options map[string]string) error {
 	if slices.Contains(a.Groups, group) && maps.Equal(a.Schedules[group], options) {
 		return nil
 	}
-	if !slices.Contains(a.Groups, group) {
-		a.Groups = append(a.Groups, group)
-	}
-	a.Schedules = maps.Clone(a.Schedules)
-	if a.Schedules == nil {
-		a.Schedules = map[string]map[string]string{}
-	}
-	a.Schedules[group] = options
-	if len(options) == 0 {
-		delete(a.Schedules, group)
-	}
-	return a.t.SetAbout(ctx, mustJSON(a.about))
+	return c.annotate(ctx, a, func(n *about) {
+		if !slices.Contains(n.Groups, group) {
+			n.Groups = append(n.Groups, group)
+		}
+		if n.Schedules == nil {
+			n.Schedules = map[string]map[string]string{}
+		}
+		n.Schedules[group] = options
+		if len(options) == 0 {
+			delete(n.Schedules, group)
+		}
+	})
 }
 
-// leave ends the membership of an application in a group.
-func (a app) leave(ctx context.Context, group string) error {
-	now, err := appOf(a.t) // it may have got other options since it was found
-	if err != nil {
-		return err
-	}
-	now.Groups = slices.DeleteFunc(now.Groups, func(n string) bool { return n == group })
-	delete(now.Schedules, group)
-	return a.t.SetAbout(ctx, mustJSON(now.about))
+// leaveGroup ends the membership of an application in a group.
+func (c *Control) leaveGroup(ctx context.Context, a app, group string) error {
+	return c.annotate(ctx, a, func(n *about) {
+		n.Groups = slices.DeleteFunc(n.Groups, func(name string) bool { return name == group })
+		delete(n.Schedules, group)
+	})
 }
 
 // BookmarkGroup marks one moment of all members of a group.

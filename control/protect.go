@@ -61,8 +61,8 @@ func (c *Control) protectWork(ctx context.Context, spec tidemark.ProtectSpec) (*
 			return nil, errors.Join(err, c.demolish(context.WithoutCancel(ctx), spec.Name))
 		}
 		if spec.SLA != "" || len(spec.Labels) > 0 {
-			a.about.Promise, a.about.Labels = newPromise(spec.SLA), spec.Labels
-			if err := c.describeAnew(ctx, a); err != nil {
+			err := c.describeAnew(ctx, a, func(n *about) { n.Promise, n.Labels = newPromise(spec.SLA), spec.Labels })
+			if err != nil {
 				return nil, errors.Join(err, c.demolish(context.WithoutCancel(ctx), spec.Name))
 			}
 		} else {

@@ -55,8 +55,7 @@ func (c *Control) abandon(ctx context.Context, name string, again *tidemark.Clon
 	if aerr != nil || !a.elsewhere() {
 		return err
 	}
-	a.Doomed = &doom{Again: again}
-	if serr := a.t.SetAbout(ctx, mustJSON(a.about)); serr != nil {
+	if serr := c.annotate(ctx, a, func(n *about) { n.Doomed = &doom{Again: again} }); serr != nil {
 		return errors.Join(err, serr)
 	}
 	c.event("warning", name, "%s is taken off host %s when that is back: %v", name, a.Agent, err)
@@ -72,8 +71,10 @@ func (c *Control) cutOff(ctx context.Context, a app) (app, error) {
 	for _, d := range a.t.Disks() {
 		c.unserveDisk(a, d.Name())
 	}
-	a.Turn++
-	return a, a.t.SetAbout(ctx, mustJSON(a.about))
+	if err := c.annotate(ctx, a, func(n *about) { n.Turn++ }); err != nil {
+		return a, err
+	}
+	return appOf(a.t)
 }
 
 // welcome makes a host that is connected what it should be.
