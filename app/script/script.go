@@ -11,12 +11,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -157,10 +159,61 @@ const lastWait = 3 * time.Second
 // hangs: that is left to itself.
 func (s Scripts) Run(ctx context.Context, name string, limit time.Duration, env ...string) error {
 	path := filepath.Join(s.dir, name)
+	var said bytes.Buffer
+	err := runWithin(ctx, path, limit, &said, env)
+	if exit := new(exec.ExitError); errors.As(err, &exit) {
+		err = fmt.Errorf("%w: %s", err, lastLine(said.String()))
+	}
+	return err
+}
+
+// RunFile runs a program of a directory, by the rules of [Read] and [Scripts.Run], and writes what it says to out, which is not used any more
+// when RunFile has returned. Its error has nothing of that.
+func RunFile(ctx context.Context, dir, name string, limit time.Duration, out io.Writer, env ...string) error {
+	_, executable, err := Read(dir, name)
+	if err != nil {
+		return err
+	}
+	real, err := filepath.EvalSymlinks(dir)
+	if err != nil {
+		return err
+	}
+	path := filepath.Join(real, name)
+	if !executable {
+		return tidemark.Errorf(tidemark.Invalid, "%s is no executable file", path).WithHint("chmod 700 " + path + ", or name it .sql if it is SQL")
+	}
+	w := &untilEnd{to: out}
+	defer w.end()
+	return runWithin(ctx, path, limit, w, env)
+}
+
+// untilEnd writes until the end, and drops what comes later: a program that cannot be killed may go on.
+type untilEnd struct {
+	mu sync.Mutex
+	to io.Writer // guarded by mu; nil: it is over
+}
+
+func (u *untilEnd) Write(p []byte) (int, error) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.to == nil {
+		return len(p), nil
+	}
+	return u.to.Write(p)
+}
+
+func (u *untilEnd) end() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.to = nil
+}
+
+// runWithin runs a program for at most so long.
+func runWithin(ctx context.Context, path string, limit time.Duration, out io.Writer, env []string) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	ended := make(chan error, 1)
-	go func() { ended <- run(ctx, path, env) }()
+	go func() { ended <- run(ctx, path, out, env) }()
 	var err error
 	select {
 	case err = <-ended:
@@ -178,16 +231,15 @@ func (s Scripts) Run(ctx context.Context, name string, limit time.Duration, env 
 }
 
 // run runs a program, if it is there, until it has ended.
-func run(ctx context.Context, path string, env []string) error {
+func run(ctx context.Context, path string, out io.Writer, env []string) error {
 	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	if err := checkRights(path, false); err != nil { // it may have changed since
 		return err
 	}
-	var said bytes.Buffer
 	cmd := exec.CommandContext(ctx, path)
-	cmd.Dir, cmd.Stdout, cmd.Stderr = "/", &said, &said
+	cmd.Dir, cmd.Stdout, cmd.Stderr = "/", out, out
 	cmd.Env = append([]string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8"}, env...)
 	// It ends with us, that is with the thread that starts it.
 	runtime.LockOSThread()
@@ -196,7 +248,7 @@ func run(ctx context.Context, path string, env []string) error {
 	cmd.Cancel = func() error { return unix.Kill(-cmd.Process.Pid, unix.SIGKILL) }
 	cmd.WaitDelay = time.Second
 	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("%s: %w: %s", path, err, lastLine(said.String()))
+		return fmt.Errorf("%s: %w", path, err)
 	}
 	return nil
 }

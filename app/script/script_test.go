@@ -92,3 +92,31 @@ func TestRights(t *testing.T) {
 		t.Errorf("a directory that is not there: %v", err)
 	}
 }
+
+// TestRunFile holds that a file of a directory is run by the same rules, and that what it says is not in its error.
+func TestRunFile(t *testing.T) {
+	dir := scripts(t, map[string]string{"says": "echo $WORD; echo secret >&2; exit 3", "hangs": "sleep 60 & wait"})
+	if err := os.WriteFile(filepath.Join(dir, "plain"), []byte("true"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	var said strings.Builder
+	err := RunFile(t.Context(), dir, "says", time.Minute, &said, "WORD=hello")
+	if err == nil || strings.Contains(err.Error(), "secret") || said.String() != "hello\nsecret\n" {
+		t.Errorf("%q, %v", said.String(), err)
+	}
+	begun := time.Now()
+	if err := RunFile(t.Context(), dir, "hangs", 50*time.Millisecond, &said); err == nil || time.Since(begun) > 10*time.Second {
+		t.Errorf("it hangs: %v", err)
+	}
+	for name, kind := range map[string]tidemark.Kind{"plain": tidemark.Invalid, "../x": tidemark.Invalid, "none": tidemark.NotFound} {
+		if err := RunFile(t.Context(), dir, name, time.Minute, &said); tidemark.KindOf(err) != kind {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if err := os.Chmod(filepath.Join(dir, "says"), 0o777); err != nil {
+		t.Fatal(err)
+	}
+	if err := RunFile(t.Context(), dir, "says", time.Minute, &said); tidemark.KindOf(err) != tidemark.Denied {
+		t.Errorf("a program that others can change: %v", err)
+	}
+}
