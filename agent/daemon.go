@@ -71,6 +71,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	revived := d.reviveTaps(ctx)
 	admitted := make(chan string, 1)
 	all.Go(func() { d.tellReady(ctx, admitted, revived) })
+	endStepsLeft(d.places())
 	postAllLeft(d.places())
 	return d.stayConnected(ctx, id, admitted)
 }

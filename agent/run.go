@@ -184,7 +184,8 @@ func doHello(ctx context.Context, s *session, g greeting, _ func(any)) (none, er
 	if err := thawAttached(g.Places); err != nil { // before anybody can freeze again
 		slog.Error("a file system may be frozen", "error", err)
 	}
-	go func() { // which may take as long as programs may
+	endStepsLeft(g.Places) // before what they wrote to is taken away
+	go func() {            // which may take as long as programs may
 		defer close(s.tidied)
 		for timeline, guest := range postAllLeft(g.Places) {
 			s.seeThawed(timeline, guest, nil)

@@ -45,6 +45,8 @@ var verbs = map[string]verb{
 	"quiesce":       on(doQuiesce),
 	"check-scripts": on(doCheckScripts),
 	"prove":         on(doProve),
+	"gather":        on(doGather),
+	"search-files":  on(doSearchFiles),
 }
 
 // tapVerbs are those that an agent of another host knows, too.
@@ -79,6 +81,10 @@ var diskVerbs = map[string]verb{
 	"locate":       on(doLocate),
 	"find":         on(doFind),
 	"stop":         on(doStop),
+
+	"check-step":       on(doCheckStep),
+	"run-step":         on(doRunStep),
+	"rewrite-postgres": on(doRewritePostgres),
 }
 
 // none is the answer of what has nothing to say.
