@@ -99,6 +99,7 @@ type RecoveryPoint struct {
 	Labels      map[string]string `json:"labels,omitempty" doc:"What the application recorded: LSNs, versions."`
 	Hold        float64           `json:"hold_ms,omitempty" doc:"For how many milliseconds the application's writes were held, where they were."`
 	Proven      *Stamp            `json:"proven,omitempty" doc:"What the newest recovery proof of the point says, if there was one."`
+	Published   *Publication      `json:"published,omitempty" doc:"That it was found to be free of residue, and is fit for others."`
 }
 
 // Interval is a stretch of time of a timeline.
@@ -238,6 +239,8 @@ type Clone struct {
 	Seconds    float64    `json:"seconds" doc:"How long it took to make, in seconds."`
 	Expires    *time.Time `json:"expires,omitempty" doc:"When it is removed by itself; missing: never."`
 	OwnBytes   int64      `json:"own_bytes" doc:"What the clone's own writes take on disk: what it costs."`
+	Live       bool       `json:"live,omitempty" doc:"It is a LiveClone: kept, and prepared before others may clone it."`
+	Bookmarks  []string   `json:"published_bookmarks,omitempty" doc:"Of a LiveClone: the points that are published."`
 }
 
 // Rewound is what a rewind did.

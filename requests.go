@@ -101,6 +101,8 @@ type CloneSpec struct {
 	Host     string `json:"host,omitempty" doc:"The host that it is brought up on, if not the server's own."`
 	Listen   string `json:"listen,omitempty" doc:"An IP address of that host on which a database can be reached from others, with passwords; missing: only by its socket."`
 	Lifetime int64  `json:"lifetime_seconds,omitempty" minimum:"1" doc:"For how many seconds it lives; then it is removed by itself. Missing: it stays."`
+	// Preparation makes it a LiveClone.
+	Preparation *Preparation `json:"preparation,omitempty" doc:"Keep it as a LiveClone, and prepare it in that way before others clone it."`
 }
 
 // RefreshSpec asks that a clone or mount be made anew from a point, under the same name.

@@ -264,6 +264,24 @@ func TestClientHasEveryOperation(t *testing.T) {
 	refuses(tidemark.NotFound, x.ChangeHost(ctx, tidemark.HostChange{Name: "nobody"}))
 	_, err = x.Prove(ctx, tidemark.ProveSpec{Ref: "nobody"})
 	refuses(tidemark.NotFound, err)
+	j, err = x.Clone(ctx, tidemark.CloneSpec{Ref: "w@one", Name: "l", Preparation: &tidemark.Preparation{}})
+	works(job(j, err))
+	works(job(x.Prepare(ctx, tidemark.PrepareSpec{Name: "l", Bookmark: "ready"})))
+	l, err := x.LiveClone(ctx, "l")
+	works(err)
+	if l.Prepared == nil || l.Prepared.Bookmark != "ready" || len(l.Published) != 0 {
+		t.Errorf("the LiveClone is %+v", l)
+	}
+	lives, err := client.Collect(x.LiveClones(ctx))
+	works(err)
+	if len(lives) != 1 || lives[0].Name != "l" {
+		t.Errorf("the LiveClones are %+v", lives)
+	}
+	_, err = x.Publish(ctx, tidemark.PublishSpec{Name: "l", Bookmark: "ready"}) // no values were named
+	refuses(tidemark.Invalid, err)
+	refuses(tidemark.NotFound, x.Unpublish(ctx, "l", "ready"))
+	works(x.RemoveClone(ctx, "l"))
+
 	_, err = x.Protect(ctx, tidemark.ProtectSpec{Name: "files", Source: "relative"})
 	refuses(tidemark.Invalid, err)
 	_, err = x.Capture(ctx, tidemark.CaptureSpec{Application: "nobody"})

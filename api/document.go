@@ -43,6 +43,7 @@ var tags = []*huma.Tag{
 	{Name: "Exports", Description: "Points over the network."},
 	{Name: "Mounts", Description: "Points as disks of a host."},
 	{Name: "Clones", Description: "Thin writable copies."},
+	{Name: "LiveClones", Description: "Clones that are prepared for others: masked, checked for residue, and published."},
 	{Name: "Points", Description: "What is done with points."},
 	{Name: "Pool", Description: "What is stored."},
 	{Name: "Jobs", Description: "Long work, and what happened."},

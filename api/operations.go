@@ -22,7 +22,7 @@ var (
 
 // table is the API: every operation that there is.
 func table() (all []operation) {
-	for _, part := range [][]operation{serverTable(), accessTable(), applicationTable(), slaTable(), groupTable(), hostTable(), volumeTable(), exportTable(), mountTable(), cloneTable(), pastTable(), poolTable(), jobTable()} {
+	for _, part := range [][]operation{serverTable(), accessTable(), applicationTable(), slaTable(), groupTable(), hostTable(), volumeTable(), exportTable(), mountTable(), cloneTable(), liveTable(), pastTable(), poolTable(), jobTable()} {
 		all = append(all, part...)
 	}
 	return all
@@ -392,7 +392,7 @@ func cloneTable() []operation {
 				return all, withoutWay(ctx, c, all)
 			}),
 		begin[tidemark.Clone](operation{id: "create-clone", method: http.MethodPost, path: "/v1/clones", tag: "Clones", summary: "Make a thin writable copy",
-			description: "With its application up.", errors: refused, rule: may(access.ApplicationClone, access.KindApplication, "body.ref").and(access.HostUse, access.KindHost, "body.host")},
+			description: "With its application up.", errors: refused, rule: may(access.ApplicationClone, access.KindApplication, "body.ref").and(access.HostUse, access.KindHost, "body.host").where("body.preparation", access.ApplicationPublish, access.KindApplication, "body.ref")},
 			func(ctx context.Context, c *control.Control, in *ofBody[tidemark.CloneSpec]) (tidemark.Job, error) {
 				return c.Clone(ctx, in.Body)
 			}),

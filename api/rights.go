@@ -312,6 +312,10 @@ func textsOf(v reflect.Value) (texts []string) {
 		texts = []string{v.String()}
 	case reflect.Int, reflect.Int64:
 		texts = []string{formatInt(v.Int())}
+	case reflect.Pointer:
+		if !v.IsNil() && v.Elem().Kind() == reflect.Struct { // of which it is asked only whether it is there
+			texts = []string{v.Elem().Type().Name()}
+		}
 	case reflect.Slice:
 		for i := range v.Len() {
 			texts = append(texts, textsOf(v.Index(i))...)
@@ -392,7 +396,7 @@ func seenJobs(ctx context.Context, c *control.Control, list []tidemark.Job) ([]t
 
 // hideWay takes the result from a job that made a clone, where who asks may not use that.
 func hideWay(ctx context.Context, c *control.Control, j *tidemark.Job) error {
-	if j.Result == nil || j.Kind != "clone" && j.Kind != "refresh" {
+	if j.Result == nil || j.Kind != "clone" && j.Kind != "refresh" && j.Kind != "prepare" {
 		return nil
 	}
 	ok, err := shown(ctx, c, access.CloneUse, access.KindClone, j.Application)

@@ -43,6 +43,8 @@ type about struct {
 	Labels  map[string]string `json:"labels,omitempty"`
 	// Role tells clones and mounts from applications of their own.
 	Role role `json:"role,omitempty"`
+	// Live is how a LiveClone is prepared, and what of it is published; nil: it is none.
+	Live *live `json:"live,omitempty"`
 }
 
 // home is a directory on a disk. An empty Dir is still to be found.
@@ -57,6 +59,7 @@ const (
 	roleClone role = "clone"
 	roleMount role = "mount"
 	roleProof role = "proof" // that a recovery proof has going on
+	roleCheck role = "check" // that a residue check has going on
 )
 
 // annotate changes what is noted about an application, durably. change is given what is noted now, which may be other than what a has: it was found
@@ -286,7 +289,7 @@ func (c *Control) Expire(ctx context.Context, ref string) (tidemark.RecoveryPoin
 	if err != nil {
 		return p, err
 	}
-	if err := a.t.Expire(ctx, pos); err != nil {
+	if err := c.expireUnpublished(ctx, a, p); err != nil {
 		return p, err
 	}
 	if err := c.catalog.Delete(ctx, catalog.Shots, shotNote{Application: a.name, Bookmark: p.Bookmark}.key()); err != nil {

@@ -44,6 +44,11 @@ func (c *Control) cloneWork(ctx context.Context, spec tidemark.CloneSpec) (*work
 	if _, err := endOf(time.Now(), spec.Lifetime); err != nil {
 		return nil, err
 	}
+	if spec.Preparation != nil {
+		if err := c.checkPreparation(ctx, src.src, spec); err != nil {
+			return nil, err
+		}
+	}
 	w := &work{app: spec.Name, host: cmp.Or(spec.Host, hostname()), args: fixedClone(spec)}
 	w.holding = func(ctx context.Context) (func(), error) {
 		if err := c.portIsFree(ctx, spec.Host, spec.Port); err != nil {
@@ -222,6 +227,9 @@ func (c *Control) makeClone(ctx context.Context, p plan, spec tidemark.CloneSpec
 		}
 	}
 	a, err := c.branch(ctx, p.src, spec.Name, spec.Host, p.pos, p.each, roleClone)
+	if err == nil && spec.Preparation != nil {
+		err = c.annotate(ctx, a, func(n *about) { n.Live = &live{Preparation: *spec.Preparation, Sources: []string{p.ref()}} })
+	}
 	if err != nil {
 		return k, err
 	}
@@ -320,7 +328,7 @@ func (c *Control) startDatabase(ctx context.Context, a app, p plan, k *keptClone
 	if err != nil {
 		return err
 	}
-	t := postgres.Target{Name: a.name, DataDir: dir, Root: c.dirOf(a, a.dataDisk()), Port: k.Spec.Port, Stop: p.stop, SocketDir: c.socketDir(a), Listen: k.Spec.Listen}
+	t := c.targetOf(a, dir, k, p.stop)
 	if p.log {
 		if _, err := c.mountClone(ctx, a, logDisk); err != nil {
 			return err
@@ -337,6 +345,11 @@ func (c *Control) startDatabase(ctx context.Context, a app, p plan, k *keptClone
 	}
 	k.setDatabase(in)
 	return nil
+}
+
+// targetOf says how the database of a clone is brought up.
+func (c *Control) targetOf(a app, dataDir string, k *keptClone, stop postgres.Stop) postgres.Target {
+	return postgres.Target{Name: a.name, DataDir: dataDir, Root: c.dirOf(a, a.dataDisk()), Port: k.Spec.Port, Stop: stop, SocketDir: c.socketDir(a), Listen: k.Spec.Listen}
 }
 
 // setDatabase notes how a database is reached.
@@ -392,7 +405,7 @@ func (c *Control) socketDir(a app) string {
 
 // stopDatabase stops the database of a clone, if it runs.
 func (c *Control) stopDatabase(ctx context.Context, a app) error {
-	if a.Type != tidemark.TypePostgres || a.Role != roleClone {
+	if a.Type != tidemark.TypePostgres || a.Role != roleClone && a.Role != roleCheck {
 		return nil
 	}
 	x, err := c.agentOf(a)
@@ -441,6 +454,7 @@ func (c *Control) Clones(ctx context.Context) ([]tidemark.Clone, error) {
 			} else {
 				k.OwnBytes = a.t.StoredBytes() + a.t.JournalBytes()
 				k.State = c.cloneState(ctx, a, k.State)
+				k.describeLive(a)
 			}
 			list[i] = k.Clone
 		})
@@ -484,6 +498,9 @@ func (c *Control) RemoveClone(ctx context.Context, name string) error {
 		return err
 	}
 	defer leave()
+	if err := c.unpublished(name); err != nil {
+		return err
+	}
 	if err := c.removeClone(ctx, name); err != nil {
 		return err
 	}
@@ -532,6 +549,9 @@ func (c *Control) refreshWork(ctx context.Context, r refreshing) (*work, error) 
 			w.args, w.run = r, c.refreshAgain(*r.Again)
 		}
 		return w, err
+	}
+	if a, err := c.app(r.Name); err == nil && a.Live != nil {
+		return nil, tidemark.Errorf(tidemark.Invalid, "%s is a LiveClone, which is refreshed when it is prepared", r.Name).WithHint("`tidemark liveclone prepare " + r.Name + " --refresh`")
 	}
 	again, err := c.cloneAnew(ctx, r.RefreshSpec)
 	if err != nil {

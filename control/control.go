@@ -23,6 +23,8 @@
 //	machines/   sockets to machines of QEMU that are followed
 //	probes/     the administrator's, for recovery proofs; only read
 //	proofs/     what these said
+//	preparations/, secrets/  the administrator's, for LiveClones; only read
+//	prepared/   what preparations said
 //	authority/  the key that certificates of hosts are signed with
 //
 // Begin with [Open]. All methods may be called concurrently.

@@ -217,7 +217,7 @@ func (c *Control) dirOf(a app, disk string) string {
 		return m.Path
 	case a.elsewhere():
 		return filepath.Join(agent.ClonesDir, a.name, disk)
-	case a.Role == roleClone:
+	case a.Role == roleClone || a.Role == roleCheck:
 		return c.path(agent.ClonesDir, a.name, disk)
 	}
 	return c.path("staging", a.name, disk)

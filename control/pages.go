@@ -25,6 +25,9 @@ func (c *Control) PointsFrom(ctx context.Context, name string, from tidemark.Pos
 	}
 	p := tidemark.Points{Application: name, Points: a.t.PointsFrom(from, n)}
 	c.addProofs(ctx, a, &p)
+	for i := range p.Points {
+		p.Points[i].Published = a.publication(p.Points[i])
+	}
 	return p.Points, c.addHolds(ctx, name, p.Points)
 }
 

@@ -307,7 +307,7 @@ func (c *Control) comeBackExports(ctx context.Context) error {
 
 // comeBackApp makes one application, clone or mount as it was.
 func (c *Control) comeBackApp(ctx context.Context, a app) error {
-	if a.Role == roleProof { // one whose job is not known any more, or could not be undone
+	if a.Role == roleProof || a.Role == roleCheck { // one whose job is not known any more, or could not be undone
 		return c.demolish(ctx, a.name)
 	}
 	c.keepPoint(ctx, a)

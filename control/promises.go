@@ -509,7 +509,7 @@ func (c *Control) forget(ctx context.Context, a app, t policy.Template, h policy
 		return
 	}
 	for _, v := range policy.Keep(t, h.Points, now) {
-		if !v.Expire || ctx.Err() != nil {
+		if !v.Expire || ctx.Err() != nil || a.publicationAt(v.Position) != nil {
 			continue
 		}
 		if _, err := c.Expire(ctx, a.name+"@"+v.Position.String()); err != nil {

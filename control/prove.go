@@ -239,7 +239,7 @@ func (c *Control) prove(ctx context.Context, t *task, x *proving) error {
 	if r.Reason != "" {
 		p.Result = tidemark.Unproven
 	}
-	p.Output = c.keepOutput(t.id, r.Output)
+	p.Output = c.keepOutput("proofs", t.id, r.Output)
 	return c.stamp(ctx, x)
 }
 
@@ -385,12 +385,13 @@ func (c *Control) checkBlocks(ctx context.Context, t *task, x *proving) (reason 
 	return reason, nil
 }
 
-// mostOutputs is how many files with the output of proofs are kept.
+// mostOutputs is how many files with outputs are kept in each directory.
 const mostOutputs = 100
 
-// keepOutput keeps what the checks and the probe of a proof said last, and returns where. It is there to be read by people: that it cannot be kept stops nothing.
-func (c *Control) keepOutput(job int64, text string) string {
-	dir := c.path("proofs")
+// keepOutput keeps what somebody's programs said last, in a directory of the data directory, and returns where. It is there to be read by people:
+// that it cannot be kept stops nothing.
+func (c *Control) keepOutput(in string, job int64, text string) string {
+	dir := c.path(in)
 	name := filepath.Join(dir, fmt.Sprintf("%d.log", job))
 	err := os.MkdirAll(dir, 0o700)
 	if err == nil {
@@ -400,7 +401,7 @@ func (c *Control) keepOutput(job int64, text string) string {
 		err = pruneOutputs(dir)
 	}
 	if err != nil {
-		c.log.Error("the output of a recovery proof was not kept", "job", job, "error", err)
+		c.log.Error("the output of a job's programs was not kept", "job", job, "error", err)
 		return ""
 	}
 	return name

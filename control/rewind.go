@@ -10,6 +10,7 @@ import (
 	"tidemark"
 	"tidemark/catalog"
 	"tidemark/export/nbd"
+	"tidemark/image"
 	"tidemark/timeline"
 )
 
@@ -62,6 +63,8 @@ func (c *Control) rewindWork(ctx context.Context, spec tidemark.RewindSpec) (*wo
 // rewindable refuses what cannot be rewound.
 func rewindable(a app) error {
 	switch {
+	case a.Live != nil:
+		return tidemark.Errorf(tidemark.Invalid, "%s is a LiveClone, of which it is known what its data are of", a.name).WithHint("`tidemark liveclone prepare " + a.name + " --refresh` makes it anew")
 	case a.Role == roleMount:
 		return tidemark.Errorf(tidemark.Invalid, "%s is a mount", a.name).WithHint("unmount it, and mount the point instead")
 	case a.tapped():
@@ -164,7 +167,7 @@ func (c *Control) rewind(ctx context.Context, t *task, a app, pos tidemark.Posit
 		res.Connection, err = c.standUp(ctx, a)
 	}
 	if err != nil {
-		return res, c.takeBack(ctx, t, a, res.Before, err)
+		return res, c.takeBack(ctx, t, a, res.Before, "rewind", err)
 	}
 	res.Seconds = time.Since(begun).Seconds()
 	c.event("info", a.name, "%s is again what it was at %s, %s; what it held until then is %s@%s", a.name, pos, res.Time.Local().Format(time.RFC3339), a.name, res.Before)
@@ -200,7 +203,13 @@ func (c *Control) holdPoint(ctx context.Context, a app, pos tidemark.Position) (
 
 // rewrite makes the disks of an application hold what they held at pos, as one step of its timeline.
 func (c *Control) rewrite(ctx context.Context, a app, pos tidemark.Position, mark timeline.Mark, report func(tidemark.Progress)) (changed int64, err error) {
-	r, err := a.t.Rewrite(mark, "it was rewound to "+pos.String())
+	then := func(x *image.Session, disk string) (image.Root, error) { return a.t.Root(ctx, x, disk, pos) }
+	return c.rewriteTo(ctx, a, then, mark, "it was rewound to "+pos.String(), report)
+}
+
+// rewriteTo makes the disks of an application hold images, as one step of its timeline. why is what is told of the gap that it leaves.
+func (c *Control) rewriteTo(ctx context.Context, a app, image func(x *image.Session, disk string) (image.Root, error), mark timeline.Mark, why string, report func(tidemark.Progress)) (changed int64, err error) {
+	r, err := a.t.Rewrite(mark, why)
 	if err != nil {
 		return 0, err
 	}
@@ -209,7 +218,7 @@ func (c *Control) rewrite(ctx context.Context, a app, pos tidemark.Position, mar
 	a.t.SetBulk(true) // what is written is in the pool already
 	defer a.t.SetBulk(false)
 	for _, d := range a.t.Disks() {
-		then, err := a.t.Root(ctx, x, d.Name(), pos)
+		then, err := image(x, d.Name())
 		if err != nil {
 			return changed, err
 		}
@@ -231,9 +240,9 @@ func (c *Control) rewrite(ctx context.Context, a app, pos tidemark.Position, mar
 	return changed, err
 }
 
-// takeBack makes an application what it was before a rewind that failed because of cause. A server that
+// takeBack makes an application what it was before a rewind, or something else that was done to it, that failed because of cause. A server that
 // stops leaves that to the next one.
-func (c *Control) takeBack(ctx context.Context, t *task, a app, before string, cause error) error {
+func (c *Control) takeBack(ctx context.Context, t *task, a app, before, what string, cause error) error {
 	if errors.Is(context.Cause(ctx), errStopping) {
 		return cause
 	}
@@ -257,7 +266,7 @@ func (c *Control) takeBack(ctx context.Context, t *task, a app, before string, c
 	if err != nil {
 		return errors.Join(cause, fmt.Errorf("%s could not be made what it was before, either: %w; it is %s@%s", a.name, err, a.name, before))
 	}
-	return fmt.Errorf("%s is what it was before the rewind, which failed: %w", a.name, cause)
+	return fmt.Errorf("%s is what it was before the %s, which failed: %w", a.name, what, cause)
 }
 
 // takeBackElsewhere does so where the host of a clone could not take it down.

@@ -215,7 +215,7 @@ func (c *Control) Taking(ref string) (Taken, error) {
 	if err != nil {
 		return t, notThere(err)
 	}
-	t.Bookmark = p.Bookmark
+	t.Bookmark, t.Published = p.Bookmark, a.publication(p) != nil
 	r.Point = tidemark.Point{Bookmark: p.Bookmark}
 	if p.Bookmark == "" {
 		r.Point = tidemark.Point{Position: p.Position}
@@ -281,6 +281,9 @@ func (c *Control) Extend(ctx context.Context, name string, lifetime time.Duratio
 		return nil, err
 	}
 	defer leave()
+	if a, err := c.app(name); err == nil && a.Live != nil {
+		return nil, tidemark.Errorf(tidemark.Invalid, "%s is a LiveClone, which is kept", name).WithHint("`tidemark clone rm " + name + "` removes it")
+	}
 	var k keptClone
 	if err = c.catalog.Get(ctx, catalog.Clones, name, &k); err == nil {
 		k.Expires = expires

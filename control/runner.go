@@ -343,6 +343,10 @@ type undoing struct {
 	// Stopped is the clone or volume that was taken off the host for a rewind, and Before the bookmark to go back to.
 	Stopped string `json:"stopped,omitempty"`
 	Before  string `json:"before,omitempty"`
+	// Forget is the bookmark before what is done, which nobody goes back to.
+	Forget string `json:"forget,omitempty"`
+	// Publishing is the result of a publish that is done if it can be seen.
+	Publishing *tidemark.Published `json:"publishing,omitempty"`
 	// Done is the result of a job that has nothing to be undone any more.
 	Done json.RawMessage `json:"done,omitempty"`
 }
@@ -350,7 +354,14 @@ type undoing struct {
 // undo takes back what a cut job has half done, or returns the result of one that was done.
 func (c *Control) undo(ctx context.Context, u undoing) (done json.RawMessage, err error) {
 	if u.Stopped != "" {
-		return u.Done, c.undoRewind(ctx, u)
+		err := c.undoRewind(ctx, u)
+		if a, e := c.app(u.Stopped); err == nil && e == nil && u.Forget != "" {
+			c.forgetPoint(ctx, a, u.Forget)
+		}
+		return u.Done, err
+	}
+	if u.Publishing != nil && c.isPublished(*u.Publishing) {
+		return mustJSON(u.Publishing), nil
 	}
 	if u.Remove == "" {
 		return nil, nil

@@ -105,7 +105,7 @@ func (c *Control) expireOlder(ctx context.Context, a app, group string, keep tim
 		case n.Ran == 0: // it was not noted when it was made
 			n.Application, n.Bookmark, n.Ran = a.name, p.Bookmark, a.t.Ran()
 			errs = append(errs, c.catalog.Put(ctx, catalog.Shots, n.key(), n))
-		case a.t.Ran()-n.Ran > keep:
+		case a.t.Ran()-n.Ran > keep && a.publicationAt(p.Position) == nil:
 			_, err := c.Expire(ctx, a.name+"@"+p.Bookmark)
 			errs = append(errs, err)
 		}

@@ -68,7 +68,7 @@ as #8123, a time such as 2026-11-23T02:41:07Z, or -5m for five minutes ago.`,
 	for group, commands := range map[string][]*cobra.Command{
 		"server":  {serverCommand(), agentCommand(), hostCommand(), demoCommand(), statusCommand(), jobsCommand(), jobCommand(), poolCommand(), apiCommand()},
 		"protect": {discoverCommand(), protectCommand(), unprotectCommand(), captureCommand(), bookmarkCommand(), groupCommand(), applyCommand(), slaCommand(), resyncCommand(), volumeCommand()},
-		"use":     {pointsCommand(), exportCommand(), exportsCommand(), unexportCommand(), mountCommand(), mountsCommand(), unmountCommand(), cloneCommand(), clonesCommand(), refreshCommand(), rewindCommand(), proveCommand(), restoreCommand(), diffCommand(), bisectCommand()},
+		"use":     {pointsCommand(), exportCommand(), exportsCommand(), unexportCommand(), mountCommand(), mountsCommand(), unmountCommand(), cloneCommand(), clonesCommand(), refreshCommand(), liveCloneCommand(), liveClonesCommand(), rewindCommand(), proveCommand(), restoreCommand(), diffCommand(), bisectCommand()},
 		"access":  {loginCommand(), logoutCommand(), whoamiCommand(), userCommand(), userGroupCommand(), grantCommand(), tokenCommand(), auditCommand()},
 		"keep":    {expireCommand(), reclaimCommand(), forgetCommand(), verifyCommand()},
 	} {

@@ -32,6 +32,7 @@ func TestMain(m *testing.M) {
 //	until EXPR COMMAND             run a command again and again until json EXPR holds
 //	fails COMMAND                  exit code 1, nothing on stdout, one line on stderr
 //	misused COMMAND                the same with exit code 2
+//	holds FILE TEXT                the text is somewhere in a file, which may have large holes
 //	clean                          no mount, attachment, loop device or process is left behind
 //	[has:TOOL]                     a program, root or postgres is there; in CI always true, so
 //	                               that a scenario fails there rather than be skipped
@@ -53,6 +54,7 @@ func TestScripts(t *testing.T) {
 			"fails":    func(ts *testscript.TestScript, neg bool, args []string) { refused(ts, 1, args) },
 			"misused":  func(ts *testscript.TestScript, neg bool, args []string) { refused(ts, 2, args) },
 			"clean":    doClean,
+			"holds":    doHolds,
 		},
 	})
 }

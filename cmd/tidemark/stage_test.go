@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -16,6 +17,7 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+	"golang.org/x/sys/unix"
 
 	"tidemark/agent/taps"
 	"tidemark/mount"
@@ -417,4 +419,31 @@ func doDeaf(ts *testscript.TestScript, neg bool, args []string) {
 		}
 	}()
 	ts.Setenv("DEAF", strconv.Itoa(l.Addr().(*net.TCPAddr).Port))
+}
+
+// doHolds looks for a text in what of a file is no hole.
+func doHolds(ts *testscript.TestScript, neg bool, args []string) {
+	if len(args) != 2 {
+		ts.Fatalf("usage: holds FILE TEXT")
+	}
+	f, err := os.Open(ts.MkAbs(args[0]))
+	ts.Check(err)
+	defer f.Close()
+	found, text := false, []byte(args[1])
+	for end := int64(0); !found; {
+		begin, err := unix.Seek(int(f.Fd()), end, unix.SEEK_DATA)
+		if errors.Is(err, unix.ENXIO) {
+			break
+		}
+		ts.Check(err)
+		end, err = unix.Seek(int(f.Fd()), begin, unix.SEEK_HOLE)
+		ts.Check(err)
+		data := make([]byte, end-begin)
+		_, err = f.ReadAt(data, begin)
+		ts.Check(err)
+		found = bytes.Contains(data, text)
+	}
+	if found == neg {
+		ts.Fatalf("%s: it holds %q: %v", args[0], args[1], found)
+	}
 }

@@ -58,9 +58,9 @@ func printPoints(p tidemark.Points) {
 		if r.Hold > 0 {
 			hold = fmt.Sprintf("%.1fms", r.Hold)
 		}
-		rows = append(rows, []string{r.Bookmark, r.Position.String(), when(r.Time), string(r.Consistency), dash(hold), dash(lsn), proven(r.Proven), r.Labels["problems"]})
+		rows = append(rows, []string{r.Bookmark, r.Position.String(), when(r.Time), string(r.Consistency), dash(hold), dash(lsn), proven(r.Proven), published(r.Published), r.Labels["problems"]})
 	}
-	table("BOOKMARK POSITION TIME CONSISTENCY HOLD LSN PROVEN PROBLEMS", rows)
+	table("BOOKMARK POSITION TIME CONSISTENCY HOLD LSN PROVEN PUBLISHED PROBLEMS", rows)
 	printMoments(p.Moments)
 	for _, c := range p.Covered {
 		fmt.Printf("any time from %s to %s\n", when(c.From), when(c.To))
@@ -72,6 +72,14 @@ func printPoints(p tidemark.Points) {
 		}
 		fmt.Printf("nothing from %s to %s: %s\n", when(g.From), until, g.Reason)
 	}
+}
+
+// published is what the list of points says of a publication.
+func published(p *tidemark.Publication) string {
+	if p == nil {
+		return "-"
+	}
+	return when(p.At)
 }
 
 func diskFlag(c *cobra.Command, disk *string) {
@@ -272,9 +280,9 @@ func cloneList(use string) *cobra.Command {
 		return printList(server().Clones(cmd.Context()), func(list []tidemark.Clone) {
 			var rows [][]string
 			for _, k := range list {
-				rows = append(rows, []string{k.Name, k.Source, dash(k.Host), k.State, port(k.Port), size(k.OwnBytes), k.Connection})
+				rows = append(rows, []string{k.Name, k.Source, dash(k.Host), k.State, port(k.Port), size(k.OwnBytes), dash(strings.Join(k.Bookmarks, ",")), k.Connection})
 			}
-			table("NAME OF HOST STATE PORT OWN CONNECTION", rows)
+			table("NAME OF HOST STATE PORT OWN PUBLISHED CONNECTION", rows)
 		})
 	}}
 }
