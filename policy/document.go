@@ -118,60 +118,60 @@ func compareNamed(a, b named) int {
 const maxPairs = 256 // options, labels
 
 func (c *checks) pairs(field string, pairs map[string]string) {
-	c.that(len(pairs) <= maxPairs, field, fmt.Sprintf("at most %d are allowed", maxPairs), "%d entries are too many", len(pairs))
+	c.That(len(pairs) <= maxPairs, field, fmt.Sprintf("at most %d are allowed", maxPairs), "%d entries are too many", len(pairs))
 	for key, value := range pairs {
-		c.that(key != "" && len(key) <= 128 && len(value) <= 4096, field, "keys have 1 to 128 bytes, values at most 4096", "the key or value of %.40q is too long or empty", key)
+		c.That(key != "" && len(key) <= 128 && len(value) <= 4096, field, "keys have 1 to 128 bytes, values at most 4096", "the key or value of %.40q is too long or empty", key)
 	}
 }
 
 // Validate returns an error of kind [tidemark.Invalid] that names the field, unless a can be applied. It never repeats a secret.
 func (a Application) Validate() error {
 	var c checks
-	c.name("name", a.Name)
+	c.Name("name", a.Name)
 	checkSource(&c, "source", a.Source)
 	for i, s := range a.Also {
 		checkSource(&c, fmt.Sprintf("also[%d]", i), s)
 	}
 	if a.Host != "" {
-		c.name("host", a.Host)
+		c.Name("host", a.Host)
 	}
 	if a.SLA != "" {
-		c.name("sla", a.SLA)
+		c.Name("sla", a.SLA)
 	}
 	c.pairs("options", a.Options)
 	for key, value := range a.Options {
 		checkOption(&c, "options."+key, value)
 	}
 	c.pairs("labels", a.Labels)
-	return c.err()
+	return c.Err()
 }
 
 // checkOption refuses secrets. A file that has one may be named.
 func checkOption(c *checks, field, value string) {
-	c.that(value == "" || !isSecret(field) && !hasSecret(value), field, "put it into a file that only the server can read, and name the file", "an option is no place for a secret")
+	c.That(value == "" || !isSecret(field) && !hasSecret(value), field, "put it into a file that only the server can read, and name the file", "an option is no place for a secret")
 }
 
 // Validate returns an error of kind [tidemark.Invalid] that names the field, unless h can be applied.
 func (h Host) Validate() error {
 	var c checks
-	c.name("name", h.Name)
+	c.Name("name", h.Name)
 	c.pairs("labels", h.Labels)
-	return c.err()
+	return c.Err()
 }
 
 // Validate returns an error of kind [tidemark.Invalid] that names the field, unless g can be applied.
 func (g Group) Validate() error {
 	var c checks
-	c.name("name", g.Name)
-	c.that(len(g.Members) > 0, "members", "name at least one application", "a group without members does not exist")
+	c.Name("name", g.Name)
+	c.That(len(g.Members) > 0, "members", "name at least one application", "a group without members does not exist")
 	for i, m := range g.Members {
 		field := fmt.Sprintf("members[%d]", i)
-		c.name(field, m)
-		c.that(!slices.Contains(g.Members[:i], m), field, "name it once", "%.60q is named twice", m)
+		c.Name(field, m)
+		c.That(!slices.Contains(g.Members[:i], m), field, "name it once", "%.60q is named twice", m)
 	}
 	c.pairs("options", g.Options)
 	c.pairs("labels", g.Labels)
-	return c.err()
+	return c.Err()
 }
 
 // CheckReferences returns an error of kind [tidemark.NotFound] if something in want names a

@@ -12,6 +12,7 @@ import (
 	"go.yaml.in/yaml/v4"
 
 	"tidemark"
+	"tidemark/internal/strictyaml"
 )
 
 // Marshal writes a set as [Parse] reads it: a document for each, hosts and templates before
@@ -73,13 +74,13 @@ func encodeValue(v reflect.Value) *yaml.Node {
 
 func encodeStruct(v reflect.Value) *yaml.Node {
 	fields := &yaml.Node{Kind: yaml.MappingNode, Tag: "!!map"}
-	for _, f := range fieldsOf(v.Type()) {
-		fv := v.Field(f.index)
-		tag := v.Type().Field(f.index).Tag.Get("json")
+	for _, f := range strictyaml.Fields(v.Type()) {
+		fv := v.Field(f.Index)
+		tag := v.Type().Field(f.Index).Tag.Get("json")
 		if strings.Contains(tag, ",omit") && (fv.IsZero() || fv.Kind() == reflect.Slice && fv.Len() == 0 || fv.Kind() == reflect.Map && fv.Len() == 0) {
 			continue
 		}
-		fields.Content = append(fields.Content, text(f.name), encodeValue(fv))
+		fields.Content = append(fields.Content, text(f.Name), encodeValue(fv))
 	}
 	return fields
 }

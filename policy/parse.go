@@ -2,15 +2,14 @@ package policy
 
 import (
 	"bytes"
-	"cmp"
 	"errors"
 	"fmt"
 	"io"
-	"strings"
 
 	"go.yaml.in/yaml/v4"
 
 	"tidemark"
+	"tidemark/internal/strictyaml"
 )
 
 // Limits of what [Parse] reads: far above what a site has, far below what would be felt.
@@ -19,9 +18,6 @@ const (
 	MaxDocuments = 10_000
 	MaxAliases   = 1_000 // in a stream
 )
-
-// place is where something stands in a stream.
-type place struct{ line, column int }
 
 // Parse reads a stream of YAML documents, separated by ---, each with kind: Template,
 // Application, Host or Group. JSON is YAML, and so is read, too. All of it is strict: an error, of kind
@@ -40,16 +36,16 @@ func Parse(data []byte) (Set, error) {
 	if err != nil {
 		return Set{}, tidemark.Errorf(tidemark.Internal, "cannot read YAML: %w", err)
 	}
-	p := parser{seen: map[string]place{}}
+	p := parser{seen: map[string]strictyaml.Place{}, decode: strictyaml.Decoder{MaxAliases: MaxAliases}}
 	for n := 0; ; n++ {
 		var doc yaml.Node
 		switch err := loader.Load(&doc); {
 		case errors.Is(err, io.EOF):
 			return p.set, nil
 		case err != nil:
-			return Set{}, syntaxError(err)
+			return Set{}, strictyaml.Syntax(err)
 		case n == MaxDocuments:
-			return Set{}, wrong(&doc, fmt.Sprintf("at most %d are read at once", MaxDocuments), "there are too many documents")
+			return Set{}, strictyaml.Wrong(&doc, fmt.Sprintf("at most %d are read at once", MaxDocuments), "there are too many documents")
 		}
 		if err := p.document(&doc); err != nil {
 			return Set{}, err
@@ -60,12 +56,12 @@ func Parse(data []byte) (Set, error) {
 // parser reads one stream.
 type parser struct {
 	set    Set
-	seen   map[string]place // kind and name of what was read
-	decode decoder
+	seen   map[string]strictyaml.Place // kind and name of what was read
+	decode strictyaml.Decoder
 }
 
 func (p *parser) document(doc *yaml.Node) error {
-	if len(doc.Content) == 0 || isNull(doc.Content[0]) {
+	if len(doc.Content) == 0 || strictyaml.IsNull(doc.Content[0]) {
 		return nil // nothing between two ---
 	}
 	root := doc.Content[0]
@@ -74,12 +70,11 @@ func (p *parser) document(doc *yaml.Node) error {
 		return err
 	}
 	o := newObject(kind)
-	p.decode.places = map[string]place{}
-	if err := p.decode.object(root, o); err != nil {
+	if err := p.decode.Decode(root, o, "kind"); err != nil {
 		return err
 	}
 	if err := o.Validate(); err != nil {
-		return p.decode.locate(root, err)
+		return p.decode.Locate(root, err)
 	}
 	return p.add(root, kind, o)
 }
@@ -91,9 +86,9 @@ func (p *parser) add(root *yaml.Node, kind DocumentKind, o object) error {
 	name := one.all()[0].name
 	key := string(kind) + " " + name
 	if first, ok := p.seen[key]; ok {
-		return wrong(root, "leave one of them away", "%s stands here again; it was described on line %d", key, first.line)
+		return strictyaml.Wrong(root, "leave one of them away", "%s stands here again; it was described on line %d", key, first.Line)
 	}
-	p.seen[key] = place{root.Line, root.Column}
+	p.seen[key] = strictyaml.Place{Line: root.Line, Column: root.Column}
 	p.set.add(o)
 	return nil
 }
@@ -102,56 +97,15 @@ func (p *parser) add(root *yaml.Node, kind DocumentKind, o object) error {
 func kindOf(root *yaml.Node) (DocumentKind, error) {
 	hint := "begin it with kind: Template, Application, Host or Group, and name: NAME"
 	if root.Kind != yaml.MappingNode {
-		return "", wrong(root, hint, "this is not a document of fields")
+		return "", strictyaml.Wrong(root, hint, "this is not a document of fields")
 	}
 	for i := 0; i+1 < len(root.Content); i += 2 {
 		if key, value := root.Content[i], root.Content[i+1]; key.Value == "kind" {
 			if kind := DocumentKind(value.Value); value.Kind == yaml.ScalarNode && newObject(kind) != nil {
 				return kind, nil
 			}
-			return "", wrong(value, "there are Template, Application, Host and Group", "%.40q is not a kind of document", value.Value)
+			return "", strictyaml.Wrong(value, "there are Template, Application, Host and Group", "%.40q is not a kind of document", value.Value)
 		}
 	}
-	return "", wrong(root, hint, "the document does not say its kind")
-}
-
-// wrong is the error about something at a node.
-func wrong(n *yaml.Node, hint, format string, args ...any) error {
-	return wrongAt(place{n.Line, n.Column}, hint, format, args...)
-}
-
-func wrongAt(at place, hint, format string, args ...any) error {
-	return tidemark.Errorf(tidemark.Invalid, "line %d, column %d: %s", at.line, at.column, fmt.Sprintf(format, args...)).WithHint(hint)
-}
-
-// syntaxError says what the library found, and where.
-func syntaxError(err error) error {
-	hint := "indent with spaces, put a space behind ':' and '-', and quotes around text with ':' or '#' in it"
-	var load *yaml.LoadError
-	if !errors.As(err, &load) {
-		return tidemark.Errorf(tidemark.Invalid, "this is not YAML: %w", err).WithHint(hint)
-	}
-	at := place{load.Mark.Line, load.Mark.Column}
-	if at.line == 0 {
-		at = place{cmp.Or(load.ContextMark.Line, 1), cmp.Or(load.ContextMark.Column, 1)}
-	}
-	return wrongAt(at, hint, "this is not YAML: %s", strings.TrimSpace(load.ContextMsg+" "+load.Message))
-}
-
-// locate adds to an error of Validate where its field stands: the field itself, or what it should be in.
-func (d *decoder) locate(root *yaml.Node, err error) error {
-	var f *fault
-	if !errors.As(err, &f) {
-		return err
-	}
-	for field := f.field; ; {
-		if at, ok := d.places[field]; ok {
-			return wrongAt(at, f.err.Hint, "%s", f.err.Message)
-		}
-		i := strings.LastIndexAny(field, ".[")
-		if i < 0 {
-			return wrong(root, f.err.Hint, "%s", f.err.Message)
-		}
-		field = field[:i]
-	}
+	return "", strictyaml.Wrong(root, hint, "the document does not say its kind")
 }

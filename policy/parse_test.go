@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"tidemark"
+	"tidemark/internal/strictyaml"
 )
 
 const everything = `# all that there is
@@ -326,9 +327,9 @@ func TestTheManualIsRead(t *testing.T) {
 // fieldNames are the names of all fields of a struct and those within.
 func fieldNames(t reflect.Type) map[string]bool {
 	names := map[string]bool{}
-	for _, f := range fieldsOf(t) {
-		names[f.name] = true
-		sub := t.Field(f.index).Type
+	for _, f := range strictyaml.Fields(t) {
+		names[f.Name] = true
+		sub := t.Field(f.Index).Type
 		if sub.Kind() == reflect.Pointer && sub.Elem().Kind() == reflect.Struct {
 			for name := range fieldNames(sub.Elem()) {
 				names[name] = true

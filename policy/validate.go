@@ -8,47 +8,14 @@ import (
 	"time"
 
 	"tidemark"
+	"tidemark/internal/strictyaml"
 )
 
-// fault is what is wrong with a field. Parse adds where it stands.
-type fault struct {
-	field string
-	err   *tidemark.Error
-}
-
-// Error is that of the error, which names the field.
-func (f *fault) Error() string { return f.err.Error() }
-
-// Unwrap returns the error without the field as such.
-func (f *fault) Unwrap() error { return f.err }
-
 // checks collects the first fault.
-type checks struct{ first *fault }
-
-func (c *checks) that(ok bool, field, hint, format string, args ...any) {
-	if !ok && c.first == nil {
-		c.first = &fault{field, tidemark.Errorf(tidemark.Invalid, "%s: "+format, append([]any{field}, args...)...).WithHint(hint)}
-	}
-}
-
-func (c *checks) name(field, name string) {
-	if err := tidemark.CheckName(name); err != nil && c.first == nil {
-		e := *err.(*tidemark.Error)
-		e.Message = field + ": " + e.Message
-		c.first = &fault{field, &e}
-	}
-}
-
-// err is the first fault as an error, or nil.
-func (c *checks) err() error {
-	if c.first == nil {
-		return nil
-	}
-	return c.first
-}
+type checks struct{ strictyaml.Checks }
 
 func (c *checks) length(field string, d, least Duration) {
-	c.that(d >= least && d <= MaxDuration, field, fmt.Sprintf("give it %v to %v", least, MaxDuration), "%v is not possible", d)
+	c.That(d >= least && d <= MaxDuration, field, fmt.Sprintf("give it %v to %v", least, MaxDuration), "%v is not possible", d)
 }
 
 // optional is length for what may be left away.
@@ -70,17 +37,17 @@ const (
 // be promised: names, ranges, a zone that exists, and times that come about at all.
 func (t Template) Validate() error {
 	var c checks
-	c.name("name", t.Name)
+	c.Name("name", t.Name)
 	_, err := zone(t.TimeZone)
-	c.that(err == nil, "time_zone", "write a name of the IANA database, such as Europe/Berlin or UTC", "there is no time zone %.60q", t.TimeZone)
-	c.that(t.Priority >= 0 && t.Priority <= 100, "priority", "write 1 (last) to 100 (first)", "%d is not possible", t.Priority)
+	c.That(err == nil, "time_zone", "write a name of the IANA database, such as Europe/Berlin or UTC", "there is no time zone %.60q", t.TimeZone)
+	c.That(t.Priority >= 0 && t.Priority <= 100, "priority", "write 1 (last) to 100 (first)", "%d is not possible", t.Priority)
 	c.optional("rpo", t.RPO, leastShot)
 	c.optional("rto", t.RTO, leastShot)
 	if t.Spread != nil {
-		c.that(*t.Spread >= 0 && *t.Spread <= Duration(day), "spread", "give it 0s to 1d", "%v is not possible", *t.Spread)
+		c.That(*t.Spread >= 0 && *t.Spread <= Duration(day), "spread", "give it 0s to 1d", "%v is not possible", *t.Spread)
 	}
 	t.validatePolicies(&c)
-	return c.err()
+	return c.Err()
 }
 
 func (t Template) validatePolicies(c *checks) {
@@ -92,7 +59,7 @@ func (t Template) validatePolicies(c *checks) {
 	}
 	if t.CDP != nil {
 		c.length("cdp.window", t.CDP.Window, leastShot)
-		c.that(t.CDP.Bytes >= 0 && t.CDP.Bytes <= tidemark.MaxSize, "cdp.bytes", "give it a size such as 100GiB", "%v is not possible", t.CDP.Bytes)
+		c.That(t.CDP.Bytes >= 0 && t.CDP.Bytes <= tidemark.MaxSize, "cdp.bytes", "give it a size such as 100GiB", "%v is not possible", t.CDP.Bytes)
 	}
 	if t.AppShot != nil {
 		c.length("appshot.every", t.AppShot.Every, leastShot)
@@ -110,26 +77,26 @@ func (t Template) validatePolicies(c *checks) {
 }
 
 func (p *Capture) validate(c *checks) {
-	c.that(p.Every == 0 || len(p.At) == 0, "capture.at", "leave one of them away", "captures are either every so often or at times of day")
-	c.that(p.Every != 0 || len(p.At) > 0, "capture", `write every: 1h, or at: ["02:30"]`, "it does not say when")
+	c.That(p.Every == 0 || len(p.At) == 0, "capture.at", "leave one of them away", "captures are either every so often or at times of day")
+	c.That(p.Every != 0 || len(p.At) > 0, "capture", `write every: 1h, or at: ["02:30"]`, "it does not say when")
 	c.optional("capture.every", p.Every, leastCapture)
 	lists := []struct {
 		field string
 		n     int
 	}{{"at", len(p.At)}, {"weekdays", len(p.Weekdays)}, {"days_of_month", len(p.DaysOfMonth)}, {"windows", len(p.Windows)}, {"blackouts", len(p.Blackouts)}}
 	for _, l := range lists {
-		c.that(l.n <= maxList, "capture."+l.field, fmt.Sprintf("at most %d are allowed", maxList), "%d entries are too many", l.n)
+		c.That(l.n <= maxList, "capture."+l.field, fmt.Sprintf("at most %d are allowed", maxList), "%d entries are too many", l.n)
 	}
 	for i, d := range p.DaysOfMonth {
-		c.that(d >= 1 && d <= 31, fmt.Sprintf("capture.days_of_month[%d]", i), "write 1 to 31; 31 is the last day of every month", "%d is not a day of a month", d)
+		c.That(d >= 1 && d <= 31, fmt.Sprintf("capture.days_of_month[%d]", i), "write 1 to 31; 31 is the last day of every month", "%d is not a day of a month", d)
 	}
 	for i, at := range p.At {
-		c.that(at >= 0 && at < endOfDay, fmt.Sprintf("capture.at[%d]", i), "write 00:00 to 23:59", "%d is not a time of day", int(at))
+		c.That(at >= 0 && at < endOfDay, fmt.Sprintf("capture.at[%d]", i), "write 00:00 to 23:59", "%d is not a time of day", int(at))
 	}
 	for i, d := range p.Weekdays {
-		c.that(d >= 0 && d < 7, fmt.Sprintf("capture.weekdays[%d]", i), "write mon to sun", "%d is not a day of the week", int(d))
+		c.That(d >= 0 && d < 7, fmt.Sprintf("capture.weekdays[%d]", i), "write mon to sun", "%d is not a day of the week", int(d))
 	}
-	if c.first == nil {
+	if c.First == nil {
 		p.validateTimes(c)
 	}
 }
@@ -139,7 +106,7 @@ func (p *Capture) validateTimes(c *checks) {
 	cal := newCalendar(p, time.UTC)
 	for i, at := range p.At {
 		open := slices.ContainsFunc(everyWeekday, func(d time.Weekday) bool { return cal.weekdays.has(d) && cal.open(d, at) })
-		c.that(open, fmt.Sprintf("capture.at[%d]", i), "move it, or the windows and blackouts", "%v lies in no window, or in a blackout, on all of its days", at)
+		c.That(open, fmt.Sprintf("capture.at[%d]", i), "move it, or the windows and blackouts", "%v lies in no window, or in a blackout, on all of its days", at)
 	}
 	if p.Every == 0 {
 		return
@@ -151,7 +118,7 @@ func (p *Capture) validateTimes(c *checks) {
 			}
 		}
 	}
-	c.that(false, "capture", "make a window longer, or a blackout shorter", "its windows, blackouts and weekdays leave no time at all")
+	c.That(false, "capture", "make a window longer, or a blackout shorter", "its windows, blackouts and weekdays leave no time at all")
 }
 
 var everyWeekday = []time.Weekday{0, 1, 2, 3, 4, 5, 6}
@@ -163,21 +130,21 @@ func (k *Retention) validate(c *checks) {
 	}{{"count", k.Count}, {"hourly", k.Hourly}, {"daily", k.Daily}, {"weekly", k.Weekly}, {"monthly", k.Monthly}, {"yearly", k.Yearly}}
 	any := k.Age != 0
 	for _, f := range fields {
-		c.that(f.n >= 0 && f.n <= maxKept, "keep."+f.name, fmt.Sprintf("give it 1 to %d, or leave it away", maxKept), "%d is not possible", f.n)
+		c.That(f.n >= 0 && f.n <= maxKept, "keep."+f.name, fmt.Sprintf("give it 1 to %d, or leave it away", maxKept), "%d is not possible", f.n)
 		any = any || f.n > 0
 	}
 	c.optional("keep.age", k.Age, leastShot)
-	c.that(k.Of == "" || k.Of == OfFirst || k.Of == OfLast, "keep.of", "write first or last", "%.20q is not possible", k.Of)
-	c.that(any, "keep", "write count, age, hourly, daily, weekly, monthly or yearly; without keep, everything is kept", "it keeps nothing")
+	c.That(k.Of == "" || k.Of == OfFirst || k.Of == OfLast, "keep.of", "write first or last", "%.20q is not possible", k.Of)
+	c.That(any, "keep", "write count, age, hourly, daily, weekly, monthly or yearly; without keep, everything is kept", "it keeps nothing")
 }
 
 func (v *Verify) validate(c *checks) {
 	c.length("verify.every", v.Every, leastCapture)
-	c.that(v.Point == "" || v.Point == WhichLatest || v.Point == WhichRandom, "verify.point", "write latest or random", "%.20q is not possible", v.Point)
-	c.that(v.Of >= 0 && v.Of <= maxKept, "verify.of", fmt.Sprintf("give it 1 to %d", maxKept), "%d is not possible", v.Of)
-	c.that(v.Of == 0 || v.Point == WhichRandom, "verify.of", "write point: random, or leave it away", "it goes with point: random only")
+	c.That(v.Point == "" || v.Point == WhichLatest || v.Point == WhichRandom, "verify.point", "write latest or random", "%.20q is not possible", v.Point)
+	c.That(v.Of >= 0 && v.Of <= maxKept, "verify.of", fmt.Sprintf("give it 1 to %d", maxKept), "%d is not possible", v.Of)
+	c.That(v.Of == 0 || v.Point == WhichRandom, "verify.of", "write point: random, or leave it away", "it goes with point: random only")
 	if v.Probe != "" {
-		c.name("verify.probe", v.Probe)
+		c.Name("verify.probe", v.Probe)
 	}
 }
 
@@ -185,7 +152,7 @@ func (p *Copy) validate(c *checks, policy Policy) {
 	if p == nil {
 		return
 	}
-	c.name(string(policy)+".to", p.To)
+	c.Name(string(policy)+".to", p.To)
 	c.optional(string(policy)+".every", p.Every, leastCapture)
 	c.optional(string(policy)+".keep", p.Keep, leastShot)
 }
@@ -247,11 +214,11 @@ func longestBetween(at []TimeOfDay) (gap Duration) {
 
 // checkSource refuses what cannot be a source, and secrets, which are never repeated in the error.
 func checkSource(c *checks, field, source string) {
-	c.that(source != "" && len(source) <= 4096 && !strings.ContainsAny(source, "\x00\n\r"), field, "write a URL, a directory or a device, such as postgres://db1/shop or /srv/files", "it is empty, too long, or of several lines")
-	c.that(!hasSecret(source), field, "leave the password away, and put it into a password file of the server", "it has a password in it")
+	c.That(source != "" && len(source) <= 4096 && !strings.ContainsAny(source, "\x00\n\r"), field, "write a URL, a directory or a device, such as postgres://db1/shop or /srv/files", "it is empty, too long, or of several lines")
+	c.That(!hasSecret(source), field, "leave the password away, and put it into a password file of the server", "it has a password in it")
 	if strings.Contains(source, "://") {
 		_, err := url.Parse(source)
-		c.that(err == nil, field, "write it as postgres://HOST/DATABASE", "it is not a URL")
+		c.That(err == nil, field, "write it as postgres://HOST/DATABASE", "it is not a URL")
 	}
 }
 

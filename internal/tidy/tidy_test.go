@@ -19,8 +19,8 @@ const root = "../.."
 // lower layer, and itself's parents and children of the same layer never.
 // It is the table of ARCHITECTURE.md.
 var layers = [][]string{
-	{"", "block", "internal/vfs", "internal/socket", "internal/guard", "internal/process", "internal/shared"},
-	{"journal", "object", "capture", "export", "app", "wire", "policy", "access", "catalog"},
+	{"", "block", "internal/vfs", "internal/socket", "internal/guard", "internal/process", "internal/shared", "internal/strictyaml"},
+	{"journal", "object", "capture", "export", "app", "wire", "policy", "workflow", "access", "catalog"},
 	{"image"},
 	{"timeline"},
 	{"mount", "agent"},
@@ -40,6 +40,7 @@ var sideways = map[string][]string{
 	"app/postgres": {"app/internal"},
 	"wire":         {"capture"},
 	"catalog":      {"access"},
+	"workflow":     {"policy"},
 }
 
 func layerOf(pkg string) int {
