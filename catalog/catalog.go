@@ -131,7 +131,7 @@ func (c *Catalog) adopt(ctx context.Context) error {
 		others = "owner <> ?0"
 	}
 	return c.write.RunInTx(ctx, nil, func(ctx context.Context, tx bun.Tx) error {
-		for _, table := range []string{"things", "events", "jobs", "answers"} {
+		for _, table := range []string{"things", "events", "jobs", "answers", "workflows", "workflow_steps"} {
 			if _, err := tx.NewRaw("UPDATE "+table+" SET owner = ?0 WHERE "+others, c.owner).Exec(ctx); err != nil {
 				return fmt.Errorf("adopt %s: %w", table, err)
 			}

@@ -99,6 +99,7 @@ func conformance(t *testing.T, where func(t *testing.T) string) {
 	t.Run("Again", func(t *testing.T) { again(t, open(t, where(t))) })
 	t.Run("Cancel", func(t *testing.T) { cancel(t, where(t)) })
 	t.Run("TakeOver", func(t *testing.T) { takeOver(t, where(t)) })
+	t.Run("Workflows", func(t *testing.T) { workflows(t, open(t, where(t))) })
 	t.Run("Pages", func(t *testing.T) { pages(t, open(t, where(t))) })
 	t.Run("Upgrade", func(t *testing.T) { upgrade(t, where(t)) })
 	t.Run("Race", func(t *testing.T) { race(t, where(t)) })

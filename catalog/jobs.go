@@ -50,6 +50,7 @@ type jobRow struct {
 	AskedBy       string
 	Origin        string
 	Parent        int64
+	Part          string
 }
 
 // ErrLost is in the chain of errors about a job that does not run here any more: another process of its owner took it over.

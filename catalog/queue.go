@@ -30,6 +30,7 @@ type NewJob struct {
 	AskedBy     string
 	Origin      tidemark.JobOrigin
 	Parent      int64
+	Part        string // of the parent, that it is; there is one job of each part. Empty: none
 }
 
 // Limits bound how many jobs run at a time.
@@ -48,7 +49,7 @@ func (c *Catalog) Enqueue(ctx context.Context, n NewJob, l Limits) (*Job, error)
 	now := c.now().UnixNano()
 	row := jobRow{Kind: n.Kind, Application: n.Application, Host: n.Host, State: string(tidemark.JobQueued), Args: string(body),
 		Owner: c.owner, Priority: int64(n.Priority), Created: now, Queued: now, MaxAttempts: int64(n.MaxAttempts),
-		AskedBy: n.AskedBy, Origin: string(n.Origin), Parent: n.Parent}
+		AskedBy: n.AskedBy, Origin: string(n.Origin), Parent: n.Parent, Part: n.Part}
 	if !n.NotBefore.IsZero() {
 		row.NotBefore = n.NotBefore.UnixNano()
 	}
@@ -139,9 +140,9 @@ func (c *Catalog) claim(ctx context.Context, tx bun.Tx, l Limits, row *jobRow, i
 		WHERE id = (SELECT q.id FROM jobs AS q WHERE q.owner = ?owner AND q.state = 'queued' AND `+which+`
 			AND NOT EXISTS (SELECT 1 FROM jobs AS r WHERE r.owner = q.owner AND r.application = q.application AND r.application <> '' AND r.state = 'running')
 			AND (q.host = '' OR ?host > (SELECT count(*) FROM jobs AS r WHERE r.host = q.host AND r.state = 'running' AND (r.owner = q.owner OR r.lease_end > ?now)))
-			AND ?all > (SELECT count(*) FROM jobs AS r WHERE r.owner = q.owner AND r.state = 'running')
+			AND (q.kind = ?waiter OR ?all > (SELECT count(*) FROM jobs AS r WHERE r.owner = q.owner AND r.state = 'running' AND r.kind <> ?waiter))
 			ORDER BY q.priority DESC, q.id LIMIT 1 `+lock+`)
-		RETURNING *`, claimArgs{Holder: c.holder, Owner: c.owner, Now: now.UnixNano(), Lease: now.Add(LeaseFor).UnixNano(), ID: id, Host: l.Host, All: l.All}).Scan(ctx, row)
+		RETURNING *`, claimArgs{Holder: c.holder, Owner: c.owner, Now: now.UnixNano(), Lease: now.Add(LeaseFor).UnixNano(), ID: id, Host: l.Host, All: l.All, Waiter: KindWorkflow}).Scan(ctx, row)
 	if errors.Is(err, sql.ErrNoRows) {
 		return false, nil
 	}
@@ -151,6 +152,7 @@ func (c *Catalog) claim(ctx context.Context, tx bun.Tx, l Limits, row *jobRow, i
 // claimArgs are what stands behind the question marks of a claim.
 type claimArgs struct {
 	Holder, Owner  string
+	Waiter         string
 	Now, Lease, ID int64
 	Host, All      int
 }
@@ -270,7 +272,9 @@ func (c *Catalog) Load(ctx context.Context) (Load, error) {
 	for _, r := range rows {
 		l.Hosts[r.Host]++
 		if r.Owner == c.owner {
-			l.All++
+			if r.Kind != KindWorkflow {
+				l.All++
+			}
 			l.Busy[r.Application] = r.job().Job
 		}
 	}

@@ -1,0 +1,242 @@
+package catalog
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"time"
+
+	"github.com/uptrace/bun"
+
+	"tidemark"
+)
+
+// KindWorkflow is the kind of jobs that only have others done, and wait for them. They count for no limit: if they did, they could keep
+// those from running that they wait for.
+const KindWorkflow = "workflow"
+
+// Workflow is one version of a workflow.
+type Workflow struct {
+	Name     string
+	Version  int64
+	Document string // as it was applied
+	Author   string // the user who did; empty: the administrator at the socket
+	Created  time.Time
+	Removed  *time.Time // when the workflow was removed; nil: it is not
+}
+
+type workflowRow struct {
+	bun.BaseModel `bun:"table:workflows"`
+	Owner         string
+	Name          string
+	Version       int64
+	Document      string
+	Author        string
+	Created       int64
+	Removed       int64
+}
+
+func (r workflowRow) workflow() Workflow {
+	return Workflow{Name: r.Name, Version: r.Version, Document: r.Document, Author: r.Author, Created: time.Unix(0, r.Created), Removed: timeOf(r.Removed)}
+}
+
+// PutWorkflow stores a document as the newest version of a workflow, and returns it. One that is the newest already stays the one that it is.
+func (c *Catalog) PutWorkflow(ctx context.Context, name, document, author string) (w Workflow, err error) {
+	err = c.tx(ctx, "store workflow "+name, func(ctx context.Context, tx bun.Tx) error {
+		var last workflowRow
+		q := tx.NewSelect().Model(&last).Where("owner = ? AND name = ?", c.owner, name).Order("version DESC").Limit(1)
+		if err := q.Scan(ctx); err != nil && !errors.Is(err, sql.ErrNoRows) {
+			return err
+		}
+		if last.Version > 0 && last.Removed == 0 && last.Document == document {
+			w = last.workflow()
+			return nil
+		}
+		row := workflowRow{Owner: c.owner, Name: name, Version: last.Version + 1, Document: document, Author: author, Created: c.now().UnixNano()}
+		w = row.workflow()
+		_, err := tx.NewInsert().Model(&row).Exec(ctx)
+		if unique(err) { // two at the same time
+			return tidemark.Errorf(tidemark.Conflict, "somebody else has just changed the workflow %s", name).WithHint("look at it, and apply yours again")
+		}
+		return err
+	})
+	return w, err
+}
+
+const selectWorkflow = "SELECT name, version, document, author, created, removed FROM workflows WHERE owner = ? "
+
+// Workflow returns a version of a workflow; 0 is the newest, unless it was removed. Other versions are there as long as the catalog is.
+func (c *Catalog) Workflow(ctx context.Context, name string, version int64) (Workflow, error) {
+	var row workflowRow
+	query, args := "AND name = ? AND removed = 0 ORDER BY version DESC LIMIT 1", []any{c.owner, name}
+	if version != 0 {
+		query, args = "AND name = ? AND version = ?", append(args, version)
+	}
+	err := c.query(ctx, &row, selectWorkflow+query, args...)
+	switch {
+	case errors.Is(err, sql.ErrNoRows) && version != 0:
+		return Workflow{}, tidemark.Errorf(tidemark.NotFound, "there is no version %d of a workflow %q", version, name).WithHint("`tidemark workflow show` tells which there are")
+	case errors.Is(err, sql.ErrNoRows):
+		return Workflow{}, noWorkflow(name)
+	}
+	return row.workflow(), wrap(err, "look up workflow %s", name)
+}
+
+func noWorkflow(name string) error {
+	return tidemark.Errorf(tidemark.NotFound, "there is no workflow %q", name).WithHint("`tidemark workflow list` lists them")
+}
+
+// Workflows returns the newest version of each workflow that was not removed, by name.
+func (c *Catalog) Workflows(ctx context.Context) ([]Workflow, error) {
+	return c.workflows(ctx, `AND removed = 0 AND version = (SELECT max(w.version) FROM workflows AS w WHERE w.owner = workflows.owner AND w.name = workflows.name)
+		ORDER BY name`)
+}
+
+// Versions returns all versions that a workflow ever had, newest first.
+func (c *Catalog) Versions(ctx context.Context, name string) ([]Workflow, error) {
+	return c.workflows(ctx, "AND name = ? ORDER BY version DESC", name)
+}
+
+func (c *Catalog) workflows(ctx context.Context, query string, args ...any) (list []Workflow, err error) {
+	var rows []workflowRow
+	err = c.query(ctx, &rows, selectWorkflow+query, append([]any{c.owner}, args...)...)
+	for _, r := range rows {
+		list = append(list, r.workflow())
+	}
+	return list, wrap(err, "list workflows")
+}
+
+// RemoveWorkflow removes a workflow. Its versions stay, for the runs that there were.
+func (c *Catalog) RemoveWorkflow(ctx context.Context, name string) error {
+	var n int64
+	err := c.do(ctx, func(ctx context.Context) error {
+		res, err := c.write.NewRaw("UPDATE workflows SET removed = ? WHERE owner = ? AND name = ? AND removed = 0", c.now().UnixNano(), c.owner, name).Exec(ctx)
+		if err == nil {
+			n, err = res.RowsAffected()
+		}
+		return err
+	})
+	if err == nil && n == 0 {
+		return noWorkflow(name)
+	}
+	return wrap(err, "remove workflow %s", name)
+}
+
+// Runs returns the newest n runs of workflows, newest first: of all that have an application's name of jobs, or, if that is empty, of any.
+func (c *Catalog) Runs(ctx context.Context, application string, n int) ([]*Job, error) {
+	return c.runs(ctx, n, "(application = ? OR ? = '')", application, application)
+}
+
+// LastScheduled returns the newest run that a schedule began, or nil.
+func (c *Catalog) LastScheduled(ctx context.Context, application string) (*Job, error) {
+	list, err := c.runs(ctx, 1, "application = ? AND origin = ?", application, string(tidemark.FromSchedule))
+	if len(list) == 0 {
+		return nil, err
+	}
+	return list[0], err
+}
+
+func (c *Catalog) runs(ctx context.Context, n int, where string, args ...any) ([]*Job, error) {
+	var rows []jobRow
+	err := c.do(ctx, func(ctx context.Context) error {
+		rows = nil
+		return c.read.NewSelect().Model(&rows).Where("owner = ? AND kind = '"+KindWorkflow+"'", c.owner).Where(where, args...).Order("id DESC").Limit(int64(n)).Scan(ctx)
+	})
+	return jobsOf(rows), wrap(err, "list runs of workflows")
+}
+
+// PartOf returns the job that is a part of another, or nil if there is none yet.
+func (c *Catalog) PartOf(ctx context.Context, parent int64, part string) (*Job, error) {
+	var row jobRow
+	err := c.query(ctx, &row, "SELECT * FROM jobs WHERE owner = ? AND parent = ? AND part = ? AND part <> ''", c.owner, parent, part)
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, wrap(err, "look up a part of job %d", parent)
+	}
+	return row.job(), nil
+}
+
+// PartsOf returns the numbers of the jobs that are parts of another, by part.
+func (c *Catalog) PartsOf(ctx context.Context, parent int64) (map[string]int64, error) {
+	var rows []jobRow
+	err := c.query(ctx, &rows, "SELECT id, part FROM jobs WHERE owner = ? AND parent = ? AND part <> ''", c.owner, parent)
+	parts := map[string]int64{}
+	for _, r := range rows {
+		parts[r.Part] = r.ID
+	}
+	return parts, wrap(err, "list the parts of job %d", parent)
+}
+
+// StepState is how far a step of a run is.
+type StepState string
+
+// The states of a step that has begun.
+const (
+	StepRunning StepState = "running"
+	StepDone    StepState = "done"
+	StepFailed  StepState = "failed"
+)
+
+// RunStep is a step of a run that has begun.
+type RunStep struct {
+	Step     string // its ID in the plan
+	State    StepState
+	Result   json.RawMessage // nil: none
+	Failure  *tidemark.Error
+	Started  time.Time
+	Finished *time.Time
+}
+
+// BeginStep records that a step of a run begins. To record it once more does no harm.
+func (c *Catalog) BeginStep(ctx context.Context, run int64, step string) error {
+	return wrap(c.exec(ctx, "INSERT INTO workflow_steps (owner, run, step, state, result, error, started, finished) VALUES (?, ?, ?, ?, '', '', ?, 0) ON CONFLICT DO NOTHING",
+		c.owner, run, step, string(StepRunning), c.now().UnixNano()), "record that step %s of run %d begins", step, run)
+}
+
+// EndStep records how a step of a run ended: with a result, or a failure that is not nil.
+func (c *Catalog) EndStep(ctx context.Context, run int64, step string, result any, failure *tidemark.Error) error {
+	state, res, fail := StepDone, []byte(nil), []byte(nil)
+	var err error
+	if result != nil {
+		res, err = json.Marshal(result)
+	}
+	if failure != nil && err == nil {
+		state = StepFailed
+		fail, err = json.Marshal(failure)
+	}
+	if err != nil {
+		return err
+	}
+	return wrap(c.exec(ctx, "UPDATE workflow_steps SET state = ?, result = ?, error = ?, finished = ? WHERE owner = ? AND run = ? AND step = ?",
+		string(state), string(res), string(fail), c.now().UnixNano(), c.owner, run, step), "record the end of step %s of run %d", step, run)
+}
+
+// RunSteps returns the steps of a run that have begun, by their IDs.
+func (c *Catalog) RunSteps(ctx context.Context, run int64) (map[string]RunStep, error) {
+	var rows []struct {
+		Step, State, Result, Error string
+		Started, Finished          int64
+	}
+	err := c.query(ctx, &rows, "SELECT step, state, result, error, started, finished FROM workflow_steps WHERE owner = ? AND run = ?", c.owner, run)
+	steps := map[string]RunStep{}
+	for _, r := range rows {
+		s := RunStep{Step: r.Step, State: StepState(r.State), Started: time.Unix(0, r.Started), Finished: timeOf(r.Finished)}
+		if r.Result != "" {
+			s.Result = json.RawMessage(r.Result)
+		}
+		if r.Error != "" {
+			s.Failure = new(tidemark.Error)
+			if err := json.Unmarshal([]byte(r.Error), s.Failure); err != nil {
+				s.Failure = tidemark.Errorf(tidemark.Internal, "%s", r.Error)
+			}
+		}
+		steps[r.Step] = s
+	}
+	if errors.Is(err, sql.ErrNoRows) {
+		err = nil
+	}
+	return steps, wrap(err, "list the steps of run %d", run)
+}
