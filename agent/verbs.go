@@ -47,6 +47,8 @@ var verbs = map[string]verb{
 	"prove":         on(doProve),
 	"gather":        on(doGather),
 	"search-files":  on(doSearchFiles),
+	"find-program":  on(doFindProgram),
+	"run-program":   on(doRunProgram),
 }
 
 // tapVerbs are those that an agent of another host knows, too.

@@ -198,7 +198,7 @@ func TestClientHasEveryOperation(t *testing.T) {
 	works(err)
 	for _, list := range []func() (int, error){
 		counted(x.Applications(ctx)), counted(x.Points(ctx, "v")), counted(x.Groups(ctx)), counted(x.Hosts(ctx)), counted(x.Volumes(ctx)),
-		counted(x.Templates(ctx)), counted(x.Audit(ctx, "", "")), counted(x.Exports(ctx)), counted(x.Mounts(ctx)), counted(x.Clones(ctx)), counted(x.Jobs(ctx, tidemark.JobFilter{})), counted(x.Events(ctx)),
+		counted(x.Templates(ctx)), counted(x.Workflows(ctx)), counted(x.Audit(ctx, "", "")), counted(x.Exports(ctx)), counted(x.Mounts(ctx)), counted(x.Clones(ctx)), counted(x.Jobs(ctx, tidemark.JobFilter{})), counted(x.Events(ctx)),
 	} {
 		_, err := list()
 		works(err)
@@ -255,6 +255,7 @@ func TestClientHasEveryOperation(t *testing.T) {
 	if gone.Position != p.Position {
 		t.Errorf("%v was forgotten, not %v", gone.Position, p.Position)
 	}
+	workflows(t, x.Client, works, refuses)
 	works(x.RemoveVolume(ctx, "v"))
 	refuses(tidemark.NotFound, x.Unprotect(ctx, "v"))
 

@@ -45,6 +45,7 @@ var tags = []*huma.Tag{
 	{Name: "Clones", Description: "Thin writable copies."},
 	{Name: "LiveClones", Description: "Clones that are prepared for others: masked, checked for residue, and published."},
 	{Name: "Points", Description: "What is done with points."},
+	{Name: "Workflows", Description: "What is done in several steps."},
 	{Name: "Pool", Description: "What is stored."},
 	{Name: "Jobs", Description: "Long work, and what happened."},
 }
@@ -116,6 +117,9 @@ func (r rule) document() []map[string]any {
 		m := map[string]any{"action": n.action, "kind": n.kind}
 		if len(n.from) > 0 {
 			m["from"] = n.from
+		}
+		if n.steps {
+			m["from"] = []string{"steps"}
 		}
 		if n.only != "" {
 			m["if"] = n.only

@@ -22,7 +22,7 @@ var (
 
 // table is the API: every operation that there is.
 func table() (all []operation) {
-	for _, part := range [][]operation{serverTable(), accessTable(), applicationTable(), slaTable(), groupTable(), hostTable(), volumeTable(), exportTable(), mountTable(), cloneTable(), liveTable(), pastTable(), poolTable(), jobTable()} {
+	for _, part := range [][]operation{serverTable(), accessTable(), applicationTable(), slaTable(), groupTable(), hostTable(), volumeTable(), exportTable(), mountTable(), cloneTable(), liveTable(), pastTable(), poolTable(), jobTable(), workflowTable()} {
 		all = append(all, part...)
 	}
 	return all

@@ -93,6 +93,12 @@ func (s *server) allow(ctx context.Context, o operation, in any) (done func(), e
 		if n.only != "" && len(filled(in, n.only)) == 0 || o.filtered && len(n.from) == 0 {
 			continue // of a list, what is not his to see is left out
 		}
+		if n.steps {
+			if err := s.allowSteps(ctx, in); err != nil {
+				return done, err
+			}
+			continue
+		}
 		objects, err := s.objects(ctx, n, in)
 		if err != nil {
 			return done, err
@@ -118,6 +124,33 @@ func (s *server) allow(ctx context.Context, o operation, in any) (done func(), e
 
 // limited are the actions that the limits of a grant bound, of which no operation needs two.
 var limited = []access.Action{access.ApplicationClone, access.ApplicationMount, access.CloneExtend}
+
+// allowSteps decides about a run of a workflow: that it is run on what its steps are about, and what they do. What a step before makes is
+// not there yet, and is decided about when it is its turn; but by then nobody knows of the token that the run was asked for with.
+func (s *server) allowSteps(ctx context.Context, in any) error {
+	r, ok := in.(*ofNameAndMore[tidemark.RunSpec])
+	if !ok {
+		return tidemark.Errorf(tidemark.Internal, "%T asks for no run", in)
+	}
+	who := callerOf(ctx)
+	if seen := access.Decide(who.principal, who.grants, access.WorkflowView, access.Object{Kind: access.KindWorkflow, Name: string(r.Name)}); !seen.Allowed {
+		return seen.Err()
+	}
+	needs, err := s.c.RunNeeds(ctx, string(r.Name), runSpec(r))
+	if err != nil {
+		return err
+	}
+	for _, n := range needs {
+		if !n.There && who.principal.Token == nil {
+			continue
+		}
+		who.asked = append(who.asked, asked{n.Action, n.Object})
+		if err := access.Decide(who.principal, who.grants, n.Action, n.Object).Err(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
 
 // objects are those that a need is about.
 func (s *server) objects(ctx context.Context, n need, in any) (list []access.Object, err error) {

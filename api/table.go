@@ -52,6 +52,8 @@ type need struct {
 	from   []string
 	only   string        // a part of the request: without it, there is no need
 	volume access.Action // what is needed instead, if it is an application and no copy
+	// steps: it is about all that the steps of the workflow are about that is asked to be run, and these have to be allowed as well.
+	steps bool
 }
 
 // open is the rule of what everybody may be told, and self of what everybody who is known may do to himself.
@@ -60,6 +62,11 @@ var open, self = rule{open: true}, rule{self: true}
 // may is the rule that somebody may do something.
 func may(a access.Action, k access.Kind, from ...string) rule {
 	return rule{needs: []need{{action: a, kind: k, from: from}}}
+}
+
+// mayRun is the rule that somebody may run the workflow that a request names.
+func mayRun() rule {
+	return rule{needs: []need{{action: access.WorkflowRun, kind: access.KindApplication, steps: true}}}
 }
 
 // orOf says what is needed instead if the object is an application, and no copy of one.

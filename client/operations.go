@@ -170,6 +170,50 @@ func (c *Client) Apply(ctx context.Context, spec tidemark.ApplySpec) (policy.App
 	return post[policy.Applied](ctx, c, c.queued("/v1/declarations"), spec)
 }
 
+// Workflows lists the newest version of each workflow, by name.
+func (c *Client) Workflows(ctx context.Context) iter.Seq2[tidemark.Workflow, error] {
+	return list[tidemark.Workflow](ctx, c, "/v1/workflows", nil)
+}
+
+// Workflow returns a version of a workflow; 0 is the newest.
+func (c *Client) Workflow(ctx context.Context, name string, version int64) (tidemark.Workflow, error) {
+	p := path("/v1/workflows/%s", name)
+	if version != 0 {
+		p += "?version=" + strconv.FormatInt(version, 10)
+	}
+	return get[tidemark.Workflow](ctx, c, p)
+}
+
+// ApplyWorkflow makes a document the newest version of a workflow.
+func (c *Client) ApplyWorkflow(ctx context.Context, spec tidemark.WorkflowSpec) (tidemark.Workflow, error) {
+	return post[tidemark.Workflow](ctx, c, "/v1/workflows", spec)
+}
+
+// RemoveWorkflow removes a workflow with its schedule.
+func (c *Client) RemoveWorkflow(ctx context.Context, name string) error {
+	return c.do(ctx, http.MethodDelete, path("/v1/workflows/%s", name), nil, nil)
+}
+
+// PlanWorkflow says what a run of a workflow would do.
+func (c *Client) PlanWorkflow(ctx context.Context, name string, spec tidemark.RunSpec) (tidemark.WorkflowRun, error) {
+	return post[tidemark.WorkflowRun](ctx, c, path("/v1/workflows/%s/plans", name), spec)
+}
+
+// RunWorkflow runs a workflow. The result of the job is a [tidemark.RunResult].
+func (c *Client) RunWorkflow(ctx context.Context, name string, spec tidemark.RunSpec) (tidemark.Job, error) {
+	return begin(ctx, c, path("/v1/workflows/%s/runs", name), spec)
+}
+
+// Runs lists the newest runs of a workflow, newest first; an empty name lists those of all.
+func (c *Client) Runs(ctx context.Context, workflow string) ([]tidemark.WorkflowRun, error) {
+	return get[[]tidemark.WorkflowRun](ctx, c, "/v1/workflow-runs?"+url.Values{"workflow": {workflow}}.Encode())
+}
+
+// Run returns a run of a workflow, by the number of its job.
+func (c *Client) Run(ctx context.Context, id int64) (tidemark.WorkflowRun, error) {
+	return get[tidemark.WorkflowRun](ctx, c, path("/v1/workflow-runs/%s", strconv.FormatInt(id, 10)))
+}
+
 // Groups lists consistency groups, by name.
 func (c *Client) Groups(ctx context.Context) iter.Seq2[tidemark.Group, error] {
 	return list[tidemark.Group](ctx, c, "/v1/groups", nil)

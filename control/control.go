@@ -22,6 +22,8 @@
 //	devices/    links to tapped disks
 //	machines/   sockets to machines of QEMU that are followed
 //	probes/     the administrator's, for recovery proofs; only read
+//	scripts/    his programs that workflows run; only read
+//	secrets/    his keys that messages of workflows are signed with; only read
 //	proofs/     what these said
 //	preparations/, secrets/  the administrator's, for LiveClones; only read
 //	prepared/   what preparations said
@@ -122,6 +124,8 @@ type Control struct {
 	working map[string]bool
 	// returning are the applications whose disks are taken back in place now; guarded by mu.
 	returning map[string]bool
+
+	copies sync.Mutex // held by a run of a workflow from when it counts the copies of somebody until another is asked for
 }
 
 func (c *Control) path(parts ...string) string {

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"tidemark"
+	"tidemark/catalog"
 )
 
 // kind is a sort of job. What is recorded of a job is its kind and its request: any process that has the data directory makes work of them.
@@ -13,7 +14,11 @@ type kind struct {
 	// plan finds out whether a request can be met, and how. It changes nothing.
 	plan func(*Control, context.Context, json.RawMessage) (*work, error)
 	// again: a job that was cut, and undone, is begun again. To do it twice does no harm.
-	again    bool
+	again bool
+	// part: if a run of a workflow asked for it, it is begun again, too. Whoever asks for one by hand is told that it was cut instead.
+	part bool
+	// resumes: a job that was cut goes on where it was, however often. That it fails is its end.
+	resumes  bool
 	attempts int           // how often a job is begun, after cuts and, if nobody waits for it, after failures that may pass
 	pause    time.Duration // before the second attempt; see backOff
 }
@@ -25,18 +30,34 @@ func kinds() map[string]kind {
 		"refresh": {plan: decoded((*Control).refreshWork), again: true, attempts: 3, pause: 30 * time.Second},
 		"verify":  {plan: decoded((*Control).verifyWork), again: true, attempts: 3, pause: time.Minute},
 		"reclaim": {plan: decoded((*Control).reclaimWork), again: true, attempts: 3, pause: time.Minute},
-		"prove":   {plan: decoded((*Control).proveWork), attempts: 1},
+		"prove":   {plan: decoded((*Control).proveWork), part: true, attempts: 1},
 		"prepare": {plan: decoded((*Control).prepareWork), again: true, attempts: 3, pause: 30 * time.Second}, // it begins from what there was before
 		"publish": {plan: decoded((*Control).publishWork), attempts: 1},
-		"clone":   {plan: decoded((*Control).cloneWork), attempts: 3, pause: 30 * time.Second},
+		"clone":   {plan: decoded((*Control).cloneWork), part: true, attempts: 3, pause: 30 * time.Second},
 		"protect": {plan: decoded((*Control).protectWork), attempts: 3, pause: 30 * time.Second},
 		"import":  {plan: decoded((*Control).importWork), attempts: 3, pause: 30 * time.Second},
 		// What writes over something that somebody has is done once for each time that it is asked for.
 		"rewind":      {plan: decoded((*Control).rewindWork), attempts: 1},
 		"restore":     {plan: decoded((*Control).restoreWork), attempts: 1},
 		"pool import": {plan: decoded((*Control).poolImportWork), attempts: 1},
+
+		catalog.KindWorkflow: {plan: decoded((*Control).workflowWork), resumes: true, attempts: 1},
 	}
 }
+
+// beginsAgain reports whether a job that was cut, and undone, is begun again.
+func (k kind) beginsAgain(j *catalog.Job) bool {
+	switch {
+	case k.resumes:
+		return true
+	case k.part && j.Parent != 0:
+		return j.Attempt < max(j.MaxAttempts, partAttempts)
+	}
+	return k.again && j.Attempt < max(j.MaxAttempts, k.attempts)
+}
+
+// partAttempts is how often a part of a run is begun at least, after cuts: each is one stop of the server.
+const partAttempts = 10
 
 // work is what a job does.
 type work struct {

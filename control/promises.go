@@ -172,7 +172,7 @@ func (c *Control) keepPromises() {
 // keepAll does what is due now, and returns when it has to be looked again. An application for which nothing is due costs
 // next to nothing: there may be thousands.
 func (c *Control) keepAll(ctx context.Context, now time.Time) (next time.Time) {
-	next = now.Add(lookPromises)
+	next = c.keepSchedules(ctx, now)
 	templates, err := c.templates(ctx)
 	if err != nil {
 		return next // nothing is done while the catalog is away
@@ -353,6 +353,9 @@ func (c *Control) jobEnded(j tidemark.Job, e end) {
 	}
 	if p, ok := e.result.(tidemark.Proof); ok && e.state == tidemark.JobDone && p.RecoverySeconds > 0 {
 		c.measured(p.Application, time.Duration(p.RecoverySeconds*float64(time.Second)))
+	}
+	if j.Kind == catalog.KindWorkflow {
+		c.promises.stir()
 	}
 	pol, ok := policyOf(j.Kind)
 	if !ok {

@@ -21,7 +21,8 @@ type Ask struct {
 	NotBefore time.Time // with Queue: when it may begin
 	By        string    // who asks
 	Origin    tidemark.JobOrigin
-	Parent    int64 // the job that it is a part of
+	Parent    int64  // the job that it is a part of
+	Part      string // which part; of each there is one job, however often it is asked for. Empty: it does not matter
 }
 
 // handPriority is the priority of what somebody asks for: it passes by what schedules have queued.
@@ -54,6 +55,11 @@ func askOf(ctx context.Context) Ask {
 // if it can, and is refused if its application is busy, unless ctx says that it waits ([WithAsk]).
 func (c *Control) ask(ctx context.Context, name string, request any) (tidemark.Job, error) {
 	k, how := c.jobs.kinds[name], askOf(ctx)
+	if how.Part != "" {
+		if j, err := c.catalog.PartOf(ctx, how.Parent, how.Part); err != nil || j != nil {
+			return jobOf(j), err
+		}
+	}
 	w, err := k.plan(c, ctx, mustJSON(request))
 	if err != nil {
 		return tidemark.Job{}, err
@@ -67,7 +73,7 @@ func (c *Control) ask(ctx context.Context, name string, request any) (tidemark.J
 	c.jobs.claims.RLock()
 	defer c.jobs.claims.RUnlock()
 	j, err := c.addJob(ctx, catalog.NewJob{Kind: name, Application: w.app, Host: w.host, Args: w.args, Now: !how.Queue, Priority: how.Priority,
-		NotBefore: how.NotBefore, MaxAttempts: k.attempts, AskedBy: how.By, Origin: how.Origin, Parent: how.Parent})
+		NotBefore: how.NotBefore, MaxAttempts: k.attempts, AskedBy: how.By, Origin: how.Origin, Parent: how.Parent, Part: how.Part})
 	if err != nil {
 		release()
 		return tidemark.Job{}, err
@@ -82,6 +88,13 @@ func (c *Control) ask(ctx context.Context, name string, request any) (tidemark.J
 		return w.run(ctx, t)
 	})
 	return j.Job, nil
+}
+
+func jobOf(j *catalog.Job) tidemark.Job {
+	if j == nil {
+		return tidemark.Job{}
+	}
+	return j.Job
 }
 
 // beginQueued runs a job that was claimed from the queue.
@@ -237,7 +250,7 @@ func (c *Control) dropUnheard(h catalog.Held) {
 // begun often enough, or it would fail again.
 func (c *Control) retry(t *task, failure *tidemark.Error) *catalog.Again {
 	passes := failure.Kind == tidemark.Unavailable || t.waits && failure.Kind == tidemark.Conflict
-	if !passes || t.job.Origin == tidemark.FromHand || t.job.Attempt >= t.job.MaxAttempts {
+	if !passes || c.jobs.kinds[t.job.Kind].resumes || t.job.Origin == tidemark.FromHand || t.job.Attempt >= t.job.MaxAttempts {
 		return nil
 	}
 	return &catalog.Again{Attempt: t.job.Attempt, After: backOff(c.jobs.kinds[t.job.Kind].pause, t.job.Attempt), Args: t.again, Failure: failure}

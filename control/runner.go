@@ -297,7 +297,7 @@ func (c *Control) undoCut(ctx context.Context) error {
 		}
 		failure := tidemark.Errorf(tidemark.Unavailable, "the server stopped during the %s", j.Kind).WithHint("what it had half done was undone; ask for it again")
 		done, err := c.undo(ctx, u)
-		if err == nil && len(done) == 0 && j.Attempt < max(j.MaxAttempts, c.jobs.kinds[j.Kind].attempts) && c.jobs.kinds[j.Kind].again {
+		if err == nil && len(done) == 0 && c.jobs.kinds[j.Kind].beginsAgain(j) {
 			if err := c.beginAgain(ctx, j, u, failure); err != nil {
 				return err
 			}

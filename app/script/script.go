@@ -208,6 +208,54 @@ func (u *untilEnd) end() {
 	u.to = nil
 }
 
+// Find returns the path of a program in a directory, if it can be run by the rules for pre and post.
+func Find(dir, name string) (path string, err error) {
+	if err := tidemark.CheckName(name); err != nil {
+		return "", err
+	}
+	real, err := filepath.EvalSymlinks(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", tidemark.Errorf(tidemark.NotFound, "there is no directory %s", dir).WithHint("make it as root, with mode 755, and put " + name + " into it")
+	}
+	if err != nil {
+		return "", err
+	}
+	if err := checkPath(real); err != nil {
+		return "", err
+	}
+	path = filepath.Join(real, name)
+	return path, checkRights(path, false)
+}
+
+// Program runs a program of a directory, which [Find] has to find, as [Scripts.Run] does. It returns the last line that it said.
+func Program(ctx context.Context, dir, name string, limit time.Duration, env ...string) (last string, err error) {
+	path, err := Find(dir, name)
+	if err != nil {
+		return "", err
+	}
+	var said tail
+	w := &untilEnd{to: &said}
+	err = runWithin(ctx, path, limit, w, env)
+	w.end()
+	last = lastLine(string(said))
+	if exit := new(exec.ExitError); errors.As(err, &exit) {
+		err = fmt.Errorf("%w: %s", err, last)
+	}
+	return last, err
+}
+
+// tail keeps the end of what is written to it.
+type tail []byte
+
+const tailBytes = 4096
+
+// Write takes p up, and forgets what came long before.
+func (t *tail) Write(p []byte) (int, error) {
+	all := append(*t, p...)
+	*t = append(tail(nil), all[max(0, len(all)-tailBytes):]...)
+	return len(p), nil
+}
+
 // runWithin runs a program for at most so long.
 func runWithin(ctx context.Context, path string, limit time.Duration, out io.Writer, env []string) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)

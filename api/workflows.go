@@ -1,0 +1,101 @@
+package api
+
+import (
+	"context"
+	"net/http"
+
+	"tidemark"
+	"tidemark/access"
+	"tidemark/control"
+)
+
+// workflowTable is what is done in several steps.
+func workflowTable() []operation {
+	return []operation{
+		list(operation{id: "list-workflows", method: http.MethodGet, path: "/v1/workflows", tag: "Workflows", summary: "What is done in several steps",
+			description: "The newest version of each workflow, by name, without its document.", errors: wrong, rule: may(access.WorkflowView, access.KindWorkflow)},
+			func(w tidemark.Workflow) string { return w.Name },
+			func(ctx context.Context, c *control.Control) ([]tidemark.Workflow, error) { return c.Workflows(ctx) }),
+		get(operation{id: "apply-workflow", method: http.MethodPost, path: "/v1/workflows", tag: "Workflows", summary: "Make a document the newest version of a workflow",
+			description: "All of it is looked at before anything is changed. A document that is the newest version already makes none. Its schedule runs it by the rights of who applies it. The answer is the version.",
+			errors:      refused, rule: may(access.WorkflowManage, access.KindWorkflow)},
+			func(ctx context.Context, c *control.Control, in *ofBody[tidemark.WorkflowSpec]) (tidemark.Workflow, error) {
+				return c.ApplyWorkflow(ctx, in.Body)
+			}),
+		get(operation{id: "get-workflow", method: http.MethodGet, path: "/v1/workflows/{name}", tag: "Workflows", summary: "One version of a workflow",
+			description: "With its document. Versions are kept when the workflow is removed.", errors: missing, rule: may(access.WorkflowView, access.KindWorkflow, "path.name")},
+			func(ctx context.Context, c *control.Control, in *struct {
+				ByName
+				Version int64 `query:"version" minimum:"1" doc:"The version; missing: the newest."`
+			}) (tidemark.Workflow, error) {
+				return c.Workflow(ctx, string(in.Name), in.Version)
+			}),
+		do(operation{id: "remove-workflow", method: http.MethodDelete, path: "/v1/workflows/{name}", tag: "Workflows", summary: "Remove a workflow with its schedule",
+			description: "A run that goes on is not cut.", errors: refused, rule: may(access.WorkflowManage, access.KindWorkflow, "path.name")},
+			func(ctx context.Context, c *control.Control, in *ByName) error {
+				return c.RemoveWorkflow(ctx, string(in.Name))
+			}),
+		get(operation{id: "plan-workflow", method: http.MethodPost, path: "/v1/workflows/{name}/plans", tag: "Workflows", summary: "What a run of a workflow would do",
+			description: "A dry run: all steps with the values of their parameters, in order, and the error that a run would be refused with. Nothing is changed.", errors: refused, rule: may(access.WorkflowView, access.KindWorkflow, "path.name")},
+			func(ctx context.Context, c *control.Control, in *ofNameAndMore[tidemark.RunSpec]) (tidemark.WorkflowRun, error) {
+				return c.PlanRun(ctx, string(in.Name), runSpec(in))
+			}),
+		begin[tidemark.RunResult](operation{id: "run-workflow", method: http.MethodPost, path: "/v1/workflows/{name}/runs", tag: "Workflows", summary: "Run a workflow",
+			description: "Of each workflow one run goes on at a time. It is a job; what it asks for are jobs of their own, by who asked for the run, whose rights are looked at again at each step. A run that is cut by a stop of the server goes on where it was.",
+			errors:      refused, rule: mayRun()},
+			func(ctx context.Context, c *control.Control, in *ofNameAndMore[tidemark.RunSpec]) (tidemark.Job, error) {
+				return c.Run(ctx, string(in.Name), runSpec(in))
+			}),
+		get(operation{id: "list-runs", method: http.MethodGet, path: "/v1/workflow-runs", tag: "Workflows", summary: "Runs of workflows, newest first",
+			description: "The newest hundred, without their steps. The list is whole: it has no parts.", errors: missing, filtered: true, rule: may(access.JobView, access.KindJob)}, runs),
+		get(operation{id: "get-run", method: http.MethodGet, path: "/v1/workflow-runs/{id}", tag: "Workflows", summary: "One run of a workflow",
+			description: "With its steps: how far each is, its job, and why it failed.", errors: missing, rule: may(access.JobView, access.KindJob, "path.id")},
+			func(ctx context.Context, c *control.Control, in *ByID) (tidemark.WorkflowRun, error) {
+				r, err := c.RunOf(ctx, in.ID)
+				if err != nil {
+					return r, err
+				}
+				return r, hideWays(ctx, c, r.Steps)
+			}),
+	}
+}
+
+func runSpec(in *ofNameAndMore[tidemark.RunSpec]) (spec tidemark.RunSpec) {
+	if in.Body != nil {
+		spec = *in.Body
+	}
+	return spec
+}
+
+// mostRuns is how many runs are listed.
+const mostRuns = 100
+
+func runs(ctx context.Context, c *control.Control, in *struct {
+	Workflow string `query:"workflow" doc:"Only runs of this workflow."`
+}) ([]tidemark.WorkflowRun, error) {
+	all, err := c.Runs(ctx, in.Workflow, mostRuns)
+	if err != nil {
+		return nil, err
+	}
+	return visible(ctx, c, access.JobView, access.KindJob, all, func(r tidemark.WorkflowRun) string { return formatInt(r.Job.ID) })
+}
+
+// hideWays takes from the steps of a run how to reach clones, where who asks may not use them.
+func hideWays(ctx context.Context, c *control.Control, steps []tidemark.WorkflowStep) error {
+	for i := range steps {
+		if steps[i].Job == 0 || steps[i].Result == nil {
+			continue
+		}
+		j, err := c.Job(ctx, steps[i].Job, 0)
+		if err == nil {
+			err = hideWay(ctx, c, &j)
+		}
+		if err != nil {
+			return err
+		}
+		if j.Result == nil {
+			steps[i].Result = nil
+		}
+	}
+	return nil
+}

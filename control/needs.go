@@ -1,0 +1,186 @@
+package control
+
+import (
+	"context"
+	"time"
+
+	"tidemark"
+	"tidemark/access"
+	"tidemark/agent"
+	"tidemark/workflow"
+)
+
+// Need is something that somebody has to be allowed.
+type Need struct {
+	Action access.Action
+	Kind   access.Kind
+	// Ref is the name of the object, or APP@POINT, of which the data of that point is taken.
+	Ref string
+	// From is the point that is taken, where it is not Ref; Beyond: what is taken is no kept point.
+	From   string
+	Beyond bool
+	Copy   *access.Copy // that is made; nil: none
+}
+
+// needed is what a decision about the need has to know, and whether it is there.
+func (c *Control) needed(ctx context.Context, n Need) (o access.Object, there bool, err error) {
+	name := n.Ref
+	if r, e := tidemark.ParseRef(n.Ref); e == nil {
+		name = r.App
+	}
+	if o, err = c.Object(ctx, n.Kind, name); err != nil {
+		return o, false, err
+	}
+	there = n.Kind == access.KindHost
+	if _, e := c.app(name); e == nil {
+		there = true
+	}
+	if !n.Action.Takes() || n.Beyond {
+		return o, there, nil
+	}
+	from := n.From
+	if from == "" {
+		from = n.Ref
+	}
+	t, err := c.Taking(from)
+	o.Bookmark, o.Published = t.Bookmark, t.Published
+	return o, there, notThere(err)
+}
+
+// mayAll returns an error unless a user may do all of it now. The administrator at the socket, who has no name, may do everything.
+func (c *Control) mayAll(ctx context.Context, user string, needs []Need) error {
+	if user == "" || len(needs) == 0 {
+		return nil
+	}
+	who, grants, err := c.catalog.Principal(ctx, user, access.ByPassword)
+	if tidemark.KindOf(err) == tidemark.Denied {
+		return tidemark.Errorf(tidemark.Denied, "%s, for whom this is run, is no user any more", user).WithHint("apply or run the workflow as somebody else")
+	}
+	if err != nil {
+		return err
+	}
+	for _, n := range needs {
+		o, _, err := c.needed(ctx, n)
+		if err != nil {
+			return err
+		}
+		d := access.Decide(who, grants, n.Action, o)
+		if n.Copy != nil && d.Allowed {
+			u, err := c.Usage(ctx, user)
+			if err != nil {
+				return err
+			}
+			d = d.Within(u, *n.Copy)
+		}
+		if err := d.Err(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Decided is a need with its object.
+type Decided struct {
+	Action access.Action
+	Object access.Object
+	// There: the object is there now. One that is not is made by a step before, and is decided about when it is its turn.
+	There bool
+}
+
+// RunNeeds says what somebody has to be allowed who runs a workflow: to run one on all that its steps are about, and what the steps do.
+// The steps are decided about again when it is their turn.
+func (c *Control) RunNeeds(ctx context.Context, name string, spec tidemark.RunSpec) (list []Decided, err error) {
+	p, err := c.planRun(ctx, running{Name: name, Version: spec.Version, Parameters: spec.Parameters, Begun: time.Now()}, 0)
+	if err != nil {
+		return nil, err
+	}
+	on := map[string]bool{}
+	for _, s := range p.steps {
+		k := stepKinds()[s.Kind]
+		if k.needs == nil {
+			continue
+		}
+		needs, err := k.needs(c, ctx, s.Body)
+		if err != nil {
+			return nil, err
+		}
+		for _, n := range needs {
+			o, there, err := c.needed(ctx, n)
+			if err != nil {
+				return nil, err
+			}
+			list = append(list, Decided{n.Action, o, there})
+			if there && n.Kind != access.KindHost && !on[o.Name] {
+				on[o.Name] = true
+				list = append(list, Decided{access.WorkflowRun, o, true})
+			}
+		}
+	}
+	if len(on) == 0 {
+		list = append(list, Decided{access.WorkflowRun, access.Object{Kind: access.KindApplication}, true})
+	}
+	return list, nil
+}
+
+// foresee refuses a run that cannot come to its end, as far as that can be known: what it names has to be there, or to be made by a step
+// before it.
+func (c *Control) foresee(ctx context.Context, steps []workflow.Step) error {
+	made := map[string]bool{}
+	there := func(ref string) error {
+		r, err := tidemark.ParseRef(ref)
+		if err != nil || made[r.App] {
+			return err
+		}
+		_, err = c.app(r.App)
+		return err
+	}
+	for _, s := range steps {
+		if err := c.foreseeStep(ctx, s, there); err != nil {
+			e := *Explain(err)
+			e.Message = "step " + s.ID + ": " + e.Message
+			return &e
+		}
+		if k, ok := s.Body.(*workflow.Clone); ok {
+			made[k.Name] = true
+		}
+	}
+	return nil
+}
+
+func (c *Control) foreseeStep(ctx context.Context, s workflow.Step, there func(ref string) error) error {
+	switch b := s.Body.(type) {
+	case *workflow.Capture:
+		return there(b.App)
+	case *workflow.Bookmark:
+		return there(b.App)
+	case *workflow.Refresh:
+		return there(b.Clone)
+	case *workflow.Wait:
+		return there(b.Clone)
+	case *workflow.Prove:
+		return there(b.Ref)
+	case *workflow.Expire:
+		if b.App != "" {
+			return there(b.App)
+		}
+	case *workflow.Clone:
+		if err := there(b.Source); err != nil {
+			return err
+		}
+		if _, err := c.hostAgent(ctx, b.Host); tidemark.KindOf(err) == tidemark.NotFound { // one that is away may be back by then
+			return err
+		}
+		if b.SLA != "" {
+			_, err := c.template(ctx, b.SLA)
+			return err
+		}
+	case *workflow.Script:
+		return c.agent.FindProgram(ctx, agent.Program{Dir: c.path(scriptDir), Name: b.Name})
+	case *workflow.Notify:
+		if b.Secret != "" {
+			_, err := c.readSecret(b.Secret)
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,448 @@
+package control
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"tidemark"
+	"tidemark/access"
+	"tidemark/agent"
+	"tidemark/catalog"
+	"tidemark/policy"
+	"tidemark/workflow"
+)
+
+// stepKind is how a verb of workflows is done.
+type stepKind struct {
+	// do does a step. resumed: it had begun when the server stopped, and may have done all, some or nothing of it.
+	do func(ctx context.Context, x *execution, s workflow.Step, resumed bool) (result any, err error)
+	// needs says what somebody has to be allowed to have it done; nil: nothing but to run the workflow.
+	needs func(c *Control, ctx context.Context, b workflow.Body) ([]Need, error)
+}
+
+// stepKinds are the verbs of workflows, by the names that [workflow.Item] gives them. Whoever adds one adds it here.
+func stepKinds() map[string]stepKind {
+	return map[string]stepKind{
+		"capture":  {do: stepOf(doCapture), needs: needsOf(captureNeeds)},
+		"bookmark": {do: stepOf(doBookmark), needs: needsOf(bookmarkNeeds)},
+		"clone":    {do: stepOf(doClone), needs: needsOf(cloneNeeds)},
+		"refresh":  {do: stepOf(doRefresh), needs: needsOf(refreshNeeds)},
+		"prove":    {do: stepOf(doProve), needs: needsOf(proveNeeds)},
+		"wait":     {do: stepOf(doWait), needs: needsOf(waitNeeds)},
+		"remove":   {do: stepOf(doRemove), needs: needsOf(removeNeeds)},
+		"expire":   {do: stepOf(doExpire), needs: needsOf(expireNeeds)},
+		"script":   {do: stepOf(doScript)},
+		"notify":   {do: stepOf(doNotify)},
+	}
+}
+
+// doing is a step that is done.
+type doing[B workflow.Body] struct {
+	*execution
+	step    workflow.Step
+	body    B
+	resumed bool
+}
+
+// stepOf makes a function of a body one of a step.
+func stepOf[B workflow.Body](fn func(ctx context.Context, d doing[B]) (any, error)) func(context.Context, *execution, workflow.Step, bool) (any, error) {
+	return func(ctx context.Context, x *execution, s workflow.Step, resumed bool) (any, error) {
+		d := doing[B]{x, s, s.Body.(B), resumed}
+		return fn(ctx, d)
+	}
+}
+
+func needsOf[B workflow.Body](fn func(c *Control, ctx context.Context, b B) ([]Need, error)) func(*Control, context.Context, workflow.Body) ([]Need, error) {
+	return func(c *Control, ctx context.Context, b workflow.Body) ([]Need, error) { return fn(c, ctx, b.(B)) }
+}
+
+// allowed returns an error unless who runs the workflow may have a step done now.
+func (x *execution) allowed(ctx context.Context, s workflow.Step) error {
+	k := stepKinds()[s.Kind]
+	if k.needs == nil {
+		return nil
+	}
+	needs, err := k.needs(x.c, ctx, s.Body)
+	if err != nil {
+		return err
+	}
+	return x.c.mayAll(ctx, x.t.job.AskedBy, needs)
+}
+
+// job has a job do a step: the one that was asked for before the server stopped, or else a new one.
+func (x *execution) job(ctx context.Context, s workflow.Step, ask func(context.Context) (tidemark.Job, error)) (j tidemark.Job, err error) {
+	before, err := x.c.catalog.PartOf(ctx, x.id, s.ID)
+	if err != nil {
+		return j, err
+	}
+	if before != nil {
+		return x.await(ctx, before.ID)
+	}
+	how := Ask{Queue: true, Priority: x.t.job.Priority, By: x.t.job.AskedBy, Origin: tidemark.FromQueue, Parent: x.id, Part: s.ID}
+	if x.t.job.Origin == tidemark.FromSchedule {
+		how.Origin = tidemark.FromSchedule
+	}
+	if j, err = x.asked(WithAsk(ctx, how), s, ask); err != nil {
+		return j, err
+	}
+	return x.await(ctx, j.ID)
+}
+
+// asked asks for a job, if that is allowed. Others of this server's runs wait meanwhile: what was counted of somebody's copies stays true.
+func (x *execution) asked(ctx context.Context, s workflow.Step, ask func(context.Context) (tidemark.Job, error)) (tidemark.Job, error) {
+	defer x.c.Enter()()
+	x.c.copies.Lock()
+	defer x.c.copies.Unlock()
+	if err := x.allowed(ctx, s); err != nil {
+		return tidemark.Job{}, err
+	}
+	return ask(ctx)
+}
+
+// awaitPause bounds how long one look at a job waits; its end is told at once.
+const awaitPause = 30 * time.Second
+
+// await waits for a job to end. If the step's time is over, or the run is cancelled, so is the job, and it is waited until it has undone
+// what it had half done.
+func (x *execution) await(ctx context.Context, id int64) (j tidemark.Job, err error) {
+	patient := catalog.Patient(x.c.jobs.ctx)
+	look := ctx
+	for cancelled := false; ; {
+		if j, err = x.c.Job(catalog.Patient(look), id, awaitPause); err != nil && (cancelled || ctx.Err() == nil) && !x.c.stopping() {
+			return j, err
+		}
+		switch {
+		case x.c.stopping():
+			return j, x.c.jobs.ctx.Err()
+		case ctx.Err() != nil && !cancelled:
+			cancelled, look = true, patient
+			if err := x.c.CancelJob(patient, id); err != nil && tidemark.KindOf(err) != tidemark.Conflict { // it may have ended
+				return j, err
+			}
+		case j.State == tidemark.JobDone:
+			return j, nil
+		case j.State == tidemark.JobFailed || j.State == tidemark.JobCancelled:
+			return j, jobFailed(j)
+		}
+	}
+}
+
+func jobFailed(j tidemark.Job) error {
+	failure := j.Error
+	if failure == nil {
+		failure = tidemark.Errorf(tidemark.Internal, "job %d has failed, and does not say why", j.ID)
+	}
+	return fmt.Errorf("job %d (%s): %w", j.ID, j.Kind, failure)
+}
+
+// entered does what needs the stores, if it is allowed.
+func (d doing[B]) entered(ctx context.Context, fn func() error) error {
+	defer d.c.Enter()()
+	if err := d.allowed(ctx, d.step); err != nil {
+		return err
+	}
+	return fn()
+}
+
+func captureNeeds(_ *Control, _ context.Context, b *workflow.Capture) ([]Need, error) {
+	return []Need{{Action: access.ApplicationCapture, Kind: access.KindApplication, Ref: b.App}}, nil
+}
+
+func doCapture(ctx context.Context, d doing[*workflow.Capture]) (any, error) {
+	j, err := d.job(ctx, d.step, func(ctx context.Context) (tidemark.Job, error) {
+		return d.c.Capture(ctx, tidemark.CaptureSpec{Application: d.body.App, Bookmark: d.body.Bookmark})
+	})
+	return j.Result, err
+}
+
+func bookmarkNeeds(_ *Control, _ context.Context, b *workflow.Bookmark) ([]Need, error) {
+	return []Need{{Action: access.ApplicationBookmark, Kind: access.KindApplication, Ref: b.App}}, nil
+}
+
+// doBookmark marks the present. One that was cut is done if the bookmark is there and was made since the step began.
+func doBookmark(ctx context.Context, d doing[*workflow.Bookmark]) (p any, err error) {
+	err = d.entered(ctx, func() error {
+		if d.resumed {
+			a, err := d.c.app(d.body.App)
+			if err != nil {
+				return err
+			}
+			for _, made := range a.t.Points() {
+				if made.Bookmark == d.body.Name && !made.Time.Before(d.begun[d.step.ID].Started.Add(-bookmarkSlack)) {
+					p = made
+					return nil
+				}
+			}
+		}
+		p, err = d.c.Bookmark(ctx, tidemark.BookmarkSpec{Application: d.body.App, Name: d.body.Name})
+		return err
+	})
+	return p, err
+}
+
+// bookmarkSlack is how much a timeline's time may be behind that of the catalog.
+const bookmarkSlack = time.Second
+
+func cloneNeeds(c *Control, ctx context.Context, b *workflow.Clone) ([]Need, error) {
+	host := Need{Action: access.HostUse, Kind: access.KindHost, Ref: hostOr(b.Host)}
+	if anew, err := c.madeAnew(ctx, b); err != nil || anew != nil {
+		if err != nil {
+			return nil, err
+		}
+		needs, err := refreshNeeds(c, ctx, anew)
+		return append(needs, host), err
+	}
+	copied := &access.Copy{New: 1, Lifetime: time.Duration(b.Lifetime), Host: hostOr(b.Host)}
+	return []Need{{Action: access.ApplicationClone, Kind: access.KindApplication, Ref: b.Source, Beyond: b.To != "", Copy: copied}, host}, nil
+}
+
+func hostOr(name string) string {
+	if name == "" {
+		return access.ServerHost
+	}
+	return name
+}
+
+// madeAnew is the refresh that a clone step is, where there is a clone already that it replaces; nil: there is none.
+func (c *Control) madeAnew(ctx context.Context, b *workflow.Clone) (*workflow.Refresh, error) {
+	var k keptClone
+	err := c.catalog.Get(ctx, catalog.Clones, b.Name, &k)
+	if !b.Replace || tidemark.KindOf(err) == tidemark.NotFound {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	was, err := tidemark.ParseRef(k.Spec.Ref)
+	if err != nil {
+		return nil, err
+	}
+	ref, err := tidemark.ParseRef(b.Source)
+	if err != nil {
+		return nil, err
+	}
+	if was.App != ref.App || k.Spec.Host != b.Host {
+		return nil, tidemark.Errorf(tidemark.Conflict, "there is a clone %s, of %s on %s", b.Name, was.App, hostOr(k.Spec.Host)).WithHint("remove it first, or choose another name")
+	}
+	r := &workflow.Refresh{Clone: b.Name}
+	if !ref.Point.Latest() {
+		r.Point = ref.Point.String()
+	}
+	return r, nil
+}
+
+func doClone(ctx context.Context, d doing[*workflow.Clone]) (any, error) {
+	b := d.body
+	j, err := d.job(ctx, d.step, func(ctx context.Context) (tidemark.Job, error) {
+		anew, err := d.c.madeAnew(ctx, b)
+		switch {
+		case err != nil:
+			return tidemark.Job{}, err
+		case anew != nil:
+			return d.c.Refresh(ctx, tidemark.RefreshSpec{Name: anew.Clone, Point: anew.Point})
+		}
+		return d.c.Clone(ctx, tidemark.CloneSpec{Ref: b.Source, Name: b.Name, Host: b.Host, To: b.To, Listen: b.Listen, Port: b.Port, Lifetime: int64(time.Duration(b.Lifetime) / time.Second)})
+	})
+	if err != nil || b.SLA == "" {
+		return j.Result, err
+	}
+	defer d.c.Enter()()
+	if err := d.c.mayAll(ctx, d.t.job.AskedBy, []Need{{Action: access.ApplicationConfigure, Kind: access.KindApplication, Ref: b.Name}}); err != nil {
+		return j.Result, err
+	}
+	return j.Result, d.c.SetSLA(ctx, b.Name, b.SLA)
+}
+
+// refreshNeeds is what a refresh needs: to make the clone anew, from the point that it takes.
+func refreshNeeds(c *Control, ctx context.Context, b *workflow.Refresh) ([]Need, error) {
+	n := Need{Action: access.CloneRefresh, Kind: access.KindClone, Ref: b.Clone}
+	from, err := c.Source(ctx, tidemark.RefreshSpec{Name: b.Clone, Point: b.Point})
+	if err == nil {
+		n.From = from
+	}
+	return []Need{n}, notThere(err)
+}
+
+func doRefresh(ctx context.Context, d doing[*workflow.Refresh]) (any, error) {
+	j, err := d.job(ctx, d.step, func(ctx context.Context) (tidemark.Job, error) {
+		return d.c.Refresh(ctx, tidemark.RefreshSpec{Name: d.body.Clone, Point: d.body.Point})
+	})
+	return j.Result, err
+}
+
+func proveNeeds(_ *Control, _ context.Context, b *workflow.Prove) ([]Need, error) {
+	return []Need{{Action: access.ApplicationProve, Kind: access.KindApplication, Ref: b.Ref}}, nil
+}
+
+func doProve(ctx context.Context, d doing[*workflow.Prove]) (any, error) {
+	j, err := d.job(ctx, d.step, func(ctx context.Context) (tidemark.Job, error) {
+		return d.c.Prove(ctx, tidemark.ProveSpec{Ref: d.body.Ref, Probe: d.body.Probe})
+	})
+	return j.Result, err
+}
+
+func waitNeeds(_ *Control, _ context.Context, b *workflow.Wait) ([]Need, error) {
+	return []Need{{Action: access.CloneView, Kind: access.KindClone, Ref: b.Clone}}, nil
+}
+
+// How long a clone is waited for if the step does not say so, and how often it is looked.
+const (
+	waitTime  = 5 * time.Minute
+	waitPause = 500 * time.Millisecond
+)
+
+// answering are the states of a clone that can be used.
+var answering = []string{"running", "mounted", "attached"}
+
+func doWait(ctx context.Context, d doing[*workflow.Wait]) (any, error) {
+	if d.step.Timeout == 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, waitTime)
+		defer cancel()
+	}
+	for {
+		var state string
+		err := d.entered(ctx, func() (err error) {
+			state, err = d.c.stateOf(ctx, d.body.Clone)
+			return err
+		})
+		if err != nil && ctx.Err() == nil {
+			return nil, err
+		}
+		if err == nil && slices.Contains(answering, state) {
+			return map[string]string{"state": state}, nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil, tidemark.Errorf(tidemark.Unavailable, "the clone %s does not answer: it is %s", d.body.Clone, state)
+		case <-time.After(waitPause):
+		}
+	}
+}
+
+// stateOf is the state of a clone.
+func (c *Control) stateOf(ctx context.Context, name string) (string, error) {
+	var k keptClone
+	if err := c.catalog.Get(ctx, catalog.Clones, name, &k); err != nil {
+		return "", err
+	}
+	a, err := c.app(name)
+	if err != nil {
+		return "", err
+	}
+	return c.cloneState(ctx, a, k.State), nil
+}
+
+func removeNeeds(_ *Control, _ context.Context, b *workflow.Remove) ([]Need, error) {
+	return []Need{{Action: access.CloneRemove, Kind: access.KindClone, Ref: b.Clone}}, nil
+}
+
+// doRemove removes a clone. That it is gone already is fine.
+func doRemove(ctx context.Context, d doing[*workflow.Remove]) (any, error) {
+	var k keptClone
+	if err := d.c.catalog.Get(ctx, catalog.Clones, d.body.Clone, &k); err != nil {
+		return nil, notThere(err)
+	}
+	return nil, notThere(d.entered(ctx, func() error { return d.c.RemoveClone(ctx, d.body.Clone) }))
+}
+
+func expireNeeds(c *Control, ctx context.Context, b *workflow.Expire) (needs []Need, err error) {
+	if b.App != "" {
+		return []Need{{Action: access.ApplicationExpire, Kind: access.KindApplication, Ref: b.App}}, nil
+	}
+	names, err := c.oldClones(ctx, b, time.Now())
+	for _, name := range names {
+		needs = append(needs, Need{Action: access.CloneRemove, Kind: access.KindClone, Ref: name})
+	}
+	return needs, err
+}
+
+// expired is what an expire step did.
+type expired struct {
+	Gone []string `json:"gone"`
+}
+
+func doExpire(ctx context.Context, d doing[*workflow.Expire]) (any, error) {
+	gone := expired{Gone: []string{}}
+	err := d.entered(ctx, func() error {
+		if d.body.App != "" {
+			return d.c.expirePoints(ctx, d.body, &gone)
+		}
+		names, err := d.c.oldClones(ctx, d.body, time.Now())
+		for _, name := range names {
+			if err == nil {
+				err = notThere(d.c.RemoveClone(ctx, name))
+				gone.Gone = append(gone.Gone, name)
+			}
+		}
+		return err
+	})
+	return gone, err
+}
+
+// oldClones are the clones that an expire step removes.
+func (c *Control) oldClones(ctx context.Context, b *workflow.Expire, now time.Time) (names []string, err error) {
+	kept, err := catalog.List[keptClone](ctx, c.catalog, catalog.Clones)
+	kept = slices.DeleteFunc(kept, func(k keptClone) bool { return !b.Matches(k.Name) })
+	slices.SortStableFunc(kept, func(x, y keptClone) int { return y.Created.Compare(x.Created) })
+	for _, k := range kept[min(b.Keep, len(kept)):] {
+		if old(k.Created, b.OlderThan, now) {
+			names = append(names, k.Name)
+		}
+	}
+	return names, err
+}
+
+// expirePoints forgets points of an application.
+func (c *Control) expirePoints(ctx context.Context, b *workflow.Expire, gone *expired) error {
+	a, err := c.app(b.App)
+	if err != nil {
+		return err
+	}
+	points := slices.DeleteFunc(a.t.Points(), func(p tidemark.RecoveryPoint) bool { return p.Bookmark == "" || !b.Matches(p.Bookmark) })
+	slices.Reverse(points) // newest first
+	for _, p := range points[min(b.Keep, len(points)):] {
+		if !old(p.Time, b.OlderThan, time.Now()) {
+			continue
+		}
+		if _, err := c.Expire(ctx, a.name+"@"+p.Position.String()); err != nil {
+			return err
+		}
+		gone.Gone = append(gone.Gone, a.name+"@"+p.Bookmark)
+	}
+	return nil
+}
+
+// old reports whether something is older than that. Without an age all is.
+func old(made time.Time, than policy.Duration, now time.Time) bool {
+	return now.Sub(made) > time.Duration(than) || than == 0
+}
+
+// scriptTime is how long a program may take if the step does not say so.
+const scriptTime = time.Hour
+
+// doScript runs a program. Nobody knows how far one came that was cut, so that it is run again only if the workflow says that this is fine.
+func doScript(ctx context.Context, d doing[*workflow.Script]) (any, error) {
+	if d.resumed && !d.body.Again {
+		return nil, tidemark.Errorf(tidemark.Conflict, "the server stopped while the script %s ran: it may have done some of its work", d.body.Name).
+			WithHint("look what it did, and run the workflow again; a script that may be run twice can say again: true")
+	}
+	limit := scriptTime
+	if d.step.Timeout > 0 {
+		limit = time.Duration(d.step.Timeout)
+	}
+	env := append(slices.Clone(d.step.Env), fmt.Sprintf("TIDEMARK_RUN=%d", d.id), "TIDEMARK_WORKFLOW="+d.Name)
+	if d.step.OnFailure {
+		env = append(env, "TIDEMARK_FAILED_STEP="+d.failed, "TIDEMARK_FAILURE="+Explain(d.failure).Message)
+	}
+	said, err := d.c.agent.RunProgram(ctx, agent.Program{Dir: d.c.path(scriptDir), Name: d.body.Name, Limit: limit, Env: env})
+	return map[string]string{"said": said}, err
+}
+
+// scriptDir is the directory of the programs that workflows run, and secretDir that of the keys that their messages are signed with.
+const (
+	scriptDir = "scripts"
+	secretDir = "secrets"
+)
