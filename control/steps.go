@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"tidemark"
@@ -72,7 +73,7 @@ func (x *execution) allowed(ctx context.Context, s workflow.Step) error {
 }
 
 // job has a job do a step: the one that was asked for before the server stopped, or else a new one.
-func (x *execution) job(ctx context.Context, s workflow.Step, ask func(context.Context) (tidemark.Job, error)) (j tidemark.Job, err error) {
+func (x *execution) job(ctx context.Context, s workflow.Step, ask func(context.Context, workflow.Body) (tidemark.Job, error)) (j tidemark.Job, err error) {
 	before, err := x.c.catalog.PartOf(ctx, x.id, s.ID)
 	if err != nil {
 		return j, err
@@ -91,14 +92,50 @@ func (x *execution) job(ctx context.Context, s workflow.Step, ask func(context.C
 }
 
 // asked asks for a job, if that is allowed. Others of this server's runs wait meanwhile: what was counted of somebody's copies stays true.
-func (x *execution) asked(ctx context.Context, s workflow.Step, ask func(context.Context) (tidemark.Job, error)) (tidemark.Job, error) {
+func (x *execution) asked(ctx context.Context, s workflow.Step, ask func(context.Context, workflow.Body) (tidemark.Job, error)) (j tidemark.Job, err error) {
 	defer x.c.Enter()()
 	x.c.copies.Lock()
 	defer x.c.copies.Unlock()
-	if err := x.allowed(ctx, s); err != nil {
-		return tidemark.Job{}, err
+	if s.Body, err = x.fixed(ctx, s.Body); err != nil {
+		return j, err
 	}
-	return ask(ctx)
+	if err := x.allowed(ctx, s); err != nil {
+		return j, err
+	}
+	return ask(ctx, s.Body)
+}
+
+// fixed is a body that means the very point that is decided about: what is the newest may change meanwhile.
+func (x *execution) fixed(ctx context.Context, b workflow.Body) (workflow.Body, error) {
+	if x.t.job.AskedBy == "" {
+		return b, nil
+	}
+	switch b := b.(type) {
+	case *workflow.Clone:
+		if b.To != "" { // beyond the point
+			return b, nil
+		}
+		t, err := x.c.Taking(b.Source)
+		at := *b
+		at.Source = t.Ref
+		return &at, err
+	case *workflow.Refresh:
+		ref, err := x.c.Source(ctx, tidemark.RefreshSpec{Name: b.Clone, Point: b.Point})
+		if err != nil {
+			return b, err
+		}
+		t, err := x.c.Taking(ref)
+		at := *b
+		_, at.Point, _ = strings.Cut(t.Ref, "@")
+		return &at, err
+	}
+	return b, nil
+}
+
+// job has a job do the step, which is asked for with the body that was decided about.
+func (d doing[B]) job(ctx context.Context, ask func(ctx context.Context, b B) (tidemark.Job, error)) (any, error) {
+	j, err := d.execution.job(ctx, d.step, func(ctx context.Context, b workflow.Body) (tidemark.Job, error) { return ask(ctx, b.(B)) })
+	return j.Result, err
 }
 
 // awaitPause bounds how long one look at a job waits; its end is told at once.
@@ -151,10 +188,9 @@ func captureNeeds(_ *Control, _ context.Context, b *workflow.Capture) ([]Need, e
 }
 
 func doCapture(ctx context.Context, d doing[*workflow.Capture]) (any, error) {
-	j, err := d.job(ctx, d.step, func(ctx context.Context) (tidemark.Job, error) {
-		return d.c.Capture(ctx, tidemark.CaptureSpec{Application: d.body.App, Bookmark: d.body.Bookmark})
+	return d.job(ctx, func(ctx context.Context, b *workflow.Capture) (tidemark.Job, error) {
+		return d.c.Capture(ctx, tidemark.CaptureSpec{Application: b.App, Bookmark: b.Bookmark})
 	})
-	return j.Result, err
 }
 
 func bookmarkNeeds(_ *Control, _ context.Context, b *workflow.Bookmark) ([]Need, error) {
@@ -234,8 +270,7 @@ func (c *Control) madeAnew(ctx context.Context, b *workflow.Clone) (*workflow.Re
 }
 
 func doClone(ctx context.Context, d doing[*workflow.Clone]) (any, error) {
-	b := d.body
-	j, err := d.job(ctx, d.step, func(ctx context.Context) (tidemark.Job, error) {
+	made, err := d.job(ctx, func(ctx context.Context, b *workflow.Clone) (tidemark.Job, error) {
 		anew, err := d.c.madeAnew(ctx, b)
 		switch {
 		case err != nil:
@@ -245,14 +280,14 @@ func doClone(ctx context.Context, d doing[*workflow.Clone]) (any, error) {
 		}
 		return d.c.Clone(ctx, tidemark.CloneSpec{Ref: b.Source, Name: b.Name, Host: b.Host, To: b.To, Listen: b.Listen, Port: b.Port, Lifetime: int64(time.Duration(b.Lifetime) / time.Second)})
 	})
-	if err != nil || b.SLA == "" {
-		return j.Result, err
+	if err != nil || d.body.SLA == "" {
+		return made, err
 	}
 	defer d.c.Enter()()
-	if err := d.c.mayAll(ctx, d.t.job.AskedBy, []Need{{Action: access.ApplicationConfigure, Kind: access.KindApplication, Ref: b.Name}}); err != nil {
-		return j.Result, err
+	if err := d.c.mayAll(ctx, d.t.job.AskedBy, []Need{{Action: access.ApplicationConfigure, Kind: access.KindApplication, Ref: d.body.Name}}); err != nil {
+		return made, err
 	}
-	return j.Result, d.c.SetSLA(ctx, b.Name, b.SLA)
+	return made, d.c.SetSLA(ctx, d.body.Name, d.body.SLA)
 }
 
 // refreshNeeds is what a refresh needs: to make the clone anew, from the point that it takes.
@@ -266,10 +301,9 @@ func refreshNeeds(c *Control, ctx context.Context, b *workflow.Refresh) ([]Need,
 }
 
 func doRefresh(ctx context.Context, d doing[*workflow.Refresh]) (any, error) {
-	j, err := d.job(ctx, d.step, func(ctx context.Context) (tidemark.Job, error) {
-		return d.c.Refresh(ctx, tidemark.RefreshSpec{Name: d.body.Clone, Point: d.body.Point})
+	return d.job(ctx, func(ctx context.Context, b *workflow.Refresh) (tidemark.Job, error) {
+		return d.c.Refresh(ctx, tidemark.RefreshSpec{Name: b.Clone, Point: b.Point})
 	})
-	return j.Result, err
 }
 
 func proveNeeds(_ *Control, _ context.Context, b *workflow.Prove) ([]Need, error) {
@@ -277,10 +311,9 @@ func proveNeeds(_ *Control, _ context.Context, b *workflow.Prove) ([]Need, error
 }
 
 func doProve(ctx context.Context, d doing[*workflow.Prove]) (any, error) {
-	j, err := d.job(ctx, d.step, func(ctx context.Context) (tidemark.Job, error) {
-		return d.c.Prove(ctx, tidemark.ProveSpec{Ref: d.body.Ref, Probe: d.body.Probe})
+	return d.job(ctx, func(ctx context.Context, b *workflow.Prove) (tidemark.Job, error) {
+		return d.c.Prove(ctx, tidemark.ProveSpec{Ref: b.Ref, Probe: b.Probe})
 	})
-	return j.Result, err
 }
 
 func waitNeeds(_ *Control, _ context.Context, b *workflow.Wait) ([]Need, error) {
