@@ -3,7 +3,9 @@ package workflow
 import (
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"reflect"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -379,4 +381,31 @@ func FuzzParse(f *testing.F) {
 		}
 		closure(t, a)
 	})
+}
+
+// The documents of the manual are such documents.
+func TestManual(t *testing.T) {
+	text, err := os.ReadFile("../docs/workflows.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	blocks := regexp.MustCompile("(?s)```yaml\n(.*?)```").FindAllStringSubmatch(string(text), -1)
+	if len(blocks) != 3 {
+		t.Fatalf("there are %d blocks of YAML", len(blocks))
+	}
+	for _, b := range blocks {
+		doc := b[1]
+		if !strings.HasPrefix(doc, "kind:") {
+			doc = "kind: Workflow\nname: w\n" + doc
+		}
+		if !strings.Contains(doc, "steps:") {
+			doc += "steps: [{capture: {app: \"{{ app }}\"}}]\n"
+		}
+		parse(t, doc)
+	}
+	for _, v := range Verbs() {
+		if !strings.Contains(string(text), "| `"+v+"` |") {
+			t.Errorf("the manual does not tell of %s", v)
+		}
+	}
 }
