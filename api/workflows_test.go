@@ -2,9 +2,11 @@ package api
 
 import (
 	"context"
+	"log/slog"
 	"testing"
 
 	"tidemark"
+	"tidemark/access"
 	"tidemark/client"
 )
 
@@ -52,4 +54,49 @@ func workflows(t *testing.T, x *client.Client, works func(error), refuses func(t
 	refuses(tidemark.NotFound, err)
 	works(x.RemoveWorkflow(ctx, "w"))
 	refuses(tidemark.NotFound, x.RemoveWorkflow(ctx, "w"))
+}
+
+// Who runs a workflow has to be allowed to do so on what its steps are about, and what they do; by a token, also what is not there yet.
+func TestRunByRights(t *testing.T) {
+	x := newRig(t)
+	ctx := t.Context()
+	if _, err := x.CreateVolume(ctx, tidemark.VolumeSpec{Name: "v", Size: 1 << 20}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := x.Bookmark(ctx, tidemark.BookmarkSpec{Application: "v", Name: "pub"}); err != nil {
+		t.Fatal(err)
+	}
+	text := "kind: Workflow\nname: w\nsteps:\n  - clone: {source: v@pub, name: k}\n  - bookmark: {app: k, name: x}\n"
+	if _, err := x.ApplyWorkflow(ctx, tidemark.WorkflowSpec{Document: text}); err != nil {
+		t.Fatal(err)
+	}
+	s := newServer(x.c, slog.New(slog.DiscardHandler))
+	grant := func(r access.Role, names ...access.Pattern) access.Grant {
+		g := access.Grant{ID: 1, Subject: access.Subject{Kind: access.User, Name: "ann"}, Role: r, Scope: access.Scope{Kind: access.Applications, Names: names}}
+		if r.Limited() {
+			g.Limits = access.Limits{Clones: 1, Bytes: access.Unlimited, Lifetime: access.Unlimited, Hosts: []access.Pattern{"*"}, Points: access.PointRule{Bookmarks: []access.Pattern{"pub"}}}
+		}
+		return g
+	}
+	user := access.Principal{User: "ann", Method: access.ByPassword}
+	token := access.Principal{User: "ann", Method: access.ByToken, Token: &access.Token{ID: 1, User: "ann"}}
+	for what, want := range map[string]struct {
+		who     access.Principal
+		grants  []access.Grant
+		allowed bool
+	}{
+		"the socket":          {access.Principal{Method: access.BySocket}, nil, true},
+		"nobody":              {access.Principal{}, nil, false},
+		"no grant":            {user, nil, false},
+		"a developer":         {user, []access.Grant{grant(access.Developer, "v")}, true},
+		"of something else":   {user, []access.Grant{grant(access.Developer, "w")}, false},
+		"an auditor":          {user, []access.Grant{grant(access.Auditor, "v")}, false},
+		"a developer's token": {token, []access.Grant{grant(access.Developer, "v")}, false},
+	} {
+		who := &caller{principal: want.who, grants: want.grants}
+		err := s.allowSteps(context.WithValue(ctx, callerKey{}, who), &ofNameAndMore[tidemark.RunSpec]{Name: "w"})
+		if (err == nil) != want.allowed || err != nil && tidemark.KindOf(err) != tidemark.Denied {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
 }

@@ -41,7 +41,7 @@ func kinds() map[string]kind {
 		"restore":     {plan: decoded((*Control).restoreWork), attempts: 1},
 		"pool import": {plan: decoded((*Control).poolImportWork), attempts: 1},
 
-		catalog.KindWorkflow: {plan: decoded((*Control).workflowWork), resumes: true, attempts: 1},
+		catalog.KindWorkflow: {plan: decoded((*Control).workflowWork), resumes: true, attempts: 1000},
 	}
 }
 

@@ -147,12 +147,12 @@ func (x *execution) await(ctx context.Context, id int64) (j tidemark.Job, err er
 	patient := catalog.Patient(x.c.jobs.ctx)
 	look := ctx
 	for cancelled := false; ; {
-		if j, err = x.c.Job(catalog.Patient(look), id, awaitPause); err != nil && (cancelled || ctx.Err() == nil) && !x.c.stopping() {
+		if j, err = x.c.Job(catalog.Patient(look), id, awaitPause); err != nil && (cancelled || ctx.Err() == nil) && !x.leaves(ctx) {
 			return j, err
 		}
 		switch {
-		case x.c.stopping():
-			return j, x.c.jobs.ctx.Err()
+		case x.leaves(ctx):
+			return j, ctx.Err()
 		case ctx.Err() != nil && !cancelled:
 			cancelled, look = true, patient
 			if err := x.c.CancelJob(patient, id); err != nil && tidemark.KindOf(err) != tidemark.Conflict { // it may have ended

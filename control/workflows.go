@@ -339,6 +339,11 @@ func (x *execution) recall() {
 			first, x.failed, x.failure = b.Finished, s.ID, b.Failure
 		}
 	}
+	for _, s := range x.steps { // the time was over between two steps
+		if _, begun := x.begun[s.ID]; begun && s.OnFailure && x.failure == nil {
+			x.failure = tidemark.Errorf(tidemark.Unavailable, "the workflow %s took too long", x.Name)
+		}
+	}
 }
 
 // end notes that a step has ended.
@@ -381,15 +386,20 @@ func (x *execution) all(ctx context.Context, limit time.Duration, onFailure bool
 		}
 		o := <-outcomes
 		under--
-		if x.c.stopping() {
-			continue // it goes on at the next start
+		if x.leaves(ctx) {
+			continue
 		}
 		x.end(o.step, o.err)
 		x.t.report(tidemark.Progress{Done: int64(len(x.ended)), Total: int64(len(x.steps)), Unit: "steps"})
 	}
-	if ctx.Err() != nil && x.failure == nil && !x.c.stopping() {
+	if ctx.Err() != nil && x.failure == nil && !x.leaves(ctx) {
 		x.failure = context.Cause(ctx)
 	}
+}
+
+// leaves reports whether the run goes on elsewhere or later: at the next start of a server. Nothing more is recorded or cancelled here.
+func (x *execution) leaves(ctx context.Context) bool {
+	return x.c.stopping() || errors.Is(context.Cause(ctx), catalog.ErrLost)
 }
 
 // stopping reports whether the server stops.
@@ -432,7 +442,7 @@ func (x *execution) step(ctx context.Context, s workflow.Step) (err error) {
 		defer cancel()
 	}
 	result, err := x.try(ctx, s, resumed)
-	if x.c.stopping() {
+	if x.leaves(ctx) {
 		return err
 	}
 	if err != nil && ctx.Err() != nil {

@@ -120,3 +120,34 @@ func TestRunFile(t *testing.T) {
 		t.Errorf("a program that others can change: %v", err)
 	}
 }
+
+// A program is run by its name, and says how it ended; what others can change, or is elsewhere, is not run.
+func TestProgram(t *testing.T) {
+	dir := scripts(t, map[string]string{"good": "echo first; echo \"$WHAT\"", "bad": "echo sorry; exit 3", "loud": "seq 1 200000", "slow": "sleep 1000"})
+	if said, err := Program(t.Context(), dir, "good", time.Minute, "WHAT=a $(b) 'c"); err != nil || said != "a $(b) 'c" {
+		t.Errorf("%q, %v", said, err)
+	}
+	if said, err := Program(t.Context(), dir, "loud", time.Minute); err != nil || said != "200000" {
+		t.Errorf("%q, %v", said, err)
+	}
+	if _, err := Program(t.Context(), dir, "bad", time.Minute); err == nil || !strings.Contains(err.Error(), "exit status 3: sorry") {
+		t.Errorf("%v", err)
+	}
+	if _, err := Program(t.Context(), dir, "slow", 50*time.Millisecond); err == nil || !strings.Contains(err.Error(), "killed") {
+		t.Errorf("%v", err)
+	}
+	for name, want := range map[string]tidemark.Kind{"missing": tidemark.NotFound, "../good": tidemark.Invalid, "": tidemark.Invalid} {
+		if _, err := Program(t.Context(), dir, name, time.Minute); tidemark.KindOf(err) != want {
+			t.Errorf("%q: %v", name, err)
+		}
+	}
+	if err := os.Chmod(filepath.Join(dir, "good"), 0o722); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Program(t.Context(), dir, "good", time.Minute); tidemark.KindOf(err) != tidemark.Denied {
+		t.Errorf("%v", err)
+	}
+	if _, err := Find(filepath.Join(dir, "nowhere"), "good"); tidemark.KindOf(err) != tidemark.NotFound {
+		t.Errorf("%v", err)
+	}
+}
