@@ -1,14 +1,14 @@
 package filesystem
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
-	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"tidemark/app"
 )
 
 // attributes gives the copy of an entry the owner, mode, extended attributes and
@@ -57,62 +57,9 @@ func (s *syncer) xattrs(srcDir, dstDir *os.File, name, rel string) error {
 	// Through the open directories: the last name is not followed by these calls.
 	from := fmt.Sprintf("/proc/self/fd/%d/%s", srcDir.Fd(), name)
 	to := fmt.Sprintf("/proc/self/fd/%d/%s", dstDir.Fd(), name)
-	want, err := readXattrs(from)
+	want, err := app.ReadXattrs(from)
 	if err != nil {
 		return err
 	}
-	have, err := readXattrs(to)
-	if err != nil {
-		return err
-	}
-	for k := range have {
-		if _, ok := want[k]; !ok {
-			if err := unix.Lremovexattr(to, k); err != nil && !errors.Is(err, unix.ENODATA) {
-				return fmt.Errorf("remove attribute %s: %w", k, err)
-			}
-		}
-	}
-	for k, v := range want {
-		if old, ok := have[k]; ok && bytes.Equal(old, v) {
-			continue
-		}
-		err := unix.Lsetxattr(to, k, v, 0)
-		if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EPERM) && os.Geteuid() != 0 {
-			s.warn("attribute %s of %q cannot be kept: %s", k, rel, err)
-			continue
-		}
-		if err != nil {
-			return fmt.Errorf("set attribute %s: %w", k, err)
-		}
-	}
-	return nil
-}
-
-// readXattrs returns all extended attributes of a path; none where there can be none.
-func readXattrs(path string) (map[string][]byte, error) {
-	list := make([]byte, 1024)
-	n, err := unix.Llistxattr(path, list)
-	if errors.Is(err, unix.ERANGE) {
-		list = make([]byte, 64<<10) // the kernel's limit
-		n, err = unix.Llistxattr(path, list)
-	}
-	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOENT) || n == 0 && err == nil {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("list attributes: %w", err)
-	}
-	all := map[string][]byte{}
-	for name := range strings.SplitSeq(strings.TrimRight(string(list[:n]), "\x00"), "\x00") {
-		value := make([]byte, 64<<10)
-		n, err := unix.Lgetxattr(path, name, value)
-		if errors.Is(err, unix.ENODATA) {
-			continue
-		}
-		if err != nil {
-			return nil, fmt.Errorf("read attribute %s: %w", name, err)
-		}
-		all[name] = value[:n:n]
-	}
-	return all, nil
+	return app.SetXattrs(to, want, func(k string, why error) { s.warn("attribute %s of %q cannot be kept: %s", k, rel, why) })
 }

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"tidemark"
+	"tidemark/app"
 )
 
 // need skips a test on a workstation that lacks something, and fails it in CI.
@@ -48,7 +49,7 @@ func dump(t testing.TB, root string) string {
 		}
 		st := statOf(fi)
 		line := fmt.Sprintf("%q %v %d:%d rdev %d %d", rel, fi.Mode(), st.Uid, st.Gid, st.Rdev, fi.ModTime().UnixNano())
-		x, err := readXattrs(path)
+		x, err := app.ReadXattrs(path)
 		if err != nil {
 			return err
 		}

@@ -123,11 +123,7 @@ func (c *capture) step(name string) error {
 
 // prepare checks the cluster before anything is touched, then marks staging dirty.
 func (c *capture) prepare(ctx context.Context) error {
-	var err error
-	if c.facts, err = inspect(ctx, c.conn); err != nil {
-		return err
-	}
-	if err := c.facts.err(); err != nil {
+	if err := c.examine(ctx); err != nil {
 		return err
 	}
 	c.prev = readState(c.staging)
@@ -136,7 +132,7 @@ func (c *capture) prepare(ctx context.Context) error {
 			WithHint("protect the new cluster as an application of its own")
 	}
 	f := c.facts
-	c.res = CaptureResult{SystemID: f.SystemID, Version: f.Version, SegSize: f.SegSize, Superuser: f.Superuser, Started: time.Now()}
+	var err error
 	dirty := c.prev
 	known := c.prev.Seal
 	if c.prev.Dirty || c.opts.FullCompare {
@@ -147,6 +143,19 @@ func (c *capture) prepare(ctx context.Context) error {
 	}
 	dirty.Dirty, dirty.SystemID, dirty.Superuser, dirty.SegSize = true, f.SystemID, f.Superuser, f.SegSize
 	return writeState(c.staging, dirty)
+}
+
+// examine finds out what cluster it is, and whether it can be captured.
+func (c *capture) examine(ctx context.Context) (err error) {
+	if c.facts, err = inspect(ctx, c.conn); err != nil {
+		return err
+	}
+	if err := c.facts.err(); err != nil {
+		return err
+	}
+	f := c.facts
+	c.res = CaptureResult{SystemID: f.SystemID, Version: f.Version, SegSize: f.SegSize, Superuser: f.Superuser, Started: time.Now()}
+	return nil
 }
 
 func (c *capture) run(ctx context.Context) error {

@@ -68,6 +68,20 @@ func Check(ctx context.Context, src Source, opts CheckOptions) (*Report, error) 
 	return r, r.slotLimit(ctx, conn, opts.SetSlotLimit)
 }
 
+// CheckCapture finds out whether the cluster can be captured, where its log is not received. What stands against it is an error.
+func CheckCapture(ctx context.Context, src Source) (*Report, error) {
+	conn, err := src.Connect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	r, err := inspect(ctx, conn)
+	if err == nil {
+		err = r.err()
+	}
+	return r, err
+}
+
 // inspect reads the server's facts, and judges what a capture needs.
 func inspect(ctx context.Context, conn *pgx.Conn) (*Report, error) {
 	r := &Report{}

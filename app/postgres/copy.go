@@ -39,23 +39,24 @@ const (
 // copyAll stages all files but label and log; pg_control comes last, so that it never
 // is older than a page that is newer.
 func (c *capture) copyAll(ctx context.Context) error {
-	w := &walker{ctx: ctx, staging: c.staging, dataDir: c.facts.DataDir, logDir: c.logDir()}
+	staged := &localStage{staging: c.staging}
+	w := &walker{ctx: ctx, out: staged, dataDir: c.facts.DataDir, logDir: c.logDir()}
 	if err := w.data(); err != nil {
 		return fmt.Errorf("look through the cluster: %w", err)
 	}
-	if err := c.pruneTablespaces(w); err != nil {
+	if err := c.pruneTablespaces(staged); err != nil {
 		return err
 	}
-	c.res.Removed, c.res.Warnings = w.removed, w.warnings
-	c.res.Files = len(w.items) + 1
-	c.items = w.items
-	for _, it := range w.items {
+	c.res.Removed, c.res.Warnings = staged.removed, w.warnings
+	c.res.Files = len(staged.items) + 1
+	c.items = staged.items
+	for _, it := range staged.items {
 		c.res.Bytes += it.attr.size
 	}
 	if err := c.step("walked"); err != nil {
 		return err
 	}
-	skipped, err := c.copyItems(ctx, w.items)
+	skipped, err := c.copyItems(ctx, staged.items)
 	if err != nil {
 		return err
 	}
@@ -84,7 +85,7 @@ func (c *capture) logDir() string {
 }
 
 // pruneTablespaces removes staged tablespaces that no link names any more.
-func (c *capture) pruneTablespaces(w *walker) error {
+func (c *capture) pruneTablespaces(staged *localStage) error {
 	links, err := os.ReadDir(filepath.Join(c.staging, "data", "pg_tblspc"))
 	if err != nil {
 		return err
@@ -96,7 +97,7 @@ func (c *capture) pruneTablespaces(w *walker) error {
 	if _, err := os.Stat(filepath.Join(c.staging, "tablespaces")); errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	return w.prune("tablespaces", keep)
+	return staged.leave("tablespaces", keep)
 }
 
 // copyItems stages files with several workers and returns those it skipped.
@@ -283,18 +284,26 @@ func readAt(path string, p []byte, off int64) (int, error) {
 // copyControl stages pg_control. The server writes it in one piece, but a read
 // beside the write may see half: so it is read until twice the same.
 func (c *capture) copyControl(it item) error {
-	last, err := os.ReadFile(it.src)
+	data, err := readControlFile(it.src)
+	if err != nil {
+		return err
+	}
+	return c.writeSmall(it.rel, data, it.attr)
+}
+
+func readControlFile(path string) ([]byte, error) {
+	last, err := os.ReadFile(path)
 	for range 100 {
 		if err != nil {
-			return fmt.Errorf("capture pg_control: %w", err)
+			return nil, fmt.Errorf("capture pg_control: %w", err)
 		}
 		var again []byte
-		if again, err = os.ReadFile(it.src); err == nil && bytes.Equal(last, again) {
-			return c.writeSmall(it.rel, last, it.attr)
+		if again, err = os.ReadFile(path); err == nil && bytes.Equal(last, again) {
+			return last, nil
 		}
 		last = again
 	}
-	return tidemark.Errorf(tidemark.Unavailable, "pg_control of %s changes without rest", c.facts.DataDir)
+	return nil, tidemark.Errorf(tidemark.Unavailable, "%s changes without rest", path)
 }
 
 func (c *capture) writeSmall(rel string, data []byte, a attr) error {
@@ -324,19 +333,24 @@ func (c *capture) copyConfig() error {
 	if err := os.RemoveAll(home); err != nil {
 		return err
 	}
-	inside := func(p string) bool { return strings.HasPrefix(p, c.facts.DataDir+"/") }
-	dirs := map[string]bool{}
-	for _, f := range []string{c.facts.ConfigFile, c.facts.hba, c.facts.ident} {
-		if f != "" && !inside(f) {
-			dirs[filepath.Dir(f)] = true
-		}
-	}
-	for dir := range dirs {
+	for dir := range c.facts.configDirs() {
 		if err := c.copyConfigDir(dir, home); err != nil {
 			return fmt.Errorf("capture configuration: %w", err)
 		}
 	}
 	return nil
+}
+
+// configDirs are the directories of configuration that do not lie in the data directory.
+func (r *Report) configDirs() map[string]bool {
+	inside := func(p string) bool { return strings.HasPrefix(p, r.DataDir+"/") }
+	dirs := map[string]bool{}
+	for _, f := range []string{r.ConfigFile, r.hba, r.ident} {
+		if f != "" && !inside(f) {
+			dirs[filepath.Dir(f)] = true
+		}
+	}
+	return dirs
 }
 
 func (c *capture) copyConfigDir(dir, home string) error {
@@ -363,39 +377,45 @@ func (c *capture) copyConfigDir(dir, home string) error {
 // copyLog stages the log from StartLSN to StopLSN, and the history of its timeline.
 func (c *capture) copyLog(data string) error {
 	from, to := filepath.Join(c.facts.DataDir, "pg_wal"), filepath.Join(data, "pg_wal")
+	names, err := c.res.logFiles(from)
+	if err != nil {
+		return err
+	}
 	keep := map[string]bool{}
 	var cp app.Copier
 	defer func() { c.res.ReadBytes += cp.ReadBytes; c.res.ChangedBytes += cp.ChangedBytes }()
-	seg := uint64(c.res.SegSize)
-	for n := uint64(c.res.StartLSN) / seg; n <= uint64(c.res.StopLSN-1)/seg; n++ {
-		name := segmentName(c.res.Timeline, n, c.res.SegSize)
+	for _, name := range names {
 		keep[name] = true
-		if err := checkSegment(filepath.Join(from, name), n*seg); err != nil {
-			return err
-		}
 		if err := copyFile(&cp, filepath.Join(from, name), filepath.Join(to, name), nil, ""); err != nil {
 			return err
 		}
 	}
-	list, err := os.ReadDir(from)
-	if err != nil {
-		return err
-	}
-	for _, e := range list {
-		if strings.HasSuffix(e.Name(), ".history") {
-			keep[e.Name()] = true
-			if err := copyFile(&cp, filepath.Join(from, e.Name()), filepath.Join(to, e.Name()), nil, ""); err != nil {
-				return err
-			}
-		}
-	}
-	list, err = os.ReadDir(to)
+	list, err := os.ReadDir(to)
 	for _, e := range list {
 		if !keep[e.Name()] {
 			err = errors.Join(err, os.RemoveAll(filepath.Join(to, e.Name())))
 		}
 	}
 	return err
+}
+
+// logFiles names the files of the log from StartLSN to StopLSN, which are there and whole, and those of the history of timelines.
+func (r *CaptureResult) logFiles(dir string) (names []string, err error) {
+	seg := uint64(r.SegSize)
+	for n := uint64(r.StartLSN) / seg; n <= uint64(r.StopLSN-1)/seg; n++ {
+		name := segmentName(r.Timeline, n, r.SegSize)
+		names = append(names, name)
+		if err := checkSegment(filepath.Join(dir, name), n*seg); err != nil {
+			return nil, err
+		}
+	}
+	list, err := os.ReadDir(dir)
+	for _, e := range list {
+		if strings.HasSuffix(e.Name(), ".history") {
+			names = append(names, e.Name())
+		}
+	}
+	return names, err
 }
 
 // checkSegment makes sure that a log file is there and holds the positions that

@@ -19,12 +19,14 @@ type attr struct {
 	mtime, ctime time.Time
 	uid, gid     int
 	mode         fs.FileMode
+	raw          uint32 // mode as the kernel has it
+	inode        uint64
 }
 
 func attrOf(fi fs.FileInfo) attr {
 	st := fi.Sys().(*syscall.Stat_t)
 	return attr{size: fi.Size(), mtime: fi.ModTime(), ctime: time.Unix(st.Ctim.Unix()),
-		uid: int(st.Uid), gid: int(st.Gid), mode: fi.Mode()}
+		uid: int(st.Uid), gid: int(st.Gid), mode: fi.Mode(), raw: st.Mode, inode: st.Ino}
 }
 
 // item is one file to be staged.
@@ -47,14 +49,22 @@ var (
 	tsVerDir = regexp.MustCompile(`^PG_\d+_\d+$`)
 )
 
-// walker lists what is to be staged and makes the staged directories match.
+// stage is told what is in a cluster: each directory before what is in it. Paths are those below the staging directory.
+type stage interface {
+	// enter has the directory rel be there.
+	enter(rel string, a attr) error
+	file(it item) error
+	link(rel, target string) error
+	// leave has nothing be there that is in rel and not in keep.
+	leave(rel string, keep map[string]bool) error
+}
+
+// walker tells what is to be staged.
 type walker struct {
 	ctx      context.Context
-	staging  string
+	out      stage
 	dataDir  string
 	logDir   string // absolute, or empty
-	items    []item
-	removed  int
 	warnings []string
 	control  *item // pg_control, which is copied last
 }
@@ -79,7 +89,7 @@ func (w *walker) dir(src, rel string) error {
 	}
 	fi, err := os.Stat(src)
 	if err == nil {
-		err = w.makeDir(filepath.Join(w.staging, rel), attrOf(fi))
+		err = w.out.enter(rel, attrOf(fi))
 	}
 	if err != nil {
 		return ignoreVanished(err, src)
@@ -90,7 +100,7 @@ func (w *walker) dir(src, rel string) error {
 			return err
 		}
 	}
-	return w.prune(rel, keep)
+	return w.leave(rel, keep)
 }
 
 func ignoreVanished(err error, src string) error {
@@ -155,7 +165,7 @@ func (w *walker) entry(src, rel string, fi fs.FileInfo, keep map[string]bool) er
 			w.control = &it
 			return nil
 		}
-		w.items = append(w.items, it)
+		return w.out.file(it)
 	}
 	return nil // sockets and the like are not data
 }
@@ -174,7 +184,7 @@ func (w *walker) tablespace(src, rel string) error {
 		return ignoreVanished(err, target)
 	}
 	for _, d := range []string{"tablespaces", home} {
-		if err := w.makeDir(filepath.Join(w.staging, d), attrOf(fi)); err != nil {
+		if err := w.out.enter(d, attrOf(fi)); err != nil {
 			return err
 		}
 	}
@@ -191,20 +201,18 @@ func (w *walker) tablespace(src, rel string) error {
 			}
 		}
 	}
-	if err := w.prune(home, keep); err != nil {
+	if err := w.leave(home, keep); err != nil {
 		return err
 	}
-	return w.link(filepath.Join("..", "..", home), filepath.Join(w.staging, rel))
+	return w.out.link(rel, filepath.Join("..", "..", home))
 }
 
-func (w *walker) link(target, path string) error {
-	if old, err := os.Readlink(path); err == nil && old == target {
-		return nil
+// leave ends a directory. The log comes when the backup has ended.
+func (w *walker) leave(rel string, keep map[string]bool) error {
+	if rel == "data" {
+		keep["pg_wal"] = true
 	}
-	if err := os.RemoveAll(path); err != nil {
-		return err
-	}
-	return os.Symlink(target, path)
+	return w.out.leave(rel, keep)
 }
 
 // unloggedIn finds relations with an init fork: their other forks are made
@@ -234,49 +242,6 @@ func (w *walker) excluded(rel, name string, unlogged map[string]bool) bool {
 	}
 	m := relFile.FindStringSubmatch(name)
 	return m != nil && unlogged[m[1]] && m[2] != "_init"
-}
-
-// makeDir makes a staged directory with the owner and mode of its source.
-func (w *walker) makeDir(path string, a attr) error {
-	fi, err := os.Lstat(path)
-	switch {
-	case err == nil && !fi.IsDir():
-		if err := os.Remove(path); err != nil {
-			return err
-		}
-		fallthrough
-	case errors.Is(err, fs.ErrNotExist):
-		if err := os.Mkdir(path, 0o700); err != nil {
-			return err
-		}
-	case err != nil:
-		return err
-	}
-	return setOwner(path, a, a.mode.Perm())
-}
-
-// prune removes what the staged directory has and its source has not.
-func (w *walker) prune(rel string, keep map[string]bool) error {
-	if rel == "data" {
-		keep["pg_wal"] = true
-	}
-	if rel == "data/pg_wal" {
-		return nil // copyLog sees to it
-	}
-	list, err := os.ReadDir(filepath.Join(w.staging, rel))
-	if err != nil {
-		return err
-	}
-	for _, e := range list {
-		if keep[e.Name()] {
-			continue
-		}
-		if err := os.RemoveAll(filepath.Join(w.staging, rel, e.Name())); err != nil {
-			return fmt.Errorf("remove what the cluster dropped: %w", err)
-		}
-		w.removed++
-	}
-	return nil
 }
 
 // setOwner gives path the owner and mode, and touches it only if they differ.

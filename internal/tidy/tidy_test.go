@@ -31,16 +31,17 @@ var layers = [][]string{
 
 // sideways lists the imports within a layer that are meant.
 var sideways = map[string][]string{
-	"internal/vfs": nil,
-	"client":       {"api"},
-	"agent":        {"mount"},
-	"agent/taps":   nil,
-	"agent/remote": nil,
-	"agent/proof":  {"mount"},
-	"app/postgres": {"app/internal"},
-	"wire":         {"capture"},
-	"catalog":      {"access"},
-	"workflow":     {"policy"},
+	"internal/vfs":   nil,
+	"client":         {"api"},
+	"agent":          {"mount"},
+	"agent/taps":     nil,
+	"agent/remote":   nil,
+	"agent/proof":    {"mount"},
+	"app/postgres":   {"app/internal", "app/delta"},
+	"app/filesystem": {"app/delta"},
+	"wire":           {"capture"},
+	"catalog":        {"access"},
+	"workflow":       {"policy"},
 }
 
 func layerOf(pkg string) int {

@@ -1,0 +1,164 @@
+package delta
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"net"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"tidemark"
+)
+
+// dirAttr and fileAttr are of entries as they usually are.
+var (
+	dirAttr  = &Attr{Mode: unix.S_IFDIR | 0o755, UID: uint32(os.Geteuid()), GID: uint32(os.Getegid()), Inode: 1, Links: 1}
+	fileAttr = &Attr{Mode: unix.S_IFREG | 0o644, UID: uint32(os.Geteuid()), GID: uint32(os.Getegid()), Size: 5, Inode: 2, Links: 1}
+	hugeAttr = &Attr{Mode: unix.S_IFREG | 0o644, UID: uint32(os.Geteuid()), GID: uint32(os.Getegid()), Size: 1 << 60, Inode: 4, Links: 1}
+	linkAttr = &Attr{Mode: unix.S_IFLNK | 0o777, UID: uint32(os.Geteuid()), GID: uint32(os.Getegid()), Inode: 3, Links: 1}
+)
+
+// say has a sender say what it likes, and answers what is wanted with five bytes, but for data/silent; it returns what Receive makes of that.
+func say(t *testing.T, staging string, list []message) error {
+	t.Helper()
+	near, far := net.Pipe()
+	st, err := newStream(far)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer st.close()
+	hello, _ := json.Marshal(Hello{Line: "1", Now: time.Now()})
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	go func() {
+		for _, m := range append([]message{{kind: msgHello, off: version, body: hello}}, list...) {
+			if st.send(ctx, m) != nil {
+				return
+			}
+		}
+	}()
+	go func() {
+		for {
+			m, err := st.receive()
+			if err != nil {
+				return
+			}
+			switch m.kind {
+			case msgWant:
+				if m.name == "data/silent" {
+					continue
+				}
+				_ = st.send(ctx, message{kind: msgData, id: m.id, body: []byte("enemy")})
+				_ = st.send(ctx, message{kind: msgEnd, id: m.id, attr: fileAttr})
+			case msgNext:
+				time.AfterFunc(500*time.Millisecond, func() { far.Close() }) // it has had enough, when all was heard
+			}
+		}
+	}()
+	_, err = Receive(ctx, near, staging, Options{Tops: []string{"data"}}, nil)
+	return err
+}
+
+// What makes no sense is refused; nothing beside the tree is written, whatever links there are.
+func TestHostileSender(t *testing.T) {
+	enter := func(name string) message { return message{kind: msgEnter, name: name, attr: dirAttr} }
+	file := func(dir uint64, name string) message {
+		return message{kind: msgFile, dir: dir, name: name, attr: fileAttr}
+	}
+	link := func(name, target string) message {
+		return message{kind: msgLink, name: name, target: target, attr: linkAttr}
+	}
+	round := message{kind: msgRound, flag: 1}
+	for name, c := range map[string]struct {
+		list   []message
+		refuse bool
+	}{
+		"a top that is not ours":       {[]message{enter(".tidemark")}, true},
+		"a way up":                     {[]message{enter("data"), enter("data/../..")}, true},
+		"an absolute path":             {[]message{enter("/etc")}, true},
+		"a directory in none":          {[]message{enter("data"), enter("data/a/b")}, true},
+		"a directory twice":            {[]message{enter("data"), enter("data/a"), enter("data/a")}, true},
+		"a name with a way":            {[]message{enter("data"), file(0, "../x")}, true},
+		"a name that is a directory":   {[]message{enter("data"), file(0, "..")}, true},
+		"a name of nothing":            {[]message{enter("data"), file(0, "")}, true},
+		"a directory of no number":     {[]message{enter("data"), file(7, "x")}, true},
+		"a name twice":                 {[]message{enter("data"), file(0, "x"), file(0, "x")}, true},
+		"a file with a link's mode":    {[]message{enter("data"), {kind: msgFile, name: "x", attr: linkAttr}}, true},
+		"a file of no attributes":      {[]message{enter("data"), {kind: msgFile, name: "x"}}, true},
+		"a file that nobody wanted":    {[]message{enter("data"), {kind: msgData, id: 9, body: []byte("x")}}, true},
+		"an end that nobody wanted":    {[]message{enter("data"), {kind: msgEnd, id: 9, attr: fileAttr}}, true},
+		"a question":                   {[]message{{kind: msgWant, name: "data/x"}}, true},
+		"more behind a round":          {[]message{enter("data"), file(0, "silent"), {kind: msgLeave, flag: 1}, round, enter("data")}, true},
+		"a round in a round":           {[]message{enter("data"), file(0, "silent"), {kind: msgLeave, flag: 1}, round, round}, true},
+		"an end before it was wanted":  {[]message{enter("data"), {kind: msgFile, name: "x", attr: hugeAttr}}, true},
+		"an early end":                 {[]message{enter("data"), {kind: msgDone}}, true},
+		"a hard link out of the tree":  {[]message{enter("data"), {kind: msgHard, name: "x", target: "../../etc/passwd"}, {kind: msgLeave, flag: 1}, round}, true},
+		"a hard link to our own state": {[]message{enter("data"), {kind: msgHard, name: "x", target: ".tidemark/delta.json"}, {kind: msgLeave, flag: 1}, round}, true},
+		"a link that is gone through":  {[]message{enter("data"), link("sub", "../outside"), enter("data/sub")}, true},
+		"a directory that becomes a link": {[]message{enter("data"), enter("data/sub"), {kind: msgLeave, dir: 1, flag: 1}, {kind: msgLeave, flag: 1}, {kind: msgRound},
+			enter("data"), link("sub", "../outside"), enter("data/sub"), file(1, "victim")}, true},
+		"a link in place of the file": {[]message{enter("data"), file(0, "x"), {kind: msgLeave, flag: 1}, round}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			staging := t.TempDir()
+			outside := filepath.Join(staging, "outside")
+			victim := filepath.Join(outside, "victim")
+			if err := os.MkdirAll(filepath.Join(staging, "data"), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Mkdir(outside, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(victim, []byte("mine"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			// Of an earlier capture: a link where a file comes now.
+			if err := os.Symlink("../outside/victim", filepath.Join(staging, "data", "x")); err != nil {
+				t.Fatal(err)
+			}
+			err := say(t, staging, c.list)
+			if refused := tidemark.KindOf(err) == tidemark.Invalid; err == nil || refused != c.refuse {
+				t.Errorf("%v", err)
+			}
+			if got, _ := os.ReadFile(victim); string(got) != "mine" {
+				t.Errorf("what is outside became %q", got)
+			}
+			if list, _ := os.ReadDir(outside); len(list) != 1 {
+				t.Errorf("outside there is %v", list)
+			}
+			if !readState(staging).Dirty {
+				t.Error("staging does not know that it is incomplete")
+			}
+		})
+	}
+}
+
+func FuzzMessage(f *testing.F) {
+	for _, m := range []message{
+		{kind: msgHello, off: version, body: []byte(`{"line":"1"}`)},
+		{kind: msgFile, dir: 3, name: "a", attr: &Attr{Mode: 0o100644, Size: 1 << 40, Modified: -1, Xattrs: map[string][]byte{"user.a": {1}}}},
+		{kind: msgData, id: 1, off: 4096, body: []byte("bytes")},
+		{kind: msgWant, id: 1, size: 1 << 30, name: "data/a", body: make([]byte, 32)},
+	} {
+		f.Add(m.append(nil))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		m, _, err := readMessage(bufio.NewReader(bytes.NewReader(b)), nil)
+		if err != nil {
+			return
+		}
+		again, _, err := readMessage(bufio.NewReader(bytes.NewReader(m.append(nil))), nil)
+		if err != nil || !bytes.Equal(again.append(nil), m.append(nil)) {
+			t.Errorf("%+v became %+v: %v", m, again, err)
+		}
+		if m.off < 0 || m.size < 0 || m.attr != nil && m.attr.Size < 0 {
+			t.Errorf("a negative length: %+v", m)
+		}
+	})
+}

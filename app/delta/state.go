@@ -1,0 +1,74 @@
+package delta
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"tidemark"
+	"tidemark/internal/vfs"
+)
+
+// stateFormat is the version of the state file; another one means "trust nothing".
+const stateFormat = 1
+
+// state is what a staging directory knows about its last whole Receive.
+type state struct {
+	Format int  `json:"format"`
+	Dirty  bool `json:"dirty"`
+	// Started is when that began to look at the tree, by the sender's clock.
+	Started  time.Time `json:"started"`
+	Owner    string    `json:"owner,omitempty"`
+	Line     string    `json:"line"`
+	Position uint64    `json:"position"`
+	// Dirs are the inode numbers of the tree's directories, by path. A directory that came from elsewhere brings files whose
+	// own dates are old.
+	Dirs map[string]uint64 `json:"dirs"`
+}
+
+// ownDir is what is in a staging directory beside the tree.
+const ownDir = ".tidemark"
+
+func statePath(staging string) string { return filepath.Join(staging, ownDir, "delta.json") }
+
+func readState(staging string) state {
+	var st state
+	data, err := vfs.ReadFile(vfs.OS, statePath(staging))
+	if err != nil || json.Unmarshal(data, &st) != nil || st.Format != stateFormat {
+		return state{Dirty: true}
+	}
+	return st
+}
+
+func writeState(staging string, st state) error {
+	st.Format = stateFormat
+	data, err := json.Marshal(st)
+	if err != nil {
+		return err
+	}
+	if err := vfs.MkdirAll(vfs.OS, filepath.Dir(statePath(staging))); err != nil {
+		return fmt.Errorf("prepare staging: %w", err)
+	}
+	return vfs.WriteFile(vfs.OS, statePath(staging), data)
+}
+
+// lockDir keeps two captures out of one directory.
+func lockDir(path string) (*os.File, error) {
+	dir, err := os.Open(path)
+	if err != nil {
+		return nil, tidemark.Errorf(tidemark.Unavailable, "the staging directory cannot be used: %w", err)
+	}
+	if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		dir.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, tidemark.Errorf(tidemark.Conflict, "another capture into %s is running", path)
+		}
+		return nil, fmt.Errorf("lock %s: %w", path, err)
+	}
+	return dir, nil
+}
