@@ -270,8 +270,8 @@ func (d *Daemon) serve(ctx context.Context, id *remote.Identity, conn net.Conn) 
 	defer conn.Close()
 	s := newSession(conn)
 	s.places = d.places()
-	s.dial = func(ctx context.Context) (net.Conn, error) {
-		return id.Dial(ctx, d.Server, remote.Request{For: remote.WriteBack})
+	s.dial = func(ctx context.Context, purpose string) (net.Conn, error) {
+		return id.Dial(ctx, d.Server, remote.Request{For: purpose})
 	}
 	return s.serve(ctx)
 }

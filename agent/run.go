@@ -52,8 +52,8 @@ type session struct {
 	lock      *os.File
 	places    Places
 	receivers receivers
-	// dial makes one more connection to the server, on which it says what is to be written; nil: the server writes itself.
-	dial   func(context.Context) (net.Conn, error)
+	// dial makes one more connection to the server, for what it has called us to do; nil: it is of this host, and needs none.
+	dial   func(ctx context.Context, purpose string) (net.Conn, error)
 	limits limits
 	syncFS func(dir string) error
 	tidied chan none // closed when what an agent that was killed has left has been let go on
@@ -144,6 +144,9 @@ func (s *session) answer(ctx context.Context, m message) (result any, err error)
 	do := tapVerbs[m.Verb]
 	if do == nil {
 		do = diskVerbs[m.Verb]
+	}
+	if !s.own && do == nil {
+		do = sendVerbs[m.Verb]
 	}
 	if s.own && m.Verb == "hello" {
 		do = on(doHello)

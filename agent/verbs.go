@@ -38,6 +38,7 @@ var verbs = map[string]verb{
 	"sync":          on(doSync),
 	"restore":       on(doRestore),
 	"capture":       on(doCapture),
+	"stage":         on(doStage),
 	"receive":       on(doReceive),
 	"received":      on(doReceived),
 	"force":         on(doForce),

@@ -101,9 +101,9 @@ func (a *Agent) expect(ticket string, to chan<- dialled) {
 	a.expected[ticket] = to
 }
 
-// TakeWriteBack takes a connection that the agent has dialled for an OpenTapped of ours, and returns when the disks are closed. The
-// caller closes it.
-func (a *Agent) TakeWriteBack(conn net.Conn) {
+// TakeTicket takes a connection that the agent has dialled for an OpenTapped or a SendTree of ours, by the ticket that comes first, and returns
+// when that is over. The caller closes it.
+func (a *Agent) TakeTicket(conn net.Conn) {
 	ticket := make([]byte, ticketSize)
 	if conn.SetReadDeadline(time.Now().Add(graceTime)) != nil {
 		return

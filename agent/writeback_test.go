@@ -36,11 +36,11 @@ func newFar(t *testing.T, host string) *far {
 	ours, theirs := net.Pipe()
 	s := newSession(theirs)
 	s.places = PlacesIn(t.TempDir())
-	s.dial = func(context.Context) (net.Conn, error) {
+	s.dial = func(context.Context, string) (net.Conn, error) {
 		ours, theirs := net.Pipe()
 		f.dialled = append(f.dialled, theirs)
 		go func() {
-			f.TakeWriteBack(ours)
+			f.TakeTicket(ours)
 			ours.Close()
 		}()
 		return theirs, nil
@@ -197,9 +197,9 @@ func TestWriteBackAgentStops(t *testing.T) {
 	s := newSession(theirs)
 	s.places = PlacesIn(t.TempDir())
 	stopped, stop := context.WithCancel(context.Background())
-	s.dial = func(context.Context) (net.Conn, error) {
+	s.dial = func(context.Context, string) (net.Conn, error) {
 		ours, theirs := net.Pipe()
-		go f.TakeWriteBack(ours)
+		go f.TakeTicket(ours)
 		return theirs, nil
 	}
 	if err := os.MkdirAll(s.places.Devices, 0o700); err != nil {
@@ -266,7 +266,7 @@ func TestTickets(t *testing.T) {
 		ours, theirs := net.Pipe()
 		ended := make(chan none)
 		go func() {
-			x.TakeWriteBack(ours)
+			x.TakeTicket(ours)
 			ours.Close()
 			close(ended)
 		}()

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"tidemark"
+	"tidemark/agent/remote"
 	"tidemark/block"
 )
 
@@ -56,7 +57,7 @@ func doWriteTapped(ctx context.Context, s *session, w writing, _ func(any)) (non
 		return none{}, err
 	}
 	defer closeAll(devices)
-	conn, err := s.dial(ctx)
+	conn, err := s.dial(ctx, remote.WriteBack)
 	if err != nil {
 		return none{}, err
 	}

@@ -161,6 +161,10 @@ func (c *Control) planDatabase(a app, at tidemark.Point, to string) (plan, error
 		p.pos = base.Position
 		return p, err
 	}
+	if a.sent() {
+		return p, tidemark.Errorf(tidemark.Invalid, "%s is captured from host %s, and its log between captures is not kept", a.name, a.Agent).
+			WithHint("name one of its points: `tidemark points " + a.name + "`")
+	}
 	base, err := baseFor(a, at, until)
 	if err != nil {
 		return p, err

@@ -88,7 +88,7 @@ func (c *Control) canPromise(a app, t policy.Template) error {
 			WithHint("protect it with --cdp, or use a template with log")
 	case t.AppShot != nil && !a.followed():
 		return tidemark.Errorf(tidemark.Invalid, "the template %s promises AppShots, and %s is captured by copying", t.Name, a.name).WithHint("protect it with --cdp, or use a template without appshot")
-	case t.Log != nil && (a.Type != tidemark.TypePostgres || a.journaled()):
+	case t.Log != nil && (a.Type != tidemark.TypePostgres || a.journaled() || a.sent()):
 		return tidemark.Errorf(tidemark.Invalid, "the template %s promises a log, and %s is no database whose log is received", t.Name, a.name).WithHint("use a template without log")
 	}
 	return nil

@@ -241,8 +241,8 @@ func (h *hosts) Take(ctx context.Context, host string, r remote.Request, conn ne
 	switch r.For {
 	case remote.Feed:
 		h.c.takeFeed(ctx, host, l.limit.on(l.ctx, conn))
-	case remote.WriteBack:
-		l.agent.TakeWriteBack(l.limit.on(l.ctx, conn))
+	case remote.WriteBack, remote.Capture:
+		l.agent.TakeTicket(l.limit.on(l.ctx, conn))
 	case remote.Disk:
 		l.disks.serve(l.ctx, r, l.limit.on(l.ctx, conn))
 	case remote.Calls:
@@ -267,7 +267,7 @@ func (c *Control) Hosts(ctx context.Context) ([]tidemark.Host, error) {
 	known, err := catalog.List[keptHost](ctx, c.catalog, catalog.Hosts)
 	list := []tidemark.Host{}
 	for _, k := range known {
-		v := tidemark.Host{Name: k.Name, State: tidemark.HostAway, Joined: k.Joined, Applications: c.tappedNames(k.Name), Shown: c.shownNames(k.Name), Limit: k.Limit}
+		v := tidemark.Host{Name: k.Name, State: tidemark.HostAway, Joined: k.Joined, Applications: c.namesOn(k.Name), Shown: c.shownNames(k.Name), Limit: k.Limit}
 		if x, err := c.agentOn(k.Name); err == nil && x.Connected() {
 			v.State = tidemark.HostConnected
 		} else if k.Joined == nil {
@@ -279,11 +279,11 @@ func (c *Control) Hosts(ctx context.Context) ([]tidemark.Host, error) {
 	return list, err
 }
 
-// tappedNames lists the applications that are tapped on a host.
-func (c *Control) tappedNames(host string) []string {
+// namesOn lists the applications that are protected on a host.
+func (c *Control) namesOn(host string) []string {
 	names := []string{}
 	for _, a := range c.apps() {
-		if a.tapped() && a.Agent == host {
+		if a.Role == "" && a.Agent == host {
 			names = append(names, a.name)
 		}
 	}
@@ -351,8 +351,12 @@ func (c *Control) SetHost(ctx context.Context, r tidemark.HostChange) error {
 // taps are left to themselves. Clones and mounts there lose their disks; they are taken apart here by the verbs that do so.
 func (c *Control) RemoveHost(ctx context.Context, r tidemark.HostRemoval) error {
 	name := r.Name
-	if names := c.tappedNames(name); len(names) > 0 && !r.Force {
-		return tidemark.Errorf(tidemark.Conflict, "on host %s there is a tap of %s", name, names[0]).
+	if names := c.namesOn(name); len(names) > 0 && !r.Force {
+		what := names[0]
+		if a, err := c.app(what); err == nil && a.tapped() {
+			what = "a tap of " + what
+		}
+		return tidemark.Errorf(tidemark.Conflict, "on host %s there is %s, which is protected", name, what).
 			WithHint(fmt.Sprintf("`tidemark unprotect %s` first; if the host is gone for good, with --force", names[0]))
 	}
 	if names := c.shownNames(name); len(names) > 0 && !r.Force {

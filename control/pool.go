@@ -243,7 +243,7 @@ func (c *Control) comeBack(ctx context.Context) error {
 	for _, a := range c.apps() { // an agent that was killed in the middle of a bookmark
 		var err error
 		switch {
-		case a.Agent != "": // the agent of that host sees to it
+		case a.Agent != "" && !a.sent(): // the agent of that host sees to it
 		case a.tapped():
 			err = c.agent.ThawTapped(ctx, c.tapping(a))
 		default:
@@ -341,7 +341,7 @@ func (c *Control) comeBackApp(ctx context.Context, a app) error {
 			return err
 		}
 	}
-	if a.Type == tidemark.TypePostgres {
+	if a.Type == tidemark.TypePostgres && !a.sent() {
 		return c.receive(a)
 	}
 	return nil

@@ -54,14 +54,19 @@ func (c *Control) capturePostgres(ctx context.Context, t *task, a app, bookmark 
 	if r.Rescan != "" {
 		res.Notes = append(res.Notes, r.Rescan)
 	}
-	res.Point, err = c.markCapture(ctx, t, a, timeline.Mark{Name: bookmark, Consistency: tidemark.ApplicationConsistent, Labels: map[string]string{
-		labelStart: r.StartLSN.String(), labelStop: r.StopLSN.String(), labelTimeline: strconv.FormatUint(uint64(r.Timeline), 10),
-		labelSystem: r.SystemID, labelVersion: strconv.Itoa(r.Version), labelSegment: strconv.FormatInt(r.SegSize, 10),
-	}})
+	res.Point, err = c.markCapture(ctx, t, a, clusterMark(bookmark, r))
 	if err != nil {
 		return res, err
 	}
 	return res, c.pruneLog(ctx, a)
+}
+
+// clusterMark is the mark of a cluster that was captured.
+func clusterMark(bookmark string, r *postgres.CaptureResult) timeline.Mark {
+	return timeline.Mark{Name: bookmark, Consistency: tidemark.ApplicationConsistent, Labels: map[string]string{
+		labelStart: r.StartLSN.String(), labelStop: r.StopLSN.String(), labelTimeline: strconv.FormatUint(uint64(r.Timeline), 10),
+		labelSystem: r.SystemID, labelVersion: strconv.Itoa(r.Version), labelSegment: strconv.FormatInt(r.SegSize, 10),
+	}}
 }
 
 // printsOf is where fingerprints of what is staged are kept: a cache.
@@ -164,7 +169,7 @@ func (c *Control) dropSlot(ctx context.Context, a app) error {
 // pruneLog deletes log that no retained point can use.
 func (c *Control) pruneLog(ctx context.Context, a app) error {
 	points := a.t.Points()
-	if a.Type != tidemark.TypePostgres || a.Role != "" || len(points) == 0 {
+	if a.Type != tidemark.TypePostgres || a.Role != "" || a.sent() || len(points) == 0 {
 		return nil
 	}
 	oldest, err := postgres.ParseLSN(points[0].Labels[labelStart])
@@ -177,7 +182,7 @@ func (c *Control) pruneLog(ctx context.Context, a app) error {
 // describeLog adds to a description what the log stream says.
 func (c *Control) describeLog(ctx context.Context, a app, d *tidemark.Application) {
 	if !c.receivers.has(a.name) {
-		if a.Type == tidemark.TypePostgres && a.Role == "" {
+		if a.Type == tidemark.TypePostgres && a.Role == "" && !a.sent() {
 			d.State, d.Detail = "degraded", "its log is not being received"
 		}
 		return

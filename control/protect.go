@@ -82,7 +82,10 @@ func (c *Control) howToProtect(ctx context.Context, spec tidemark.ProtectSpec) (
 	if spec.CDP {
 		return c.howToTap(ctx, spec)
 	}
-	if strings.Contains(spec.Source, "://") || strings.Contains(spec.Source, "=") && !filepath.IsAbs(spec.Source) {
+	if spec.Host != "" {
+		return c.howToSend(ctx, spec)
+	}
+	if isCluster(spec.Source) {
 		src, err := postgres.ParseSource(spec.Source)
 		if err != nil {
 			return nil, err
@@ -111,6 +114,11 @@ func (c *Control) howToProtect(ctx context.Context, spec tidemark.ProtectSpec) (
 	return func(ctx context.Context, t *task) (app, error) { return c.protectDevice(ctx, spec, size) }, nil
 }
 
+// isCluster reports whether a source is written as a database is.
+func isCluster(source string) bool {
+	return strings.Contains(source, "://") || strings.Contains(source, "=") && !filepath.IsAbs(source)
+}
+
 // within reports whether a path is dir or lies below it.
 func within(path, dir string) bool {
 	rel, err := filepath.Rel(dir, path)
@@ -125,8 +133,11 @@ func checkOptions(spec tidemark.ProtectSpec) error {
 	if spec.CDP {
 		return checkTapOptions(spec.Options)
 	}
-	if spec.Window != nil || len(spec.Also) > 0 || spec.Host != "" {
-		return tidemark.Errorf(tidemark.Invalid, "only what is protected with --cdp has a window, several disks, or another host").WithHint("add --cdp")
+	if spec.Window != nil || len(spec.Also) > 0 {
+		return tidemark.Errorf(tidemark.Invalid, "only what is protected with --cdp has a window or several disks").WithHint("add --cdp")
+	}
+	if _, limit := spec.Options["wal_limit"]; limit && spec.Host != "" {
+		return tidemark.Errorf(tidemark.Invalid, "the log of what is on another host is not received: there is nothing to limit").WithHint("leave wal_limit out")
 	}
 	for key, value := range spec.Options {
 		if key != "disk_size" && key != "wal_limit" {
@@ -249,7 +260,11 @@ func (c *Control) mountOurs(ctx context.Context, device string, a app, disk stri
 	if err != nil {
 		return "", err
 	}
-	return x.Mount(ctx, agent.Filesystem{Device: device, Dir: c.dirOf(a, disk), Make: true, Options: []string{"noatime"}})
+	options := []string{"noatime"}
+	if a.sent() { // who has made what is in it has no business on this host
+		options = append(options, "nosuid", "nodev")
+	}
+	return x.Mount(ctx, agent.Filesystem{Device: device, Dir: c.dirOf(a, disk), Make: true, Options: options})
 }
 
 // Unprotect ends the protection of an application and deletes its timeline
@@ -266,7 +281,7 @@ func (c *Control) Unprotect(ctx context.Context, name string) error {
 		return err
 	}
 	c.receivers.stop(name)
-	if a.Type == tidemark.TypePostgres {
+	if a.Type == tidemark.TypePostgres && !a.sent() {
 		if err := c.dropSlot(ctx, a); err != nil {
 			c.event("warning", name, "the replication slot was not dropped: %v: drop tidemark_%s by hand", err, a.t.ID())
 		}
@@ -342,6 +357,8 @@ func (c *Control) captureOf(a app) captureFunc {
 		return c.captureFollowed
 	case a.Role != "":
 		return c.captureClone
+	case a.sent():
+		return c.captureSent
 	case a.Type == tidemark.TypePostgres:
 		return c.capturePostgres
 	case a.Type == tidemark.TypeFilesystem:

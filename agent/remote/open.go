@@ -21,6 +21,8 @@ const (
 	Feed = "feed"
 	// WriteBack carries what the server writes to tapped disks of the host.
 	WriteBack = "write-back"
+	// Capture carries a tree of the host that is captured.
+	Capture = "capture"
 	// Disk carries NBD for one disk of the server that is shown on the host.
 	Disk = "disk"
 
@@ -30,7 +32,7 @@ const (
 
 // Request is what a host wants a connection for.
 type Request struct {
-	For string `json:"for"` // Calls, Feed, WriteBack or Disk
+	For string `json:"for"` // Calls, Feed, WriteBack, Capture or Disk
 	// Disk is the name of the export, for Disk. Client and Session say who wants it: a client has one session at a time, each with a higher
 	// number than the last.
 	Disk    string `json:"disk,omitempty"`
@@ -40,7 +42,7 @@ type Request struct {
 
 // known reports whether it is for something that an owner takes.
 func (r Request) known() bool {
-	return r.For == Calls || r.For == Feed || r.For == WriteBack || r.For == Disk
+	return r.For == Calls || r.For == Feed || r.For == WriteBack || r.For == Capture || r.For == Disk
 }
 
 // opening is the first line that an agent says, and answer the server's.

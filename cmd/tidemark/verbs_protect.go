@@ -39,11 +39,14 @@ the server's PGPASSWORD or password file. Its log is streamed from now on.
 Options: disk_size=SIZE of the staging disk (thin), wal_limit=SIZE that the
 cluster may keep for us before the log stream is given up.
 
+With --host it is a directory, cluster or, with --cdp, a device of another host,
+whose agent has joined. What differs travels, compressed; a cluster then has its
+captures and no log between them, and wal_limit means nothing.
+
 With --cdp a tap is put in front of a block device or the image of a disk: a
 device is shown that is to be used instead of it, and every write is journaled,
 so that any moment of the window can be had. Several devices share one order of
 writes. The disk itself stays complete at any moment, with Tidemark or without.
-With --host it is one of another host, whose agent has joined.
 Options: postgres=URL of a cluster on the disk, or scripts=DIR with the programs
 pre and post, by which a bookmark makes it still, each in script_timeout=TIME;
 appshot=INTERVAL makes such bookmarks by itself, and appshot_keep=TIME says for
@@ -78,7 +81,7 @@ window.`,
 	c.Flags().StringArrayVarP(&f.options, "option", "o", nil, "KEY=VALUE of the application's type")
 	c.Flags().BoolVar(&f.cdp, "cdp", false, "journal every write: any moment of the window can be had")
 	c.Flags().DurationVar(&f.window, "window", 0, "with --cdp: the window, such as 48h (default 24h)")
-	c.Flags().StringVar(&f.host, "host", "", "with --cdp: the host that the devices are on, if not the server's own")
+	c.Flags().StringVar(&f.host, "host", "", "the host that it is on, if not the server's own")
 	c.Flags().StringVar(&f.windowSize, "window-size", "", "with --cdp: the most that its journal may take, such as 50GiB")
 	return c
 }
@@ -113,7 +116,7 @@ func (f *protectFlags) spec(args []string) (spec tidemark.ProtectSpec, err error
 				return spec, err
 			}
 			source = "qemu:" + path
-		} else if f.host != "" && !filepath.IsAbs(source) {
+		} else if f.host != "" && !filepath.IsAbs(source) && !strings.Contains(source, "://") && !strings.Contains(source, "=") {
 			return spec, tidemark.Errorf(tidemark.Invalid, "%q is no absolute path", source).WithHint("write it as it is on host " + f.host)
 		} else if !ours && !strings.Contains(source, ":/") && !strings.Contains(source, "=") {
 			if source, err = filepath.Abs(source); err != nil {
