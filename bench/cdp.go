@@ -49,6 +49,7 @@ type production struct {
 // product is a server of the command itself.
 type product struct {
 	binary, data string
+	args         []string // more than the data directory
 	cmd          *exec.Cmd
 	done         chan error
 	*client.Client
@@ -222,7 +223,7 @@ func serveRaw(args []string) error {
 }
 
 func (p *product) start() (err error) {
-	p.cmd = exec.Command(p.binary, "server", "--data", p.data)
+	p.cmd = exec.Command(p.binary, append([]string{"server", "--data", p.data}, p.args...)...)
 	p.cmd.Stderr = os.Stderr
 	if p.done, err = startTied(p.cmd); err != nil {
 		return err

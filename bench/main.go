@@ -52,6 +52,7 @@ var table = []benchmark{
 	{"pgclone", "a PostgreSQL on a clone", benchPGClone},
 	{"anypoint", "points anywhere in a long history", benchAnyPoint},
 	{"cdp", "a PostgreSQL on a tapped disk", benchCDP},
+	{"thinlink", "captures of another host over 20 Mbit/s and 80 ms", benchThinLink},
 }
 
 // env is what benchmarks share.
