@@ -19,7 +19,7 @@ func workflows(t *testing.T, x *client.Client, works func(error), refuses func(t
 	if w.Version != 1 || len(w.Parameters) != 1 || w.Parameters[0].Default != nil {
 		t.Errorf("%+v", w)
 	}
-	_, err = x.ApplyWorkflow(ctx, tidemark.WorkflowSpec{Document: text + "  - capture: {}\n"})
+	_, err = x.ApplyWorkflow(ctx, tidemark.WorkflowSpec{Document: text + "  - capture: {all: true}\n"})
 	refuses(tidemark.Invalid, err)
 	again, err := x.Workflow(ctx, "w", 1)
 	works(err)
