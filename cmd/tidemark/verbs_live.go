@@ -11,7 +11,7 @@ import (
 )
 
 func liveCloneCommand() *cobra.Command {
-	c := &cobra.Command{Use: "liveclone", Short: "Prepare a clone, and publish it for others when nothing sensitive is left in it",
+	c := &cobra.Command{Use: "liveclone", Short: "Prepare a clone, and publish it without what is sensitive",
 		Long: `A LiveClone is a clone that is kept for others: it is refreshed from its source,
 prepared (masked, for example), and published. Before a point is published, all
 that a clone of it could read is searched for the sensitive values: rows that
@@ -35,9 +35,9 @@ finds in its environment:
   TIDEMARK_MOUNT       where files are
 
 The sensitive values are a file of the directory secrets of the data directory:
-one a line, or, if its name ends in .sql, a query that returns them of the source
-when something is published. They are never kept.`,
-		Example: "  tidemark liveclone make orders masked --step mask.sql --secrets cards.sql --database shop",
+one a line, or, if its name ends in .sql, a query that returns them of the
+source when something is published. They are never kept.`,
+		Example: "  tidemark liveclone make orders masked --step mask.sql --secrets cards.sql",
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			spec.Ref, spec.Name = args[0], args[1]
 			if p.StepTimeout, err = parseSeconds("step-timeout", limit); err != nil {
@@ -94,11 +94,11 @@ func printPrepared(p tidemark.Prepared) {
 }
 
 func livePublish() *cobra.Command {
-	return &cobra.Command{Use: "publish NAME[@BOOKMARK]", Short: "Check a prepared point for residue, and publish it if there is none", Args: takes(0, aRef), ValidArgsFunction: cloneNames,
-		Long: `Search a point that a preparation ended in (the newest, if none is named) for the
-sensitive values, and publish it if there are none. If there are, it is said where
-they are and nothing is published; the job lists the places. What is published is
-kept until it is unpublished.`,
+	return &cobra.Command{Use: "publish NAME[@BOOKMARK]", Short: "Check a prepared point for residue, and publish it", Args: takes(0, aRef), ValidArgsFunction: cloneNames,
+		Long: `Search a point that a preparation ended in (the newest, if none is named) for
+the sensitive values, and publish it if there are none. If there are, it is said
+where they are and nothing is published; the job lists the places. What is
+published is kept until it is unpublished.`,
 		Example: "  tidemark liveclone publish masked\n  tidemark liveclone publish masked@monday",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			name, bookmark, err := bookmarkOf(args[0], true)
