@@ -61,9 +61,13 @@ func (p *preparation) clearFree(ctx context.Context) error {
 	return err
 }
 
-// trim discards all free space of the file system of dir. What was removed is free only when the journal has committed that.
+// trim discards all free space of the file system of dir. What was removed is free only when the journal has committed that, and XFS
+// gives the blocks of removed files back some time later, in the background, and at the latest when it is frozen.
 func trim(dir string) error {
 	if err := app.SyncTree(dir); err != nil {
+		return err
+	}
+	if err := checkpoint(dir); err != nil {
 		return err
 	}
 	d, err := os.Open(dir)
