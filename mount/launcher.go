@@ -52,7 +52,11 @@ func (l *Launcher) Close() {
 
 // Attach does what the function [Attach] does, sooner.
 func (l *Launcher) Attach(ctx context.Context, cfg Config) (*Attachment, error) {
-	return attachWith(ctx, cfg, l.take)
+	a, err := attachWith(ctx, cfg, l.take)
+	if errors.Is(err, process.ErrSilent) && ctx.Err() == nil { // the one in reserve may have died just then
+		return Attach(ctx, cfg)
+	}
+	return a, err
 }
 
 // take returns the process in reserve, or else a new one.
