@@ -153,7 +153,7 @@ type hardLink struct{ path, to string }
 // finish is called when all is staged and before that counts, with what the source has told. It may be nil.
 func Receive(ctx context.Context, conn net.Conn, staging string, opts Options, finish func(Stats) error) (Stats, error) {
 	defer conn.Close()
-	lock, err := lockDir(staging)
+	lock, err := app.LockDir(staging)
 	if err != nil {
 		return Stats{}, err
 	}

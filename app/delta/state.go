@@ -2,15 +2,10 @@ package delta
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"time"
 
-	"golang.org/x/sys/unix"
-
-	"tidemark"
 	"tidemark/internal/vfs"
 )
 
@@ -55,20 +50,4 @@ func writeState(staging string, st state) error {
 		return fmt.Errorf("prepare staging: %w", err)
 	}
 	return vfs.WriteFile(vfs.OS, statePath(staging), data)
-}
-
-// lockDir keeps two captures out of one directory.
-func lockDir(path string) (*os.File, error) {
-	dir, err := os.Open(path)
-	if err != nil {
-		return nil, tidemark.Errorf(tidemark.Unavailable, "the staging directory cannot be used: %w", err)
-	}
-	if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		dir.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, tidemark.Errorf(tidemark.Conflict, "another capture into %s is running", path)
-		}
-		return nil, fmt.Errorf("lock %s: %w", path, err)
-	}
-	return dir, nil
 }

@@ -10,8 +10,6 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"tidemark"
 	"tidemark/app"
 	"tidemark/internal/vfs"
@@ -131,7 +129,7 @@ type syncer struct {
 // staging is incomplete and knows it: the next Sync compares everything. One Sync
 // at a time may use a staging directory; another gets an error of kind Conflict.
 func Sync(ctx context.Context, src, staging string, opts Options) (Stats, error) {
-	lock, err := lockDir(staging)
+	lock, err := app.LockDir(staging)
 	if err != nil {
 		return Stats{}, err
 	}
@@ -257,19 +255,4 @@ func within(a, b string) (bool, error) {
 			return false, nil
 		}
 	}
-}
-
-func lockDir(path string) (*os.File, error) {
-	dir, err := os.Open(path)
-	if err != nil {
-		return nil, tidemark.Errorf(tidemark.Unavailable, "the staging directory cannot be used: %w", err)
-	}
-	if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		dir.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, tidemark.Errorf(tidemark.Conflict, "another capture into %s is running", path)
-		}
-		return nil, fmt.Errorf("lock %s: %w", path, err)
-	}
-	return dir, nil
 }

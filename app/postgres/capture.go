@@ -90,7 +90,7 @@ type capture struct {
 // leaves backup mode in every case. Staging must be used by one capture at a
 // time; a second one gets an error of kind Conflict.
 func Capture(ctx context.Context, src Source, staging string, opts CaptureOptions) (*CaptureResult, error) {
-	lock, err := lockStaging(staging)
+	lock, err := app.LockDir(staging)
 	if err != nil {
 		return nil, err
 	}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"tidemark"
+	"tidemark/app"
 )
 
 const invariant = `SELECT (SELECT sum(abalance) FROM pgbench_accounts) || ' ' || (SELECT sum(bbalance) FROM pgbench_branches) || ' ' ||
@@ -206,7 +207,7 @@ func TestForeignTablespaceIsRefused(t *testing.T) {
 
 func TestTwoCapturesAtOnce(t *testing.T) {
 	staging := tempDir(t)
-	lock, err := lockStaging(staging)
+	lock, err := app.LockDir(staging)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -2,15 +2,10 @@ package postgres
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"time"
 
-	"golang.org/x/sys/unix"
-
-	"tidemark"
 	"tidemark/internal/vfs"
 )
 
@@ -62,21 +57,4 @@ func writeState(staging string, st stageState) error {
 		return fmt.Errorf("write the capture's state: %w", err)
 	}
 	return nil
-}
-
-// lockStaging keeps two captures out of one directory. The kernel gives the lock
-// back when the process ends.
-func lockStaging(staging string) (*os.File, error) {
-	dir, err := os.Open(staging)
-	if err != nil {
-		return nil, tidemark.Errorf(tidemark.Unavailable, "the staging directory cannot be used: %w", err)
-	}
-	if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		dir.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, tidemark.Errorf(tidemark.Conflict, "another capture into %s is running", staging)
-		}
-		return nil, fmt.Errorf("lock %s: %w", staging, err)
-	}
-	return dir, nil
 }
