@@ -73,7 +73,6 @@ type server struct {
 	document []byte
 	metrics  *metrics
 	process  string // by which it knows the requests that it has begun itself
-	copies   locks  // held by who makes a copy, by user
 
 	passwords func() (*access.Passwords, error)
 	limiter   *access.Limiter

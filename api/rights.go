@@ -8,7 +8,6 @@ import (
 	"reflect"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"tidemark"
@@ -261,7 +260,7 @@ func (s *server) within(ctx context.Context, d access.Decision, in any, done fun
 		return done, nil
 	}
 	user := callerOf(ctx).principal.User
-	unlock := s.copies.lock(user)
+	unlock := s.c.HoldCopies(user)
 	u, err := s.c.Usage(ctx, user)
 	if err == nil {
 		err = d.Within(u, copy).Err()
@@ -278,41 +277,6 @@ func hostOr(name string) string {
 		return access.ServerHost
 	}
 	return name
-}
-
-// locks are locks by name.
-type locks struct {
-	mu  sync.Mutex
-	all map[string]*lock // guarded by mu
-}
-
-type lock struct {
-	sync.Mutex
-	users int // who have it, or wait for it; guarded by locks.mu
-}
-
-// lock locks a name until unlock is called.
-func (l *locks) lock(name string) (unlock func()) {
-	l.mu.Lock()
-	if l.all == nil {
-		l.all = map[string]*lock{}
-	}
-	k := l.all[name]
-	if k == nil {
-		k = new(lock)
-		l.all[name] = k
-	}
-	k.users++
-	l.mu.Unlock()
-	k.Lock()
-	return func() {
-		k.Unlock()
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		if k.users--; k.users == 0 {
-			delete(l.all, name)
-		}
-	}
 }
 
 // filled returns the texts in a part of a request, such as path.name or body.join, that are not empty.

@@ -125,7 +125,7 @@ type Control struct {
 	// returning are the applications whose disks are taken back in place now; guarded by mu.
 	returning map[string]bool
 
-	copies sync.Mutex // held by a run of a workflow from when it counts the copies of somebody until another is asked for
+	copies locks // by user; see HoldCopies
 }
 
 func (c *Control) path(parts ...string) string {

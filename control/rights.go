@@ -230,6 +230,10 @@ func (c *Control) Source(ctx context.Context, spec tidemark.RefreshSpec) (string
 	return again.Ref, err
 }
 
+// HoldCopies holds off all others who would make a copy for a user, until release is called: what was counted of his copies stays true
+// until another is asked for.
+func (c *Control) HoldCopies(user string) (release func()) { return c.copies.lock(user) }
+
 // Usage is what belongs to a user: clones and mounts that are there, or that are being made for him.
 func (c *Control) Usage(ctx context.Context, user string) (u access.Usage, err error) {
 	names, err := c.catalog.Copies(ctx, user)

@@ -91,11 +91,10 @@ func (x *execution) job(ctx context.Context, s workflow.Step, ask func(context.C
 	return x.await(ctx, j.ID)
 }
 
-// asked asks for a job, if that is allowed. Others of this server's runs wait meanwhile: what was counted of somebody's copies stays true.
+// asked asks for a job, if that is allowed. Others who would make a copy for who runs the workflow wait meanwhile.
 func (x *execution) asked(ctx context.Context, s workflow.Step, ask func(context.Context, workflow.Body) (tidemark.Job, error)) (j tidemark.Job, err error) {
 	defer x.c.Enter()()
-	x.c.copies.Lock()
-	defer x.c.copies.Unlock()
+	defer x.c.HoldCopies(x.t.job.AskedBy)()
 	if s.Body, err = x.fixed(ctx, s.Body); err != nil {
 		return j, err
 	}
