@@ -70,6 +70,7 @@ func (c *Control) ask(ctx context.Context, name string, request any) (tidemark.J
 			return tidemark.Job{}, err
 		}
 	}
+	c.recordAllLate()
 	c.jobs.claims.RLock()
 	defer c.jobs.claims.RUnlock()
 	j, err := c.addJob(ctx, catalog.NewJob{Kind: name, Application: w.app, Host: w.host, Args: w.args, Now: !how.Queue, Priority: how.Priority,

@@ -32,6 +32,7 @@ type runner struct {
 	stirred chan struct{}   // guarded by mu; see stir
 
 	unrecorded map[int64]end // guarded by mu; see record
+	late       sync.Mutex    // held while such an end is recorded
 }
 
 // task is a job that runs.

@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"maps"
+	"slices"
 	"time"
 
 	"tidemark"
@@ -42,19 +44,49 @@ func (c *Control) record(id int64, e end) {
 	c.jobs.unrecorded[id] = e
 	c.jobs.mu.Unlock()
 	c.jobs.wg.Go(func() {
-		for !c.recorded(id, err) {
+		again := time.NewTicker(time.Second)
+		defer again.Stop()
+		for !c.recordLate(id) {
 			select {
 			case <-c.jobs.ctx.Done():
 				return
-			case <-time.After(time.Second):
+			case <-again.C:
 			}
-			err = e.put(context.Background(), c.catalog, id)
 		}
-		c.jobs.mu.Lock()
-		delete(c.jobs.unrecorded, id)
-		c.jobs.mu.Unlock()
-		c.jobs.stir()
 	})
+}
+
+// recordLate puts down an end that could not be recorded, and reports whether there is nothing more to put down.
+func (c *Control) recordLate(id int64) bool {
+	c.jobs.late.Lock()
+	defer c.jobs.late.Unlock()
+	c.jobs.mu.Lock()
+	e, ok := c.jobs.unrecorded[id]
+	c.jobs.mu.Unlock()
+	if !ok {
+		return true
+	}
+	if !c.recorded(id, e.put(context.Background(), c.catalog, id)) {
+		return false
+	}
+	c.jobs.mu.Lock()
+	delete(c.jobs.unrecorded, id)
+	c.jobs.mu.Unlock()
+	c.jobs.stir()
+	return true
+}
+
+// recordAllLate puts down the ends that could not be recorded, if that is possible now: who was told from memory that a
+// job is over may ask for the next one at once.
+func (c *Control) recordAllLate() {
+	c.jobs.mu.Lock()
+	ids := slices.Collect(maps.Keys(c.jobs.unrecorded))
+	c.jobs.mu.Unlock()
+	for _, id := range ids {
+		if !c.recordLate(id) {
+			return
+		}
+	}
 }
 
 // recorded reports whether there is nothing more to put down: it was, or the job is another's now.

@@ -385,6 +385,13 @@ func TestCatalogAway(t *testing.T) {
 		if j := q.over(running.ID); j.State != tidemark.JobDone {
 			t.Errorf("the job that ran: %+v: %v", j, j.Error)
 		}
+		next, err := q.client().ImportVolume(context.Background(), tidemark.ImportSpec{Name: "vol", Path: q.image, Bookmark: fmt.Sprint("back", i)})
+		if err != nil {
+			t.Fatalf("it is over, and yet: %v", err)
+		}
+		if j := q.over(next.ID); j.State != tidemark.JobDone {
+			t.Errorf("the next job: %+v: %v", j, j.Error)
+		}
 		for _, a := range q.asked {
 			if j := q.over(a.ID); j.State != tidemark.JobDone {
 				t.Errorf("a job that was queued: %+v: %v", j, j.Error)
