@@ -17,19 +17,21 @@ import (
 // runs in it (sched(7), "The autogroup feature", which is usual). So a server beside a database would take half of the processors from
 // it. Therefore such work also rests: the less is idle, the more.
 
-// How nice threads are that work in the background, and which part of a processor each takes at least: by default little; more
-// where so little would let more and more be left to fold.
+// How nice threads are that work in the background, and which part of a processor each takes at least: next to nothing where
+// little is left to fold, for a burst may end before it must be; the more, the more is left, so that it does not become more and more.
 const (
 	usualNice  = 19
 	urgentNice = 10
 
-	usualShare  = 1. / 10
+	usualShare  = 1. / 50
 	urgentShare = 1. / 4
 )
 
 const (
 	// idlePart is the part of all processors that is left idle by who works in the background.
 	idlePart = 1. / 8
+	// leastPart is what a thread's part falls to where nothing is idle: not less, so that it comes back soon.
+	leastPart = 1. / 50
 	// lookEvery is how often it is looked how much is idle.
 	lookEvery = 100 * time.Millisecond
 	// restEvery is how long a thread works between two rests; what it rests follows from that.
@@ -69,7 +71,7 @@ func (s *spare) part(now time.Time) float64 {
 	case !ok || s.at.IsZero() || total <= s.total:
 		s.share = 1
 	case idle-s.idle < idlePart*(total-s.total):
-		s.share = max(s.share/2, usualShare/2) // not less, so that it comes back soon
+		s.share = max(s.share/2, leastPart)
 	default:
 		s.share = min(s.share*1.5, 1)
 	}
@@ -129,7 +131,22 @@ func (t *Timeline) aside(ctx context.Context) *worker {
 
 // pressed reports whether what is done in the background must not take too long: writers wait for it, or more and more is left.
 func (t *Timeline) pressed() bool {
-	return t.tight.Load() || t.urgent.Load() || t.Backlog() > (foldLimit+1)*t.set.o.FoldAfter
+	return t.tight.Load() || t.urgent.Load() || t.excess() >= 1
+}
+
+// excess is how much is left to fold: 0 is what is left for the next fold, 1 is too much.
+func (t *Timeline) excess() float64 {
+	after := float64(t.set.o.FoldAfter)
+	return max(0, float64(t.Backlog())-after) / (foldLimit * after)
+}
+
+// least is the part of a processor that a thread takes at least.
+func (t *Timeline) least() float64 {
+	if t.pressed() {
+		return urgentShare
+	}
+	x := t.excess()
+	return usualShare + (urgentShare-usualShare)*x*x
 }
 
 // rest lets others have the processor, if they want it, for as long as is their due. It is called between small pieces of work.
@@ -141,11 +158,7 @@ func (w *worker) rest() {
 	if worked < restEvery {
 		return
 	}
-	least := usualShare
-	if w.t.pressed() {
-		least = urgentShare
-	}
-	part := max(least, w.t.set.spare.part(time.Now()))
+	part := max(w.t.least(), w.t.set.spare.part(time.Now()))
 	select {
 	case <-w.ctx.Done():
 	case <-time.After(time.Duration(float64(worked) * (1/part - 1))):

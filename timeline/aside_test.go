@@ -35,12 +35,12 @@ func TestSpare(t *testing.T) {
 	last := 1.
 	for range 10 {
 		got := next(0)
-		if got > last || got < usualShare/2 {
+		if got > last || got < leastPart {
 			t.Fatalf("a part of %v after %v of a busy host", got, last)
 		}
 		last = got
 	}
-	if last > usualShare {
+	if last > leastPart {
 		t.Errorf("a part of %v of a busy host after a second", last)
 	}
 	looks := 0

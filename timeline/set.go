@@ -562,6 +562,7 @@ func (t *Timeline) foldBacklog(ctx context.Context) (err error) {
 func (t *Timeline) cutAndFold(ctx context.Context) error {
 	if t.due() {
 		t.urgent.Store(false)
+		t.paused.Store(false)
 		if _, err := t.cut(nil); err != nil {
 			return err
 		}
@@ -586,6 +587,20 @@ func (t *Timeline) postpones() bool {
 	}
 	time.AfterFunc(foldPause, func() { t.set.askFold(t) })
 	return true
+}
+
+// restPart is which part of FoldAfter is folded when the writing has paused.
+const restPart = 1. / 4
+
+// foldAtRest asks for a fold of what was written, if nothing is written now: the host may have nothing else to do, the next burst
+// finds nothing left, and what is near the present opens quickly. It is called every second, by the keeper alone.
+func (t *Timeline) foldAtRest() {
+	since := t.sinceCut.Load()
+	if since == t.seenAtRest && float64(since) >= restPart*float64(t.set.o.FoldAfter) {
+		t.paused.Store(true)
+		t.wroteSome()
+	}
+	t.seenAtRest = since
 }
 
 // Keep tells a reclaim of the store what all timelines need. It fails if that

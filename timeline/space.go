@@ -34,6 +34,9 @@ func (s *Set) keeper(ctx context.Context) {
 		case <-room.C:
 			s.keepRoom(ctx)
 			s.tellLosses(false)
+			for _, t := range s.List() {
+				t.foldAtRest()
+			}
 		case <-tend.C:
 			for _, t := range s.List() {
 				if err := t.trim(ctx); err != nil && ctx.Err() == nil {

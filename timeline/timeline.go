@@ -78,9 +78,12 @@ type Timeline struct {
 	cutSegment, topSegment atomic.Uint64
 	bulk                   atomic.Bool  // large writes go to the pool at once
 	stored                 atomic.Int64 // bytes added to the pool and not yet in state
+	paused                 atomic.Bool  // nothing is written any more, and what was is to be folded
 	// seenBacklog is sinceCut as the folder saw it last; of the folder alone.
 	seenBacklog int64
-	asked       atomic.Bool // a fold was asked for because of the backlog
+	// seenAtRest is sinceCut as the keeper saw it last; of the keeper alone.
+	seenAtRest int64
+	asked      atomic.Bool // a fold was asked for because of the backlog
 	// background ends what the folder does for this timeline, if it does anything.
 	background atomic.Pointer[context.CancelFunc]
 }
@@ -217,7 +220,7 @@ func (t *Timeline) wroteSome() {
 // due reports whether so much was written since the last cut that it should be folded. Records
 // without bytes fill segments, too.
 func (t *Timeline) due() bool {
-	return t.urgent.Load() || t.sinceCut.Load() > t.set.o.FoldAfter || t.topSegment.Load() >= t.cutSegment.Load()+spanLimit
+	return t.urgent.Load() || t.paused.Load() || t.sinceCut.Load() > t.set.o.FoldAfter || t.topSegment.Load() >= t.cutSegment.Load()+spanLimit
 }
 
 func (t *Timeline) addStored(n int64) { t.stored.Add(n) }
