@@ -132,6 +132,16 @@ func (c *cluster) pgbench(ctx context.Context, args ...string) (float64, error) 
 	return strconv.ParseFloat(m[1], 64)
 }
 
+// configure adds settings to the configuration, which the next start reads.
+func (c *cluster) configure(settings ...string) error {
+	f, err := os.OpenFile(c.dir+"/postgresql.conf", os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(strings.Join(settings, "\n") + "\n")
+	return errors.Join(err, f.Close())
+}
+
 // ownedDir makes a directory for the databases' user.
 func ownedDir(dir string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -162,12 +172,8 @@ func newCluster(ctx context.Context, root string, scale int) (*cluster, error) {
 	if _, err := runAsPostgres(ctx, pgBin+"initdb", "-k", "-D", dir, "-A", "trust"); err != nil {
 		return nil, err
 	}
-	conf, err := os.OpenFile(dir+"/postgresql.conf", os.O_APPEND|os.O_WRONLY, 0)
-	if err != nil {
-		return nil, err
-	}
-	_, err = conf.WriteString("shared_buffers=128MB\nmax_wal_size=256MB\nmin_wal_size=64MB\ncheckpoint_timeout=30min\nautovacuum=off\n")
-	if err := errors.Join(err, conf.Close()); err != nil {
+	c := &cluster{dir: dir}
+	if err := c.configure("shared_buffers=128MB", "max_wal_size=256MB", "min_wal_size=64MB", "checkpoint_timeout=30min", "autovacuum=off"); err != nil {
 		return nil, err
 	}
 	c, err := startPG(dir, sockets)
