@@ -194,8 +194,8 @@ func (c *Control) canChange(x policy.Change, want policy.Set, templates map[stri
 	i := slices.IndexFunc(want.Applications, func(a policy.Application) bool { return a.Name == x.Name })
 	d := want.Applications[i]
 	if x.Action == policy.ActionMake {
-		if t, ok := templates[d.SLA]; ok && t.CDP == nil && d.Host != "" {
-			return tidemark.Errorf(tidemark.Invalid, "%s is on host %s, and its template %s has no cdp", d.Name, d.Host, d.SLA).WithHint("what is on other hosts is protected by cdp: use a template that has it")
+		if t, ok := templates[d.SLA]; ok && t.CDP == nil && t.Log != nil && d.Host != "" {
+			return tidemark.Errorf(tidemark.Invalid, "%s is on host %s, and its template %s promises a log", d.Name, d.Host, d.SLA).WithHint("the log of a database on another host is not received: use a template without one, or with cdp")
 		}
 		return nil
 	}

@@ -32,7 +32,7 @@ func kinds() map[string]kind {
 		"reclaim": {plan: decoded((*Control).reclaimWork), again: true, attempts: 3, pause: time.Minute},
 		"prove":   {plan: decoded((*Control).proveWork), part: true, attempts: 1},
 		"prepare": {plan: decoded((*Control).prepareWork), again: true, attempts: 3, pause: 30 * time.Second}, // it begins from what there was before
-		"publish": {plan: decoded((*Control).publishWork), attempts: 1},
+		"publish": {plan: decoded((*Control).publishWork), part: true, attempts: 1},
 		"clone":   {plan: decoded((*Control).cloneWork), part: true, attempts: 3, pause: 30 * time.Second},
 		"protect": {plan: decoded((*Control).protectWork), attempts: 3, pause: 30 * time.Second},
 		"import":  {plan: decoded((*Control).importWork), attempts: 3, pause: 30 * time.Second},

@@ -30,6 +30,8 @@ func stepKinds() map[string]stepKind {
 		"bookmark": {do: stepOf(doBookmark), needs: needsOf(bookmarkNeeds)},
 		"clone":    {do: stepOf(doClone), needs: needsOf(cloneNeeds)},
 		"refresh":  {do: stepOf(doRefresh), needs: needsOf(refreshNeeds)},
+		"prepare":  {do: stepOf(doPrepare), needs: needsOf(prepareNeeds)},
+		"publish":  {do: stepOf(doPublish), needs: needsOf(publishNeeds)},
 		"prove":    {do: stepOf(doProve), needs: needsOf(proveNeeds)},
 		"wait":     {do: stepOf(doWait), needs: needsOf(waitNeeds)},
 		"remove":   {do: stepOf(doRemove), needs: needsOf(removeNeeds)},
@@ -302,6 +304,26 @@ func refreshNeeds(c *Control, ctx context.Context, b *workflow.Refresh) ([]Need,
 func doRefresh(ctx context.Context, d doing[*workflow.Refresh]) (any, error) {
 	return d.job(ctx, func(ctx context.Context, b *workflow.Refresh) (tidemark.Job, error) {
 		return d.c.Refresh(ctx, tidemark.RefreshSpec{Name: b.Clone, Point: b.Point})
+	})
+}
+
+func prepareNeeds(_ *Control, _ context.Context, b *workflow.Prepare) ([]Need, error) {
+	return []Need{{Action: access.CloneRefresh, Kind: access.KindClone, Ref: b.Clone}}, nil
+}
+
+func doPrepare(ctx context.Context, d doing[*workflow.Prepare]) (any, error) {
+	return d.job(ctx, func(ctx context.Context, b *workflow.Prepare) (tidemark.Job, error) {
+		return d.c.Prepare(ctx, tidemark.PrepareSpec{Name: b.Clone, Refresh: b.Refresh, Point: b.Point, Bookmark: b.Bookmark})
+	})
+}
+
+func publishNeeds(_ *Control, _ context.Context, b *workflow.Publish) ([]Need, error) {
+	return []Need{{Action: access.ApplicationPublish, Kind: access.KindApplication, Ref: b.Clone}}, nil
+}
+
+func doPublish(ctx context.Context, d doing[*workflow.Publish]) (any, error) {
+	return d.job(ctx, func(ctx context.Context, b *workflow.Publish) (tidemark.Job, error) {
+		return d.c.Publish(ctx, tidemark.PublishSpec{Name: b.Clone, Bookmark: b.Bookmark})
 	})
 }
 

@@ -119,6 +119,56 @@ func (b *Refresh) String() string {
 	return fmt.Sprintf("refresh %s from %s", b.Clone, cmp.Or(b.Point, "latest"))
 }
 
+// Prepare prepares a LiveClone, and bookmarks the result.
+type Prepare struct {
+	Clone    string `json:"clone"`
+	Refresh  bool   `json:"refresh,omitempty"`  // take the data of its source first
+	Point    string `json:"point,omitempty"`    // with Refresh: of its source; empty: the newest
+	Bookmark string `json:"bookmark,omitempty"` // the point's name; empty: one made of the time
+}
+
+func (b *Prepare) check(c *checks, at string) {
+	c.Name(at+".clone", b.Clone)
+	if b.Bookmark != "" {
+		c.Name(at+".bookmark", b.Bookmark)
+	}
+	c.That(b.Refresh || b.Point == "", at+".point", "add refresh: true", "a point is of the source")
+	if b.Point != "" {
+		_, err := tidemark.ParsePoint(b.Point)
+		c.Good(at+".point", err)
+	}
+}
+
+// String says what is done.
+func (b *Prepare) String() string {
+	s := "prepare " + b.Clone
+	if b.Refresh {
+		s += " from " + cmp.Or(b.Point, "latest")
+	}
+	if b.Bookmark != "" {
+		s += " as " + b.Bookmark
+	}
+	return s
+}
+
+// Publish publishes a point that a preparation ended in, if no sensitive value is left in it. Residue is a failure.
+type Publish struct {
+	Clone    string `json:"clone"`
+	Bookmark string `json:"bookmark,omitempty"` // empty: the newest
+}
+
+func (b *Publish) check(c *checks, at string) {
+	c.Name(at+".clone", b.Clone)
+	if b.Bookmark != "" {
+		c.Name(at+".bookmark", b.Bookmark)
+	}
+}
+
+// String says what is done.
+func (b *Publish) String() string {
+	return fmt.Sprintf("publish %s@%s", b.Clone, cmp.Or(b.Bookmark, "latest"))
+}
+
 // Prove brings a point up in a sandbox and checks it. A point that is not good is a failure.
 type Prove struct {
 	Ref   string `json:"ref"`

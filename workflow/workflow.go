@@ -91,6 +91,8 @@ type Item struct {
 	Bookmark *Bookmark `json:"bookmark,omitempty"`
 	Clone    *Clone    `json:"clone,omitempty"`
 	Refresh  *Refresh  `json:"refresh,omitempty"`
+	Prepare  *Prepare  `json:"prepare,omitempty"`
+	Publish  *Publish  `json:"publish,omitempty"`
 	Prove    *Prove    `json:"prove,omitempty"`
 	Wait     *Wait     `json:"wait,omitempty"`
 	Remove   *Remove   `json:"remove,omitempty"`

@@ -15,11 +15,19 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// TestTour runs the README's tour word for word: every sh block of its section,
+// TestTour runs the tours of the README and of the manual for teams word for word: every sh block of the section,
 // as one script, in a directory of its own. A line that ends in "# prints X"
 // must print X. At the end nothing of it is left on the host.
 func TestTour(t *testing.T) {
-	for _, tool := range []string{"root", "postgres", "bash", "jq", "mkfs.ext4", "debugfs", "psql"} {
+	t.Run("readme", func(t *testing.T) { tour(t, "../../README.md") })
+	t.Run("team", func(t *testing.T) {
+		t.Cleanup(func() { _ = exec.Command("ip", "netns", "del", "tidemark-db1").Run() }) // if it failed
+		tour(t, "../../docs/team.md", "ip", "curl")
+	})
+}
+
+func tour(t *testing.T, file string, more ...string) {
+	for _, tool := range append([]string{"root", "postgres", "bash", "jq", "mkfs.ext4", "debugfs", "psql"}, more...) {
 		if ok, err := condition("has:" + tool); err != nil || !ok {
 			t.Skip("needs", tool, err)
 		}
@@ -27,7 +35,7 @@ func TestTour(t *testing.T) {
 	if _, err := os.Stat("/usr/lib/postgresql/15"); err != nil && os.Getenv("CI") == "" {
 		t.Skip("the tour is written for PostgreSQL 15")
 	}
-	script := tourScript(t, "../../README.md")
+	script := tourScript(t, file)
 	home := tourHome(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
@@ -121,21 +129,31 @@ var promise = regexp.MustCompile(`^(.*\S)\s+# prints (.*)$`)
 
 // tourScript returns the sh blocks of the section "A tour …" of a Markdown
 // file, each line announced before it runs, and each promised output compared.
-func tourScript(t *testing.T, file string) string {
-	text, err := os.ReadFile(file)
+func tourScript(t *testing.T, manual string) string {
+	text, err := os.ReadFile(manual)
 	if err != nil {
 		t.Fatal(err)
 	}
 	_, tour, ok := strings.Cut(string(text), "\n## A tour ")
 	if !ok {
-		t.Fatalf("%s has no section \"A tour …\"", file)
+		t.Fatalf("%s has no section \"A tour …\"", manual)
 	}
 	tour, _, _ = strings.Cut(tour, "\n## ")
 	var script strings.Builder
-	inside, blocks := false, 0
+	inside, blocks, file := false, 0, ""
 	for line := range strings.Lines(tour) {
 		line = strings.TrimSuffix(line, "\n")
 		switch {
+		case line == "```yaml": // the file that its first line names
+			file = "?"
+		case file == "?":
+			file = strings.TrimPrefix(line, "# ")
+			fmt.Fprintf(&script, "cat >%s <<END\n", file)
+		case file != "" && line == "```":
+			fmt.Fprintln(&script, "END")
+			file = ""
+		case file != "":
+			fmt.Fprintln(&script, line)
 		case line == "```sh":
 			inside, blocks = true, blocks+1
 		case strings.HasPrefix(line, "```"):
@@ -145,7 +163,7 @@ func tourScript(t *testing.T, file string) string {
 		}
 	}
 	if blocks < 5 {
-		t.Fatalf("the tour of %s has %d blocks of sh: was it renamed?", file, blocks)
+		t.Fatalf("the tour of %s has %d blocks of sh: was it renamed?", manual, blocks)
 	}
 	return script.String()
 }
@@ -158,7 +176,7 @@ func tourLine(script *strings.Builder, line string) {
 		return
 	}
 	fmt.Fprintf(script, "said=$(%s); printf '%%s\\n' \"$said\"\n", m[1])
-	fmt.Fprintf(script, "[ \"$said\" = %s ] || { echo 'the README promises another output'; exit 1; }\n", shellQuote(m[2]))
+	fmt.Fprintf(script, "[ \"$said\" = %s ] || { echo 'the manual promises another output'; exit 1; }\n", shellQuote(m[2]))
 }
 
 func shellQuote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
