@@ -328,15 +328,14 @@ func (c *Control) settlePreparing(ctx context.Context, t *task, x *preparing, be
 
 // clearLog discards the log of its source that a database was recovered with. It is not needed again, and has all that was masked.
 func clearLog(a app) error {
-	if a.Type != tidemark.TypePostgres || a.Home != nil {
+	disks := a.t.Disks()
+	i := slices.IndexFunc(disks, func(d *timeline.Disk) bool { return d.Name() == logDisk })
+	if a.Type != tidemark.TypePostgres || a.Home != nil || i < 0 { // no log was received: of a database on another host none is
 		return nil
 	}
-	d, err := a.t.Disk(logDisk)
-	if err != nil {
-		return err
-	}
+	d := disks[i]
 	var full []block.Extent // a discard of all of a large disk that is mostly holes would take long to fold
-	err = d.Extents(0, d.Size(), func(e block.Extent) bool {
+	err := d.Extents(0, d.Size(), func(e block.Extent) bool {
 		if !e.Hole {
 			full = append(full, e)
 		}
