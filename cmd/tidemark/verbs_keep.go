@@ -209,14 +209,17 @@ func jobCommand() *cobra.Command {
 			}
 			return show(j, func() { printJob(j) })
 		}),
-		onJob("wait ID", "Wait for a job to end", func(cmd *cobra.Command, id int64) error {
-			bar := newProgress("job " + strconv.FormatInt(id, 10))
-			defer bar.finish()
-			return server().Wait(cmd.Context(), id, nil, bar.report)
-		}),
+		onJob("wait ID", "Wait for a job to end", awaitJob),
 		onJob("cancel ID", "Take a job from the queue, or cut it and undo what it did", func(cmd *cobra.Command, id int64) error {
 			return server().Cancel(cmd.Context(), id)
 		}))
+}
+
+// awaitJob shows the progress of a job until it ends. That it failed is an error.
+func awaitJob(cmd *cobra.Command, id int64) error {
+	bar := newProgress("job " + strconv.FormatInt(id, 10))
+	defer bar.finish()
+	return server().Wait(cmd.Context(), id, nil, bar.report)
 }
 
 func onJob(use, short string, run func(*cobra.Command, int64) error) *cobra.Command {

@@ -21,23 +21,37 @@ const maxDocuments = 4 << 20
 
 func applyCommand() *cobra.Command {
 	var files []string
-	var dry bool
+	var dry, wait bool
 	c := &cobra.Command{Use: "apply -f FILE", Short: "Make the server have what files say: templates, applications", Args: takes(0),
 		Long: `Make the server have what YAML documents say: SLA templates, applications and
 groups. What is there and differs is changed, what is not is made, and what the
 documents do not speak of is left alone. All of it is looked at before anything
-is changed. Applications that were not protected are, by jobs.`,
+is changed. Applications that were not protected are, by jobs, which --wait
+waits for.`,
 		Example: "  tidemark apply -f site.yaml --dry-run\n  tidemark apply -f templates.yaml -f applications.yaml\n  cat site.yaml | tidemark apply -f -",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			documents, err := readDocuments(files)
 			if err != nil {
 				return err
 			}
-			return tell(printApplied)(server().Apply(cmd.Context(), tidemark.ApplySpec{Documents: documents, DryRun: dry}))
+			applied, err := server().Apply(cmd.Context(), tidemark.ApplySpec{Documents: documents, DryRun: dry})
+			if err := tell(printApplied)(applied, err); err != nil || !wait {
+				return err
+			}
+			return awaitAll(cmd, applied.Jobs)
 		}}
 	c.Flags().StringArrayVarP(&files, "file", "f", nil, "`FILE` of documents; - for standard input")
 	c.Flags().BoolVar(&dry, "dry-run", false, "only say what would be changed")
+	c.Flags().BoolVar(&wait, "wait", false, "wait until what is new is protected")
 	return c
+}
+
+// awaitAll waits for all of the jobs, also when one fails.
+func awaitAll(cmd *cobra.Command, jobs []tidemark.Job) (err error) {
+	for _, j := range jobs {
+		err = errors.Join(err, awaitJob(cmd, j.ID))
+	}
+	return err
 }
 
 // readDocuments reads files into one stream of documents.
