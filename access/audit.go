@@ -152,7 +152,7 @@ func ParseCheckpoint(line string, key ed25519.PublicKey) (Checkpoint, error) {
 	seq, err1 := strconv.ParseInt(parts[1], 10, 64)
 	at, err2 := time.Parse(time.RFC3339Nano, parts[2])
 	hash, err3 := ParseHash(parts[3])
-	signature, err4 := base64.StdEncoding.Strict().DecodeString(parts[4])
+	signature, err4 := decode64(parts[4])
 	c := Checkpoint{Seq: seq, Time: at, Hash: hash}
 	if err1 != nil || err2 != nil || err3 != nil || err4 != nil || seq < 0 || !strings.HasPrefix(line, c.unsigned()+" ") {
 		return bad("cannot be read")
@@ -161,6 +161,15 @@ func ParseCheckpoint(line string, key ed25519.PublicKey) (Checkpoint, error) {
 		return bad("has a wrong signature")
 	}
 	return c, nil
+}
+
+// decode64 reads base64 of which each value has one form: the library passes over line breaks.
+func decode64(s string) ([]byte, error) {
+	b, err := base64.StdEncoding.Strict().DecodeString(s)
+	if err == nil && base64.StdEncoding.EncodeToString(b) != s {
+		err = base64.CorruptInputError(0)
+	}
+	return b, err
 }
 
 // ParseCheckpoints reads a file of lines. A last line without its newline was

@@ -176,6 +176,7 @@ func TestCheckpoints(t *testing.T) {
 func FuzzParseCheckpoint(f *testing.F) {
 	key := ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize))
 	f.Add(Checkpoint{Seq: 1, Time: begin}.Sign(key))
+	f.Add(Checkpoint{Seq: 1, Time: begin}.Sign(key) + "\r")
 	f.Add(checkpointWord + " 1 x y z")
 	f.Fuzz(func(t *testing.T, line string) {
 		c, err := ParseCheckpoint(line, key.Public().(ed25519.PublicKey))
