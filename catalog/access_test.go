@@ -42,6 +42,7 @@ func accessConformance(t *testing.T, where func(t *testing.T) string) {
 		"Users": users, "Groups": groups, "Grants": grants, "Tokens": tokens, "Sessions": sessions,
 		"Objects": objects, "FromBefore": fromBefore,
 		"Audit": audit, "AuditTogether": auditTogether, "AuditTampering": auditTampering, "AuditOnlyGrows": auditOnlyGrows, "Checkpoints": checkpoints,
+		"Spool": spool, "SpoolTogether": spoolTogether,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, where(t)) })
 	}
@@ -76,6 +77,9 @@ func ok(t *testing.T, errs ...error) {
 		}
 	}
 }
+
+// errOf is the error of what is not of interest otherwise.
+func errOf[T any](_ T, err error) error { return err }
 
 func refused(t *testing.T, want tidemark.Kind, err error) {
 	t.Helper()

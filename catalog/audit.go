@@ -1,6 +1,7 @@
 package catalog
 
 import (
+	"bytes"
 	"context"
 	"crypto/ed25519"
 	"database/sql"
@@ -38,6 +39,8 @@ func (r auditRow) record() (rec access.AuditRecord, err error) {
 	return rec, nil
 }
 
+var errNoHead = tidemark.Errorf(tidemark.Corrupt, "the audit does not say where it ends")
+
 // head is the end of the audit.
 type head struct {
 	Seq  int64
@@ -46,29 +49,71 @@ type head struct {
 
 // AppendAudit appends records to the audit, all or none, and sets their
 // numbers and hashes. They are durable when it returns. Callers at the same
-// time, also of several servers, are put in order.
+// time, also of several servers, are put in order. If it fails while the
+// database is away, it may have appended them: [Catalog.AppendAuditOnce] finds
+// out. So its context must not be [Patient].
 func (c *Catalog) AppendAudit(ctx context.Context, records ...*access.AuditRecord) error {
-	return c.tx(ctx, "append to the audit", func(ctx context.Context, tx bun.Tx) error {
-		// The update locks the head until the transaction ends, on both engines.
-		var h head
-		if err := tx.NewRaw("UPDATE audit_head SET seq = seq + ? WHERE id = 1 RETURNING seq, hash", len(records)).Scan(ctx, &h); err != nil {
-			return err
-		}
-		previous, err := access.ParseHash(h.Hash)
-		if err != nil {
-			return err
-		}
-		first := h.Seq - int64(len(records)) + 1
-		for i, r := range records {
-			r.Seal(first+int64(i), previous)
-			previous = r.Hash
-			if err := insertAudit(ctx, tx, r); err != nil {
+	return c.appendAudit(ctx, func(ctx context.Context, tx bun.Tx, end *access.AuditChain) error {
+		return appendTo(ctx, tx, end, records)
+	})
+}
+
+// AppendAuditOnce appends the records of requests, those of one request all or
+// none, but for requests whose records the audit has: it may be called again,
+// and after [Catalog.AppendAudit] has failed. All records of a request have its
+// number and its time.
+func (c *Catalog) AppendAuditOnce(ctx context.Context, requests ...[]*access.AuditRecord) error {
+	return c.appendAudit(ctx, func(ctx context.Context, tx bun.Tx, end *access.AuditChain) error {
+		for _, records := range requests {
+			var there bool
+			first := records[0]
+			if err := tx.NewRaw("SELECT EXISTS (SELECT 1 FROM audit WHERE request = ? AND at = ?)", first.Request, first.Time.UnixNano()).Scan(ctx, &there); err != nil {
+				return err
+			}
+			if there {
+				continue
+			}
+			if err := appendTo(ctx, tx, end, records); err != nil {
 				return err
 			}
 		}
-		_, err = tx.NewRaw("UPDATE audit_head SET hash = ? WHERE id = 1", previous.String()).Exec(ctx)
-		return err
+		return nil
 	})
+}
+
+// appendAudit lets fn append to the audit behind its end, and moves the end.
+func (c *Catalog) appendAudit(ctx context.Context, fn func(context.Context, bun.Tx, *access.AuditChain) error) error {
+	return c.do(ctx, func(ctx context.Context) error {
+		return c.tx(ctx, "append to the audit", func(ctx context.Context, tx bun.Tx) error {
+			// The update locks the head until the transaction ends, on both engines.
+			var h head
+			if err := tx.NewRaw("UPDATE audit_head SET seq = seq WHERE id = 1 RETURNING seq, hash").Scan(ctx, &h); err != nil {
+				return err
+			}
+			hash, err := access.ParseHash(h.Hash)
+			if err != nil {
+				return err
+			}
+			end := access.AuditChain{Seq: h.Seq, Hash: hash}
+			if err := fn(ctx, tx, &end); err != nil {
+				return err
+			}
+			_, err = tx.NewRaw("UPDATE audit_head SET seq = ?, hash = ? WHERE id = 1", end.Seq, end.Hash.String()).Exec(ctx)
+			return err
+		})
+	})
+}
+
+// appendTo seals records behind an end, which it moves.
+func appendTo(ctx context.Context, tx bun.Tx, end *access.AuditChain, records []*access.AuditRecord) error {
+	for _, r := range records {
+		r.Seal(end.Seq+1, end.Hash)
+		if err := insertAudit(ctx, tx, r); err != nil {
+			return err
+		}
+		end.Seq, end.Hash = r.Seq, r.Hash
+	}
+	return nil
 }
 
 func insertAudit(ctx context.Context, tx bun.Tx, r *access.AuditRecord) error {
@@ -97,7 +142,7 @@ func (c *Catalog) Audit(ctx context.Context, q AuditQuery) ([]access.AuditRecord
 
 func (c *Catalog) auditRows(ctx context.Context, query string, args ...any) ([]access.AuditRecord, error) {
 	var rows []auditRow
-	if err := c.read.NewRaw(query, args...).Scan(ctx, &rows); err != nil {
+	if err := c.query(ctx, &rows, query, args...); err != nil {
 		return nil, wrap(err, "read the audit")
 	}
 	list := make([]access.AuditRecord, len(rows))
@@ -120,9 +165,9 @@ func (c *Catalog) VerifyAudit(ctx context.Context, checkpoints []access.Checkpoi
 		Seq, Last int64
 		Hash      string
 	}
-	err := c.read.NewRaw("SELECT seq, hash, (SELECT COALESCE(MAX(seq), 0) FROM audit) AS last FROM audit_head WHERE id = 1").Scan(ctx, &end)
+	err := c.query(ctx, &end, "SELECT seq, hash, (SELECT COALESCE(MAX(seq), 0) FROM audit) AS last FROM audit_head WHERE id = 1")
 	if errors.Is(err, sql.ErrNoRows) {
-		return 0, tidemark.Errorf(tidemark.Corrupt, "the audit does not say where it ends")
+		return 0, errNoHead
 	}
 	if err != nil {
 		return 0, wrap(err, "read the end of the audit")
@@ -174,39 +219,59 @@ func (c *Catalog) walkAudit(ctx context.Context, last int64, want map[int64]acce
 // the last one guards the end; those before tell from when on something is wrong.
 const keptCheckpoints = 1000
 
-// CheckpointAudit writes to a file how far the audit is, signed. The file
-// belongs where whoever can write to the database cannot. It is replaced as a
-// whole: a crash leaves the old one or the new one. Nothing is written if nothing
-// was appended since. If the audit is not what the last line says it was, the
-// error is of kind Corrupt, and the file stays as the witness that it is.
-func (c *Catalog) CheckpointAudit(ctx context.Context, files vfs.FS, path string, key ed25519.PrivateKey) error {
-	list, err := ReadCheckpoints(files, path, key.Public().(ed25519.PublicKey))
+// CheckpointAudit writes to a file how far the audit is, signed, and returns
+// it: it is durable then. The file belongs where whoever can write to the
+// database cannot. It is replaced as a whole: a crash leaves the old one or the
+// new one. Nothing is written if nothing was appended since. If the audit is not
+// what the last line says it was, the error is of kind Corrupt, and the file
+// stays as the witness that it is.
+func (c *Catalog) CheckpointAudit(ctx context.Context, files vfs.FS, path string, key ed25519.PrivateKey) (newest access.Checkpoint, err error) {
+	public := key.Public().(ed25519.PublicKey)
+	text, err := readCheckpoints(files, path)
 	if err != nil {
-		return err
+		return newest, err
 	}
 	var h head
-	if err := c.read.NewRaw("SELECT seq, hash FROM audit_head WHERE id = 1").Scan(ctx, &h); err != nil {
-		return wrap(err, "read the end of the audit")
+	err = c.query(ctx, &h, "SELECT seq, hash FROM audit_head WHERE id = 1")
+	if errors.Is(err, sql.ErrNoRows) {
+		return newest, errNoHead
+	}
+	if err != nil {
+		return newest, wrap(err, "read the end of the audit")
 	}
 	hash, err := access.ParseHash(h.Hash)
 	if err != nil {
-		return err
+		return newest, unreadable("end of the audit, behind record", h.Seq)
 	}
-	if n := len(list); n > 0 {
-		last := list[n-1]
-		if err := c.continues(ctx, last, h); err != nil {
-			return err
+	last, err := access.ParseCheckpoints(lastLine(text), public) // mostly that is enough, and it costs little
+	if err != nil {
+		return newest, err
+	}
+	if len(last) > 0 {
+		if err := c.continues(ctx, last[0], h); err != nil {
+			return newest, err
 		}
-		if last.Seq == h.Seq {
-			return nil
+		if last[0].Seq == h.Seq {
+			return last[0], nil
 		}
 	}
-	list = append(list, access.Checkpoint{Seq: h.Seq, Time: time.Now().UTC(), Hash: hash})
-	var text []byte
+	list, err := access.ParseCheckpoints(text, public)
+	if err != nil {
+		return newest, err
+	}
+	newest = access.Checkpoint{Seq: h.Seq, Time: time.Now().UTC(), Hash: hash}
+	list = append(list, newest)
+	text = nil
 	for _, p := range list[max(0, len(list)-keptCheckpoints):] {
 		text = append(append(text, p.Sign(key)...), '\n')
 	}
-	return wrap(vfs.WriteFile(files, path, text), "write the checkpoints of the audit")
+	return newest, wrap(vfs.WriteFile(files, path, text), "write the checkpoints of the audit")
+}
+
+// lastLine is the last line of a text that has its newline.
+func lastLine(text []byte) []byte {
+	text = text[:bytes.LastIndexByte(text, '\n')+1]
+	return text[bytes.LastIndexByte(text[:max(0, len(text)-1)], '\n')+1:]
 }
 
 // continues returns an error unless the audit up to h has what a checkpoint knows.
@@ -233,12 +298,17 @@ func (c *Catalog) continues(ctx context.Context, p access.Checkpoint, h head) er
 // wrote, for [Catalog.VerifyAudit]. Of a file that is not there, there are none:
 // who verifies has to know that there should be one.
 func ReadCheckpoints(files vfs.FS, path string, key ed25519.PublicKey) ([]access.Checkpoint, error) {
+	text, err := readCheckpoints(files, path)
+	if err != nil {
+		return nil, err
+	}
+	return access.ParseCheckpoints(text, key)
+}
+
+func readCheckpoints(files vfs.FS, path string) ([]byte, error) {
 	text, err := vfs.ReadFile(files, path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
-	if err != nil {
-		return nil, wrap(err, "read the checkpoints of the audit")
-	}
-	return access.ParseCheckpoints(text, key)
+	return text, wrap(err, "read the checkpoints of the audit")
 }

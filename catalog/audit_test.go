@@ -118,7 +118,7 @@ func auditTampering(t *testing.T, at string) {
 	}
 	_, public, key := keys(t)
 	mem := vfs.NewMem()
-	ok(t, c.CheckpointAudit(ctx, mem, "witness", key))
+	ok(t, errOf(c.CheckpointAudit(ctx, mem, "witness", key)))
 	witness := must(ReadCheckpoints(mem, "witness", public))(t)
 	attack(t, c, "CREATE TABLE kept AS SELECT * FROM audit", "CREATE TABLE kept_head AS SELECT * FROM audit_head")
 	restore := []string{"DELETE FROM audit", "INSERT INTO audit SELECT * FROM kept", "DELETE FROM audit_head", "INSERT INTO audit_head SELECT * FROM kept_head"}
@@ -163,7 +163,7 @@ func auditTampering(t *testing.T, at string) {
 	if _, err := c.VerifyAudit(ctx, witness); tidemark.KindOf(err) != tidemark.Corrupt {
 		t.Errorf("the witness did not see the cut: %v", err)
 	}
-	refused(t, tidemark.Corrupt, c.CheckpointAudit(ctx, mem, "witness", key))
+	refused(t, tidemark.Corrupt, errOf(c.CheckpointAudit(ctx, mem, "witness", key)))
 	// And then be written anew, with good hashes.
 	for range 10 {
 		appendRecords(t, c, 1)
@@ -174,9 +174,9 @@ func auditTampering(t *testing.T, at string) {
 	if _, err := c.VerifyAudit(ctx, witness); tidemark.KindOf(err) != tidemark.Corrupt {
 		t.Errorf("the witness did not see the new end: %v", err)
 	}
-	refused(t, tidemark.Corrupt, c.CheckpointAudit(ctx, mem, "witness", key))
+	refused(t, tidemark.Corrupt, errOf(c.CheckpointAudit(ctx, mem, "witness", key)))
 	appendRecords(t, c, 1)
-	refused(t, tidemark.Corrupt, c.CheckpointAudit(ctx, mem, "witness", key))
+	refused(t, tidemark.Corrupt, errOf(c.CheckpointAudit(ctx, mem, "witness", key)))
 }
 
 func run(t *testing.T, c *Catalog, statements []string) {
@@ -204,10 +204,10 @@ func checkpoints(t *testing.T, at string) {
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	rng := rand.New(rand.NewPCG(seed, 0))
-	ok(t, c.CheckpointAudit(ctx, mem, "witness", key))
+	ok(t, errOf(c.CheckpointAudit(ctx, mem, "witness", key)))
 	for i := range 20 {
 		appendRecords(t, c, rng.IntN(3))
-		ok(t, c.CheckpointAudit(ctx, mem, "witness", key))
+		ok(t, errOf(c.CheckpointAudit(ctx, mem, "witness", key)))
 		after := vfs.Crash(mem, rng.IntN(101), rng)
 		list, err := ReadCheckpoints(after, "witness", public)
 		end := must(c.VerifyAudit(ctx, list))(t)
