@@ -1,5 +1,7 @@
 package access
 
+import "time"
+
 // Method is how a principal proved who he is.
 type Method string
 
@@ -65,7 +67,16 @@ type ShareSpec struct {
 
 // AuditResult is what a check of the audit found.
 type AuditResult struct {
-	Records int64 `json:"records" doc:"How many records hold together, from the first to the last."`
+	Records     int64      `json:"records" doc:"How many records hold together, from the first to the last."`
+	Checkpoints int        `json:"checkpoints" doc:"How many signed checkpoints of this server they were held against."`
+	Through     int64      `json:"through" doc:"The record up to which these reach. What comes after it could be cut off, and nothing here would show it."`
+	At          *time.Time `json:"at,omitempty" doc:"When the newest of these was made."`
+	// Copies of checkpoints that were given: how many there were, how far they reach, and how many of them have another key
+	// than that of this server, as those of another server that shares the catalog.
+	Copies        int   `json:"copies" doc:"How many copies of checkpoints, kept elsewhere, they were held against."`
+	CopiesThrough int64 `json:"copies_through" doc:"The record up to which these reach."`
+	OtherKeys     int   `json:"other_keys" doc:"How many of the copies were signed with another key than this server's."`
+	Waiting       int   `json:"waiting" doc:"How many records are not in the audit yet, for the catalog could not take them when it was time."`
 }
 
 // Object is what an action is done to, with all that the decision has to know of it.

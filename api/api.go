@@ -114,15 +114,20 @@ func (s *server) handle(h *huma.Operation, next http.HandlerFunc) {
 	s.mux.HandleFunc(h.Method+" "+h.Path, func(w http.ResponseWriter, r *http.Request) {
 		rec, begun := &recorder{ResponseWriter: w}, time.Now()
 		defer func() { s.metrics.answered(o, rec.status, begun) }()
+		var who *caller
+		defer func() {
+			if who != nil { // by now a panic was answered, too, and is no success
+				s.audit(r.Context(), o, who, r.Method, rec.status)
+			}
+		}()
 		defer s.recovered(rec, r)
 		r.Body = http.MaxBytesReader(rec, r.Body, maxRequest)
 		if !o.apart {
 			leave := s.c.Enter()
 			defer leave()
 		}
-		who, err := s.identify(o, r, r.Context().Value(networkKey{}) == nil)
-		defer func() { s.audit(r.Context(), o, who, r.Method, rec.status) }()
-		if err != nil {
+		var err error
+		if who, err = s.identify(o, r, r.Context().Value(networkKey{}) == nil); err != nil {
 			s.unknownCaller(rec, err)
 			return
 		}

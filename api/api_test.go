@@ -487,9 +487,15 @@ func people(ctx context.Context, x *rig, works func(error), refuses func(tidemar
 		x.t.Errorf("%+v", users)
 	}
 	works(x.RemoveUser(ctx, "alice@example.com"))
-	r, err := x.VerifyAudit(ctx)
+	copied, err := x.AuditCheckpoint(ctx)
 	works(err)
-	if r.Records == 0 {
-		x.t.Error("nothing was recorded")
+	r, err := x.VerifyAudit(ctx, copied)
+	works(err)
+	if r.Records == 0 || r.Copies != 1 || r.CopiesThrough != r.Records || r.Through != r.Records || r.OtherKeys != 0 {
+		x.t.Errorf("%+v", r)
+	}
+	copied.Checkpoint += "x"
+	if _, err = x.VerifyAudit(ctx, copied); tidemark.KindOf(err) != tidemark.Invalid {
+		x.t.Errorf("a copy that is none: %v", err)
 	}
 }

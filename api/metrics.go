@@ -79,6 +79,11 @@ var (
 	k              = describe("k", "The most layers and segments touched to materialise any point now.")
 	kLimit         = describe("k_limit", "The bound of k.")
 	jobsNow        = describe("jobs", "Jobs that have not ended, by kind and state.", "kind", "state")
+	auditWaiting   = describe("audit_waiting_records", "Records of the audit that the catalog could not take yet.")
+	auditLost      = describe("audit_lost_records_total", "Records of the audit that are lost: the catalog could not take them, and there was no room to keep them.")
+	auditIntact    = describe("audit_intact", "0 if the audit is not what its checkpoints say.")
+	auditThrough   = describe("audit_checkpoint_record", "The record up to which checkpoints of the audit reach.")
+	auditAt        = describe("audit_checkpoint_timestamp_seconds", "When the newest checkpoint of the audit was made.")
 	jobsTook       = describe("job_duration_seconds", "How long jobs took that have ended, by kind and how they ended.", "kind", "state")
 )
 
@@ -99,6 +104,7 @@ func (s *state) Collect(ch chan<- prometheus.Metric) {
 	if err := s.jobs(ctx, ch, gauge); err != nil {
 		ch <- prometheus.NewInvalidMetric(jobsNow, err)
 	}
+	s.audit(ch, gauge)
 	for app, n := range s.c.Captured() {
 		for d, v := range map[*prometheus.Desc]int64{capturedRead: n.Read, capturedDiffer: n.Changed, capturedStored: n.Stored} {
 			ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), app)
@@ -149,6 +155,18 @@ func tellApplication(a tidemark.Application, tell gauge) {
 		tell(tapLag, a.Tap.Lag, a.Name)
 		tell(tapLost, float64(a.Tap.LostBytes), a.Name)
 		tell(tapQueued, float64(a.Tap.QueuedBytes), a.Name)
+	}
+}
+
+// audit tells how the audit is kept, also while the catalog is away.
+func (s *state) audit(ch chan<- prometheus.Metric, tell gauge) {
+	t := s.c.Trail()
+	tell(auditWaiting, float64(t.Waiting))
+	ch <- prometheus.MustNewConstMetric(auditLost, prometheus.CounterValue, float64(t.Lost))
+	tell(auditIntact, is(t.Trouble == nil))
+	if !t.At.IsZero() {
+		tell(auditThrough, float64(t.Through))
+		tell(auditAt, seconds(t.At))
 	}
 }
 

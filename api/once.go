@@ -88,6 +88,7 @@ func (s *server) once(o operation, w http.ResponseWriter, r *http.Request, next 
 	known, err := s.c.TakeKey(r.Context(), key, print, s.process)
 	switch {
 	case err != nil:
+		callerOf(r.Context()).failure = err
 		s.fail(w, err)
 	case known == nil:
 		s.first(o, key, w, r, next)

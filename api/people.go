@@ -202,12 +202,25 @@ func grantTable() []operation {
 		with(operation{id: "list-audit", method: http.MethodGet, path: "/v1/audit", tag: "Access", summary: "Who did what, newest first",
 			description: "What changed something, and what was refused.", status: http.StatusOK, errors: wrong, rule: may(access.AuditView, access.KindAudit)}, audited),
 		get(operation{id: "verify-audit", method: http.MethodPost, path: "/v1/audit/verify", tag: "Access", summary: "Check that the audit holds together",
-			description: "All of it is read: each record has the hash of the one before.", rule: may(access.AuditView, access.KindAudit)},
-			func(ctx context.Context, c *control.Control, _ *none) (r access.AuditResult, err error) {
-				r.Records, err = c.Access().VerifyAudit(ctx, nil)
-				return r, err
+			description: "All of it is read: each record has the hash of the one before, and those that signed checkpoints of this server, or copies of them that are given, know of are there.",
+			errors:      wrong, rule: may(access.AuditView, access.KindAudit)},
+			func(ctx context.Context, c *control.Control, in *ofCopies) (access.AuditResult, error) {
+				if in.Body == nil {
+					return c.VerifyAudit(ctx, nil)
+				}
+				return c.VerifyAudit(ctx, in.Body.Copies)
+			}),
+		get(operation{id: "get-audit-checkpoint", method: http.MethodGet, path: "/v1/audit/checkpoint", tag: "Access", summary: "A signed checkpoint of the audit, to be kept elsewhere",
+			description: "How far the audit is now, or was when the last checkpoint was made, if the catalog is away.", errors: []tidemark.Kind{tidemark.Unavailable}, rule: may(access.AuditView, access.KindAudit)},
+			func(ctx context.Context, c *control.Control, _ *none) (access.CheckpointCopy, error) {
+				return c.AuditCheckpoint(ctx)
 			}),
 	}
+}
+
+// ofCopies is a request that may have copies of checkpoints.
+type ofCopies struct {
+	Body *access.CopiesSpec
 }
 
 // ofAudit is a request for a part of the audit.

@@ -493,7 +493,5 @@ func (s *server) audit(ctx context.Context, o operation, who *caller, method str
 	if len(records) == 0 {
 		return
 	}
-	if err := s.c.Access().AppendAudit(context.WithoutCancel(ctx), records...); err != nil {
-		s.log.Error("something was done that the audit does not have", "operation", o.id, "request", who.request, "error", err)
-	}
+	s.c.RecordAudit(context.WithoutCancel(ctx), records...)
 }

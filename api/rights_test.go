@@ -16,6 +16,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/danielgtaylor/huma/v2"
+
 	"tidemark"
 	"tidemark/access"
 	"tidemark/access/oidc"
@@ -162,6 +164,20 @@ func TestNothingIsGranted(t *testing.T) {
 	list, err := x.c.Access().Audit(context.Background(), catalog.AuditQuery{User: "alice", Limit: 1000})
 	if err != nil || len(list) < 40 || list[0].Outcome != access.Refused || list[0].Address != "192.0.2.7" {
 		t.Errorf("%d records of it: %v, %+v", len(list), err, list[:min(1, len(list))])
+	}
+}
+
+// TestPanicIsNoSuccess: what panicked is in the audit as failed.
+func TestPanicIsNoSuccess(t *testing.T) {
+	x := newRig(t)
+	s := newServer(x.c, slog.New(slog.DiscardHandler))
+	s.table["boom"] = operation{id: "boom", method: http.MethodPost, path: "/boom", rule: may(access.PoolManage, access.KindPool)}
+	s.handle(&huma.Operation{OperationID: "boom", Method: http.MethodPost, Path: "/boom"}, func(http.ResponseWriter, *http.Request) { panic("boom") })
+	w := httptest.NewRecorder()
+	s.ServeHTTP(w, httptest.NewRequest(http.MethodPost, "/boom", nil))
+	list, err := x.c.Access().Audit(context.Background(), catalog.AuditQuery{Limit: 10})
+	if err != nil || w.Code != http.StatusInternalServerError || len(list) != 1 || list[0].Action != access.PoolManage || list[0].Outcome != access.Failed {
+		t.Errorf("%d, %v, %+v", w.Code, err, list)
 	}
 }
 

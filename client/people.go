@@ -135,9 +135,18 @@ func (c *Client) Audit(ctx context.Context, user, object string) iter.Seq2[acces
 	return list[access.AuditRecord](ctx, c, "/v1/audit", also)
 }
 
-// VerifyAudit checks that the audit holds together.
-func (c *Client) VerifyAudit(ctx context.Context) (access.AuditResult, error) {
-	return post[access.AuditResult](ctx, c, "/v1/audit/verify", nil)
+// VerifyAudit checks that the audit holds together, and has what checkpoints of the server and copies of them that are given know of.
+// There may be at most [access.MaxCopies] of those.
+func (c *Client) VerifyAudit(ctx context.Context, copies ...access.CheckpointCopy) (access.AuditResult, error) {
+	if len(copies) == 0 {
+		return post[access.AuditResult](ctx, c, "/v1/audit/verify", nil)
+	}
+	return post[access.AuditResult](ctx, c, "/v1/audit/verify", access.CopiesSpec{Copies: copies})
+}
+
+// AuditCheckpoint returns a signed checkpoint of the audit, to be kept elsewhere.
+func (c *Client) AuditCheckpoint(ctx context.Context) (access.CheckpointCopy, error) {
+	return get[access.CheckpointCopy](ctx, c, "/v1/audit/checkpoint")
 }
 
 // ExtendClone says how long a clone lives from now on.

@@ -28,6 +28,7 @@
 //	preparations/, secrets/  the administrator's, for LiveClones; only read
 //	prepared/   what preparations said
 //	authority/  the key that certificates of hosts are signed with
+//	audit/      the key of checkpoints of the audit, these, and records that wait for the catalog
 //
 // Begin with [Open]. All methods may be called concurrently.
 package control
@@ -126,6 +127,7 @@ type Control struct {
 	returning map[string]bool
 
 	copies locks // by user; see HoldCopies
+	trail  trail
 }
 
 func (c *Control) path(parts ...string) string {
@@ -158,7 +160,7 @@ func Open(ctx context.Context, o Options) (_ *Control, err error) {
 		return nil, errors.Join(err, c.Close())
 	}
 	<-revived
-	if err := errors.Join(c.serveDisks(), c.serveTaps(), c.serveHosts(ctx)); err != nil {
+	if err := errors.Join(c.serveDisks(), c.serveTaps(), c.serveHosts(ctx), c.openTrail(ctx)); err != nil {
 		return nil, errors.Join(err, c.Close())
 	}
 	if err := c.comeBack(ctx); err != nil {
@@ -327,6 +329,7 @@ func (c *Control) Close() error {
 	if c.set != nil {
 		errs = append(errs, c.set.Close())
 	}
+	errs = append(errs, c.closeTrail())
 	if c.catalog != nil {
 		errs = append(errs, c.catalog.Close())
 	}

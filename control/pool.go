@@ -43,6 +43,7 @@ func (c *Control) Status(ctx context.Context) (tidemark.Status, error) {
 	}
 	c.proofStatus(ctx, &s)
 	c.spaceStatus(&s)
+	c.warnOfTrail(&s)
 	if err := c.warnOfPromises(ctx, &s); err != nil {
 		return s, err
 	}

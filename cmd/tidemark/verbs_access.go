@@ -502,41 +502,6 @@ func whoamiCommand() *cobra.Command {
 		}}
 }
 
-// usualAudit is how many records of the audit are listed if nobody says how many.
-const usualAudit = 50
-
-func auditCommand() *cobra.Command {
-	var user, object string
-	var most int
-	var verify bool
-	c := &cobra.Command{Use: "audit", Short: "Who did what, newest first", Args: takes(0),
-		Example: "  tidemark audit --object orders\n  tidemark audit --verify",
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if most < 1 {
-				return usage(tidemark.Errorf(tidemark.Invalid, "%d records cannot be listed", most).WithHint("give 1 or more"))
-			}
-			if verify {
-				return tell(func(r access.AuditResult) { fmt.Printf("%d records hold together\n", r.Records) })(server().VerifyAudit(cmd.Context()))
-			}
-			return printList(client.First(most, server().Audit(cmd.Context(), user, object)), func(list []access.AuditRecord) {
-				var rows [][]string
-				for _, r := range list {
-					who := r.User
-					if r.Method == access.BySocket {
-						who = "(socket)"
-					}
-					rows = append(rows, []string{strconv.FormatInt(r.Seq, 10), when(r.Time), dash(who), string(r.Action), dash(r.Object), string(r.Outcome), dash(r.Detail)})
-				}
-				table("SEQ TIME WHO ACTION OBJECT OUTCOME DETAIL", rows)
-			})
-		}}
-	c.Flags().StringVar(&user, "user", "", "only what this user did")
-	c.Flags().StringVar(&object, "object", "", "only what was done to something of this name")
-	c.Flags().IntVar(&most, "limit", usualAudit, "how many")
-	c.Flags().BoolVar(&verify, "verify", false, "check that each record follows from the one before")
-	return c
-}
-
 // expiry is the flag of what is made and removed by itself.
 func expiry(c *cobra.Command, into *string) {
 	c.Flags().StringVar(into, "for", "", "how long it lives, such as 8h or 3d; then it is removed by itself (default it stays)")
