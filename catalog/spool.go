@@ -10,7 +10,6 @@ import (
 	"hash/crc32"
 	"io/fs"
 	"math/bits"
-	"strconv"
 	"sync"
 	"time"
 
@@ -133,8 +132,7 @@ func (e spooled) line() []byte {
 // parseSpooled reads a line, without its newline.
 func parseSpooled(line []byte) (e spooled, ok bool) {
 	sum, body, found := bytes.Cut(line, []byte(" "))
-	want, err := strconv.ParseUint(string(sum), 16, 32)
-	if !found || len(sum) != 8 || err != nil || crc32.Checksum(body, castagnoli) != uint32(want) {
+	if !found || string(sum) != fmt.Sprintf("%08x", crc32.Checksum(body, castagnoli)) {
 		return e, false
 	}
 	if json.Unmarshal(body, &e) != nil || (len(e.Records) > 0) == (e.Lost != nil) {
