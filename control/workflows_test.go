@@ -221,6 +221,11 @@ func newHook(t *testing.T, statuses ...int) *hook {
 	return h
 }
 
+func posted(ctx context.Context, to string, key []byte, m message, pause time.Duration) error {
+	o := outgoing{to, key, m.Delivery, mustJSON(m)}
+	return o.post(ctx, pause)
+}
+
 // A message is posted until it is taken, unless it is not wanted; it is signed, and goes to nobody else.
 func TestPost(t *testing.T) {
 	key, m := []byte("0123456789abcdef"), message{Delivery: "d/1/s", Message: "hello", Level: "info"}
@@ -235,29 +240,29 @@ func TestPost(t *testing.T) {
 			t.Errorf("%s: %v", body, err)
 		}
 	}
-	if err := post(t.Context(), h.URL+"/x", key, m, time.Millisecond); err != nil || h.got.Load() != 3 {
+	if err := posted(t.Context(), h.URL+"/x", key, m, time.Millisecond); err != nil || h.got.Load() != 3 {
 		t.Errorf("%d attempts: %v", h.got.Load(), err)
 	}
 	for status, want := range map[int]int64{400: 1, 404: 1, 500: postTries} {
 		h := newHook(t, status)
-		if err := post(t.Context(), h.URL+"/token", nil, m, time.Millisecond); err == nil || h.got.Load() != want || strings.Contains(err.Error(), "token") {
+		if err := posted(t.Context(), h.URL+"/token", nil, m, time.Millisecond); err == nil || h.got.Load() != want || strings.Contains(err.Error(), "token") {
 			t.Errorf("%d: %d attempts: %v", status, h.got.Load(), err)
 		}
 	}
 	other := newHook(t, 200)
 	away := httptest.NewServer(http.RedirectHandler(other.URL, http.StatusTemporaryRedirect))
 	defer away.Close()
-	if err := post(t.Context(), away.URL+"/token", key, m, time.Millisecond); err == nil || other.got.Load() != 0 || !strings.Contains(err.Error(), "another host") {
+	if err := posted(t.Context(), away.URL+"/token", key, m, time.Millisecond); err == nil || other.got.Load() != 0 || !strings.Contains(err.Error(), "another host") {
 		t.Errorf("%d messages went elsewhere: %v", other.got.Load(), err)
 	}
 	gone := newHook(t, 200)
 	gone.Close()
-	if err := post(t.Context(), gone.URL+"/token", key, m, time.Millisecond); err == nil || strings.Contains(err.Error(), "token") || tidemark.KindOf(err) != tidemark.Unavailable {
+	if err := posted(t.Context(), gone.URL+"/token", key, m, time.Millisecond); err == nil || strings.Contains(err.Error(), "token") || tidemark.KindOf(err) != tidemark.Unavailable {
 		t.Errorf("%v", err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	if err := post(ctx, newHook(t, 500).URL, nil, m, time.Hour); err == nil {
+	if err := posted(ctx, newHook(t, 500).URL, nil, m, time.Hour); err == nil {
 		t.Error("it was taken")
 	}
 }

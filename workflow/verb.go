@@ -302,9 +302,7 @@ func (b *Notify) check(c *checks, at string) {
 		return
 	}
 	c.Good(at+".url", checkText(b.URL))
-	u, err := url.Parse(b.URL)
-	ok := err == nil && (u.Scheme == "https" || u.Scheme == "http") && u.Host != "" && u.User == nil
-	c.That(ok, at+".url", "write https://HOST/PATH, and no password", "it is no URL that can be posted to")
+	c.Good(at+".url", tidemark.CheckPostURL(b.URL))
 }
 
 // String says what is done.
