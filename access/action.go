@@ -66,11 +66,13 @@ const (
 	TokenView   Action = "token.view"
 	TokenManage Action = "token.manage"
 
-	AccessView   Action = "access.view"
-	AccessManage Action = "access.manage"
-	AuditView    Action = "audit.view"
-	ServerView   Action = "server.view"
-	ServerManage Action = "server.manage"
+	AccessView    Action = "access.view"
+	AccessManage  Action = "access.manage"
+	AuditView     Action = "audit.view"
+	WebhookView   Action = "webhook.view"
+	WebhookManage Action = "webhook.manage"
+	ServerView    Action = "server.view"
+	ServerManage  Action = "server.manage"
 )
 
 // Kind is a sort of object. It is the first half of the actions on it.
@@ -91,6 +93,7 @@ const (
 	KindToken       Kind = "token"  // API tokens, sessions and the password of a user
 	KindAccess      Kind = "access" // users, groups and grants
 	KindAudit       Kind = "audit"
+	KindWebhook     Kind = "webhook"
 	KindServer      Kind = "server"
 )
 
@@ -173,6 +176,8 @@ var table = []entry{
 	{AccessView, [...]Level{All, None, None, None, All}, 0, "see users, groups and grants"},
 	{AccessManage, [...]Level{All, None, None, None, None}, 0, "change users, groups and grants"},
 	{AuditView, [...]Level{All, None, None, None, All}, 0, "read and verify the audit"},
+	{WebhookView, [...]Level{All, None, None, None, All}, 0, "see webhooks: scheme and host of their URLs, and whether they are taken"},
+	{WebhookManage, [...]Level{All, None, None, None, None}, 0, "add, change, try and remove webhooks, and see their URLs whole"},
 	{ServerView, [...]Level{All, All, All, All, All}, common, "see the server's version and health"},
 	{ServerManage, [...]Level{All, None, None, None, None}, 0, "change the server's settings"},
 }
