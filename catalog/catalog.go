@@ -131,7 +131,7 @@ func (c *Catalog) adopt(ctx context.Context) error {
 		others = "owner <> ?0"
 	}
 	return c.write.RunInTx(ctx, nil, func(ctx context.Context, tx bun.Tx) error {
-		for _, table := range []string{"things", "events", "jobs", "answers", "workflows", "workflow_steps"} {
+		for _, table := range []string{"things", "events", "jobs", "answers", "workflows", "workflow_steps", "webhooks"} {
 			if _, err := tx.NewRaw("UPDATE "+table+" SET owner = ?0 WHERE "+others, c.owner).Exec(ctx); err != nil {
 				return fmt.Errorf("adopt %s: %w", table, err)
 			}
@@ -268,11 +268,25 @@ func (c *Catalog) Delete(ctx context.Context, k Kept, name string) error {
 	return wrap(c.exec(ctx, "DELETE FROM things WHERE owner = ? AND kind = ? AND name = ?", c.owner, k, name), "forget %s %s", k, name)
 }
 
-// AddEvent records that something happened.
+// AddEvent records that something happened. Who reads the events of an owner in the order of their numbers misses none: one with a higher number is never
+// there before one with a lower number is.
 func (c *Catalog) AddEvent(ctx context.Context, e tidemark.Event) error {
-	return wrap(c.exec(ctx, "INSERT INTO events (owner, at, level, application, message) VALUES (?, ?, ?, ?, ?)",
-		c.owner, e.Time.UnixNano(), e.Level, e.Application, e.Message), "record an event")
+	err := c.do(ctx, func(ctx context.Context) error {
+		return c.write.RunInTx(ctx, nil, func(ctx context.Context, tx bun.Tx) error {
+			if c.outage.remote { // numbers are given before transactions end, in whatever order
+				if _, err := tx.NewRaw("SELECT pg_advisory_xact_lock(hashtextextended(?, ?))", c.owner, eventLock).Exec(ctx); err != nil {
+					return err
+				}
+			}
+			_, err := tx.NewRaw("INSERT INTO events (owner, at, level, application, message) VALUES (?, ?, ?, ?, ?)", c.owner, e.Time.UnixNano(), e.Level, e.Application, e.Message).Exec(ctx)
+			return err
+		})
+	})
+	return wrap(err, "record an event")
 }
+
+// eventLock makes the advisory locks of PostgreSQL that AddEvent takes others than those that anybody else makes of a text: "events" in ASCII.
+const eventLock int64 = 0x6576656e7473
 
 // exec makes a call that changes something; after an outage a patient one is made again.
 func (c *Catalog) exec(ctx context.Context, statement string, args ...any) error {
