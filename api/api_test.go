@@ -256,6 +256,7 @@ func TestClientHasEveryOperation(t *testing.T) {
 		t.Errorf("%v was forgotten, not %v", gone.Position, p.Position)
 	}
 	workflows(t, x.Client, works, refuses)
+	webhooks(t, x.Client, works, refuses)
 	works(x.RemoveVolume(ctx, "v"))
 	refuses(tidemark.NotFound, x.Unprotect(ctx, "v"))
 
@@ -373,6 +374,12 @@ func TestProblems(t *testing.T) {
 		{"POST", "/v1/groups/g/restores", `{"ref":"h@one","in_place":true}`, nil, 400, tidemark.Invalid, "the path speaks of g"},
 		{"DELETE", "/v1/applications/v/points", "", nil, 400, tidemark.Invalid, "point"},
 		{"DELETE", "/v1/applications/v/points?point=" + "%23x", "", nil, 400, tidemark.Invalid, "position"},
+		{"POST", "/v1/webhooks", `{"name":"w","url":"ftp://example.com"}`, nil, 400, tidemark.Invalid, "no URL that can be posted to"},
+		{"POST", "/v1/webhooks", `{"name":"../w","url":"https://example.com"}`, nil, 400, tidemark.Invalid, "the name"},
+		{"POST", "/v1/webhooks", `{"name":"w","url":"https://example.com","level":"grave"}`, nil, 400, tidemark.Invalid, "body.level"},
+		{"POST", "/v1/webhooks", `{"name":"w","url":"https://example.com","secret":"none"}`, nil, 404, tidemark.NotFound, "the secret none"},
+		{"PATCH", "/v1/webhooks/w", `{"off":true}`, nil, 404, tidemark.NotFound, "no webhook"},
+		{"PATCH", "/v1/webhooks/w", `{"of":true}`, nil, 400, tidemark.Invalid, "of"},
 		{"DELETE", "/v1/mounts/%2fmnt", "", nil, 400, tidemark.Invalid, "the name"},
 	} {
 		resp, text := x.ask(c.method, c.path, c.body, c.header...)

@@ -47,6 +47,7 @@ var tags = []*huma.Tag{
 	{Name: "Points", Description: "What is done with points."},
 	{Name: "Workflows", Description: "What is done in several steps."},
 	{Name: "Pool", Description: "What is stored."},
+	{Name: "Webhooks", Description: "Where events are posted to."},
 	{Name: "Jobs", Description: "Long work, and what happened."},
 }
 

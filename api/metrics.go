@@ -14,7 +14,7 @@ import (
 	"tidemark/control"
 )
 
-// metrics is what Prometheus is told. Labels are operations, kinds, states, statuses and the names of applications: no more than there are.
+// metrics is what Prometheus is told. Labels are operations, kinds, states, statuses and the names of applications and webhooks: no more than there are.
 type metrics struct {
 	handler  http.Handler
 	requests *prometheus.CounterVec
@@ -78,6 +78,11 @@ var (
 	journalArchive = describe("journal_archived_bytes", "What of the journals was moved into the pool.")
 	k              = describe("k", "The most layers and segments touched to materialise any point now.")
 	kLimit         = describe("k_limit", "The bound of k.")
+	hookPending    = describe("webhook_pending_events", "Events that wait to be posted to the webhook.", "webhook")
+	hookOldest     = describe("webhook_oldest_pending_timestamp_seconds", "When the oldest of these happened.", "webhook")
+	hookFailing    = describe("webhook_failing_since_timestamp_seconds", "Since when nothing was taken by the webhook that was posted to it; not there while all is well.", "webhook")
+	hookTaken      = describe("webhook_delivered_total", "Messages that the webhook took.", "webhook")
+	hookFailed     = describe("webhook_failed_attempts_total", "Messages that the webhook did not take, each as often as it was posted.", "webhook")
 	jobsNow        = describe("jobs", "Jobs that have not ended, by kind and state.", "kind", "state")
 	auditWaiting   = describe("audit_waiting_records", "Records of the audit that the catalog could not take yet.")
 	auditLost      = describe("audit_lost_records_total", "Records of the audit that are lost: the catalog could not take them, and there was no room to keep them.")
@@ -105,6 +110,9 @@ func (s *state) Collect(ch chan<- prometheus.Metric) {
 		ch <- prometheus.NewInvalidMetric(jobsNow, err)
 	}
 	s.audit(ch, gauge)
+	if err := s.webhooks(ctx, ch, gauge); err != nil {
+		ch <- prometheus.NewInvalidMetric(hookPending, err)
+	}
 	for app, n := range s.c.Captured() {
 		for d, v := range map[*prometheus.Desc]int64{capturedRead: n.Read, capturedDiffer: n.Changed, capturedStored: n.Stored} {
 			ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), app)
@@ -185,6 +193,23 @@ func (s *state) jobs(ctx context.Context, ch chan<- prometheus.Metric, tell gaug
 		}
 	}
 	return nil
+}
+
+// webhooks tells how far events have been posted.
+func (s *state) webhooks(ctx context.Context, ch chan<- prometheus.Metric, tell gauge) error {
+	list, err := s.c.Webhooks(ctx)
+	for _, w := range list {
+		tell(hookPending, float64(w.Pending), w.Name)
+		if w.Oldest != nil {
+			tell(hookOldest, seconds(*w.Oldest), w.Name)
+		}
+		if w.FailingSince != nil {
+			tell(hookFailing, seconds(*w.FailingSince), w.Name)
+		}
+		ch <- prometheus.MustNewConstMetric(hookTaken, prometheus.CounterValue, float64(w.Delivered), w.Name)
+		ch <- prometheus.MustNewConstMetric(hookFailed, prometheus.CounterValue, float64(w.Failed), w.Name)
+	}
+	return err
 }
 
 func is(b bool) float64 {

@@ -22,7 +22,7 @@ var (
 
 // table is the API: every operation that there is.
 func table() (all []operation) {
-	for _, part := range [][]operation{serverTable(), accessTable(), applicationTable(), slaTable(), groupTable(), hostTable(), volumeTable(), exportTable(), mountTable(), cloneTable(), liveTable(), pastTable(), poolTable(), jobTable(), workflowTable()} {
+	for _, part := range [][]operation{serverTable(), accessTable(), applicationTable(), slaTable(), groupTable(), hostTable(), volumeTable(), exportTable(), mountTable(), cloneTable(), liveTable(), pastTable(), poolTable(), jobTable(), workflowTable(), webhookTable()} {
 		all = append(all, part...)
 	}
 	return all
@@ -529,7 +529,7 @@ func jobTable() []operation {
 			description: "Server-sent events until it has ended: progress, and at last end, each with the job as data.", status: http.StatusOK, errors: missing, apart: true, stream: true, rule: may(access.JobView, access.KindJob, "path.id")}, followJob),
 		cancelJob(),
 		with(operation{id: "list-events", method: http.MethodGet, path: "/v1/events", tag: "Jobs", summary: "What happened, newest first",
-			description: "What an operator may want to know.", status: http.StatusOK, errors: wrong, apart: true, rule: may(access.ServerView, access.KindServer)}, events),
+			description: "What an operator may want to know. The newest 100,000 are kept.", status: http.StatusOK, errors: wrong, apart: true, rule: may(access.ServerView, access.KindServer)}, events),
 		with(operation{id: "follow-events", method: http.MethodGet, path: "/v1/events/stream", tag: "Jobs", summary: "What happens, as it happens",
 			description: "Server-sent events without end: info, warning and error, each with an event as data and its number as id. Last-Event-ID resumes.", status: http.StatusOK, errors: wrong, apart: true, stream: true, rule: may(access.ServerView, access.KindServer)}, followEvents),
 	}

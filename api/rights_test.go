@@ -58,6 +58,8 @@ var samples = map[string]string{
 	"diff":                 `{"a":"NAME@one","b":"NAME"}`,
 	"halve":                `{"application":"NAME","good":"one","bad":"latest"}`,
 	"import-pool":          `{"path":"/srv"}`,
+	"add-webhook":          `{"name":"NAME","url":"https://example.com/hook"}`,
+	"change-webhook":       `{"off":true}`,
 	"apply-workflow":       `{"document":"kind: Workflow"}`,
 }
 
@@ -284,7 +286,7 @@ func expected(o operation, role access.Role, scope string, covered bool, name, o
 				return false, true
 			}
 			continue
-		case n.kind == access.KindPool || n.kind == access.KindAccess || n.kind == access.KindAudit:
+		case n.kind == access.KindPool || n.kind == access.KindAccess || n.kind == access.KindAudit || n.kind == access.KindWebhook:
 			if role.Level(action) == access.None || scope != "everything" {
 				return false, true
 			}

@@ -214,6 +214,37 @@ func (c *Client) Run(ctx context.Context, id int64) (tidemark.WorkflowRun, error
 	return get[tidemark.WorkflowRun](ctx, c, path("/v1/workflow-runs/%s", strconv.FormatInt(id, 10)))
 }
 
+// Webhooks lists where events are posted to, by name.
+func (c *Client) Webhooks(ctx context.Context) iter.Seq2[tidemark.Webhook, error] {
+	return list[tidemark.Webhook](ctx, c, "/v1/webhooks", nil)
+}
+
+// Webhook describes a webhook.
+func (c *Client) Webhook(ctx context.Context, name string) (tidemark.Webhook, error) {
+	return get[tidemark.Webhook](ctx, c, path("/v1/webhooks/%s", name))
+}
+
+// AddWebhook has events posted to a URL.
+func (c *Client) AddWebhook(ctx context.Context, spec tidemark.WebhookSpec) (tidemark.Webhook, error) {
+	return post[tidemark.Webhook](ctx, c, "/v1/webhooks", spec)
+}
+
+// ChangeWebhook makes a webhook other than it is.
+func (c *Client) ChangeWebhook(ctx context.Context, name string, change tidemark.WebhookChange) (w tidemark.Webhook, err error) {
+	err = c.do(ctx, http.MethodPatch, path("/v1/webhooks/%s", name), change, &w)
+	return w, err
+}
+
+// RemoveWebhook ends a webhook.
+func (c *Client) RemoveWebhook(ctx context.Context, name string) error {
+	return c.do(ctx, http.MethodDelete, path("/v1/webhooks/%s", name), nil, nil)
+}
+
+// TestWebhook posts a message to a webhook now, and says what became of it.
+func (c *Client) TestWebhook(ctx context.Context, name string) (tidemark.WebhookTest, error) {
+	return post[tidemark.WebhookTest](ctx, c, path("/v1/webhooks/%s/tests", name), nil)
+}
+
 // Groups lists consistency groups, by name.
 func (c *Client) Groups(ctx context.Context) iter.Seq2[tidemark.Group, error] {
 	return list[tidemark.Group](ctx, c, "/v1/groups", nil)

@@ -23,7 +23,7 @@
 //	machines/   sockets to machines of QEMU that are followed
 //	probes/     the administrator's, for recovery proofs; only read
 //	scripts/    his programs that workflows run; only read
-//	secrets/    his keys that messages of workflows are signed with; only read
+//	secrets/    his keys that messages of workflows and webhooks are signed with; only read
 //	proofs/     what these said
 //	preparations/, secrets/  the administrator's, for LiveClones; only read
 //	prepared/   what preparations said
@@ -110,6 +110,7 @@ type Control struct {
 	hosts     hosts
 	mirrors   mirrors
 	bell      bell
+	webhooks  webhooks
 	captured  captures
 	takeBacks []*cutTakeBack // restores in place to be finished at the end of Open
 

@@ -47,6 +47,9 @@ func (c *Control) Status(ctx context.Context) (tidemark.Status, error) {
 	if err := c.warnOfPromises(ctx, &s); err != nil {
 		return s, err
 	}
+	if err := c.webhookStatus(ctx, &s); err != nil {
+		return s, err
+	}
 	s.Agents = c.hosts.address()
 	return s, c.poolStatus(&s.Pool)
 }
@@ -230,6 +233,9 @@ func (c *Control) reclaimWork(context.Context, struct{}) (*work, error) {
 
 // comeBack finds what the last server left: staging disks, mounts, clones, exports and cut jobs.
 func (c *Control) comeBack(ctx context.Context) error {
+	if err := c.beginWebhooks(ctx); err != nil { // of what happens here, too
+		return err
+	}
 	for _, a := range c.apps() {
 		if a.mirrored() {
 			continue // its disk is written by its machine alone

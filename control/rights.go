@@ -329,6 +329,9 @@ func (c *Control) sweepCopies() {
 			if err := c.catalog.SweepSecrets(c.jobs.ctx, now); err != nil && c.jobs.ctx.Err() == nil {
 				c.log.Error("old sessions and API tokens were not forgotten", "error", err)
 			}
+			if _, err := c.catalog.ForgetEvents(c.jobs.ctx, keptEvents); err != nil && c.jobs.ctx.Err() == nil {
+				c.log.Error("old events were not forgotten", "error", err)
+			}
 		}
 		rest(c.jobs.ctx, sweepPause)
 	}
