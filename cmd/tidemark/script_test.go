@@ -27,6 +27,8 @@ func TestMain(m *testing.M) {
 //	machine start|kill|clean       QEMU's storage daemon as a virtual machine with disk0 and disk1, with
 //	                               QMP on qmp.sock and NBD on nbd.sock; clean: it has nothing of ours
 //	deaf                           a TCP port that accepts and never answers; sets $DEAF
+//	receiver [STATUS]              a URL that takes messages, and answers them with STATUS (200); sets $HOOK, and keeps what
+//	                               it took as lines of received, those that were signed with the key 0123456789abcdef marked
 //	json EXPR                      jq's -e EXPR holds for what was printed last
 //	set VAR EXPR                   keep what jq's EXPR makes of what was printed last
 //	until EXPR COMMAND             run a command again and again until json EXPR holds
@@ -48,6 +50,7 @@ func TestScripts(t *testing.T) {
 			"postgres": doPostgres,
 			"machine":  doMachine,
 			"deaf":     doDeaf,
+			"receiver": doReceiver,
 			"json":     doJSON,
 			"set":      doSet,
 			"until":    doUntil,
@@ -66,6 +69,7 @@ type stage struct {
 	postgres *exec.Cmd
 	machine  *exec.Cmd
 	port     int // of PostgreSQL
+	receiver *receiver
 }
 
 type stageKey struct{}

@@ -4,15 +4,23 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"os/user"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -419,6 +427,66 @@ func doDeaf(ts *testscript.TestScript, neg bool, args []string) {
 		}
 	}()
 	ts.Setenv("DEAF", strconv.Itoa(l.Addr().(*net.TCPAddr).Port))
+}
+
+// receiver takes messages.
+type receiver struct {
+	*httptest.Server
+	status atomic.Int64
+	mu     sync.Mutex // held while a message is kept
+}
+
+// doReceiver starts a receiver, or has it answer otherwise.
+func doReceiver(ts *testscript.TestScript, neg bool, args []string) {
+	status := int64(http.StatusOK)
+	if len(args) > 0 {
+		var err error
+		status, err = strconv.ParseInt(args[0], 10, 16)
+		ts.Check(err)
+	}
+	s := stageOf(ts)
+	if s.receiver != nil {
+		s.receiver.status.Store(status)
+		return
+	}
+	r := &receiver{}
+	r.status.Store(status)
+	kept := ts.MkAbs("received")
+	r.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		body, err := io.ReadAll(req.Body)
+		if code := int(r.status.Load()); err != nil || code >= 300 {
+			http.Error(w, "not now", code)
+			return
+		}
+		if err := keepMessage(kept, req, body); err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		fmt.Fprintln(w, "thanks")
+	}))
+	ts.Defer(r.Close)
+	s.receiver = r
+	ts.Setenv("HOOK", r.URL)
+}
+
+// keepMessage adds a message to a file.
+func keepMessage(path string, r *http.Request, body []byte) error {
+	mac := hmac.New(sha256.New, []byte("0123456789abcdef"))
+	fmt.Fprintf(mac, "%s.%s", r.Header.Get("X-Tidemark-Timestamp"), body)
+	signed := r.Header.Get("X-Tidemark-Signature") == fmt.Sprintf("sha256=%x", mac.Sum(nil))
+	line, err := json.Marshal(map[string]any{"path": r.URL.Path, "signed": signed, "delivery": r.Header.Get("X-Tidemark-Delivery"), "body": json.RawMessage(body)})
+	if err != nil {
+		return err
+	}
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	_, err = fmt.Fprintf(f, "%s\n", line)
+	return err
 }
 
 // doHolds looks for a text in what of a file is no hole.
