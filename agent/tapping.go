@@ -469,8 +469,9 @@ func (s *session) detachTapped(ctx context.Context, t Tapping, d TapDisk) error 
 	return unlink(s.places.Device(t.Application, d.Name, len(t.Disks)))
 }
 
-// lettingGo is how long a disk may count as in use that was just unmounted: see [mount.WhileBusy].
-const lettingGo = 3 * time.Second
+// lettingGo is how long a disk may count as in use that was just unmounted: see [mount.WhileBusy]. On a host under load, who has its mounts in
+// a namespace that has just begun may not come to letting go of them for seconds.
+const lettingGo = 10 * time.Second
 
 // detach takes a tapped disk off this host, never by force: production uses it.
 func detach(ctx context.Context, at *mount.Attachment) error {
