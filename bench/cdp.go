@@ -5,7 +5,6 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"math/rand/v2"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -14,8 +13,6 @@ import (
 	"sync"
 	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"tidemark"
 	"tidemark/agent/taps"
@@ -57,6 +54,26 @@ type product struct {
 
 // benchCDP runs pgbench on disks with and without a tap in front of them.
 func benchCDP(ctx context.Context, e *env, r *Result) error {
+	return e.producing(ctx, productionSides, func(p *product, images map[string]string, sockets string) error {
+		list, end, err := e.productions(ctx, images, e.plainProductions, func(ctx context.Context, images map[string]string) ([]*production, error) {
+			return e.tappedProductions(ctx, p, images, sockets)
+		}, e.qemuProductions)
+		defer end()
+		if err != nil {
+			return err
+		}
+		if err := e.roundsCDP(ctx, r, p, list, sockets); err != nil {
+			return err
+		}
+		rowsCDP(r)
+		rowsMirror(r)
+		r.note("PostgreSQL 15 on XFS on a file on a disk; pgbench with 8 clients. As documented, not measured here: Azure Site Recovery makes a crash-consistent point every 5 minutes, Zerto one every few seconds (5 at best). Here each write that is journaled is one; there are none while the server is away for longer than the queue lasts, until what was written meanwhile is sent.")
+		return nil
+	})
+}
+
+// producing starts a server, and makes a disk image with a database for each side.
+func (e *env) producing(ctx context.Context, sides []string, fn func(p *product, images map[string]string, sockets string) error) error {
 	binary := e.disk + "/tidemark"
 	if _, err := run(ctx, "go", "build", "-o", binary, "./cmd/tidemark"); err != nil {
 		return err
@@ -64,7 +81,7 @@ func benchCDP(ctx context.Context, e *env, r *Result) error {
 	if err := os.Chmod(e.disk, 0o755); err != nil {
 		return err
 	}
-	sockets, images, err := e.productionImages(ctx)
+	sockets, images, err := e.productionImages(ctx, sides)
 	if err != nil {
 		return err
 	}
@@ -73,42 +90,30 @@ func benchCDP(ctx context.Context, e *env, r *Result) error {
 		return err
 	}
 	defer p.kill()
-	list, err := e.productions(ctx, p, images, sockets)
-	if err == nil {
-		var more []*production
-		more, err = e.qemuProductions(ctx, images)
-		list = append(list, more...)
+	return fn(p, images, sockets)
+}
+
+// productions shows the disks of all sides, until end is called, which is to be also after an error.
+func (e *env) productions(ctx context.Context, images map[string]string, show ...func(context.Context, map[string]string) ([]*production, error)) (list []*production, end func(), err error) {
+	for _, fn := range show {
+		if err == nil {
+			var more []*production
+			more, err = fn(ctx, images)
+			list = append(list, more...)
+		}
 	}
-	defer func() {
-		for _, x := range list {
+	shown := slices.Clone(list) // what is measured is turned round
+	return list, func() {
+		for _, x := range shown {
 			if x.undo != nil {
 				x.undo()
 			}
 		}
-	}()
-	if err != nil {
-		return err
-	}
-	if err := e.roundsCDP(ctx, r, p, list, sockets); err != nil {
-		return err
-	}
-	rowsCDP(r)
-	rowsMirror(r)
-	if err := e.shots(ctx, r, list, sockets); err != nil {
-		return err
-	}
-	if err := e.kept(ctx, r, list, sockets); err != nil {
-		return err
-	}
-	if err := e.outage(ctx, r, list); err != nil {
-		return err
-	}
-	r.note("PostgreSQL 15 on XFS on a file on a disk; pgbench with 8 clients. As documented, not measured here: Azure Site Recovery makes a crash-consistent point every 5 minutes, Zerto one every few seconds (5 at best). Here each write that is journaled is one; there are none while the server is away for longer than the queue lasts, until what was written meanwhile is sent.")
-	return nil
+	}, err
 }
 
 // productionImages makes a disk image with an XFS and a database for each side.
-func (e *env) productionImages(ctx context.Context) (sockets string, images map[string]string, err error) {
+func (e *env) productionImages(ctx context.Context, sides []string) (sockets string, images map[string]string, err error) {
 	root := e.disk + "/src"
 	if err := os.Mkdir(root, 0o755); err != nil {
 		return "", nil, err
@@ -135,7 +140,7 @@ func (e *env) productionImages(ctx context.Context) (sockets string, images map[
 		}
 	}
 	images = map[string]string{}
-	for i, side := range productionSides {
+	for i, side := range sides {
 		images[side] = fmt.Sprintf("%s/side%d.img", e.disk, i)
 		// A device has all of its blocks; a file with holes would have the file system below it commit for each new one.
 		if _, err := run(ctx, "cp", "--sparse=never", first, images[side]); err != nil {
@@ -145,8 +150,8 @@ func (e *env) productionImages(ctx context.Context) (sockets string, images map[
 	return c.sockets, images, nil
 }
 
-// productions shows each side's disk.
-func (e *env) productions(ctx context.Context, p *product, images map[string]string, sockets string) (list []*production, err error) {
+// plainProductions shows the disks of the sides without a tap.
+func (e *env) plainProductions(ctx context.Context, images map[string]string) (list []*production, err error) {
 	loop, err := run(ctx, "losetup", "-f", "--show", images[native])
 	if err != nil {
 		return nil, err
@@ -171,6 +176,11 @@ func (e *env) productions(ctx context.Context, p *product, images map[string]str
 	list = append(list, &production{side: through, image: images[through], device: a.Device(), undo: func() error {
 		return errors.Join(a.Detach(context.Background(), true), s.stop())
 	}})
+	return list, nil
+}
+
+// tappedProductions protects disks.
+func (e *env) tappedProductions(ctx context.Context, p *product, images map[string]string, sockets string) (list []*production, err error) {
 	for i, side := range []string{tapped, gone} {
 		spec := tidemark.ProtectSpec{Name: fmt.Sprintf("side%d", i), Source: images[side], CDP: true, Options: map[string]string{}}
 		if side == tapped {
@@ -411,93 +421,6 @@ func rowsCDP(r *Result) {
 	r.row("lag of the timeline behind the disk, p99", percentile(lags, 99), "s", atMost(1), atMost(0.1), "%d looks; p50 %s s", len(lags), number(percentile(lags, 50)))
 }
 
-// shots makes AppShots of the database while pgbench runs.
-func (e *env) shots(ctx context.Context, r *Result, list []*production, sockets string) error {
-	x := list[2]
-	count := 60
-	if e.quick {
-		count = 10
-	}
-	return x.using(ctx, sockets, func(c *cluster) error {
-		loadCtx, cancel := context.WithCancel(ctx)
-		var load sync.WaitGroup
-		load.Go(func() { c.pgbench(loadCtx, "-c", "8", "-j", "2", "-T", "600") })
-		defer load.Wait()
-		defer cancel()
-		time.Sleep(time.Second)
-		var holds, whole []float64
-		for i := range count {
-			begun := time.Now()
-			p, err := x.server.Bookmark(ctx, tidemark.BookmarkSpec{Application: "side0", Name: fmt.Sprint("shot", i)})
-			if err != nil {
-				return err
-			}
-			if p.Consistency != tidemark.ApplicationConsistent {
-				return fmt.Errorf("an AppShot is %s-consistent: %v", p.Consistency, p.Labels)
-			}
-			holds, whole = append(holds, p.Hold), append(whole, float64(time.Since(begun).Milliseconds()))
-			time.Sleep(100 * time.Millisecond)
-		}
-		r.row("AppShot of a PostgreSQL under pgbench: hold, p99", percentile(holds, 99), "ms", atMost(50), atMost(10),
-			"%d of them. A restore point holds nobody; the command takes p50 %s ms, p99 %s ms, the commit of that restore point most of all", count, number(percentile(whole, 50)), number(percentile(whole, 99)))
-		return nil
-	})
-}
-
-// kept says what keeping every write takes.
-func (e *env) kept(ctx context.Context, r *Result, list []*production, sockets string) error {
-	x := list[2]
-	before, err := x.server.bookmarked(ctx, "side0", "before")
-	if err != nil {
-		return err
-	}
-	device, err := filepath.EvalSymlinks(x.device)
-	if err != nil {
-		return err
-	}
-	from, err := written(device)
-	if err != nil {
-		return err
-	}
-	transactions := "8000"
-	if e.quick {
-		transactions = "300"
-	}
-	err = x.using(ctx, sockets, func(c *cluster) error {
-		_, err := c.pgbench(ctx, "-c", "8", "-j", "2", "-t", transactions)
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	to, err := written(device)
-	if err != nil {
-		return err
-	}
-	after, err := x.server.bookmarked(ctx, "side0", "after")
-	if err != nil {
-		return err
-	}
-	wrote, journal := to-from, float64(after.JournalBytes-before.JournalBytes)
-	images := float64(after.StoredBytes-before.StoredBytes) - journal
-	r.row("bytes kept in the journal ÷ bytes written, PostgreSQL on XFS", journal/wrote, "x", atMost(0.35), atMost(0.22),
-		"%s MB written, %s MB kept, the any-point window open", number(wrote/1e6), number(journal/1e6))
-	r.row("journal + images ÷ bytes written", (journal+images)/wrote, "x", Bound{}, Bound{},
-		"%s MB of images: one for the bookmark, and those that bound K", number(images/1e6))
-	return nil
-}
-
-// bookmarked makes a bookmark, so that what is before it becomes an image and is packed, and returns what is then kept.
-func (p *product) bookmarked(ctx context.Context, app, name string) (v tidemark.VolumeInfo, err error) {
-	if err := p.follows(ctx, app); err != nil {
-		return v, err
-	}
-	if _, err := p.Bookmark(ctx, tidemark.BookmarkSpec{Application: app, Name: name}); err != nil {
-		return v, err
-	}
-	return p.keeps(ctx, app, 8*time.Second)
-}
-
 // idle is how much processor time a server takes in a second that has nothing to fold and pack.
 const idle = 60 * time.Millisecond
 
@@ -521,63 +444,6 @@ func (p *product) keeps(ctx context.Context, app string, rest time.Duration) (v 
 		}
 	}
 	return v, nil
-}
-
-// outageWrites are so many that the queue of a tap does not hold them.
-const outageWrites = 40_000
-
-// outage kills the server while a disk is written, and counts what is read again.
-func (e *env) outage(ctx context.Context, r *Result, list []*production) error {
-	x := list[3]
-	device, err := os.OpenFile(x.device, os.O_WRONLY|unix.O_DIRECT, 0)
-	if err != nil {
-		return err
-	}
-	defer device.Close()
-	x.server.kill()
-	block, err := unix.Mmap(-1, 0, 4096, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
-	if err != nil {
-		return err
-	}
-	for i := range block { // zeros would take no room in the queue
-		block[i] = byte(rand.Uint32())
-	}
-	regions := map[int64]bool{}
-	for range outageWrites {
-		off := rand.Int64N(1<<30/4096) * 4096
-		regions[off>>16] = true
-		if _, err := device.WriteAt(block, off); err != nil {
-			return err
-		}
-	}
-	before, err := reread(x.server.data, x.image)
-	if err != nil {
-		return err
-	}
-	if err := x.server.start(); err != nil {
-		return err
-	}
-	begun := time.Now()
-	if err := x.server.follows(ctx, "side1"); err != nil {
-		return err
-	}
-	after, err := reread(x.server.data, x.image)
-	if err != nil {
-		return err
-	}
-	r.row("resync after an outage: bytes read ÷ bytes dirtied, at 64 KiB", (after-before)/float64(len(regions)<<16), "x", atMost(1.5), atMost(1.1),
-		"40,000 writes of 4 KiB to %d regions while the server was gone; %s MB read, in %s s", len(regions), number((after-before)/1e6), number(time.Since(begun).Seconds()))
-	return nil
-}
-
-// reread returns how many bytes the tap of an image has read again.
-func reread(data, image string) (float64, error) {
-	x, err := tapOf(data, image)
-	if err != nil {
-		return 0, err
-	}
-	st, err := x.Status(context.Background())
-	return float64(st.Reread), err
 }
 
 // tapOf finds the tap of an image.

@@ -52,6 +52,7 @@ var table = []benchmark{
 	{"pgclone", "a PostgreSQL on a clone", benchPGClone},
 	{"anypoint", "points anywhere in a long history", benchAnyPoint},
 	{"cdp", "a PostgreSQL on a tapped disk", benchCDP},
+	{"cdpkept", "what is kept of a tapped disk", benchCDPKept},
 	{"points", "a list of 100,000 points, and an idle server", benchPoints},
 	{"landscape", "fifteen databases of one: five tracks of Dev, Test and QA", benchLandscape},
 	{"thinlink", "captures of another host over 20 Mbit/s and 80 ms", benchThinLink},
