@@ -52,6 +52,9 @@ func TestProveKilled(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
+			if err := os.RemoveAll(filepath.Join(s.data, "audit")); err != nil { // else that the audit is gone is told, as it must be
+				t.Fatal(err)
+			}
 			s.start()
 		})
 		s.unharmed(t, want, false)
