@@ -30,7 +30,7 @@ func benchCDPKept(ctx context.Context, e *env, r *Result) error {
 		if err := e.kept(ctx, r, list[0], sockets); err != nil {
 			return err
 		}
-		r.note("The same database and disks as above.")
+		r.note("The database and disks of `cdp`.")
 		return e.outage(ctx, r, list[1])
 	})
 }
