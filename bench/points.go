@@ -19,6 +19,8 @@ const (
 	manyApps   = 1000
 	// pageLength is how many entries of a list a client asks for at once.
 	pageLength = 1000
+	// foldEvery is how many bookmarks are made images at once: what a fold looks at grows with the points there are.
+	foldEvery = 10
 )
 
 // benchPoints lists the points of an application that has very many, and looks at a server with many applications that has nothing to do.
@@ -108,7 +110,7 @@ func addPoints(ctx context.Context, data, name string, n int64) error {
 		if _, err = d.WriteAt(block, i%1000*4096); err == nil {
 			_, err = t.Bookmark(timeline.Mark{Name: "point" + strconv.FormatInt(i, 10)})
 		}
-		if err == nil {
+		if err == nil && i%foldEvery == foldEvery-1 {
 			err = t.Fold(ctx)
 		}
 		if err != nil {
