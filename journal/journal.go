@@ -60,13 +60,13 @@ type Journal struct {
 	durable  uint64     // last known durable
 	err      error      // sticky: see ErrFailed
 	// active holds what was appended to the last segment and not written yet,
-	// beginning at offset start; writing is a buffer on its way to its file.
-	active, spare []byte
-	start         int64
-	writing       buffer
-	unsynced      []*Segment // written since they were last synced, oldest first
-	syncing       bool
-	synced        sync.Cond // on mu: syncing ended
+	// beginning at offset start, and is nil if that is nothing; writing is a buffer on its way to its file.
+	active   []byte
+	start    int64
+	writing  buffer
+	unsynced []*Segment // written since they were last synced, oldest first
+	syncing  bool
+	synced   sync.Cond // on mu: syncing ended
 }
 
 // buffer is bytes for a place in a segment.
@@ -75,6 +75,18 @@ type buffer struct {
 	data    []byte
 	at      int64
 }
+
+// buffers are those that no journal needs just now: one that is not written to has none.
+var buffers sync.Pool
+
+func takeBuffer() []byte {
+	if b, ok := buffers.Get().(*[bufferSize]byte); ok {
+		return b[:0]
+	}
+	return new([bufferSize]byte)[:0]
+}
+
+func giveBuffer(b []byte) { buffers.Put((*[bufferSize]byte)(b[:bufferSize])) }
 
 const (
 	// writeAfter is how much is gathered before an appender writes it out: one
@@ -154,6 +166,9 @@ func (j *Journal) gather(r *Record, h *header, summed bool) (Place, error) {
 	need := footprint(len(r.Payload))
 	if err := j.makeRoom(need); err != nil {
 		return Place{}, err
+	}
+	if j.active == nil {
+		j.active = takeBuffer()
 	}
 	n := len(j.active)
 	b := j.active[n : n+int(need)] // nobody looks behind the end of the buffer
@@ -343,7 +358,7 @@ func (j *Journal) writeOut() error {
 	s := j.segments[len(j.segments)-1]
 	b := buffer{segment: s, data: j.active, at: j.start}
 	j.writing = b
-	j.active, j.spare = j.spare[:0], nil
+	j.active = nil
 	j.start = s.end
 	j.wrote(s)
 	j.mu.Unlock()
@@ -359,7 +374,8 @@ func (j *Journal) writeOut() error {
 		return j.fail(fmt.Errorf("write journal segment %s: %w", s.path, err))
 	}
 	s.written.Store(b.at + int64(len(b.data)))
-	j.writing, j.spare = buffer{}, b.data
+	j.writing = buffer{}
+	giveBuffer(b.data) // nobody reads it any more
 	return nil
 }
 

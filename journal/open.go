@@ -36,7 +36,6 @@ func Open(fs vfs.FS, dir string, o Options) (*Journal, error) {
 	}
 	j := &Journal{fs: fs, dir: dir, o: o, id: newID(), pos: o.FirstPos - 1, told: o.Told}
 	j.synced.L = &j.mu
-	j.active, j.spare = make([]byte, 0, bufferSize), make([]byte, 0, bufferSize)
 	if err := j.recover(); err != nil {
 		return nil, errors.Join(err, j.closeFiles())
 	}
