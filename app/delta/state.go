@@ -1,12 +1,10 @@
 package delta
 
 import (
-	"encoding/json"
-	"fmt"
 	"path/filepath"
 	"time"
 
-	"tidemark/internal/vfs"
+	"tidemark/app"
 )
 
 // stateFormat is the version of the state file; another one means "trust nothing".
@@ -33,8 +31,7 @@ func statePath(staging string) string { return filepath.Join(staging, ownDir, "d
 
 func readState(staging string) state {
 	var st state
-	data, err := vfs.ReadFile(vfs.OS, statePath(staging))
-	if err != nil || json.Unmarshal(data, &st) != nil || st.Format != stateFormat {
+	if !app.ReadState(statePath(staging), &st) || st.Format != stateFormat {
 		return state{Dirty: true}
 	}
 	return st
@@ -42,12 +39,5 @@ func readState(staging string) state {
 
 func writeState(staging string, st state) error {
 	st.Format = stateFormat
-	data, err := json.Marshal(st)
-	if err != nil {
-		return err
-	}
-	if err := vfs.MkdirAll(vfs.OS, filepath.Dir(statePath(staging))); err != nil {
-		return fmt.Errorf("prepare staging: %w", err)
-	}
-	return vfs.WriteFile(vfs.OS, statePath(staging), data)
+	return app.WriteState(statePath(staging), st)
 }

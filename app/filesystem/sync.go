@@ -2,7 +2,6 @@ package filesystem
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -12,7 +11,6 @@ import (
 
 	"tidemark"
 	"tidemark/app"
-	"tidemark/internal/vfs"
 )
 
 // DataDir is where in a staging directory the tree is; beside it, .tidemark
@@ -83,8 +81,7 @@ func statePath(staging string) string {
 
 func readState(staging string) state {
 	var st state
-	data, err := vfs.ReadFile(vfs.OS, statePath(staging))
-	if err != nil || json.Unmarshal(data, &st) != nil || st.Format != stateFormat {
+	if !app.ReadState(statePath(staging), &st) || st.Format != stateFormat {
 		return state{Dirty: true}
 	}
 	return st
@@ -92,14 +89,7 @@ func readState(staging string) state {
 
 func writeState(staging string, st state) error {
 	st.Format = stateFormat
-	data, err := json.Marshal(st)
-	if err != nil {
-		return err
-	}
-	if err := vfs.MkdirAll(vfs.OS, filepath.Dir(statePath(staging))); err != nil {
-		return fmt.Errorf("prepare staging: %w", err)
-	}
-	return vfs.WriteFile(vfs.OS, statePath(staging), data)
+	return app.WriteState(statePath(staging), st)
 }
 
 // syncer is one run over a pair of trees.

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"tidemark/app"
 	"tidemark/internal/vfs"
 )
 
@@ -37,8 +38,7 @@ func statePath(staging string) string { return filepath.Join(staging, ".tidemark
 // cannot be understood counts as dirty.
 func readState(staging string) stageState {
 	var st stageState
-	data, err := vfs.ReadFile(vfs.OS, statePath(staging))
-	if err != nil || json.Unmarshal(data, &st) != nil || st.Format != stateFormat {
+	if !app.ReadState(statePath(staging), &st) || st.Format != stateFormat {
 		return stageState{Format: stateFormat, Dirty: true}
 	}
 	return st
