@@ -74,18 +74,14 @@ func benchCDP(ctx context.Context, e *env, r *Result) error {
 
 // producing starts a server, and makes a disk image with a database for each side.
 func (e *env) producing(ctx context.Context, sides []string, fn func(p *product, images map[string]string, sockets string) error) error {
-	binary := e.disk + "/tidemark"
-	if _, err := run(ctx, "go", "build", "-o", binary, "./cmd/tidemark"); err != nil {
-		return err
-	}
-	if err := os.Chmod(e.disk, 0o755); err != nil {
+	p, err := e.product(ctx, e.disk+"/data")
+	if err != nil {
 		return err
 	}
 	sockets, images, err := e.productionImages(ctx, sides)
 	if err != nil {
 		return err
 	}
-	p := &product{binary: binary, data: e.disk + "/data"}
 	if err := p.start(); err != nil {
 		return err
 	}
@@ -230,6 +226,15 @@ func serveRaw(args []string) error {
 		return err
 	}
 	return d.Close()
+}
+
+// product builds the command, for a server that start starts. The disk's directory is made one that databases can reach.
+func (e *env) product(ctx context.Context, data string, args ...string) (*product, error) {
+	p := &product{binary: e.disk + "/tidemark", data: data, args: args}
+	if _, err := run(ctx, "go", "build", "-o", p.binary, "./cmd/tidemark"); err != nil {
+		return nil, err
+	}
+	return p, os.Chmod(e.disk, 0o755)
 }
 
 func (p *product) start() (err error) {

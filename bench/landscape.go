@@ -9,7 +9,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/klauspost/compress/zstd"
 
 	"tidemark"
@@ -41,12 +40,12 @@ type landscape struct {
 
 // benchLandscape makes Dev of production, Test of Dev and QA of Test, five times, and changes a tenth of each.
 func benchLandscape(ctx context.Context, e *env, r *Result) error {
-	binary := e.disk + "/tidemark"
-	if _, err := run(ctx, "go", "build", "-o", binary, "./cmd/tidemark"); err != nil {
+	p, err := e.product(ctx, e.disk+"/data")
+	if err != nil {
 		return err
 	}
 	home := e.disk + "/src"
-	if err := errors.Join(os.Chmod(e.disk, 0o755), os.Mkdir(home, 0o755)); err != nil {
+	if err := os.Mkdir(home, 0o755); err != nil {
 		return err
 	}
 	scale := 345 // 5.2 GB
@@ -58,7 +57,7 @@ func benchLandscape(ctx context.Context, e *env, r *Result) error {
 		return err
 	}
 	defer c.stop(stopAtOnce)
-	l := &landscape{p: &product{binary: binary, data: e.disk + "/data"}, rows: scale * 100_000, rng: rand.New(rand.NewPCG(4, 15))}
+	l := &landscape{p: p, rows: scale * 100_000, rng: rand.New(rand.NewPCG(4, 15))}
 	if err := l.p.start(); err != nil {
 		return err
 	}
@@ -132,17 +131,6 @@ func (l *landscape) clone(ctx context.Context, of, name string) (tidemark.Clone,
 		return c, err
 	}
 	return c, query(ctx, c.Connection, fmt.Sprintf("SELECT 1 / count(*) FROM pgbench_accounts WHERE aid BETWEEN %d AND %[1]d + 100", l.rows/2))
-}
-
-// query runs one statement in a database.
-func query(ctx context.Context, conn, sql string) error {
-	c, err := pgx.Connect(ctx, conn)
-	if err != nil {
-		return err
-	}
-	defer c.Close(ctx)
-	_, err = c.Exec(ctx, sql, pgx.QueryExecModeSimpleProtocol)
-	return err
 }
 
 // change gives a tenth of the rows other contents, which are new ones in each clone, and adds up what differs afterwards.

@@ -93,13 +93,16 @@ func (c *cluster) ready(ctx context.Context) error {
 	}
 }
 
-func (c *cluster) exec(ctx context.Context, sql string) error {
-	conn, err := pgx.Connect(ctx, c.conn())
+func (c *cluster) exec(ctx context.Context, sql string) error { return query(ctx, c.conn(), sql) }
+
+// query runs one statement in a database.
+func query(ctx context.Context, conn, sql string) error {
+	c, err := pgx.Connect(ctx, conn)
 	if err != nil {
 		return err
 	}
-	defer conn.Close(ctx)
-	_, err = conn.Exec(ctx, sql, pgx.QueryExecModeSimpleProtocol)
+	defer c.Close(ctx)
+	_, err = c.Exec(ctx, sql, pgx.QueryExecModeSimpleProtocol)
 	return err
 }
 

@@ -25,15 +25,14 @@ const (
 
 // benchPoints lists the points of an application that has very many, and looks at a server with many applications that has nothing to do.
 func benchPoints(ctx context.Context, e *env, r *Result) error {
-	binary := e.disk + "/tidemark"
-	if _, err := run(ctx, "go", "build", "-o", binary, "./cmd/tidemark"); err != nil {
+	p, err := e.product(ctx, e.fast+"/data")
+	if err != nil {
 		return err
 	}
-	p := &product{binary: binary, data: e.fast + "/data"}
 	if err := p.start(); err != nil {
 		return err
 	}
-	defer func() { p.kill() }()
+	defer p.kill()
 	fresh, err := p.resting(ctx)
 	if err != nil {
 		return err

@@ -24,14 +24,10 @@ const (
 
 // benchThinLink captures trees and a database of another host over 20 Mbit/s and 80 ms.
 func benchThinLink(ctx context.Context, e *env, r *Result) error {
-	binary := e.disk + "/tidemark"
-	if _, err := run(ctx, "go", "build", "-o", binary, "./cmd/tidemark"); err != nil {
+	p, err := e.product(ctx, e.disk+"/data", "--listen", "127.0.0.1:0")
+	if err != nil {
 		return err
 	}
-	if err := os.Chmod(e.disk, 0o755); err != nil {
-		return err
-	}
-	p := &product{binary: binary, data: e.disk + "/data", args: []string{"--listen", "127.0.0.1:0"}}
 	if err := p.start(); err != nil {
 		return err
 	}
