@@ -57,7 +57,8 @@ func TestBusyFileSystem(t *testing.T) {
 		seed := uint64(time.Now().UnixNano())
 		t.Logf("seed %d", seed)
 		stop := make(chan struct{})
-		check := beBusy(t, dir, seed, stop)
+		var closing sync.RWMutex
+		check := beBusy(t, dir, seed, stop, &closing)
 		rng := rand.New(rand.NewPCG(seed, 0))
 		kills := rounds(6, 60)
 		for i := range kills {
@@ -65,9 +66,11 @@ func TestBusyFileSystem(t *testing.T) {
 				reconnected(t, a)
 			}
 			time.Sleep(time.Duration(50+rng.IntN(250)) * time.Millisecond)
+			closing.Lock()
 			s.kill()
 			time.Sleep(time.Duration(rng.IntN(50)) * time.Millisecond)
 			s.start()
+			closing.Unlock()
 		}
 		close(stop)
 		check()
@@ -104,7 +107,12 @@ func reconnected(t *testing.T, a *Attachment) {
 
 // beBusy writes and reads files until stop is closed. The function it returns waits for
 // the writers, and checks that the files are what was written.
-func beBusy(t *testing.T, dir string, seed uint64, stop chan struct{}) (check func()) {
+//
+// A file is not closed while closing is locked, as it must be while a server is started: a
+// new process has, until it runs its program, what this one had open. Were the file closed
+// here meanwhile, its last close would be that of the process that is to be the server,
+// and ext4 writes a replaced file out in its last close: to a disk that nobody serves yet.
+func beBusy(t *testing.T, dir string, seed uint64, stop chan struct{}, closing *sync.RWMutex) (check func()) {
 	const writers, files, largest = 3, 6, 64 // pages of 4 KiB
 	var content [writers][files][]byte
 	var writing sync.WaitGroup
@@ -131,7 +139,7 @@ func beBusy(t *testing.T, dir string, seed uint64, stop chan struct{}) (check fu
 					err = verify(w, f)
 				} else {
 					content[w][f] = bytes.Repeat([]byte{byte(rng.Uint32()), byte(rng.Uint32()), byte(w), byte(f)}, 1024*(1+rng.IntN(largest)))
-					err = writeFile(filepath.Join(dir, fmt.Sprint(w, "-", f)), content[w][f], rng.IntN(4) == 0)
+					err = writeFile(filepath.Join(dir, fmt.Sprint(w, "-", f)), content[w][f], rng.IntN(4) == 0, closing)
 				}
 				if err != nil {
 					t.Error(err)
@@ -156,7 +164,7 @@ func beBusy(t *testing.T, dir string, seed uint64, stop chan struct{}) (check fu
 	}
 }
 
-func writeFile(name string, b []byte, sync bool) error {
+func writeFile(name string, b []byte, sync bool, closing *sync.RWMutex) error {
 	f, err := os.Create(name)
 	if err != nil {
 		return err
@@ -165,6 +173,8 @@ func writeFile(name string, b []byte, sync bool) error {
 	if sync && err == nil {
 		err = f.Sync()
 	}
+	closing.RLock()
+	defer closing.RUnlock()
 	return errors.Join(err, f.Close())
 }
 

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -186,7 +187,7 @@ func testStaleIsFoundAndCleaned(t *testing.T, via Via) {
 	if _, err := Attach(t.Context(), a.Config()); !errors.Is(err, ErrExists) {
 		t.Fatalf("attached twice: %v", err)
 	}
-	if err := writeFile(filepath.Join(dir, "x"), []byte("x"), false); err != nil {
+	if err := writeFile(filepath.Join(dir, "x"), []byte("x"), false, new(sync.RWMutex)); err != nil {
 		t.Fatal(err)
 	}
 	s.kill()
