@@ -222,8 +222,8 @@ func (c *Control) describe(ctx context.Context, a app) tidemark.Application {
 	for _, disk := range a.t.Disks() {
 		d.Disks = append(d.Disks, disk.Describe())
 	}
-	if p := a.t.Points(); len(p) > 0 {
-		d.Latest = &p[len(p)-1]
+	if p, ok := a.t.Latest(); ok {
+		d.Latest = &p
 	}
 	if err := a.t.Trouble(); err != nil {
 		d.State, d.Detail = "degraded", err.Error()
@@ -271,10 +271,8 @@ func (c *Control) Bookmark(ctx context.Context, spec tidemark.BookmarkSpec) (tid
 }
 
 func pointAt(t *timeline.Timeline, pos tidemark.Position) (tidemark.RecoveryPoint, error) {
-	for _, p := range t.Points() {
-		if p.Position == pos {
-			return p, nil
-		}
+	if p, ok := t.PointAt(pos); ok {
+		return p, nil
 	}
 	return tidemark.RecoveryPoint{}, tidemark.Errorf(tidemark.NotFound, "%s has no retained point at %v", t.Name(), pos)
 }

@@ -125,8 +125,8 @@ func (c *Control) planClone(ctx context.Context, spec tidemark.CloneSpec) (plan,
 }
 
 func newestPoint(a app) (tidemark.RecoveryPoint, error) {
-	if p := a.t.Points(); len(p) > 0 {
-		return p[len(p)-1], nil
+	if p, ok := a.t.Latest(); ok {
+		return p, nil
 	}
 	return tidemark.RecoveryPoint{}, tidemark.Errorf(tidemark.NotFound, "%s has no point yet", a.name).WithHint("capture it first: `tidemark capture " + a.name + "`")
 }

@@ -111,10 +111,8 @@ func describeHalves(t *timeline.Timeline, h tidemark.Halves, good, bad tidemark.
 
 func stepAt(t *timeline.Timeline, pos tidemark.Position) (s tidemark.Step, err error) {
 	s.Position = pos
-	for _, p := range t.Points() {
-		if p.Position == pos {
-			s.Bookmark = p.Bookmark
-		}
+	if p, ok := t.PointAt(pos); ok {
+		s.Bookmark = p.Bookmark
 	}
 	s.Time, err = t.TimeAt(pos)
 	return s, err

@@ -168,7 +168,7 @@ func (c *Control) dropSlot(ctx context.Context, a app) error {
 
 // pruneLog deletes log that no retained point can use.
 func (c *Control) pruneLog(ctx context.Context, a app) error {
-	points := a.t.Points()
+	points := a.t.PointsFrom(0, 1)
 	if a.Type != tidemark.TypePostgres || a.Role != "" || a.sent() || len(points) == 0 {
 		return nil
 	}
@@ -191,7 +191,7 @@ func (c *Control) describeLog(ctx context.Context, a app, d *tidemark.Applicatio
 	if err == nil && st.Error != "" {
 		d.State, d.Detail = "degraded", "log: "+st.Error
 	}
-	if p := a.t.Points(); len(p) > 0 && !st.Covered.IsZero() {
+	if p := a.t.PointsFrom(0, 1); len(p) > 0 && !st.Covered.IsZero() {
 		d.Covered = &tidemark.Interval{From: p[0].Time, To: st.Covered}
 	}
 }

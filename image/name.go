@@ -33,6 +33,15 @@ func ParseName(s string) (Name, error) {
 	return n, nil
 }
 
+// MarshalText implements [encoding.TextMarshaler], as [Name.String] does it.
+func (n Name) MarshalText() ([]byte, error) { return hex.AppendEncode(nil, n[:]), nil }
+
+// UnmarshalText implements [encoding.TextUnmarshaler], as [ParseName] does it.
+func (n *Name) UnmarshalText(text []byte) (err error) {
+	*n, err = ParseName(string(text))
+	return err
+}
+
 // Limits of an image. Chunks are powers of two within them; 16 KiB stores least
 // of database pages while 4 KiB reads of it stay cheap.
 const (

@@ -16,13 +16,16 @@ import (
 	"tidemark/internal/vfs"
 )
 
+// DefaultSegmentSize is the size of a segment, in bytes, where no other is asked for.
+const DefaultSegmentSize = 64 << 20
+
 // Options of a journal.
 type Options struct {
 	// FirstPos is the position of the first record of a new journal; 0 means 1.
 	FirstPos uint64
 	// Told is a time in Unix nanoseconds that is asked for as by [Journal.At]: all records that come are later.
 	Told int64
-	// SegmentSize bounds a segment in bytes; 0 means 64 MiB.
+	// SegmentSize bounds a segment in bytes; 0 means DefaultSegmentSize.
 	SegmentSize int64
 	// Now is the clock; nil means time.Now.
 	Now    func() time.Time

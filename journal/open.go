@@ -20,7 +20,7 @@ import (
 // and says which positions are affected. Nothing of the old segments is changed.
 func Open(fs vfs.FS, dir string, o Options) (*Journal, error) {
 	if o.SegmentSize == 0 {
-		o.SegmentSize = 64 << 20
+		o.SegmentSize = DefaultSegmentSize
 	}
 	if o.FirstPos == 0 {
 		o.FirstPos = 1

@@ -197,7 +197,7 @@ func (j *Journal) endEarly(upTo uint64) error {
 	if !early {
 		return nil
 	}
-	return j.endSegment()
+	return j.End()
 }
 
 // endsEarly reports whether the last segment's records are all at or before upTo, and many. The caller holds mu.
@@ -206,8 +206,9 @@ func (j *Journal) endsEarly(upTo uint64) bool {
 	return last.lastPos <= upTo && last.end > trimRoll && j.err == nil
 }
 
-// endSegment rolls to a new segment and makes that durable: the old one's end is told by the new one's header.
-func (j *Journal) endSegment() error {
+// End ends the last segment, so that it can go when its records can, whatever is written afterwards. The next is there,
+// durably: the old one's end is told by the new one's header.
+func (j *Journal) End() error {
 	j.io.Lock()
 	err := j.roll()
 	j.io.Unlock()

@@ -35,8 +35,7 @@ func (s *Set) Create(ctx context.Context, name string, disks []DiskSpec, about j
 	t := s.blank(newID())
 	t.desc = descriptor{ID: t.id, Name: name, Created: time.Now().UTC(), About: about}
 	for _, d := range disks {
-		root := image.Empty(d.Size, d.Chunk)
-		t.state.Disks = append(t.state.Disks, diskState{Name: d.Name, rootJSON: toJSON(root)})
+		t.state.Disks = append(t.state.Disks, diskState{Name: d.Name, measured: measured{Size: d.Size, Chunk: d.Chunk}})
 	}
 	return t, s.establish(ctx, t, nil)
 }
@@ -108,7 +107,7 @@ func (t *Timeline) Branch(ctx context.Context, name string, pos tidemark.Positio
 			return nil, err
 		}
 		views[i] = v
-		st := diskState{Name: d.name, rootJSON: toJSON(n.root)}
+		st := diskState{Name: d.name, measured: n.image}
 		if len(v.layers) > 0 {
 			st.Origin = &origin{Timeline: t.id, Disk: uint16(i), After: n.pos, UpTo: at}
 			begin.layers[i] = v.layers[0]
@@ -142,24 +141,22 @@ func (t *Timeline) flat(ctx context.Context, x *image.Session, i int, at tidemar
 		return at, nil
 	}
 	if !foreign {
-		y, err := t.replay(uint16(i), n.root, n.pos, at)
+		y, err := t.replay(uint16(i), n.image, n.pos, at)
 		if err != nil {
 			return at, err
 		}
-		*v = newView(t.set.store, n.root, y)
+		*v = newView(t.set.store, n.image, y)
 		return at, nil
 	}
-	root, err := n.root, error(nil)
-	for j := len((*v).layers) - 1; j >= 0; j-- {
-		if root, err = commitLayer(ctx, t.set.store, x, root, (*v).layers[j], atOnce); err != nil {
-			return at, err
-		}
+	made, err := t.imageOf(ctx, x, *v, *n, atOnce)
+	if err != nil {
+		return at, err
 	}
 	if err := t.set.store.Sync(); err != nil {
 		return at, err
 	}
-	*n = nearest{pos: at, root: root}
-	*v = newView(t.set.store, root)
+	*n = nearest{pos: at, image: made}
+	*v = newView(t.set.store, made)
 	return at, nil
 }
 

@@ -4,9 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
+	"slices"
 
 	"tidemark"
-	"tidemark/image"
 	"tidemark/journal"
 )
 
@@ -24,39 +25,53 @@ const (
 
 // stretch is a part of the past without an image in it: the points in (from, to) are made from the image at from.
 type stretch struct {
-	from, to tidemark.Position // to is 0 for the one that ends with the head
-	segments []journal.SegmentInfo
+	from, to tidemark.Position     // to is 0 for the one that ends with the head
+	segments []journal.SegmentInfo // that have records of it
 }
 
-// stretches returns the parts of the past of which any point can be had, oldest first.
-func (t *Timeline) stretches() (list []stretch) {
-	oldest, segments := t.oldestInJournal(), t.journal.Segments()
-	t.facts.Lock()
-	defer t.facts.Unlock()
-	var images []tidemark.Position
-	for _, m := range t.points {
-		if m.Position >= oldest {
-			images = append(images, m.Position)
+// stretches yields the parts of the past of which any point can be had, oldest first. There may be very many, so nothing
+// is made for each: all together cost one look at each image and each segment. Who ranges over them must not take facts.
+func (t *Timeline) stretches() iter.Seq[stretch] {
+	return func(yield func(stretch) bool) {
+		oldest, segments := t.oldestInJournal(), t.journal.Segments()
+		segments = slices.DeleteFunc(segments, func(g journal.SegmentInfo) bool { return g.LastPos < g.FirstPos })
+		t.facts.Lock()
+		defer t.facts.Unlock()
+		s, begun := stretch{}, false
+		next := func(to tidemark.Position) bool { // which ends a stretch, and begins another there
+			if begun {
+				s.to = to
+				if !yield(s.of(&segments)) {
+					return false
+				}
+			}
+			s.from, begun = to, true
+			return true
 		}
-	}
-	if n := len(images); (n == 0 || images[n-1] < t.state.Base) && t.state.Base >= oldest {
-		images = append(images, t.state.Base)
-	}
-	for i, at := range images {
-		s := stretch{from: at}
-		last := uint64(1<<64 - 1)
-		if i+1 < len(images) {
-			s.to = images[i+1]
-			last = uint64(s.to) - 1
-		}
-		for _, g := range segments {
-			if g.LastPos > uint64(at) && g.FirstPos <= last && g.LastPos >= g.FirstPos {
-				s.segments = append(s.segments, g)
+		for _, m := range t.points[t.firstPointFrom(oldest):] {
+			if !next(m.Position) {
+				return
 			}
 		}
-		list = append(list, s)
+		if (!begun || s.from < t.state.Base) && t.state.Base >= oldest && !next(t.state.Base) {
+			return
+		}
+		next(0)
 	}
-	return list
+}
+
+// of adds to a stretch its segments, which are among those that are left, and takes away what later ones do not need.
+func (s stretch) of(left *[]journal.SegmentInfo) stretch {
+	first, end := 0, 0
+	for first < len(*left) && (*left)[first].LastPos <= uint64(s.from) {
+		first++
+	}
+	*left = (*left)[first:]
+	for end < len(*left) && (s.to == 0 || (*left)[end].FirstPos < uint64(s.to)) {
+		end++
+	}
+	s.segments = (*left)[:end]
+	return s
 }
 
 // K returns how many layers and segments of the journal reading the head, or opening any point, touches at most.
@@ -65,7 +80,7 @@ func (t *Timeline) K() int {
 	for _, d := range t.disks {
 		k = max(k, len(d.head.Load().layers))
 	}
-	for _, s := range t.stretches() {
+	for s := range t.stretches() {
 		k = max(k, len(s.segments))
 	}
 	return k
@@ -93,7 +108,7 @@ func (t *Timeline) checkpoint(ctx context.Context) error {
 
 // wanted returns where an image is to be made, at the end of a segment, in a stretch that begins at or behind a position.
 func (t *Timeline) wanted(after tidemark.Position) (pos tidemark.Position, at int64, ok bool) {
-	for _, s := range t.stretches() {
+	for s := range t.stretches() {
 		if s.to == 0 || s.from < after || len(s.segments) <= spanLimit {
 			continue
 		}
@@ -111,20 +126,20 @@ func (t *Timeline) imageAt(ctx context.Context, pos tidemark.Position, at int64)
 	defer t.trimMu.RUnlock()
 	x := t.set.store.Begin()
 	defer x.End()
-	roots := make([]image.Root, len(t.disks))
+	images := make([]measured, len(t.disks))
 	for i := range t.disks {
 		v, n, err := t.viewOf(i, pos)
 		if err != nil {
 			return err
 		}
-		if roots[i], err = t.rootOf(ctx, x, v, n, t.aside); err != nil {
+		if images[i], err = t.imageOf(ctx, x, v, n, t.aside); err != nil {
 			return err
 		}
 	}
 	if err := t.set.store.Sync(); err != nil {
 		return err
 	}
-	m := t.manifest(&cut{pos: pos, time: at}, roots)
+	m := t.manifest(&cut{pos: pos, time: at}, images)
 	if err := putSealed(ctx, t.set.o.Bucket, imageKey(t.id, pos), m); err != nil {
 		return err
 	}

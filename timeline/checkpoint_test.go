@@ -5,6 +5,7 @@ import (
 	"context"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"testing"
 	"time"
 
@@ -166,13 +167,13 @@ func TestCheckpointsBehindDamage(t *testing.T) {
 	w = open(t, mem, "/d")
 	defer func() { w.close(t) }()
 	line = w.set.List()[0]
-	if list := line.stretches(); len(list) < 2 || len(list[0].segments) <= spanLimit || len(list[1].segments) <= spanLimit {
+	if list := slices.Collect(line.stretches()); len(list) < 2 || len(list[0].segments) <= spanLimit || len(list[1].segments) <= spanLimit {
 		t.Fatalf("the stretches are %+v", list)
 	}
 	if err := line.checkpoint(t.Context()); tidemark.KindOf(err) != tidemark.Corrupt {
 		t.Errorf("a lost segment: %v", err)
 	}
-	for i, s := range line.stretches()[1:] {
+	for i, s := range slices.Collect(line.stretches())[1:] {
 		if len(s.segments) > spanLimit {
 			t.Errorf("stretch %d has %d segments", i+1, len(s.segments))
 		}

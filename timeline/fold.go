@@ -122,26 +122,24 @@ func (t *Timeline) foldCut(ctx context.Context, c *cut, begin begin) error {
 	x := t.set.store.Begin()
 	defer x.End()
 	t.facts.Lock()
-	roots, err := t.roots()
+	images := t.base()
 	t.facts.Unlock()
-	if err != nil {
-		return err
-	}
-	if err := t.keepBase(ctx, roots); err != nil {
+	if err := t.keepBase(ctx, images); err != nil {
 		return err
 	}
 	for i, y := range c.layers {
 		if y == nil {
 			continue
 		}
-		if roots[i], err = commitLayer(ctx, t.set.store, x, roots[i], y, begin); err != nil {
+		var err error
+		if images[i], err = t.set.commitLayer(ctx, x, images[i], y, begin); err != nil {
 			return fmt.Errorf("disk %s: %w", t.disks[i].name, err)
 		}
 	}
 	if err := t.set.store.Sync(); err != nil {
 		return err
 	}
-	m := t.manifest(c, roots)
+	m := t.manifest(c, images)
 	if c.mark != nil || t.Window().open() && !c.origin {
 		if err := putSealed(ctx, t.set.o.Bucket, imageKey(t.id, c.pos), m); err != nil {
 			return err
@@ -149,7 +147,7 @@ func (t *Timeline) foldCut(ctx context.Context, c *cut, begin begin) error {
 		t.addPoint(m)
 	}
 	t.addStored(x.Stats().StoredBytes)
-	return t.standOn(c, roots)
+	return t.standOn(c, images)
 }
 
 // settled makes sure that the journal holds all up to c, durably: a base beyond
@@ -188,20 +186,20 @@ func (t *Timeline) verifyRecords(c *cut) error {
 
 // keepBase retains the images that the head stood on until now, where any
 // point of the window behind them can be asked for.
-func (t *Timeline) keepBase(ctx context.Context, roots []image.Root) error {
+func (t *Timeline) keepBase(ctx context.Context, images []measured) error {
 	t.facts.Lock()
 	base, wanted := t.state.Base, t.state.Window.open()
 	for _, d := range t.state.Disks {
 		wanted = wanted && d.Origin == nil
 	}
-	for _, p := range t.points {
-		wanted = wanted && p.Position != base
+	if i := t.firstPointFrom(base); i < len(t.points) && t.points[i].Position == base {
+		wanted = false
 	}
 	t.facts.Unlock()
 	if !wanted {
 		return nil
 	}
-	m := t.manifest(&cut{pos: base, time: t.timeOfBase(base).UnixNano()}, roots)
+	m := t.manifest(&cut{pos: base, time: t.timeOfBase(base).UnixNano()}, images)
 	if err := putSealed(ctx, t.set.o.Bucket, imageKey(t.id, base), m); err != nil {
 		return err
 	}
@@ -224,10 +222,10 @@ func (t *Timeline) timeOfBase(base tidemark.Position) time.Time {
 	return at
 }
 
-func (t *Timeline) manifest(c *cut, roots []image.Root) manifest {
+func (t *Timeline) manifest(c *cut, images []measured) manifest {
 	m := manifest{Timeline: t.id, Position: c.pos, Time: time.Unix(0, c.time).UTC(), Mark: c.mark}
-	for i, r := range roots {
-		m.Disks = append(m.Disks, diskImage{Name: t.disks[i].name, rootJSON: toJSON(r)})
+	for i, of := range images {
+		m.Disks = append(m.Disks, diskImage{Name: t.disks[i].name, measured: of})
 	}
 	return m
 }
@@ -235,22 +233,19 @@ func (t *Timeline) manifest(c *cut, roots []image.Root) manifest {
 func (t *Timeline) addPoint(m manifest) {
 	t.facts.Lock()
 	defer t.facts.Unlock()
-	i, found := slices.BinarySearchFunc(t.points, m.Position, func(p manifest, pos tidemark.Position) int {
-		return int(int64(p.Position) - int64(pos))
-	})
-	if !found {
+	if i := t.firstPointFrom(m.Position); i == len(t.points) || t.points[i].Position != m.Position {
 		t.points = slices.Insert(t.points, i, m)
 	}
 }
 
 // standOn makes the images of c, now durable, the base of the head, and drops its layers.
-func (t *Timeline) standOn(c *cut, roots []image.Root) error {
+func (t *Timeline) standOn(c *cut, images []measured) error {
 	t.facts.Lock()
 	defer t.facts.Unlock()
 	old := t.state
 	t.state.Disks = slices.Clone(old.Disks)
 	for i := range t.state.Disks {
-		t.state.Disks[i].rootJSON = toJSON(roots[i])
+		t.state.Disks[i].measured = images[i]
 		if c.origin {
 			t.state.Disks[i].Origin = nil
 		}
@@ -266,7 +261,7 @@ func (t *Timeline) standOn(c *cut, roots []image.Root) error {
 	t.cuts = t.cuts[1:]
 	t.backlog.Add(-c.bytes)
 	for i, d := range t.disks {
-		d.dropLayer(c.layers[i], roots[i])
+		d.dropLayer(c.layers[i], images[i])
 	}
 	if c.origin {
 		t.set.unpin(t.id)
@@ -274,22 +269,23 @@ func (t *Timeline) standOn(c *cut, roots []image.Root) error {
 	return nil
 }
 
-// dropLayer replaces the oldest layer, whose content root now has, by root. It
+// dropLayer replaces the oldest layer, whose content base now has, by base. It
 // waits for cuts, which also replace the head: the caller holds facts, as they do.
-func (d *Disk) dropLayer(y *layer, root image.Root) {
+func (d *Disk) dropLayer(y *layer, base measured) {
 	if y == nil {
 		return
 	}
 	v := d.head.Load()
 	next := *v
 	next.layers = slices.DeleteFunc(slices.Clone(v.layers), func(l *layer) bool { return l == y })
-	next.base = v.store.View(root)
+	next.base = v.store.View(base.image())
 	d.head.Store(&next)
 }
 
 // commitLayer returns the image that has the layer's writes over base, made by workers that begin so.
-func commitLayer(ctx context.Context, store *image.Store, x *image.Session, base image.Root, y *layer, begin begin) (image.Root, error) {
-	f := folder{ctx: ctx, x: x, v: newView(store, base, y), y: y}
+func (s *Set) commitLayer(ctx context.Context, x *image.Session, base measured, y *layer, begin begin) (measured, error) {
+	held, unknown := s.heldBytes(base)
+	f := folder{ctx: ctx, x: x, v: newView(s.store, base, y), y: y, held: held}
 	leaves := make(chan int64, 16)
 	var wg sync.WaitGroup
 	for range foldWorkers {
@@ -308,9 +304,14 @@ func commitLayer(ctx context.Context, store *image.Store, x *image.Session, base
 	close(leaves)
 	wg.Wait()
 	if err = f.failure(); err != nil {
-		return image.Root{}, err
+		return base, err
 	}
-	return x.Commit(base, f.changes)
+	root, err := x.Commit(base.image(), f.changes)
+	made := measured{Root: root.Name, Size: root.Size, Chunk: root.Chunk, Held: f.held}
+	if unknown != nil { // which who asks for it is told; the image suffers nothing
+		made.Held = 0
+	}
+	return made, err
 }
 
 // foldWorkers hash and compress side by side.
@@ -325,6 +326,7 @@ type folder struct {
 
 	mu      sync.Mutex
 	changes []image.Change
+	held    int64 // bytes that are not holes, with these changes
 	err     error
 }
 
@@ -350,6 +352,7 @@ func (f *folder) fold(w *worker, first int64, buf []byte) {
 	start := first * block.BlockSize
 	end := min(start+leafBytes, f.v.size)
 	var changes []image.Change
+	held := int64(0)
 	for off := start; off < end && f.failure() == nil; off += f.v.chunk {
 		w.rest()
 		name, prev, touched, err := f.chunk(off, buf)
@@ -359,11 +362,21 @@ func (f *folder) fold(w *worker, first int64, buf []byte) {
 		}
 		if touched && name != prev {
 			changes = append(changes, image.Change{Index: off / f.v.chunk, Name: name})
+			held += f.heldBy(name, off) - f.heldBy(prev, off)
 		}
 	}
 	f.mu.Lock()
 	f.changes = append(f.changes, changes...)
+	f.held += held
 	f.mu.Unlock()
+}
+
+// heldBy is what a chunk at off holds of the disk if it has a name.
+func (f *folder) heldBy(name image.Name, off int64) int64 {
+	if name.IsZero() {
+		return 0
+	}
+	return min(f.v.chunk, f.v.size-off)
 }
 
 // chunk stores the chunk at off, if the layer has some of it.

@@ -54,23 +54,20 @@ type manifest struct {
 // diskImage is a disk and an image of it.
 type diskImage struct {
 	Name string `json:"name"`
-	rootJSON
+	measured
 }
 
-// rootJSON is the stored form of an [image.Root].
-type rootJSON struct {
-	Root  string `json:"root"`
-	Size  int64  `json:"size_bytes"`
-	Chunk int    `json:"chunk_bytes"`
+// measured is the stored form of an [image.Root], with what a full copy of the image would take.
+type measured struct {
+	Root  image.Name `json:"root"`
+	Size  int64      `json:"size_bytes"`
+	Chunk int        `json:"chunk_bytes"`
+	// Held are the bytes that are not holes. It is 0 for an image that is not empty if that was not noted when it was made.
+	Held int64 `json:"held_bytes,omitempty"`
 }
 
-func toJSON(r image.Root) rootJSON {
-	return rootJSON{Root: r.Name.String(), Size: r.Size, Chunk: r.Chunk}
-}
-
-func (r rootJSON) root() (image.Root, error) {
-	name, err := image.ParseName(r.Root)
-	return image.Root{Name: name, Size: r.Size, Chunk: r.Chunk}, err
+func (r measured) image() image.Root {
+	return image.Root{Name: r.Root, Size: r.Size, Chunk: r.Chunk}
 }
 
 // Mark is what a bookmark says of its point.

@@ -31,7 +31,7 @@ func (t *Timeline) Points() []tidemark.RecoveryPoint {
 func (t *Timeline) PointsFrom(from tidemark.Position, n int) []tidemark.RecoveryPoint {
 	t.facts.Lock()
 	defer t.facts.Unlock()
-	i, _ := slices.BinarySearchFunc(t.points, from, func(m manifest, pos tidemark.Position) int { return cmp.Compare(m.Position, pos) })
+	i := t.firstPointFrom(from)
 	list := make([]tidemark.RecoveryPoint, 0, min(n, len(t.points)-i))
 	for ; i < len(t.points) && len(list) < n; i++ {
 		if m := t.points[i]; m.Mark != nil {
@@ -41,19 +41,47 @@ func (t *Timeline) PointsFrom(from tidemark.Position, n int) []tidemark.Recovery
 	return list
 }
 
+// Latest returns the newest of [Timeline.Points], if there is one.
+func (t *Timeline) Latest() (p tidemark.RecoveryPoint, ok bool) {
+	t.facts.Lock()
+	defer t.facts.Unlock()
+	for _, m := range slices.Backward(t.points) {
+		if m.Mark != nil {
+			return m.recoveryPoint(), true
+		}
+	}
+	return p, false
+}
+
+// PointAt returns the bookmark at a position, if it has an image.
+func (t *Timeline) PointAt(pos tidemark.Position) (p tidemark.RecoveryPoint, ok bool) {
+	t.facts.Lock()
+	defer t.facts.Unlock()
+	if i := t.firstPointFrom(pos); i < len(t.points) && t.points[i].Position == pos && t.points[i].Mark != nil {
+		return t.points[i].recoveryPoint(), true
+	}
+	return p, false
+}
+
+// firstPointFrom returns the index of the first retained point at or behind a position. The caller holds facts.
+func (t *Timeline) firstPointFrom(pos tidemark.Position) int {
+	i, _ := slices.BinarySearchFunc(t.points, pos, func(m manifest, pos tidemark.Position) int { return cmp.Compare(m.Position, pos) })
+	return i
+}
+
 func (m manifest) recoveryPoint() tidemark.RecoveryPoint {
 	p := tidemark.RecoveryPoint{Position: m.Position, Time: m.Time, Consistency: tidemark.CrashConsistent}
 	if m.Mark != nil {
 		p.Bookmark, p.Consistency, p.Labels = m.Mark.Name, m.Mark.Consistency, m.Mark.Labels
 	}
 	for _, d := range m.Disks {
-		p.Images = append(p.Images, tidemark.Image{Disk: d.Name, Root: d.Root, Size: d.Size})
+		p.Images = append(p.Images, tidemark.Image{Disk: d.Name, Root: d.Root.String(), Size: d.Size})
 	}
 	return p
 }
 
 // LogicalBytes returns what full copies of all retained points would take, in bytes, holes not
-// counted. Images never change: each is measured once.
+// counted.
 func (t *Timeline) LogicalBytes() (n int64, err error) {
 	t.facts.Lock()
 	points := slices.Clone(t.points)
@@ -63,11 +91,7 @@ func (t *Timeline) LogicalBytes() (n int64, err error) {
 			continue
 		}
 		for _, d := range m.Disks {
-			root, err := d.root()
-			if err != nil {
-				return n, err
-			}
-			held, err := t.set.heldBytes(root)
+			held, err := t.set.heldBytes(d.measured)
 			if err != nil {
 				return n, fmt.Errorf("measure %s@%v: %w", t.Name(), m.Position, err)
 			}
@@ -77,8 +101,13 @@ func (t *Timeline) LogicalBytes() (n int64, err error) {
 	return n, nil
 }
 
-// heldBytes measures an image, holes not counted.
-func (s *Set) heldBytes(r image.Root) (n int64, err error) {
+// heldBytes returns the bytes of an image that are not holes. One of which that was not noted is measured; since images
+// never change, that is done once.
+func (s *Set) heldBytes(m measured) (n int64, err error) {
+	r := m.image()
+	if m.Held != 0 || m.Root.IsZero() {
+		return m.Held, nil
+	}
 	if n, ok := s.held.Load(r); ok {
 		return n.(int64), nil
 	}
@@ -245,7 +274,7 @@ func (t *Timeline) At(disk string, pos tidemark.Position) (*Snapshot, error) {
 		x.End()
 		return nil, err
 	}
-	x.Hold(n.root)
+	x.Hold(n.image.image())
 	return &Snapshot{view: *v, x: x, t: t, pin: pin, Position: pos}, nil
 }
 
@@ -343,13 +372,13 @@ func (t *Timeline) viewOf(i int, pos tidemark.Position) (*view, nearest, error) 
 		return nil, n, err
 	}
 	if n.pos == pos {
-		return newView(t.set.store, n.root), n, nil
+		return newView(t.set.store, n.image), n, nil
 	}
-	y, err := t.replay(uint16(i), n.root, n.pos, pos)
+	y, err := t.replay(uint16(i), n.image, n.pos, pos)
 	if err != nil {
 		return nil, n, err
 	}
-	return newView(t.set.store, n.root, y), n, nil
+	return newView(t.set.store, n.image, y), n, nil
 }
 
 // frozenAt makes the view at pos of the head's own layers, if one of them was frozen just there.
@@ -368,14 +397,13 @@ func (t *Timeline) frozenAt(i int, pos tidemark.Position) (*view, nearest, bool)
 			next.layers = append(next.layers, c.layers[i])
 		}
 	}
-	root, err := t.state.Disks[i].root()
-	return &next, nearest{pos: t.state.Base, root: root}, err == nil
+	return &next, nearest{pos: t.state.Base, image: t.state.Disks[i].measured}, true
 }
 
 // nearest is the image that a point is made from.
 type nearest struct {
-	pos  tidemark.Position
-	root image.Root
+	pos   tidemark.Position
+	image measured
 }
 
 // nearest finds the newest image of disk i at or before pos from which the journal leads on to pos.
@@ -384,20 +412,23 @@ func (t *Timeline) nearest(i int, pos tidemark.Position) (nearest, error) {
 	defer t.facts.Unlock()
 	var n nearest
 	found := false
-	consider := func(at tidemark.Position, r rootJSON) {
-		if root, err := r.root(); err == nil && at <= pos && (!found || at > n.pos) {
-			n, found = nearest{pos: at, root: root}, true
+	consider := func(at tidemark.Position, m measured) {
+		if at <= pos && (!found || at > n.pos) {
+			n, found = nearest{pos: at, image: m}, true
 		}
 	}
-	for _, m := range t.points {
+	for _, m := range slices.Backward(t.points[:t.firstPointFrom(pos+1)]) {
 		for _, d := range m.Disks {
 			if d.Name == t.disks[i].name {
-				consider(m.Position, d.rootJSON)
+				consider(m.Position, d.measured)
 			}
+		}
+		if found {
+			break
 		}
 	}
 	if t.state.Disks[i].Origin == nil {
-		consider(t.state.Base, t.state.Disks[i].rootJSON)
+		consider(t.state.Base, t.state.Disks[i].measured)
 	}
 	if !found || n.pos < pos && n.pos < t.oldestInJournal() {
 		return n, tidemark.Errorf(tidemark.NotFound, "%s cannot be shown at %v: its journal no longer reaches back so far", t.desc.Name, pos).
@@ -407,11 +438,11 @@ func (t *Timeline) nearest(i int, pos tidemark.Position) (nearest, error) {
 }
 
 // replay builds the layer of one disk from the journal's records in (after, upTo].
-func (t *Timeline) replay(disk uint16, root image.Root, after, upTo tidemark.Position) (*layer, error) {
-	y := newLayer(root.Size, t.firstSegment(after))
+func (t *Timeline) replay(disk uint16, base measured, after, upTo tidemark.Position) (*layer, error) {
+	y := newLayer(base.Size, t.firstSegment(after))
 	err := t.journal.Scan(uint64(after), uint64(upTo), func(r *journal.Record, p journal.Place) error {
 		if r.Kind != journal.Bookmark && r.Disk == disk {
-			y.put(r, p, int64(root.Chunk))
+			y.put(r, p, int64(base.Chunk))
 		}
 		return nil
 	})
@@ -447,18 +478,19 @@ func (t *Timeline) Root(ctx context.Context, x *image.Session, disk string, pos 
 		return image.Root{}, err
 	}
 	defer t.unpinOne(pin)
-	return t.rootOf(ctx, x, v, n, atOnce)
+	m, err := t.imageOf(ctx, x, v, n, atOnce)
+	return m.image(), err
 }
 
-// rootOf makes the image of a view, which stays until x ends. It is made by workers that begin so.
-func (t *Timeline) rootOf(ctx context.Context, x *image.Session, v *view, n nearest, begin begin) (root image.Root, err error) {
-	root = n.root
+// imageOf makes the image of a view, which stays until x ends. It is made by workers that begin so.
+func (t *Timeline) imageOf(ctx context.Context, x *image.Session, v *view, n nearest, begin begin) (m measured, err error) {
+	m = n.image
 	for _, y := range slices.Backward(v.layers) {
-		if root, err = commitLayer(ctx, t.set.store, x, root, y, begin); err != nil {
-			return root, err
+		if m, err = t.set.commitLayer(ctx, x, m, y, begin); err != nil {
+			return m, err
 		}
 	}
-	return root, nil
+	return m, nil
 }
 
 // Expire forgets the point at pos. What other points, branches or open
@@ -466,8 +498,9 @@ func (t *Timeline) rootOf(ctx context.Context, x *image.Session, v *view, n near
 func (t *Timeline) Expire(ctx context.Context, pos tidemark.Position) error {
 	t.facts.Lock()
 	defer t.facts.Unlock()
-	i := slices.IndexFunc(t.points, func(m manifest) bool { return m.Position == pos })
-	if i < 0 && t.lost[pos] == nil {
+	i := t.firstPointFrom(pos)
+	there := i < len(t.points) && t.points[i].Position == pos
+	if !there && t.lost[pos] == nil {
 		return tidemark.Errorf(tidemark.NotFound, "%s has no retained point at %v", t.desc.Name, pos).WithHint("`tidemark points " + t.desc.Name + "` lists them")
 	}
 	if err := t.set.o.Bucket.Delete(ctx, imageKey(t.id, pos)); err != nil {
@@ -475,7 +508,7 @@ func (t *Timeline) Expire(ctx context.Context, pos tidemark.Position) error {
 	}
 	delete(t.lost, pos)
 	t.set.dead.Store(true)
-	if i >= 0 {
+	if there {
 		marked := t.points[i].Mark != nil
 		t.points = slices.Delete(t.points, i, i+1)
 		if marked && t.state.Window.open() {

@@ -470,3 +470,70 @@ func TestBaseKeepsItsTime(t *testing.T) {
 	}
 	k.close()
 }
+
+// What nobody needs of the journal goes, though the segment that it lies in goes on: little is written, but always some.
+func TestJournalOfWhatIsQuietGoes(t *testing.T) {
+	var ran atomic.Int64
+	w, err := openWorld(vfs.NewMem(), "/d", func(o *Options) {
+		o.Elapsed = func() time.Duration { return time.Duration(ran.Load()) }
+		o.SegmentSize = 1 << 20
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.close(t)
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	line, err := w.set.Create(t.Context(), "a", []DiskSpec{{Name: "d", Size: diskSize}}, nil)
+	must(err)
+	must(line.SetWindow(Window{For: time.Minute}))
+	d := line.Disks()[0]
+	for n := range uint64(100) {
+		_, err := d.WriteAt(pattern(n+1), int64(n)*4096)
+		must(err)
+	}
+	_, err = line.Bookmark(Mark{Name: "busy"})
+	must(err)
+	must(line.Fold(t.Context()))
+	minute := func() {
+		ran.Add(int64(time.Minute))
+		_, err := d.WriteAt(pattern(uint64(ran.Load())), 0)
+		must(err)
+		must(d.Flush())
+		must(line.trim(t.Context()))
+		must(line.shedTail())
+	}
+	before := line.JournalBytes()
+	line.asked.Store(true) // a fold is asked for, and goes on for so long
+	if minute(); line.JournalBytes() < before {
+		t.Errorf("the journal of %d bytes has %d, and what a point of the last minute is made from is among them", before, line.JournalBytes())
+	}
+	minute()
+	if !line.due() {
+		t.Fatal("nothing was asked for")
+	}
+	minute() // and writes come behind the new segment's begin
+	must(line.foldBacklog(t.Context()))
+	minute()
+	minute()
+	if n := line.JournalBytes(); n > 64<<10 {
+		t.Errorf("%d bytes are left of the journal's %d", n, before)
+	}
+	for n := 1; n < 100; n++ {
+		got := make([]byte, 4096)
+		if _, err := d.ReadAt(got, int64(n)*4096); err != nil || !bytes.Equal(got, pattern(uint64(n+1))) {
+			t.Fatalf("block %d is not what was written: %v", n, err)
+		}
+	}
+	shed := len(line.journal.Segments())
+	for range 5 {
+		minute()
+	}
+	if n := len(line.journal.Segments()); n > shed {
+		t.Errorf("segments grew from %d to %d, for next to nothing", shed, n)
+	}
+}

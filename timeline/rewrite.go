@@ -105,7 +105,8 @@ func (r *Rewrite) Present(ctx context.Context, x *image.Session, disk string) (i
 		return image.Root{}, err
 	}
 	defer r.t.unpinOne(pin)
-	return r.t.rootOf(ctx, x, v, n, atOnce)
+	m, err := r.t.imageOf(ctx, x, v, n, atOnce)
+	return m.image(), err
 }
 
 // Disk returns what writes to a disk during the rewrite.

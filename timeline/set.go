@@ -46,7 +46,7 @@ type Options struct {
 	// Notify is told what an operator must know, of a timeline by its name. It may be called at any time until
 	// Close returns. What it fails to record is told again. nil means that it is logged.
 	Notify func(level, timeline, message string) error
-	// SegmentSize is that of journals in bytes; 0 means the journal's default.
+	// SegmentSize is that of journals in bytes; 0 means [journal.DefaultSegmentSize].
 	SegmentSize int64
 	// Manual turns off folding, archiving and keeping room in the background: for tests that decide when.
 	Manual bool
@@ -92,6 +92,9 @@ func Open(ctx context.Context, store *image.Store, o Options) (*Set, error) {
 	}
 	if o.ReferenceAfter == 0 {
 		o.ReferenceAfter = 4 << 30
+	}
+	if o.SegmentSize == 0 {
+		o.SegmentSize = journal.DefaultSegmentSize
 	}
 	if o.Logger == nil {
 		o.Logger = slog.Default()
@@ -253,7 +256,7 @@ func (t *Timeline) stateFromPoints(cause error) error {
 	newest := t.points[len(t.points)-1]
 	t.state.Base = newest.Position
 	for _, d := range newest.Disks {
-		t.state.Disks = append(t.state.Disks, diskState{Name: d.Name, rootJSON: d.rootJSON})
+		t.state.Disks = append(t.state.Disks, diskState{Name: d.Name, measured: d.measured})
 	}
 	if err := vfs.MkdirAll(t.set.o.FS, t.dir); err != nil {
 		return err
@@ -308,16 +311,12 @@ func (t *Timeline) checkJournal() error {
 // buildHeads makes the disks' heads: the base images, and over them what the
 // journal holds, cut where bookmarks still wait for their images.
 func (t *Timeline) buildHeads() error {
-	roots, err := t.roots()
-	if err != nil {
-		return err
-	}
-	begin, err := t.originCut(roots)
+	begin, err := t.originCut()
 	if err != nil {
 		return err
 	}
 	t.disks = nil
-	for i, r := range roots {
+	for i, r := range t.base() {
 		d := &Disk{t: t, index: uint16(i), name: t.state.Disks[i].Name, size: r.Size, chunk: int64(r.Chunk)}
 		v := newView(t.set.store, r, newLayer(r.Size, t.firstSegment(t.state.Base)))
 		if begin != nil && begin.layers[i] != nil {
@@ -372,7 +371,7 @@ func (t *Timeline) replayRecord(r *journal.Record, p journal.Place) error {
 }
 
 // originCut makes the layers of a branch that is not folded yet, from its parent's journal.
-func (t *Timeline) originCut(roots []image.Root) (*cut, error) {
+func (t *Timeline) originCut() (*cut, error) {
 	var begin *cut
 	for i, d := range t.state.Disks {
 		if d.Origin == nil {
@@ -382,12 +381,12 @@ func (t *Timeline) originCut(roots []image.Root) (*cut, error) {
 		if parent == nil {
 			return nil, tidemark.Errorf(tidemark.Corrupt, "%s branched from timeline %s, which is not there, before it was complete", t.desc.Name, d.Origin.Timeline)
 		}
-		y, err := parent.replay(d.Origin.Disk, roots[i], d.Origin.After, d.Origin.UpTo)
+		y, err := parent.replay(d.Origin.Disk, d.measured, d.Origin.After, d.Origin.UpTo)
 		if err != nil {
 			return nil, err
 		}
 		if begin == nil {
-			begin = &cut{pos: t.state.Base, origin: true, layers: make([]*layer, len(roots))}
+			begin = &cut{pos: t.state.Base, origin: true, layers: make([]*layer, len(t.state.Disks))}
 		}
 		begin.layers[i] = y
 		parent.pins[t.id] = min(d.Origin.After, maxPin(parent.pins, t.id))
@@ -437,11 +436,7 @@ func (s *Set) establish(ctx context.Context, t *Timeline, begin *cut) (err error
 
 // freshHeads makes the heads of a new timeline, over the layers it begins with.
 func (t *Timeline) freshHeads(begin *cut) error {
-	roots, err := t.roots()
-	if err != nil {
-		return err
-	}
-	for i, r := range roots {
+	for i, r := range t.base() {
 		d := &Disk{t: t, index: uint16(i), name: t.state.Disks[i].Name, size: r.Size, chunk: int64(r.Chunk)}
 		v := newView(t.set.store, r, newLayer(r.Size, t.firstSegment(t.state.Base)))
 		if begin != nil && begin.layers[i] != nil {
@@ -685,28 +680,23 @@ func (t *Timeline) keep(k *image.Keeper) error {
 	if err != nil {
 		err = t.journalError(err)
 	}
-	roots, e := t.allRoots()
-	err = errors.Join(err, e)
-	for _, r := range roots {
-		err = errors.Join(err, k.Root(r))
+	for _, m := range t.allImages() {
+		err = errors.Join(err, k.Root(m.image()))
 	}
 	return err
 }
 
-// allRoots returns the images of the base and of all points.
-func (t *Timeline) allRoots() ([]image.Root, error) {
+// allImages returns the images of the base and of all points.
+func (t *Timeline) allImages() []measured {
 	t.facts.Lock()
 	defer t.facts.Unlock()
-	roots, err := t.roots()
+	list := t.base()
 	for _, m := range t.points {
 		for _, d := range m.Disks {
-			root, e := d.root()
-			if err = errors.Join(err, e); e == nil {
-				roots = append(roots, root)
-			}
+			list = append(list, d.measured)
 		}
 	}
-	return roots, err
+	return list
 }
 
 // Close folds nothing more and closes all journals; unflushed writes are made durable.

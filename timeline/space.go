@@ -39,7 +39,7 @@ func (s *Set) keeper(ctx context.Context) {
 			}
 		case <-tend.C:
 			for _, t := range s.List() {
-				if err := t.trim(ctx); err != nil && ctx.Err() == nil {
+				if err := errors.Join(t.trim(ctx), t.shedTail()); err != nil && ctx.Err() == nil {
 					s.o.Logger.Error("the window could not be moved on", "timeline", t.Name(), "error", err)
 				}
 				if t.cold() > 0 && t.asked.CompareAndSwap(false, true) {

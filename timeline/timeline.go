@@ -11,7 +11,6 @@ import (
 
 	"tidemark"
 	"tidemark/block"
-	"tidemark/image"
 	"tidemark/internal/vfs"
 	"tidemark/journal"
 )
@@ -117,7 +116,7 @@ type state struct {
 
 type diskState struct {
 	Name string `json:"name"`
-	rootJSON
+	measured
 	// Origin is set in a branch until its view is folded: over the image come
 	// the parent's records in (After, UpTo].
 	Origin *origin `json:"origin,omitempty"`
@@ -411,15 +410,11 @@ func (t *Timeline) SetWindow(w Window) error {
 	return nil
 }
 
-// roots returns the base images. The caller holds facts.
-func (t *Timeline) roots() ([]image.Root, error) {
-	roots := make([]image.Root, len(t.state.Disks))
+// base returns the images that the head stands on. The caller holds facts.
+func (t *Timeline) base() []measured {
+	images := make([]measured, len(t.state.Disks))
 	for i, d := range t.state.Disks {
-		r, err := d.root()
-		if err != nil {
-			return nil, tidemark.Errorf(tidemark.Corrupt, "the state of %s names no image for disk %s: %w", t.desc.Name, d.Name, err)
-		}
-		roots[i] = r
+		images[i] = d.measured
 	}
-	return roots, nil
+	return images
 }

@@ -19,8 +19,8 @@ type view struct {
 	chunk  int64
 }
 
-func newView(store *image.Store, root image.Root, layers ...*layer) *view {
-	return &view{store: store, layers: layers, base: store.View(root), size: root.Size, chunk: int64(root.Chunk)}
+func newView(store *image.Store, base measured, layers ...*layer) *view {
+	return &view{store: store, layers: layers, base: store.View(base.image()), size: base.Size, chunk: int64(base.Chunk)}
 }
 
 // find returns where the newest content of block b is: a location and its

@@ -79,13 +79,41 @@ func (t *Timeline) trim(ctx context.Context) error {
 		return nil
 	}
 	t.noteAge()
-	w := t.state.Window
-	upTo := t.dispensable()
+	upTo := t.past()
+	t.facts.Unlock()
+	return t.forgetUpTo(ctx, upTo)
+}
+
+// past returns the position up to which nobody needs the journal. The caller holds facts.
+func (t *Timeline) past() tidemark.Position {
+	w, upTo := t.state.Window, t.dispensable()
 	if w.open() {
 		upTo = min(upTo, max(t.pastByTime(w), t.pastBySize(w)))
 	}
+	return upTo
+}
+
+// idleTail is how many segments' worth of the journal's last one nobody may need before it is got rid of.
+const idleTail = 1. / 8
+
+// shedTail ends the last segment of the journal, and asks for a fold of the little in it that is not folded, if nobody needs
+// the rest: a segment goes as a whole, and where little is written, as by a database that nobody works with, this one would stay for ever.
+func (t *Timeline) shedTail() error {
+	segments := t.journal.Segments()
+	last := segments[len(segments)-1]
+	t.facts.Lock()
+	base := t.state.Base
+	needed := t.state.Removing || t.past() < base
 	t.facts.Unlock()
-	return t.forgetUpTo(ctx, upTo)
+	if needed || last.FirstPos > uint64(base) || last.LastPos <= uint64(base) || float64(last.Bytes-t.Backlog()) < idleTail*float64(t.set.o.SegmentSize) {
+		return nil
+	}
+	if err := t.journal.End(); err != nil {
+		return fmt.Errorf("end a segment of the journal of %s: %w", t.Name(), err)
+	}
+	t.paused.Store(true)
+	t.wroteSome()
+	return nil
 }
 
 // forgetUpTo lets the journal forget. The caller holds trimMu.
@@ -115,10 +143,8 @@ func (t *Timeline) pastByTime(w Window) (pos tidemark.Position) {
 		return 0
 	}
 	start := t.aged(w.For)
-	for _, m := range t.points {
-		if m.Position <= start {
-			pos = m.Position
-		}
+	if i := t.firstPointFrom(start + 1); i > 0 {
+		pos = t.points[i-1].Position
 	}
 	if t.state.Base <= start {
 		pos = max(pos, t.state.Base)
@@ -147,10 +173,8 @@ func (t *Timeline) pastBySize(w Window) tidemark.Position {
 // usefulFrom returns the first position at or behind pos from which points can be made if the journal has
 // nothing before pos: that of an image. The caller holds facts.
 func (t *Timeline) usefulFrom(pos tidemark.Position) tidemark.Position {
-	for _, m := range t.points {
-		if m.Position >= pos {
-			return m.Position
-		}
+	if i := t.firstPointFrom(pos); i < len(t.points) {
+		return t.points[i].Position
 	}
 	return max(pos, t.state.Base)
 }
@@ -160,9 +184,9 @@ func (t *Timeline) expireCheckpoints(ctx context.Context) error {
 	oldest := t.oldestInJournal()
 	t.facts.Lock()
 	var gone []tidemark.Position
-	for i, m := range t.points {
-		last := i == len(t.points)-1 || t.points[i+1].Position > oldest
-		if m.Mark == nil && m.Position < oldest && !last {
+	before := t.points[:t.firstPointFrom(oldest+1)]
+	for i, m := range before { // but for the last, which what comes behind may be made from
+		if m.Mark == nil && i < len(before)-1 {
 			gone = append(gone, m.Position)
 		}
 	}
