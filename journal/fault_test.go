@@ -490,3 +490,67 @@ func FuzzPackedBlock(f *testing.F) {
 		}
 	})
 }
+
+// syncFails fails one sync, which others wait for.
+type syncFails struct {
+	armed   atomic.Bool
+	failing chan struct{}
+}
+
+func (f *syncFails) String() string { return "syncFails" }
+
+// MaybeError implements errorfs.Injector.
+func (f *syncFails) MaybeError(op errorfs.Op) error {
+	if op.Kind != errorfs.OpFileSyncData || !f.armed.CompareAndSwap(true, false) {
+		return nil
+	}
+	close(f.failing)
+	time.Sleep(time.Millisecond) // so that they do wait
+	return syscall.EIO
+}
+
+// A file system tells a failed sync once: nobody may take what the next one says for an answer, who comes in just behind it either.
+func TestAFailedSyncIsTheLast(t *testing.T) {
+	for range 200 {
+		mem := vfs.NewMem()
+		if err := vfs.MkdirAll(mem, "/j"); err != nil {
+			t.Fatal(err)
+		}
+		f := &syncFails{failing: make(chan struct{})}
+		j := openSmall(t, errorfs.Wrap(mem, f), "/j")
+		pages(t, j, 0, 20)
+		durable := j.Durable()
+		if _, err := j.Append(&Record{Kind: Write, Len: 4096, Payload: page(20)}); err != nil {
+			t.Fatal(err)
+		}
+		f.armed.Store(true)
+		ended, over := make(chan error), make(chan struct{})
+		go func() {
+			<-f.failing
+			ended <- j.End()
+		}()
+		for range 4 { // who has failed has to wait for those who look
+			go func() {
+				for {
+					select {
+					case <-over:
+						return
+					default:
+						j.Segments()
+					}
+				}
+			}()
+		}
+		if err := j.Sync(); !errors.Is(err, ErrFailed) {
+			t.Fatalf("sync: %v", err)
+		}
+		if err := <-ended; !errors.Is(err, ErrFailed) {
+			t.Fatalf("end: %v", err)
+		}
+		close(over)
+		if d := j.Durable(); d != durable {
+			t.Fatalf("%d records are durable, and of those behind %d the sync failed", d, durable)
+		}
+		j.Close()
+	}
+}

@@ -519,16 +519,15 @@ func (j *Journal) Sync() error {
 			continue
 		}
 		j.syncing = true
-		if err := j.unlocked(j.syncRound); err != nil && j.err == nil {
-			j.fail(err)
-		}
+		_ = j.unlocked(j.syncRound) // what fails sticks
 		j.syncing = false
 		j.synced.Broadcast()
 	}
 	return j.err
 }
 
-// syncRound writes out and syncs all that was appended until now. The caller holds io.
+// syncRound writes out and syncs all that was appended until now. The caller holds io: until an error of its sticks, nobody else may
+// sync, for a file system tells a failure once, and would have nothing to say against the next.
 func (j *Journal) syncRound() error {
 	if err := j.writeOut(); err != nil {
 		return err
@@ -548,7 +547,9 @@ func (j *Journal) syncRound() error {
 			err = f.SyncData()
 		}
 		if err != nil {
-			return fmt.Errorf("sync journal segment %s: %w", s.path, err)
+			j.mu.Lock()
+			defer j.mu.Unlock()
+			return j.fail(fmt.Errorf("sync journal segment %s: %w", s.path, err))
 		}
 	}
 	j.mu.Lock()
