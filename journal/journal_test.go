@@ -471,3 +471,63 @@ func TestPayloadChangesUnderAppend(t *testing.T) {
 		t.Errorf("%d were taken, head %d: %v", taken, head, err)
 	}
 }
+
+// What is on either side of a position in the segment that holds both, and the end of the last segment beside others who append.
+func TestStraddledAndEnd(t *testing.T) {
+	mem := vfs.NewMem()
+	if err := vfs.MkdirAll(mem, "/j"); err != nil {
+		t.Fatal(err)
+	}
+	j := openSmall(t, mem, "/j")
+	defer j.Close()
+	pages(t, j, 0, 10)
+	straddled := func(pos uint64, before, behind int64) {
+		t.Helper()
+		a, b, err := j.Straddled(pos)
+		if err != nil || a/4096 != before || b/4096 != behind {
+			t.Errorf("%d bytes are before the end of %d and %d behind it, of pages %d and %d: %v", a, pos, b, before, behind, err)
+		}
+	}
+	straddled(4, 4, 6)
+	straddled(0, 0, 0)
+	straddled(10, 0, 0)
+	if err := j.End(); err != nil {
+		t.Fatal(err)
+	}
+	pages(t, j, 10, 5)
+	straddled(4, 4, 11)
+	straddled(10, 0, 0)
+	straddled(12, 2, 3)
+	stop := make(chan struct{})
+	var writers sync.WaitGroup
+	for range 2 {
+		writers.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				if _, err := j.Append(&Record{Kind: Write, Len: 4096, Payload: page(1)}); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	for range 20 {
+		segments := j.Segments()
+		last := segments[len(segments)-1]
+		if err := j.End(); err != nil {
+			t.Error(err)
+		}
+		if segments = j.Segments(); segments[len(segments)-1].Number == last.Number && last.LastPos >= last.FirstPos {
+			t.Errorf("segment %d was not ended", last.Number)
+		}
+	}
+	close(stop)
+	writers.Wait()
+	if head, _ := j.Head(); j.Sync() != nil || j.Verify(0, head) != nil {
+		t.Error("records are not what they were")
+	}
+}

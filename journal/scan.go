@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"slices"
 	"sort"
@@ -206,16 +207,55 @@ func (j *Journal) endsEarly(upTo uint64) bool {
 	return last.lastPos <= upTo && last.end > trimRoll && j.err == nil
 }
 
-// End ends the last segment, so that it can go when its records can, whatever is written afterwards. The next is there,
-// durably: the old one's end is told by the new one's header.
+// End ends the last segment, so that it can go when its records can, whatever is written afterwards; one without records stays. The next is
+// there, durably: the old one's end is told by the new one's header.
 func (j *Journal) End() error {
-	j.io.Lock()
-	err := j.roll()
-	j.io.Unlock()
-	if err != nil {
+	if err := j.endLast(); err != nil {
 		return err
 	}
 	return j.Sync()
+}
+
+func (j *Journal) endLast() error {
+	j.io.Lock()
+	defer j.io.Unlock()
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	last := j.segments[len(j.segments)-1]
+	for last == j.segments[len(j.segments)-1] && len(last.entries) > 0 { // others may append before it is done
+		j.mu.Unlock()
+		err := j.roll()
+		j.mu.Lock()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Straddled looks at the segment that has records both at or before a position and behind it. It returns how many bytes of it
+// are of the former, and how many all records behind the position take, there and in later segments. Both are 0 if there is no such segment.
+func (j *Journal) Straddled(pos uint64) (before, behind int64, err error) {
+	segments, err := j.covering(pos, math.MaxUint64)
+	if err != nil {
+		return 0, 0, err
+	}
+	defer releaseAll(segments)
+	if len(segments) == 0 || segments[0].head.firstPos > pos {
+		return 0, 0, nil
+	}
+	entries, err := segments[0].index()
+	if err != nil {
+		return 0, 0, err
+	}
+	next, _ := segments[0].within(entries, pos, math.MaxUint64)
+	before = int64(entries[next].at)
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for _, s := range segments {
+		behind += s.size()
+	}
+	return before, behind - before, nil
 }
 
 // removeUpTo removes segments one by one, the oldest first, each durably before

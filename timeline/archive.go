@@ -167,10 +167,9 @@ func (t *Timeline) missing() (list []Gap) {
 func (t *Timeline) imageFrom(pos tidemark.Position) *manifest {
 	t.facts.Lock()
 	defer t.facts.Unlock()
-	for _, m := range t.points {
-		if m.Position >= pos {
-			return &m
-		}
+	if i := t.firstPointFrom(pos); i < len(t.points) {
+		m := t.points[i]
+		return &m
 	}
 	return nil
 }

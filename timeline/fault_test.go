@@ -356,7 +356,7 @@ func FuzzUnseal(f *testing.F) {
 		var m manifest
 		if unseal(data, &m) == nil {
 			for _, d := range m.Disks {
-				if r := d.image(); r.Size < 0 || r.Chunk < 0 {
+				if r := d.root(); r.Size < 0 || r.Chunk < 0 {
 					t.Fatalf("a root of %d bytes in chunks of %d", r.Size, r.Chunk)
 				}
 			}

@@ -412,8 +412,8 @@ func (t *Timeline) dropGaps(oldest tidemark.Position) error {
 	keep := t.state.Gaps[:0:0]
 	for _, g := range t.state.Gaps {
 		held := g.To == 0 || g.To > oldest
-		for _, p := range t.points {
-			held = held || g.within(p.Position)
+		if i := t.firstPointFrom(g.From + 1); i < len(t.points) {
+			held = held || g.within(t.points[i].Position)
 		}
 		if held {
 			keep = append(keep, g)

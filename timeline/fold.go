@@ -278,14 +278,13 @@ func (d *Disk) dropLayer(y *layer, base measured) {
 	v := d.head.Load()
 	next := *v
 	next.layers = slices.DeleteFunc(slices.Clone(v.layers), func(l *layer) bool { return l == y })
-	next.base = v.store.View(base.image())
+	next.base = v.store.View(base.root())
 	d.head.Store(&next)
 }
 
 // commitLayer returns the image that has the layer's writes over base, made by workers that begin so.
 func (s *Set) commitLayer(ctx context.Context, x *image.Session, base measured, y *layer, begin begin) (measured, error) {
-	held, unknown := s.heldBytes(base)
-	f := folder{ctx: ctx, x: x, v: newView(s.store, base, y), y: y, held: held}
+	f := folder{ctx: ctx, x: x, v: newView(s.store, base, y), y: y, held: base.Held}
 	leaves := make(chan int64, 16)
 	var wg sync.WaitGroup
 	for range foldWorkers {
@@ -306,9 +305,9 @@ func (s *Set) commitLayer(ctx context.Context, x *image.Session, base measured, 
 	if err = f.failure(); err != nil {
 		return base, err
 	}
-	root, err := x.Commit(base.image(), f.changes)
+	root, err := x.Commit(base.root(), f.changes)
 	made := measured{Root: root.Name, Size: root.Size, Chunk: root.Chunk, Held: f.held}
-	if unknown != nil { // which who asks for it is told; the image suffers nothing
+	if !base.noted() {
 		made.Held = 0
 	}
 	return made, err

@@ -62,13 +62,17 @@ type measured struct {
 	Root  image.Name `json:"root"`
 	Size  int64      `json:"size_bytes"`
 	Chunk int        `json:"chunk_bytes"`
-	// Held are the bytes that are not holes. It is 0 for an image that is not empty if that was not noted when it was made.
+	// Held are the bytes that are not holes. It is 0 for an image that is not empty if that was not noted when it was made, nor
+	// when that was which it was made of.
 	Held int64 `json:"held_bytes,omitempty"`
 }
 
-func (r measured) image() image.Root {
+func (r measured) root() image.Root {
 	return image.Root{Name: r.Root, Size: r.Size, Chunk: r.Chunk}
 }
+
+// noted reports whether Held says what the image holds.
+func (r measured) noted() bool { return r.Held != 0 || r.Root.IsZero() }
 
 // Mark is what a bookmark says of its point.
 type Mark = capture.Mark

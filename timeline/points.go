@@ -80,8 +80,7 @@ func (m manifest) recoveryPoint() tidemark.RecoveryPoint {
 	return p
 }
 
-// LogicalBytes returns what full copies of all retained points would take, in bytes, holes not
-// counted.
+// LogicalBytes returns what full copies of all retained points would take, in bytes, holes not counted.
 func (t *Timeline) LogicalBytes() (n int64, err error) {
 	t.facts.Lock()
 	points := slices.Clone(t.points)
@@ -104,10 +103,10 @@ func (t *Timeline) LogicalBytes() (n int64, err error) {
 // heldBytes returns the bytes of an image that are not holes. One of which that was not noted is measured; since images
 // never change, that is done once.
 func (s *Set) heldBytes(m measured) (n int64, err error) {
-	r := m.image()
-	if m.Held != 0 || m.Root.IsZero() {
+	if m.noted() {
 		return m.Held, nil
 	}
+	r := m.root()
 	if n, ok := s.held.Load(r); ok {
 		return n.(int64), nil
 	}
@@ -274,7 +273,7 @@ func (t *Timeline) At(disk string, pos tidemark.Position) (*Snapshot, error) {
 		x.End()
 		return nil, err
 	}
-	x.Hold(n.image.image())
+	x.Hold(n.image.root())
 	return &Snapshot{view: *v, x: x, t: t, pin: pin, Position: pos}, nil
 }
 
@@ -479,7 +478,7 @@ func (t *Timeline) Root(ctx context.Context, x *image.Session, disk string, pos 
 	}
 	defer t.unpinOne(pin)
 	m, err := t.imageOf(ctx, x, v, n, atOnce)
-	return m.image(), err
+	return m.root(), err
 }
 
 // imageOf makes the image of a view, which stays until x ends. It is made by workers that begin so.

@@ -471,69 +471,134 @@ func TestBaseKeepsItsTime(t *testing.T) {
 	k.close()
 }
 
-// What nobody needs of the journal goes, though the segment that it lies in goes on: little is written, but always some.
+// What nobody needs of the journal goes, though little is written behind it, but always some: where the segment goes on, where it was full just then, and
+// where the server was started again.
 func TestJournalOfWhatIsQuietGoes(t *testing.T) {
-	var ran atomic.Int64
-	w, err := openWorld(vfs.NewMem(), "/d", func(o *Options) {
-		o.Elapsed = func() time.Duration { return time.Duration(ran.Load()) }
+	for _, c := range []struct {
+		what    string
+		busy    int // blocks
+		restart bool
+	}{
+		{"in the last segment", 100, false},
+		{"in the one before", 250, false},
+		{"of a server that was restarted", 100, true},
+	} {
+		t.Run(c.what, func(t *testing.T) {
+			q := newQuieting(t)
+			defer func() { q.w.close(t) }()
+			for n := range c.busy {
+				q.write(n)
+			}
+			_, err := q.line.Bookmark(Mark{Name: "busy"})
+			q.must(err)
+			q.must(q.line.Fold(t.Context()))
+			for range 20 { // which fills the segment, if it was full but for little
+				q.write(0)
+			}
+			if c.restart {
+				q.w.close(t)
+				q.open()
+			}
+			q.goes(c.busy)
+		})
+	}
+}
+
+// quieting is a timeline that was busy, and now writes a little every minute.
+type quieting struct {
+	t    *testing.T
+	fs   vfs.FS
+	ran  atomic.Int64
+	w    *world
+	line *Timeline
+	n    uint64
+	held map[int]uint64
+}
+
+func newQuieting(t *testing.T) *quieting {
+	q := &quieting{t: t, fs: vfs.NewMem(), held: map[int]uint64{}}
+	q.open()
+	_, err := q.w.set.Create(t.Context(), "a", []DiskSpec{{Name: "d", Size: 2 << 20}}, nil)
+	q.must(err)
+	q.line = q.w.set.List()[0]
+	q.must(q.line.SetWindow(Window{For: time.Minute}))
+	return q
+}
+
+func (q *quieting) must(err error) {
+	q.t.Helper()
+	if err != nil {
+		q.t.Fatal(err)
+	}
+}
+
+func (q *quieting) open() {
+	q.t.Helper()
+	var err error
+	q.w, err = openWorld(q.fs, "/d", func(o *Options) {
+		begun := q.ran.Load()
+		o.Elapsed = func() time.Duration { return time.Duration(q.ran.Load() - begun) }
 		o.SegmentSize = 1 << 20
 	})
-	if err != nil {
-		t.Fatal(err)
+	q.must(err)
+	if list := q.w.set.List(); len(list) > 0 {
+		q.line = list[0]
 	}
-	defer w.close(t)
-	must := func(err error) {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
+}
+
+func (q *quieting) write(block int) {
+	q.t.Helper()
+	q.n++
+	_, err := q.line.Disks()[0].WriteAt(pattern(q.n), int64(block)*4096)
+	q.must(err)
+	q.held[block] = q.n
+}
+
+// minute is one, as the keeper has it.
+func (q *quieting) minute() {
+	q.t.Helper()
+	q.ran.Add(int64(time.Minute))
+	q.write(0)
+	q.must(q.line.Disks()[0].Flush())
+	q.must(q.line.trim(q.t.Context()))
+	q.must(q.line.shedTail())
+}
+
+// goes holds that the journal becomes small, soon and once.
+func (q *quieting) goes(blocks int) {
+	t, before := q.t, q.line.JournalBytes()
+	t.Helper()
+	q.line.asked.Store(true) // a fold is asked for, and goes on for so long
+	q.ran.Add(int64(time.Second))
+	if q.must(q.line.shedTail()); q.line.due() || q.line.JournalBytes() < before {
+		t.Errorf("the journal of %d bytes has %d, and what a point of the last minute is made from is among them", before, q.line.JournalBytes())
 	}
-	line, err := w.set.Create(t.Context(), "a", []DiskSpec{{Name: "d", Size: diskSize}}, nil)
-	must(err)
-	must(line.SetWindow(Window{For: time.Minute}))
-	d := line.Disks()[0]
-	for n := range uint64(100) {
-		_, err := d.WriteAt(pattern(n+1), int64(n)*4096)
-		must(err)
+	for range 3 {
+		q.minute()
 	}
-	_, err = line.Bookmark(Mark{Name: "busy"})
-	must(err)
-	must(line.Fold(t.Context()))
-	minute := func() {
-		ran.Add(int64(time.Minute))
-		_, err := d.WriteAt(pattern(uint64(ran.Load())), 0)
-		must(err)
-		must(d.Flush())
-		must(line.trim(t.Context()))
-		must(line.shedTail())
-	}
-	before := line.JournalBytes()
-	line.asked.Store(true) // a fold is asked for, and goes on for so long
-	if minute(); line.JournalBytes() < before {
-		t.Errorf("the journal of %d bytes has %d, and what a point of the last minute is made from is among them", before, line.JournalBytes())
-	}
-	minute()
-	if !line.due() {
+	if !q.line.due() {
 		t.Fatal("nothing was asked for")
 	}
-	minute() // and writes come behind the new segment's begin
-	must(line.foldBacklog(t.Context()))
-	minute()
-	minute()
-	if n := line.JournalBytes(); n > 64<<10 {
+	q.must(q.line.foldBacklog(t.Context()))
+	q.minute()
+	q.minute()
+	if n := q.line.JournalBytes(); n > 64<<10 {
 		t.Errorf("%d bytes are left of the journal's %d", n, before)
 	}
-	for n := 1; n < 100; n++ {
+	for n := range blocks {
 		got := make([]byte, 4096)
-		if _, err := d.ReadAt(got, int64(n)*4096); err != nil || !bytes.Equal(got, pattern(uint64(n+1))) {
+		if _, err := q.line.Disks()[0].ReadAt(got, int64(n)*4096); err != nil || !bytes.Equal(got, pattern(q.held[n])) {
 			t.Fatalf("block %d is not what was written: %v", n, err)
 		}
 	}
-	shed := len(line.journal.Segments())
-	for range 5 {
-		minute()
+	if q.line.due() {
+		t.Error("more was asked for")
 	}
-	if n := len(line.journal.Segments()); n > shed {
+	shed := len(q.line.journal.Segments())
+	for range 5 {
+		q.minute()
+	}
+	if n := len(q.line.journal.Segments()); n > shed || q.line.due() {
 		t.Errorf("segments grew from %d to %d, for next to nothing", shed, n)
 	}
 }

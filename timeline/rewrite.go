@@ -106,7 +106,7 @@ func (r *Rewrite) Present(ctx context.Context, x *image.Session, disk string) (i
 	}
 	defer r.t.unpinOne(pin)
 	m, err := r.t.imageOf(ctx, x, v, n, atOnce)
-	return m.image(), err
+	return m.root(), err
 }
 
 // Disk returns what writes to a disk during the rewrite.

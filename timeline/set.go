@@ -215,6 +215,7 @@ func (s *Set) open(ctx context.Context, id string, l *listed) (*Timeline, error)
 		return nil, err
 	}
 	slices.Sort(l.images)
+	t.points = make([]manifest, 0, len(l.images))
 	for _, pos := range l.images {
 		var m manifest
 		if err := getSealed(ctx, s.o.Bucket, imageKey(id, pos), &m); err != nil {
@@ -222,6 +223,7 @@ func (s *Set) open(ctx context.Context, id string, l *listed) (*Timeline, error)
 			t.lost[pos] = err
 			continue
 		}
+		m.shareWith(t)
 		t.points = append(t.points, m)
 	}
 	if stateErr != nil {
@@ -231,6 +233,16 @@ func (s *Set) open(ctx context.Context, id string, l *listed) (*Timeline, error)
 	}
 	t.ranBefore += t.state.Ran
 	return t, t.openJournal(l.segments)
+}
+
+// shareWith lets a point have the strings of its timeline, instead of its own that say the same: there may be very many points.
+func (m *manifest) shareWith(t *Timeline) {
+	m.Timeline = t.id
+	for i := range m.Disks {
+		if d := &m.Disks[i]; i < len(t.state.Disks) && d.Name == t.state.Disks[i].Name {
+			d.Name = t.state.Disks[i].Name
+		}
+	}
 }
 
 func (t *Timeline) readState() error {
@@ -349,7 +361,12 @@ func (t *Timeline) replayRecord(r *journal.Record, p journal.Place) error {
 		d := t.disks[r.Disk]
 		d.head.Load().layers[0].put(r, p, d.chunk)
 		raise(&t.topSegment, p.Segment.Number())
-		t.backlog.Add(int64(len(r.Payload)))
+		size := int64(len(r.Payload))
+		if r.Kind == journal.Write { // whose payload a scan leaves where it is
+			size = r.Len
+		}
+		t.backlog.Add(size)
+		t.sinceCut.Add(size)
 		if r.Pos > uint64(t.state.Feed.Pos) {
 			t.fedSeq.Add(1)
 		}
@@ -366,6 +383,8 @@ func (t *Timeline) replayRecord(r *journal.Record, p journal.Place) error {
 	for i, d := range t.disks {
 		c.layers[i] = d.freezeTop(p.Segment.Number())
 	}
+	c.bytes = t.sinceCut.Swap(0)
+	t.cutSegment.Store(p.Segment.Number())
 	t.cuts = append(t.cuts, c)
 	return nil
 }
@@ -681,7 +700,7 @@ func (t *Timeline) keep(k *image.Keeper) error {
 		err = t.journalError(err)
 	}
 	for _, m := range t.allImages() {
-		err = errors.Join(err, k.Root(m.image()))
+		err = errors.Join(err, k.Root(m.root()))
 	}
 	return err
 }

@@ -45,13 +45,10 @@ func (t *Timeline) anyPoint() tidemark.Position {
 	oldest := t.oldestInJournal()
 	t.facts.Lock()
 	defer t.facts.Unlock()
-	pos := t.state.Base
-	for _, m := range t.points {
-		if m.Position >= oldest {
-			pos = min(pos, m.Position)
-		}
+	if i := t.firstPointFrom(oldest); i < len(t.points) {
+		return min(t.state.Base, t.points[i].Position)
 	}
-	return pos
+	return t.state.Base
 }
 
 // addPoints adds the images up to the place from which on any point can be had.
@@ -59,8 +56,11 @@ func (s *Steps) addPoints(after, upTo tidemark.Position) {
 	s.t.facts.Lock()
 	defer s.t.facts.Unlock()
 	upTo = min(upTo, s.any)
-	for _, m := range s.t.points {
-		if m.Position > after && m.Position <= upTo && s.t.inGap(m.Position) == nil {
+	for _, m := range s.t.points[s.t.firstPointFrom(after+1):] {
+		if m.Position > upTo {
+			break
+		}
+		if s.t.inGap(m.Position) == nil {
 			s.List = append(s.List, m.Position)
 		}
 	}
@@ -124,10 +124,8 @@ func (s *Steps) Write(after, pos tidemark.Position) (w *tidemark.DiffExtent, err
 // TimeAt returns when a timeline was at a position: the time of the record there, or of the retained point.
 func (t *Timeline) TimeAt(pos tidemark.Position) (at time.Time, err error) {
 	t.facts.Lock()
-	for _, m := range t.points {
-		if m.Position == pos {
-			at = m.Time
-		}
+	if i := t.firstPointFrom(pos); i < len(t.points) && t.points[i].Position == pos {
+		at = t.points[i].Time
 	}
 	created := t.desc.Created
 	t.facts.Unlock()

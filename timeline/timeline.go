@@ -77,12 +77,12 @@ type Timeline struct {
 	cutSegment, topSegment atomic.Uint64
 	bulk                   atomic.Bool  // large writes go to the pool at once
 	stored                 atomic.Int64 // bytes added to the pool and not yet in state
-	paused                 atomic.Bool  // nothing is written any more, and what was is to be folded
+	paused                 atomic.Bool  // little or nothing is written, and what was is to be folded
 	// seenBacklog is sinceCut as the folder saw it last; of the folder alone.
 	seenBacklog int64
-	// seenAtRest is sinceCut as the keeper saw it last; of the keeper alone.
-	seenAtRest int64
-	asked      atomic.Bool // a fold was asked for because of the backlog
+	// seenAtRest is sinceCut as the keeper saw it last, and seenTail as it was a minute ago; of the keeper alone.
+	seenAtRest, seenTail int64
+	asked                atomic.Bool // a fold was asked for because of the backlog
 	// background ends what the folder does for this timeline, if it does anything.
 	background atomic.Pointer[context.CancelFunc]
 }

@@ -20,7 +20,7 @@ type view struct {
 }
 
 func newView(store *image.Store, base measured, layers ...*layer) *view {
-	return &view{store: store, layers: layers, base: store.View(base.image()), size: base.Size, chunk: int64(base.Chunk)}
+	return &view{store: store, layers: layers, base: store.View(base.root()), size: base.Size, chunk: int64(base.Chunk)}
 }
 
 // find returns where the newest content of block b is: a location and its

@@ -93,22 +93,29 @@ func (t *Timeline) past() tidemark.Position {
 	return upTo
 }
 
-// idleTail is how many segments' worth of the journal's last one nobody may need before it is got rid of.
+// idleTail is how many segments' worth of the journal may lie there, needed by nobody, for a little that was written behind it.
 const idleTail = 1. / 8
 
-// shedTail ends the last segment of the journal, and asks for a fold of the little in it that is not folded, if nobody needs
-// the rest: a segment goes as a whole, and where little is written, as by a database that nobody works with, this one would stay for ever.
+// shedTail asks for a fold of what is not folded, if that is less than what it keeps of the journal for nothing: a segment goes as a
+// whole, and where little is written, as by a database that nobody works with, that with the last fold in it would stay for ever. A burst of writes is left alone.
+// It is called every minute, by the keeper alone.
 func (t *Timeline) shedTail() error {
-	segments := t.journal.Segments()
-	last := segments[len(segments)-1]
+	since := t.sinceCut.Load()
+	written := since - t.seenTail
+	t.seenTail = since
 	t.facts.Lock()
 	base := t.state.Base
 	needed := t.state.Removing || t.past() < base
 	t.facts.Unlock()
-	if needed || last.FirstPos > uint64(base) || last.LastPos <= uint64(base) || float64(last.Bytes-t.Backlog()) < idleTail*float64(t.set.o.SegmentSize) {
+	tail := int64(idleTail * float64(t.set.o.SegmentSize))
+	if needed || written > tail || t.tight.Load() {
 		return nil
 	}
-	if err := t.journal.End(); err != nil {
+	waste, rest, err := t.journal.Straddled(uint64(base))
+	if err != nil || waste < tail || rest > waste {
+		return err
+	}
+	if err := t.journal.End(); err != nil { // so that what is written before the fold is done does not keep the segment again
 		return fmt.Errorf("end a segment of the journal of %s: %w", t.Name(), err)
 	}
 	t.paused.Store(true)
