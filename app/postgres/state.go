@@ -1,13 +1,11 @@
 package postgres
 
 import (
-	"encoding/json"
 	"fmt"
 	"path/filepath"
 	"time"
 
 	"tidemark/app"
-	"tidemark/internal/vfs"
 )
 
 // stateFormat is the version of the state file; another one means "trust nothing".
@@ -46,14 +44,7 @@ func readState(staging string) stageState {
 
 // writeState replaces the state, durably.
 func writeState(staging string, st stageState) error {
-	data, err := json.MarshalIndent(st, "", "  ")
-	if err != nil {
-		return err
-	}
-	if err := vfs.MkdirAll(vfs.OS, filepath.Dir(statePath(staging))); err != nil {
-		return fmt.Errorf("prepare staging: %w", err)
-	}
-	if err := vfs.WriteFile(vfs.OS, statePath(staging), append(data, '\n')); err != nil {
+	if err := app.WriteState(statePath(staging), st); err != nil {
 		return fmt.Errorf("write the capture's state: %w", err)
 	}
 	return nil
