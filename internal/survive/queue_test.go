@@ -60,7 +60,7 @@ func TestQueueKills(t *testing.T) {
 			want, processes := q.held(), q.processes()
 			n := 10
 			if os.Getenv("TIDEMARK_LONG") != "" {
-				n = 50
+				n = 100
 			}
 			for i := range n {
 				begun := time.Now()

@@ -29,6 +29,9 @@ import (
 	"tidemark/wire"
 )
 
+// foldAfter is the backlog, in bytes, at which a rig's timeline folds.
+const foldAfter = 3 << 20
+
 // rig is a tap, a timeline and the wire between them, all of them the real ones, in the process of the test: so that it can stand between them.
 // Production has the disks as block devices.
 type rig struct {
@@ -105,7 +108,7 @@ func (x *rig) openTimeline() {
 		x.t.Fatal(err)
 	}
 	x.set, err = timeline.Open(ctx, x.store, timeline.Options{FS: vfs.OS, Dir: filepath.Join(x.data, "timelines"), Bucket: bucket, Logger: quiet,
-		FoldAfter: 3 << 20, SegmentSize: 1 << 20, HotBytes: 2 << 20})
+		FoldAfter: foldAfter, SegmentSize: 1 << 20, HotBytes: 2 << 20})
 	if err != nil {
 		x.t.Fatal(err)
 	}

@@ -200,7 +200,12 @@ func TestEveryMomentOfThreeDisks(t *testing.T) {
 	}
 	flushes := x.flushes()
 	list := slices.Concat(flushes, x.bookmarks(), x.times(times), x.positions(positions))
-	// What goes on by itself meanwhile may be late on a busy machine.
+	// What goes on by itself meanwhile may be late on a busy machine: that it is asked for, too.
+	for end := time.Now().Add(time.Minute); x.line.Backlog() > foldAfter; time.Sleep(100 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%d bytes are not folded a minute after the last was written", x.line.Backlog())
+		}
+	}
 	if err := errors.Join(x.line.Fold(t.Context()), x.line.Pack(t.Context()), x.line.Archive(t.Context())); err != nil {
 		t.Fatal(err)
 	}
