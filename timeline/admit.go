@@ -90,7 +90,7 @@ func (t *Timeline) awaitFold() bool {
 		if t.folded() > before {
 			return true
 		}
-		if t.resting.Load() || t.set.run.Err() != nil || t.set.Get(t.id) != t {
+		if t.resting.Load() || t.set.run.Err() != nil || t.removed() {
 			return false
 		}
 		t.urgent.Store(true)

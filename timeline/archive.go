@@ -67,7 +67,7 @@ func (a *shelf) Delete(ctx context.Context, name string) error {
 func (t *Timeline) Archive(ctx context.Context) error {
 	t.archiveMu.Lock()
 	defer t.archiveMu.Unlock()
-	if t.set.Get(t.id) != t {
+	if t.removed() {
 		return nil
 	}
 	if _, err := t.journal.Archive(ctx, t.cold()); err != nil {

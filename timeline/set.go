@@ -551,7 +551,7 @@ func (s *Set) retry(t *Timeline) {
 
 // foldBacklog folds what is frozen, and cuts first if much was written since the last cut. Then it sees to history.
 func (t *Timeline) foldBacklog(ctx context.Context) (err error) {
-	if s := t.set; s.Get(t.id) != t {
+	if t.removed() {
 		return nil
 	}
 	if t.postpones() {
@@ -632,9 +632,11 @@ func (s *Set) Keep(k *image.Keeper) error {
 
 // KeepReadable is Keep for one who only looks: it goes on after an error, and
 // does not mind what is missing already.
-func (s *Set) KeepReadable(k *image.Keeper) (err error) {
-	for _, t := range s.List() {
-		if e := t.keep(k); e != nil {
+func (s *Set) KeepReadable(k *image.Keeper) error { return keepAll(k, s.List()) }
+
+func keepAll(k *image.Keeper, lines []*Timeline) (err error) {
+	for _, t := range lines {
+		if e := t.keep(k); e != nil && !t.removed() {
 			err = errors.Join(err, fmt.Errorf("list what %s needs: %w", t.Name(), e))
 		}
 	}
@@ -658,11 +660,14 @@ func (s *Set) Damage() (list []error) {
 	return list
 }
 
+// removed reports whether the timeline is being removed, or was: what is no longer found of it is not missing, and needed by nobody.
+func (t *Timeline) removed() bool { return t.set.Get(t.id) != t }
+
 // VerifyJournal reads all records of the timeline's journal and compares them with their checksums.
 func (t *Timeline) VerifyJournal() error {
 	var errs []error
 	for _, s := range t.journal.Segments() {
-		if err := t.verifySegment(s); err != nil {
+		if err := t.verifySegment(s); err != nil && !t.removed() {
 			errs = append(errs, fmt.Errorf("the journal of %s: %w", t.Name(), err))
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"os"
+	"runtime"
 	"slices"
 	"sync"
 	"testing"
@@ -828,4 +829,40 @@ func TestRemoveEndsFold(t *testing.T) {
 		t.Fatal(err)
 	}
 	<-folding
+}
+
+// What is removed while a reclaim or a verification looks at everything is not missing.
+func TestKeepBesideRemove(t *testing.T) {
+	w := open(t, vfs.NewMem(), "/d")
+	defer w.close(t)
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, name := range []string{"stays", "goes"} {
+		line, err := w.set.Create(t.Context(), name, []DiskSpec{{Name: "d", Size: diskSize}}, nil)
+		must(err)
+		must(line.SetWindow(Window{For: time.Hour}))
+		_, err = line.Disks()[0].WriteAt(pattern(1), 0)
+		must(err)
+		_, err = line.Bookmark(Mark{Name: "one"})
+		must(err)
+		must(line.Fold(t.Context()))
+		must(line.journal.End())
+	}
+	lines := w.set.List()
+	gone := lines[1]
+	must(gone.Remove(t.Context()))
+	for range 10 { // until nothing holds its journal any more, that can be read no longer then
+		runtime.GC()
+		if err := gone.journal.Verify(0, 1); err != nil {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	_, err := w.store.Check(t.Context(), func(k *image.Keeper) error { return keepAll(k, lines) }, nil)
+	must(err)
+	must(gone.VerifyJournal())
 }
