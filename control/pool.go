@@ -33,13 +33,7 @@ func (c *Control) Status(ctx context.Context) (tidemark.Status, error) {
 		return s, err
 	}
 	for _, t := range c.set.List() {
-		if behind := t.ClockBehind(); behind > 0 {
-			s.Warnings = append(s.Warnings, fmt.Sprintf("the clock is %v behind the newest write of %s: until it has come there, what is written has times just behind that one",
-				behind.Round(time.Second), t.Name()))
-		}
-		s.K = max(s.K, t.K())
-		s.Pool.JournalBytes += t.JournalBytes()
-		s.Pool.ArchivedBytes += t.ArchivedBytes()
+		timelineStatus(t, &s)
 	}
 	c.proofStatus(ctx, &s)
 	c.spaceStatus(&s)
@@ -52,6 +46,22 @@ func (c *Control) Status(ctx context.Context) (tidemark.Status, error) {
 	}
 	s.Agents = c.hosts.address()
 	return s, c.poolStatus(&s.Pool)
+}
+
+// timelineStatus adds to a status what a timeline has, and what should be known of it.
+func timelineStatus(t *timeline.Timeline, s *tidemark.Status) {
+	if behind := t.ClockBehind(); behind > 0 {
+		s.Warnings = append(s.Warnings, fmt.Sprintf("the clock is %v behind the newest write of %s: until it has come there, what is written has times just behind that one",
+			behind.Round(time.Second), t.Name()))
+	}
+	k := t.K()
+	if k > timeline.KLimit {
+		s.Warnings = append(s.Warnings, fmt.Sprintf("%s is written faster than it is folded, with %s to go: until that is done, to open a point near its present touches up to %d segments of its journal",
+			t.Name(), tidemark.FormatSize(t.Backlog()), k))
+	}
+	s.K = max(s.K, k)
+	s.Pool.JournalBytes += t.JournalBytes()
+	s.Pool.ArchivedBytes += t.ArchivedBytes()
 }
 
 func (c *Control) poolStatus(p *tidemark.PoolStatus) error {
