@@ -57,6 +57,17 @@ func (b *ballast) roomFor(n uint64) bool {
 	return err != nil || u.AvailBytes >= n
 }
 
+// lend gives the room to one who makes more of it, and then refills.
+func (b *ballast) lend() {
+	b.mu.Lock()
+	have := b.have
+	b.have = false
+	b.mu.Unlock()
+	if have && b.fs.Remove(b.path()) == nil {
+		b.log.Warn("the disk is full: a reclaim uses the reserve of the chunk index", "dir", b.dir)
+	}
+}
+
 // full is called when the index met a full disk; what failed is tried once
 // more when it returns.
 func (b *ballast) full() {

@@ -22,7 +22,8 @@ var errNotFooter = errors.New("not the footer of a pack")
 // entry says where in its pack a record is.
 type entry struct {
 	head
-	off int64
+	off     int64
+	damaged bool // it was met by a scan, which gives it its number all the same
 }
 
 func (e entry) size() int64 { return headSize + int64(e.length) }

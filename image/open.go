@@ -28,7 +28,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	if err := s.open(ctx); err != nil {
 		s.cache.close()
 		if s.index != nil {
-			err = errors.Join(err, s.index.db.Close())
+			err = errors.Join(err, s.index.db.Close(), s.noteDamage())
 		}
 		return nil, errors.Join(fmt.Errorf("open image store %s: %w", o.Dir, err), s.lock.Close())
 	}
@@ -200,20 +200,29 @@ func (s *Store) indexPack(p *pack) error {
 	return s.index.setPack(p.id)
 }
 
-// indexEntries points the index at the records of a pack, but where a newer pack has them too.
+// indexEntries points the index at the records of a pack, but where a newer pack has them too. What is damaged is
+// no answer to anybody: where the index has it, that is noted there.
 func (s *Store) indexEntries(p *pack, entries []entry) error {
 	for i, e := range entries {
-		at := place{pack: p.id, ord: uint32(i), off: e.off, length: e.length, kind: e.kind, codec: e.codec, log: e.log}
-		if e.codec == codecPatch {
-			if err := s.readPack(p, at.base[:], e.off+headSize); err != nil {
-				return err
-			}
-		}
 		old, ok, err := s.index.get(e.name)
 		if err != nil {
 			return err
 		}
-		if ok && old.pack >= p.id && s.pack(old.pack) != nil {
+		here := ok && old.pack == p.id && old.off == e.off
+		if !here && (e.damaged || ok && old.pack >= p.id && s.pack(old.pack) != nil) {
+			continue
+		}
+		at := place{pack: p.id, ord: uint32(i), off: e.off, length: e.length, kind: e.kind, codec: e.codec, log: e.log, bad: e.damaged || here && old.bad}
+		switch {
+		case e.codec != codecPatch:
+		case e.damaged:
+			at.base = old.base
+		default:
+			if err := s.readPack(p, at.base[:], e.off+headSize); err != nil {
+				return err
+			}
+		}
+		if here && old == at {
 			continue
 		}
 		if err := s.index.put(e.name, at); err != nil {
@@ -226,8 +235,8 @@ func (s *Store) indexEntries(p *pack, entries []entry) error {
 // scanWindow is how much of a pack scan reads at a time; a record fits twice.
 const scanWindow = 4 << 20
 
-// scan lists the whole records at the front of the first size bytes of a pack. One that is damaged is left out; what
-// lies behind it was durable like it.
+// scan lists the records at the front of the first size bytes of a pack, of which the last is whole. What lies behind one that is damaged was durable like it;
+// and since records are known by their number in the pack, the damaged one keeps its own.
 func (s *Store) scan(p *pack, size int64) ([]entry, error) {
 	var entries []entry
 	buf := make([]byte, min(size, scanWindow))
@@ -245,6 +254,8 @@ func (s *Store) scan(p *pack, size int64) ([]entry, error) {
 					break
 				}
 				s.log.Error("a record of a pack is damaged", "pack", p.key, "offset", off+int64(n))
+				h, _ := parseHead(window[n:]) // which damagedRecord found good
+				entries = append(entries, entry{head: h, off: off + int64(n), damaged: true})
 				n += skip
 				continue
 			}
@@ -274,8 +285,8 @@ func (s *Store) findOpen(ctx context.Context) error {
 			continue
 		}
 		path := s.fs.PathJoin(s.o.Dir, "open", name)
-		if s.packs[id] != nil { // it had just reached the bucket
-			if err := s.fs.Remove(path); err != nil {
+		if p := s.packs[id]; p != nil { // it had just reached the bucket
+			if err := s.forgetOpen(ctx, p, path); err != nil {
 				return err
 			}
 			continue
@@ -298,6 +309,17 @@ func (s *Store) findOpen(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// forgetOpen removes the open name of a pack that is in the bucket: durably, for whoever gave it to the bucket may have been killed before
+// it was that.
+func (s *Store) forgetOpen(ctx context.Context, p *pack, path string) error {
+	if a, ok := s.o.Bucket.(object.Adopter); ok {
+		if err := a.Adopt(ctx, p.key, path); err != nil && !errors.Is(err, object.ErrExists) {
+			return fmt.Errorf("keep %s: %w", p.key, err)
+		}
+	}
+	return s.fs.Remove(path)
 }
 
 // recoverPack reads an open pack up to its last whole record; nil if there is none in it.

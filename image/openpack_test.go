@@ -3,9 +3,15 @@ package image
 import (
 	"bytes"
 	"errors"
+	"strings"
+	"sync/atomic"
+	"syscall"
 	"testing"
 
+	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
+
 	"tidemark/internal/vfs"
+	"tidemark/object"
 )
 
 // TestFlipInOpenPack (D2) flips a bit of a record in a pack that still grows: that record alone is lost, what lies behind it is found, is not written
@@ -72,4 +78,206 @@ func TestFlipInOpenPack(t *testing.T) {
 		}
 		must(t, s.Close())
 	}
+}
+
+// A record that was damaged in an open pack takes nothing else with it: not when a reclaim empties the pack, and not
+// when others come behind.
+func TestReclaimBehindAFlip(t *testing.T) {
+	rng := seeded(t)
+	for range rounds(20) {
+		fs := vfs.NewMem()
+		o := testOptions(fs, mustDir(t, fs))
+		o.CacheBytes = -1
+		s := mustOpen(t, o)
+		var chunks [][]byte
+		var names []Name
+		put := func() {
+			t.Helper()
+			p := make([]byte, 16<<10)
+			page(rng, p)
+			x := s.Begin()
+			defer x.End()
+			n, err := x.Put(p, Name{})
+			must(t, err)
+			chunks, names = append(chunks, p), append(names, n)
+		}
+		for range 10 {
+			put()
+		}
+		must(t, s.Sync())
+		victim := rng.IntN(9)
+		at, p, err := s.locate(names[victim])
+		must(t, err)
+		path, off := p.path, at.off+headSize+int64(rng.IntN(at.length))
+		must(t, s.Close())
+		flip(t, fs, path, off)
+		s = mustOpen(t, o)
+		for range 3 {
+			put()
+		}
+		must(t, s.Sync())
+		if again := rng.IntN(2) == 0; again {
+			must(t, s.Close())
+			s = mustOpen(t, o)
+		}
+		live := map[int]bool{}
+		for range 3 { // so few that the pack is emptied
+			if i := rng.IntN(len(names)); i != victim {
+				live[i] = true
+			}
+		}
+		_, err = s.Reclaim(t.Context(), func(k *Keeper) error {
+			for i := range live {
+				if err := k.Name(names[i]); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		must(t, err)
+		for i := range live {
+			got := make([]byte, 16<<10)
+			if err := s.ReadChunk(names[i], 16<<10, got, 0); err != nil || !bytes.Equal(got, chunks[i]) {
+				t.Fatalf("chunk %d of %d, with chunk %d damaged, after a reclaim that was told of it: %v", i, len(names), victim, err)
+			}
+		}
+		must(t, s.Close())
+	}
+}
+
+// syncFails has the next syncs fail, so many of them.
+type syncFails struct{ n atomic.Int64 }
+
+func (f *syncFails) String() string { return "syncFails" }
+
+// MaybeError implements errorfs.Injector.
+func (f *syncFails) MaybeError(op errorfs.Op) error {
+	if op.Kind != errorfs.OpFileSync && op.Kind != errorfs.OpFileSyncData || !strings.Contains(op.Path, "/open/") || f.n.Add(-1) < 0 {
+		return nil
+	}
+	return syscall.EIO
+}
+
+// A sync that failed is not made good by another: not one of the seal's by one of Sync, nor the other way.
+func TestFailedSyncOfAPackSticks(t *testing.T) {
+	for _, first := range []string{"seal", "sync"} {
+		f := &syncFails{}
+		mem := vfs.NewMem()
+		o := testOptions(errorfs.Wrap(mem, f), mustDir(t, mem))
+		s := mustOpen(t, o)
+		x := s.Begin()
+		p := make([]byte, 16<<10)
+		page(seeded(t), p)
+		_, err := x.Put(p, Name{})
+		must(t, err)
+		x.End()
+		f.n.Store(1)
+		if first == "seal" {
+			err = s.cur.seal()
+		} else {
+			err = s.cur.sync()
+		}
+		if !errors.Is(err, errSync) {
+			t.Fatalf("%s: %v", first, err)
+		}
+		f.n.Store(0)
+		if err := s.Sync(); !errors.Is(err, errSync) {
+			t.Errorf("a sync behind a failed %s: %v", first, err)
+		}
+		_, err = s.Reclaim(t.Context(), func(*Keeper) error { return nil })
+		t.Logf("a reclaim behind a failed %s: %v", first, err)
+		err = o.Bucket.List(t.Context(), "packs/", func(i object.Info) error {
+			t.Errorf("%s is in the bucket, and its %s had failed", i.Key, first)
+			return nil
+		})
+		must(t, err)
+		if err := s.Close(); err == nil {
+			t.Error("the store closes as if all were well")
+		}
+	}
+}
+
+// Damage of the index that is met while the store is opened, by what an open pack holds, is mended by the next time.
+func TestIndexDamageMetByOpen(t *testing.T) {
+	rng := seeded(t)
+	mem := vfs.NewMem()
+	o := testOptions(mem, mustDir(t, mem))
+	o.PackBytes = 64 << 20
+	s := mustOpen(t, o)
+	x := s.Begin()
+	for range 3000 {
+		p := make([]byte, 4<<10)
+		page(rng, p)
+		_, err := x.Put(p, Name{})
+		must(t, err)
+	}
+	x.End()
+	must(t, s.Close())
+	names, err := mem.List("/pool/index")
+	must(t, err)
+	largest, size := "", int64(0)
+	for _, n := range names {
+		if st, err := mem.Stat("/pool/index/" + n); err == nil && strings.HasSuffix(n, ".sst") && st.Size() > size {
+			largest, size = "/pool/index/"+n, st.Size()
+		}
+	}
+	for at := int64(0); at < size/2; at += 1000 {
+		flip(t, mem, largest, at)
+	}
+	if _, err := Open(t.Context(), o); err == nil {
+		t.Fatal("the damage was not met")
+	}
+	s, err = Open(t.Context(), o)
+	if err != nil {
+		t.Fatalf("opened again: %v", err)
+	}
+	must(t, s.Close())
+}
+
+// fullUntil is a disk without room for packs until the reserve of the index was given up, or a pack was deleted.
+type fullUntil struct{ full atomic.Bool }
+
+func (f *fullUntil) String() string { return "fullUntil" }
+
+// MaybeError implements errorfs.Injector.
+func (f *fullUntil) MaybeError(op errorfs.Op) error {
+	if op.Kind == errorfs.OpRemove && (strings.HasSuffix(op.Path, "/ballast") || strings.Contains(op.Path, "/packs/")) {
+		f.full.Store(false)
+	}
+	if f.full.Load() && op.Kind == errorfs.OpFileWriteAt && strings.Contains(op.Path, "/open/") {
+		return syscall.ENOSPC
+	}
+	return nil
+}
+
+// A full disk gets room by a reclaim, though what is to be moved has none.
+func TestReclaimOnAFullDisk(t *testing.T) {
+	rng := seeded(t)
+	f, mem := &fullUntil{}, vfs.NewMem()
+	o := testOptions(errorfs.Wrap(mem, f), mustDir(t, mem))
+	o.PackBytes = 256 << 10
+	s := mustOpen(t, o)
+	x := s.Begin()
+	var names []Name
+	for range 40 { // two packs, and some
+		p := make([]byte, 16<<10)
+		for i := range p {
+			p[i] = byte(rng.Uint32())
+		}
+		n, err := x.Put(p, Name{})
+		must(t, err)
+		names = append(names, n)
+	}
+	x.End()
+	must(t, s.Sync())
+	s.sealing.Wait()
+	f.full.Store(true)
+	r, err := s.Reclaim(t.Context(), func(k *Keeper) error { return k.Name(names[20]) }) // of the second pack, next to nothing else
+	must(t, err)
+	if r.PacksDeleted == 0 {
+		t.Errorf("nothing was deleted: %+v", r)
+	}
+	got := make([]byte, 16<<10)
+	must(t, s.ReadChunk(names[20], 16<<10, got, 0))
+	must(t, s.Close())
 }

@@ -29,6 +29,7 @@ type pack struct {
 	// ioMu serialises write, sync and seal of the file. It is taken before mu and fileMu.
 	ioMu   sync.Mutex
 	synced int64 // bytes known to be durable; guarded by ioMu
+	failed error // of an fsync: what the next one says is no answer; guarded by ioMu
 	known  int64 // length of the file, which may reach past the last record after a crash; guarded by ioMu
 
 	fileMu sync.RWMutex // held shared to read file, and exclusively to let go of it
@@ -116,6 +117,9 @@ func (p *pack) syncLocked() error {
 	if p.file == nil || p.sealed.Load() {
 		return nil // durable since it was sealed
 	}
+	if p.failed != nil {
+		return p.failed
+	}
 	if err := p.flushLocked(); err != nil {
 		return err
 	}
@@ -123,16 +127,26 @@ func (p *pack) syncLocked() error {
 		return nil
 	}
 	if err := p.file.SyncData(); err != nil {
-		return fmt.Errorf("%w: pack %s: %w", errSync, p.path, err)
+		return p.fail(err)
 	}
 	p.synced = p.written
 	return nil
+}
+
+// fail notes the failure of an fsync, after which no other of the file means anything: the kernel tells it once, and takes what was not written for
+// clean. The caller holds ioMu.
+func (p *pack) fail(err error) error {
+	p.failed = fmt.Errorf("%w: pack %s: %w", errSync, p.path, err)
+	return p.failed
 }
 
 // seal writes the footer and makes the file durable: it is then ready for the bucket.
 func (p *pack) seal() error {
 	p.ioMu.Lock()
 	defer p.ioMu.Unlock()
+	if p.failed != nil {
+		return p.failed
+	}
 	if err := p.flushLocked(); err != nil {
 		return err
 	}
@@ -148,7 +162,7 @@ func (p *pack) seal() error {
 	}
 	p.known = at + int64(len(footer))
 	if err := p.file.Sync(); err != nil {
-		return fmt.Errorf("%w: pack %s: %w", errSync, p.path, err)
+		return p.fail(err)
 	}
 	p.synced = p.written
 	p.stored.Store(p.known)

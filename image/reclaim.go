@@ -64,6 +64,7 @@ func (s *Store) Reclaim(ctx context.Context, mark func(keep *Keeper) error) (Rec
 	if errors.Is(err, syscall.ENOSPC) { // no room to move anything: what is dead as a whole gives room
 		victims = slices.DeleteFunc(victims, func(v victim) bool { return v.live > 0 })
 		err = nil
+		s.index.ballast.lend() // for what waits to be written must be durable before anything is deleted
 	}
 	if err != nil || len(victims) == 0 {
 		return r, wrapReclaim(err)

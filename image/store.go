@@ -271,10 +271,15 @@ func (s *Store) Close() error {
 		p.fileMu.Unlock()
 	}
 	s.cache.close()
-	if s.index.bad.Load() {
-		err = errors.Join(err, vfs.WriteFile(s.fs, s.fs.PathJoin(s.o.Dir, badMarker), nil))
+	return errors.Join(err, s.noteDamage(), s.index.close(), s.lock.Close())
+}
+
+// noteDamage has the next Open rebuild an index in which damage was met.
+func (s *Store) noteDamage() error {
+	if !s.index.bad.Load() {
+		return nil
 	}
-	return errors.Join(err, s.index.close(), s.lock.Close())
+	return vfs.WriteFile(s.fs, s.fs.PathJoin(s.o.Dir, badMarker), nil)
 }
 
 // readPack reads len(dst) bytes at off of a pack, wherever it is.

@@ -89,8 +89,10 @@ func (d *Dir) Put(ctx context.Context, key string, r io.Reader, size int64) (err
 			err = fmt.Errorf("put %s: %w", key, err)
 		}
 	}()
-	if _, err := d.Stat(ctx, key); !errors.Is(err, ErrNotFound) {
-		return errors.Join(err, existsUnless(err))
+	if _, err := d.Stat(ctx, key); err == nil {
+		return existing(vfs.SyncDir(d.fs, d.fs.PathDir(d.path(key)))) // as in link
+	} else if !errors.Is(err, ErrNotFound) {
+		return err
 	}
 	tmp := d.fs.PathJoin(d.root, tmpDir, fmt.Sprintf("%016x", rand.Uint64()))
 	if err := d.writeTmp(ctx, tmp, r, size); err != nil {
@@ -100,9 +102,10 @@ func (d *Dir) Put(ctx context.Context, key string, r io.Reader, size int64) (err
 	return errors.Join(err, d.removeTmp(tmp))
 }
 
-func existsUnless(err error) error {
+// existing is ErrExists, unless that what is there could not be made durable.
+func existing(err error) error {
 	if err != nil {
-		return nil
+		return err
 	}
 	return ErrExists
 }
@@ -164,8 +167,8 @@ func (d *Dir) link(from, key string) error {
 		return err
 	}
 	if err := d.fs.Link(from, to); err != nil {
-		if errors.Is(err, fs.ErrExist) {
-			return ErrExists
+		if errors.Is(err, fs.ErrExist) { // but whoever made it may have been killed before it was durable
+			return existing(vfs.SyncDir(d.fs, dir))
 		}
 		return err
 	}
