@@ -334,6 +334,9 @@ func (t *Tap) sendAgain(d *Disk, first, last int64) error {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.doubt != nil { // what was read may be what the kernel has dropped meanwhile
+		return t.doubt
+	}
 	t.reread += int64(len(data))
 	for r := first; r < last; r++ {
 		t.found(d, r, data[(r-first)*regionSize:min((r-first+1)*regionSize, int64(len(data)))])
@@ -408,7 +411,7 @@ func (t *Tap) spillOver() {
 		case err != nil:
 			t.log.Error("the queue stays in memory", "error", err)
 			t.queue.spill.failed = true
-		case s.memory == 0: // it was acknowledged meanwhile
+		case !t.queue.spills(s): // it was acknowledged meanwhile, or sent, and who gets it may read its memory
 			t.queue.spill.free = append(t.queue.spill.free, slot)
 		default:
 			t.queue.spilled(s, slot, sum)

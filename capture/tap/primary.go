@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
@@ -23,6 +24,11 @@ type host struct {
 	f      *os.File
 	size   int64
 	failed atomic.Pointer[error] // of a Flush: what the kernel has dropped then, nobody knows
+
+	sync     func(fd int) error // Fdatasync
+	flushing sync.Mutex         // held by who syncs: the kernel tells a failure once
+	begun    atomic.Uint64      // how many syncs have begun
+	done     uint64             // the last that has succeeded; guarded by flushing
 }
 
 var _ Primary = (*host)(nil)
@@ -39,7 +45,7 @@ func OpenPrimary(path string) (Primary, error) {
 	if err != nil {
 		return nil, err
 	}
-	h := &host{f: f}
+	h := &host{f: f, sync: unix.Fdatasync}
 	if err := h.look(path); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
@@ -168,11 +174,20 @@ func (h *host) usable(off, n int64) error {
 	return block.Check(h, off, n)
 }
 
+// Flush makes durable what was written before. Who comes while another syncs waits for the next sync, which serves all who have come by
+// then: two at once would both wait for the same write, and of its failure the kernel tells only one.
 func (h *host) Flush() error {
+	want := h.begun.Load() + 1
+	h.flushing.Lock()
+	defer h.flushing.Unlock()
 	if err := h.failed.Load(); err != nil {
 		return *err
 	}
-	if err := unix.Fdatasync(int(h.f.Fd())); err != nil {
+	if h.done >= want {
+		return nil
+	}
+	n := h.begun.Add(1)
+	if err := h.sync(int(h.f.Fd())); err != nil {
 		err = fmt.Errorf("flush %s: %w", h.f.Name(), err)
 		h.failed.CompareAndSwap(nil, &err)
 		// What the kernel could not write it keeps in memory as if it had. Who reads next, to see what the disk
@@ -180,6 +195,7 @@ func (h *host) Flush() error {
 		_ = unix.Fadvise(int(h.f.Fd()), 0, 0, unix.FADV_DONTNEED)
 		return err
 	}
+	h.done = n
 	return nil
 }
 

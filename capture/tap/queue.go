@@ -395,6 +395,9 @@ func (q *queue) spillable() *segment {
 	return nil
 }
 
+// spills reports whether a segment that was spillable still is, but for the room.
+func (q *queue) spills(s *segment) bool { return slices.Index(q.list, s) > q.next }
+
 // spilled notes that a segment's data lie in a slot, and gives their memory back.
 func (q *queue) spilled(s *segment, slot int, sum uint32) {
 	s.slot, s.sum = slot, sum

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"slices"
 	"strings"
@@ -31,6 +32,10 @@ func (t *Tap) path(name string) string { return t.o.fs.PathJoin(t.o.Dir, name) }
 func (t *Tap) recover() error {
 	if err := vfs.MkdirAll(t.o.fs, t.o.Dir); err != nil {
 		return err
+	}
+	// What the tap before had spilled is of no use, and where the disk is full this makes the room for all that follows.
+	if err := t.o.fs.Remove(t.path("queue")); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove what the queue had spilled: %w", err)
 	}
 	boot := t.o.boot
 	if boot == "" {
