@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"slices"
 	"time"
 
 	"tidemark"
@@ -89,6 +90,9 @@ func (t *Timeline) Branch(ctx context.Context, name string, pos tidemark.Positio
 	}
 	t.trimMu.RLock()
 	defer t.trimMu.RUnlock()
+	if t.removing() { // of which everything else waits until nobody holds trimMu
+		return nil, tidemark.Errorf(tidemark.NotFound, "%s is being removed", t.Name())
+	}
 	b := t.set.blank(newID())
 	b.desc = descriptor{ID: b.id, Name: name, Parent: t.id, Point: &pos, Created: time.Now().UTC(), About: about}
 	begin := &cut{origin: true, layers: make([]*layer, len(t.disks))}
@@ -203,28 +207,29 @@ func (t *Timeline) redescribe(ctx context.Context, change func(*descriptor)) err
 // Remove deletes the timeline with all its points. Branches of it stay: those
 // that still read its journal are folded first.
 func (t *Timeline) Remove(ctx context.Context) error {
-	t.facts.Lock()
-	children := maps.Clone(t.pins)
-	t.facts.Unlock()
-	for id := range children {
-		if child := t.set.Get(id); child != nil {
+	for {
+		child, err := t.dependent()
+		if err != nil {
+			return err
+		}
+		if child != nil {
 			if err := child.Fold(ctx); err != nil {
 				return fmt.Errorf("make branch %s independent: %w", child.Name(), err)
 			}
+			continue
 		}
-	}
-	if cancel := t.background.Load(); cancel != nil {
-		(*cancel)() // an image of what is removed would be for nobody
-	}
-	t.foldMu.Lock()
-	defer t.foldMu.Unlock()
-	t.facts.Lock()
-	t.state.Removing = true
-	err := t.saveState()
-	t.cuts = nil
-	t.facts.Unlock()
-	if err != nil {
-		return err
+		if cancel := t.background.Load(); cancel != nil {
+			(*cancel)() // an image of what is removed would be for nobody
+		}
+		t.foldMu.Lock()
+		if doomed, err := t.doom(); doomed || err != nil {
+			defer t.foldMu.Unlock()
+			if err != nil {
+				return err
+			}
+			break
+		}
+		t.foldMu.Unlock() // somebody has branched from it meanwhile
 	}
 	t.set.forget(t)
 	t.set.unpin(t.id)
@@ -237,6 +242,55 @@ func (t *Timeline) Remove(ctx context.Context) error {
 	t.lockTrim()
 	defer t.trimMu.Unlock()
 	return t.set.erase(ctx, t.id)
+}
+
+// dependent returns a branch that still reads the timeline's journal, if there is one.
+func (t *Timeline) dependent() (*Timeline, error) {
+	t.facts.Lock()
+	pins := maps.Clone(t.pins)
+	t.facts.Unlock()
+	damaged := t.set.Damaged()
+	for id := range pins {
+		if damaged[id] != nil {
+			return nil, tidemark.Errorf(tidemark.Conflict, "the branch %s of %s cannot be opened, and needs its journal", id, t.Name()).
+				WithHint("`tidemark verify` says what is wrong with it; `tidemark forget " + id + "` deletes it")
+		}
+		if child := t.set.Get(id); child != nil && child.dependsOn(t) {
+			return child, nil
+		}
+	}
+	return nil, nil
+}
+
+// dependsOn reports whether the timeline is a branch of another that still reads its journal.
+func (t *Timeline) dependsOn(parent *Timeline) bool {
+	t.facts.Lock()
+	defer t.facts.Unlock()
+	return slices.ContainsFunc(t.state.Disks, func(d diskState) bool { return d.Origin != nil && d.Origin.Timeline == parent.id })
+}
+
+func (t *Timeline) removing() bool {
+	t.facts.Lock()
+	defer t.facts.Unlock()
+	return t.state.Removing
+}
+
+// doom makes it durable that the timeline is removed, unless a branch depends on it: none can be made from now on. Who calls holds foldMu.
+func (t *Timeline) doom() (doomed bool, err error) {
+	t.lockTrim() // so that nobody is about to branch
+	defer t.trimMu.Unlock()
+	if child, err := t.dependent(); child != nil || err != nil {
+		return false, err
+	}
+	t.facts.Lock()
+	defer t.facts.Unlock()
+	t.state.Removing = true
+	if err := t.saveState(); err != nil {
+		t.state.Removing = false
+		return false, err
+	}
+	t.cuts = nil
+	return true, nil
 }
 
 // erase deletes what is stored of a timeline; the state goes last, so that an

@@ -19,6 +19,8 @@ type feedState struct {
 	ID  string            `json:"id"`
 	Seq uint64            `json:"seq"`
 	Pos tidemark.Position `json:"position"`
+	// Unknown: it did not go on where the stream before had ended. That is told its source as often as it asks.
+	Unknown bool `json:"unknown,omitempty"`
 }
 
 // Feed is a stream of changes into a timeline, from whoever has its disks: a tap. It is the
@@ -54,19 +56,20 @@ func (t *Timeline) Feed(id, before string) (f *Feed, known bool, err error) {
 		t.feed = nil
 	}
 	t.facts.Lock()
-	last := t.state.Feed.ID
+	last := t.state.Feed
 	t.facts.Unlock()
-	if last != id {
-		if err := t.register(id); err != nil {
+	known = last.ID == before || last.ID == id && !last.Unknown
+	if last.ID != id {
+		if err := t.register(id, !known); err != nil {
 			return nil, false, err
 		}
 	}
 	t.feed = &Feed{t: t}
-	return t.feed, last == id || last == before, nil
+	return t.feed, known, nil
 }
 
-// register notes that the records behind the head are changes of a new stream.
-func (t *Timeline) register(id string) error {
+// register notes that the records behind the head are changes of a new stream, and whether that is unknown.
+func (t *Timeline) register(id string, unknown bool) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if err := t.journal.Sync(); err != nil { // a position that is not durable may come again
@@ -76,7 +79,7 @@ func (t *Timeline) register(id string) error {
 	t.facts.Lock()
 	defer t.facts.Unlock()
 	old := t.state.Feed
-	t.state.Feed = feedState{ID: id, Pos: head}
+	t.state.Feed = feedState{ID: id, Pos: head, Unknown: unknown}
 	if err := t.saveState(); err != nil {
 		t.state.Feed = old
 		return err

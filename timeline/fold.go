@@ -252,7 +252,7 @@ func (t *Timeline) standOn(c *cut, images []measured) error {
 	}
 	t.state.Base = c.pos
 	if c.pos > old.Feed.Pos && old.Feed.ID != "" { // else it was made before the feed began
-		t.state.Feed = feedState{ID: old.Feed.ID, Seq: c.fedSeq, Pos: c.pos}
+		t.state.Feed.Seq, t.state.Feed.Pos = c.fedSeq, c.pos
 	}
 	if err := t.saveState(); err != nil {
 		t.state = old

@@ -162,7 +162,26 @@ func (s *Set) load(ctx context.Context) error {
 			delete(s.lines, id)
 		}
 	}
+	for id := range s.damaged {
+		s.pinFor(id)
+	}
 	return nil
+}
+
+// pinFor keeps what a timeline that cannot be opened needs of others, as far as that is known: it may be mended.
+func (s *Set) pinFor(id string) {
+	t := s.blank(id)
+	if t.readState() != nil {
+		return
+	}
+	for _, d := range t.state.Disks {
+		if d.Origin == nil {
+			continue
+		}
+		if parent := s.lines[d.Origin.Timeline]; parent != nil {
+			parent.pins[id] = min(d.Origin.After, maxPin(parent.pins, id))
+		}
+	}
 }
 
 func (s *Set) leaveOut(id string, err error) {
@@ -203,12 +222,11 @@ func (s *Set) blank(id string) *Timeline {
 func (s *Set) open(ctx context.Context, id string, l *listed) (*Timeline, error) {
 	t := s.blank(id)
 	stateErr := t.readState()
-	if t.state.Removing || errors.Is(stateErr, os.ErrNotExist) && len(l.descriptors) == 0 {
+	if t.state.Removing {
 		return nil, s.erase(ctx, id)
 	}
 	if len(l.descriptors) == 0 {
-		// Create writes the state before the descriptor: nobody was told of this timeline.
-		return nil, s.erase(ctx, id)
+		return nil, s.openNameless(ctx, t, l, stateErr)
 	}
 	t.descNo = slices.Max(l.descriptors)
 	if err := getSealed(ctx, s.o.Bucket, descriptorKey(id, t.descNo), &t.desc); err != nil {
@@ -231,8 +249,26 @@ func (s *Set) open(ctx context.Context, id string, l *listed) (*Timeline, error)
 			return nil, err
 		}
 	}
+	if t.state.Making { // it was cut just behind its descriptor
+		t.state.Making = false
+		if err := t.saveState(); err != nil {
+			return nil, err
+		}
+	}
 	t.ranBefore += t.state.Ran
 	return t, t.openJournal(l.segments)
+}
+
+// openNameless deletes what is left of a timeline without a descriptor if that is of one that was never made, or is gone. All else is kept, and an error: its
+// descriptor was lost, or the pool is not there at all, as where its file system is not mounted.
+func (s *Set) openNameless(ctx context.Context, t *Timeline, l *listed, stateErr error) error {
+	_, err := s.o.FS.Stat(s.o.FS.PathJoin(t.dir, "journal"))
+	nothing := errors.Is(stateErr, os.ErrNotExist) && errors.Is(err, os.ErrNotExist) && len(l.images) == 0 && len(l.segments) == 0
+	if t.state.Making || nothing {
+		return s.erase(ctx, t.id)
+	}
+	return tidemark.Errorf(tidemark.Corrupt, "the descriptor of timeline %s is not in the pool", t.id).
+		WithHint("is the pool that it was written to mounted? What is here of the timeline is kept")
 }
 
 // shareWith lets a point have the strings of its timeline, instead of its own that say the same: there may be very many points.
@@ -431,10 +467,7 @@ func (s *Set) establish(ctx context.Context, t *Timeline, begin *cut) (err error
 	if err := vfs.MkdirAll(s.o.FS, t.dir); err != nil {
 		return err
 	}
-	t.facts.Lock()
-	err = t.saveState()
-	t.facts.Unlock()
-	if err != nil {
+	if err := t.saveMaking(true); err != nil {
 		return err
 	}
 	if err := t.openJournal(nil); err != nil {
@@ -447,10 +480,21 @@ func (s *Set) establish(ctx context.Context, t *Timeline, begin *cut) (err error
 	if err := putSealed(ctx, s.o.Bucket, descriptorKey(t.id, t.descNo), t.desc); err != nil {
 		return errors.Join(err, t.journal.Close())
 	}
+	if err := t.saveMaking(false); err != nil {
+		return errors.Join(err, t.journal.Close())
+	}
 	s.mu.Lock()
 	s.lines[t.id] = t
 	s.mu.Unlock()
 	return nil
+}
+
+// saveMaking notes whether the timeline has no descriptor yet.
+func (t *Timeline) saveMaking(making bool) error {
+	t.facts.Lock()
+	defer t.facts.Unlock()
+	t.state.Making = making
+	return t.saveState()
 }
 
 // freshHeads makes the heads of a new timeline, over the layers it begins with.

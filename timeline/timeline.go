@@ -110,6 +110,8 @@ type state struct {
 	// Lost is history that was given up for space, and Untold the part of it that was not told yet.
 	Lost   *Loss `json:"lost,omitempty"`
 	Untold *Loss `json:"untold,omitempty"`
+	// Making: it has not its descriptor yet; without one it is nothing, and goes at the next start.
+	Making bool `json:"making,omitempty"`
 	// Removing: the timeline is being deleted; what is left of it goes at the next start.
 	Removing bool `json:"removing,omitempty"`
 }
