@@ -68,7 +68,7 @@ func (t *Timeline) shut(m Mark, payload []byte, why string) (c *cut, err error) 
 func (t *Timeline) shutOnce(m Mark, payload []byte, why string) (*cut, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	c, err := t.freezeHeld(&m, payload)
+	c, err := t.freezeHeld(&m, payload, 0)
 	if err != nil {
 		return nil, t.writeError("mark a point", err)
 	}

@@ -292,7 +292,10 @@ func (t *Timeline) HasBookmark(name string) bool {
 }
 
 // cut freezes the top layers at a new record, and makes the record durable.
-func (t *Timeline) cut(m *Mark) (*cut, error) {
+func (t *Timeline) cut(m *Mark) (*cut, error) { return t.cutAt(m, 0) }
+
+// cutAt is cut for a record of a time, if that is not 0.
+func (t *Timeline) cutAt(m *Mark, at int64) (*cut, error) {
 	payload := []byte(nil)
 	if m != nil {
 		var err error
@@ -303,7 +306,7 @@ func (t *Timeline) cut(m *Mark) (*cut, error) {
 	if err := t.makeRoom(); err != nil {
 		return nil, err
 	}
-	c, err := t.freeze(m, payload)
+	c, err := t.freeze(m, payload, at)
 	if err != nil {
 		return nil, t.writeError("mark a point", err)
 	}
@@ -325,12 +328,12 @@ func (t *Timeline) makeRoom() error {
 }
 
 // freeze holds all writers for as long as it takes to append one record and replace the top layers.
-func (t *Timeline) freeze(m *Mark, payload []byte) (*cut, error) {
+func (t *Timeline) freeze(m *Mark, payload []byte, at int64) (*cut, error) {
 	var c *cut
 	err := t.withRoom(func() (err error) {
 		t.mu.Lock()
 		defer t.mu.Unlock()
-		c, err = t.freezeHeld(m, payload)
+		c, err = t.freezeHeld(m, payload, at)
 		return err
 	})
 	return c, err
@@ -340,8 +343,8 @@ func (t *Timeline) freeze(m *Mark, payload []byte) (*cut, error) {
 const asBefore = 1
 
 // freezeHeld is freeze for a caller that holds mu.
-func (t *Timeline) freezeHeld(m *Mark, payload []byte) (*cut, error) {
-	r := journal.Record{Kind: journal.Bookmark, Payload: payload}
+func (t *Timeline) freezeHeld(m *Mark, payload []byte, at int64) (*cut, error) {
+	r := journal.Record{Kind: journal.Bookmark, Payload: payload, Time: at}
 	if t.fed.Load() {
 		r.Time = asBefore // what was written meanwhile, and is on its way, is not older than this record
 	}

@@ -1018,3 +1018,33 @@ func TestUnknownFeedStaysUnknown(t *testing.T) {
 	feed("d", "c", true)
 	feed("d", "c", true)
 }
+
+// A cut that the server makes of its own accord, as behind a start, has the time of what was written last, so that a gap that begins then
+// covers all the time since.
+func TestCutOfOurOwnIsNoNews(t *testing.T) {
+	mem := vfs.NewMem()
+	w := open(t, mem, "/d")
+	defer w.close(t)
+	line, err := w.set.Create(t.Context(), "a", []DiskSpec{{Name: "d", Size: diskSize}}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := line.Disks()[0].WriteAt(pattern(1), 0); err != nil {
+		t.Fatal(err)
+	}
+	_, written := line.Head()
+	time.Sleep(20 * time.Millisecond)
+	line.paused.Store(true)
+	if err := line.cutAndFold(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, newest := line.Head(); !newest.After(written) || newest.Sub(written) > time.Millisecond {
+		t.Errorf("the cut is of %v, and the write before it of %v", newest, written)
+	}
+	if err := line.Lose(0, "nobody listened"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := line.Resolve(tidemark.Point{Time: written.Add(10 * time.Millisecond)}); tidemark.KindOf(err) != tidemark.Unavailable {
+		t.Errorf("a time in which nobody listened names a point: %v", err)
+	}
+}
