@@ -517,19 +517,6 @@ func (c *Control) removeClone(ctx context.Context, name string) error {
 	if err := c.catalog.Get(ctx, catalog.Clones, name, &k); err != nil {
 		return err
 	}
-	if k.Type == tidemark.TypeVolume {
-		exports, err := c.Exports(ctx)
-		if err != nil {
-			return err
-		}
-		for _, e := range exports {
-			if r, err := tidemark.ParseRef(e.Ref); err == nil && r.App == k.Name {
-				if err := c.Unexport(ctx, e.Name); err != nil {
-					return err
-				}
-			}
-		}
-	}
 	return c.demolish(ctx, k.Name)
 }
 

@@ -19,6 +19,14 @@ type keptExport struct {
 	TLS      string            `json:"tls,omitempty"`
 	Insecure bool              `json:"insecure,omitempty"`
 	Position tidemark.Position `json:"position"`
+	// Timeline is the ID of what is exported: another of that name is not. Empty: an older release made the export.
+	Timeline string `json:"timeline,omitempty"`
+}
+
+// of reports whether it is an export of an application, and not of another that had its name before.
+func (k keptExport) of(a app) bool {
+	r, err := tidemark.ParseRef(k.Ref)
+	return err == nil && r.App == a.name && (k.Timeline == "" || k.Timeline == a.t.ID())
 }
 
 // Export serves a point over NBD until Unexport. The latest point of a volume
@@ -50,7 +58,7 @@ func (c *Control) Export(ctx context.Context, spec tidemark.ExportSpec) (tidemar
 	if err != nil {
 		return tidemark.Export{}, err
 	}
-	k := keptExport{Listen: spec.Listen, TLS: spec.TLS, Insecure: spec.Insecure, Position: pos,
+	k := keptExport{Listen: spec.Listen, TLS: spec.TLS, Insecure: spec.Insecure, Position: pos, Timeline: a.t.ID(),
 		Export: tidemark.Export{Name: name, Ref: spec.Ref, Disk: d.Name(), Writable: spec.Writable, Size: d.Size()}}
 	if k.Listen == "" {
 		k.Listen = c.ownSocket().addr
@@ -154,6 +162,23 @@ func (c *Control) Unexport(ctx context.Context, name string) error {
 		return err
 	}
 	return c.endExport(k)
+}
+
+// endExports ends all exports of an application that is removed: what gets its name later is not what they were given out for.
+func (c *Control) endExports(ctx context.Context, a app) error {
+	kept, err := catalog.List[keptExport](ctx, c.catalog, catalog.Exports)
+	if err != nil {
+		return err
+	}
+	for _, k := range kept {
+		if !k.of(a) {
+			continue
+		}
+		if err := c.Unexport(ctx, k.Name); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (c *Control) endExport(k keptExport) error {

@@ -215,7 +215,7 @@ func (c *Control) Unmount(ctx context.Context, name string) error {
 	return c.disown(ctx, name, access.KindMount)
 }
 
-// demolish takes a clone or mount apart and deletes its timeline; what is already gone is fine.
+// demolish takes a clone, mount or application apart, ends its exports and deletes its timeline; what is already gone is fine.
 func (c *Control) demolish(ctx context.Context, name string) error {
 	a, err := c.app(name)
 	if tidemark.KindOf(err) == tidemark.NotFound {
@@ -238,6 +238,9 @@ func (c *Control) demolish(ctx context.Context, name string) error {
 		c.unmirror(ctx, a)
 	}
 	if err := c.takeDown(ctx, a, c.detachForGood); err != nil {
+		return err
+	}
+	if err := c.endExports(ctx, a); err != nil {
 		return err
 	}
 	if err := a.t.Remove(ctx); err != nil {

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"tidemark"
+	"tidemark/access"
 	"tidemark/catalog"
 	"tidemark/image"
 	"tidemark/timeline"
@@ -312,8 +313,13 @@ func (c *Control) comeBackExports(ctx context.Context) error {
 	}
 	for _, k := range kept {
 		a, err := c.app(strings.SplitN(k.Ref, "@", 2)[0])
-		if err == nil {
+		switch {
+		case err != nil:
+		case k.of(a):
 			err = c.serveExport(a, &k)
+		default:
+			c.event("warning", "", "the export %s was of another %s, which is gone, and was ended", k.Name, a.name)
+			err = errors.Join(c.catalog.Delete(ctx, catalog.Exports, k.Name), c.disown(ctx, k.Name, access.KindExport))
 		}
 		if err != nil {
 			c.event("error", "", "the export %s did not come back: %v", k.Name, err)

@@ -105,7 +105,7 @@ func (c *Control) idleExports(ctx context.Context, a app) (list []keptExport, er
 		return nil, err
 	}
 	for _, k := range kept {
-		if r, err := tidemark.ParseRef(k.Ref); err != nil || r.App != a.name || !k.Writable {
+		if !k.Writable || !k.of(a) {
 			continue
 		}
 		if c.socketOf(k).table.Users(k.Name) > 0 {
