@@ -64,7 +64,7 @@ func (c *Control) removeUnanswered(ctx context.Context) error {
 		if m.State != stateMaking {
 			continue
 		}
-		if err := c.abandon(ctx, m.Name, nil); err != nil {
+		if err := c.abandon(ctx, m.Name, doom{}); err != nil {
 			c.event("error", m.Name, "the mount %s was cut by a stop of the server, and could not be undone: %v", m.Name, err)
 		} else {
 			c.event("warning", m.Name, "the mount %s was cut by a stop of the server and undone", m.Name)

@@ -65,7 +65,7 @@ func (c *Control) cloneWork(ctx context.Context, spec tidemark.CloneSpec) (*work
 		}
 		k, err := c.makeClone(ctx, src, spec)
 		if err != nil {
-			return nil, errors.Join(err, c.abandon(context.WithoutCancel(ctx), spec.Name, nil))
+			return nil, errors.Join(err, c.abandon(context.WithoutCancel(ctx), spec.Name, doom{}))
 		}
 		return k.Clone, nil
 	}
@@ -608,7 +608,7 @@ func (c *Control) refresh(ctx context.Context, t *task, p plan, again tidemark.C
 	t.again = mustJSON(refreshing{RefreshSpec: tidemark.RefreshSpec{Name: again.Name}, Again: &again})
 	n, err := c.makeClone(ctx, p, again)
 	if err != nil {
-		return nil, errors.Join(err, c.abandon(context.WithoutCancel(ctx), again.Name, nil))
+		return nil, errors.Join(err, c.abandon(context.WithoutCancel(ctx), again.Name, doom{Refreshed: true}))
 	}
 	return n.Clone, nil
 }

@@ -48,7 +48,7 @@ func (c *Control) Mount(ctx context.Context, spec tidemark.MountSpec) (m tidemar
 	defer release()
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, c.abandon(context.WithoutCancel(ctx), name, nil))
+			err = errors.Join(err, c.abandon(context.WithoutCancel(ctx), name, doom{}))
 		}
 	}()
 	expires, err := endOf(begun, spec.Lifetime)

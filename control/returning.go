@@ -21,7 +21,12 @@ import (
 type doom struct {
 	// Again is the clone to be made then, under its name: its refresh was cut.
 	Again *tidemark.CloneSpec `json:"again,omitempty"`
+	// Refreshed: its refresh has failed, and may be made again.
+	Refreshed bool `json:"refreshed,omitempty"`
 }
+
+// owned reports whether it stays noted whose it is: what a refresh makes in its place is the same user's, and shared with the same.
+func (d doom) owned() bool { return d.Again != nil || d.Refreshed }
 
 // hostAgent returns the agent of a host, if it can be called now; "" is ours.
 func (c *Control) hostAgent(ctx context.Context, host string) (*agent.Agent, error) {
@@ -43,10 +48,10 @@ func (c *Control) abandoned(a app) bool {
 
 // abandon takes apart a clone or mount that was half made. Where its host cannot do its part now, that is done when it comes back; that the clone
 // is to be made again is then up to that moment, too, and an error here.
-func (c *Control) abandon(ctx context.Context, name string, again *tidemark.CloneSpec) error {
+func (c *Control) abandon(ctx context.Context, name string, d doom) error {
 	err := c.demolish(ctx, name)
 	if err == nil {
-		if again == nil {
+		if !d.owned() {
 			err = c.disown(ctx, name, access.KindClone, access.KindMount)
 		}
 		return err
@@ -55,11 +60,11 @@ func (c *Control) abandon(ctx context.Context, name string, again *tidemark.Clon
 	if aerr != nil || !a.elsewhere() {
 		return err
 	}
-	if serr := c.annotate(ctx, a, func(n *about) { n.Doomed = &doom{Again: again} }); serr != nil {
+	if serr := c.annotate(ctx, a, func(n *about) { n.Doomed = &d }); serr != nil {
 		return errors.Join(err, serr)
 	}
 	c.event("warning", name, "%s is taken off host %s when that is back: %v", name, a.Agent, err)
-	if again != nil {
+	if d.Again != nil {
 		return tidemark.Errorf(tidemark.Unavailable, "host %s is away, and %s is made when it is back", a.Agent, name)
 	}
 	return nil
@@ -205,7 +210,7 @@ func (c *Control) bringBackNow(ctx context.Context, name string) (again *tidemar
 		return nil, err
 	}
 	c.event("warning", name, "%s was taken off host %s, which is back", name, a.Agent)
-	if a.Doomed.Again == nil {
+	if !a.Doomed.owned() {
 		err = c.disown(ctx, name, access.KindClone, access.KindMount)
 	}
 	return a.Doomed.Again, err

@@ -367,5 +367,5 @@ func (c *Control) undo(ctx context.Context, u undoing) (done json.RawMessage, er
 	if u.Remove == "" {
 		return nil, nil
 	}
-	return nil, c.abandon(ctx, u.Remove, u.Again)
+	return nil, c.abandon(ctx, u.Remove, doom{Again: u.Again})
 }

@@ -1,0 +1,115 @@
+package control
+
+import (
+	"context"
+	"log/slog"
+	"slices"
+	"testing"
+
+	"tidemark"
+	"tidemark/access"
+)
+
+// owned makes a clone k of v that belongs to the user ann, and that she shares with bob.
+func owned(t *testing.T, c *Control) {
+	t.Helper()
+	for _, name := range []string{"ann", "bob"} {
+		if err := c.catalog.AddUser(t.Context(), tidemark.User{Name: name}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ended(t, c)(c.Clone(WithAsk(t.Context(), Ask{By: "ann"}), tidemark.CloneSpec{Ref: "v@pub-1", Name: "k"}))
+	if err := c.Share(t.Context(), "k", []access.Subject{{Kind: access.User, Name: "bob"}}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// isOwned holds that k is ann's, and shared with bob.
+func isOwned(t *testing.T, c *Control, when string) {
+	t.Helper()
+	o, err := c.catalog.Object(t.Context(), access.KindClone, "k")
+	if err != nil || o.Owner != "ann" || !slices.Equal(o.Shared, []access.Subject{{Kind: access.User, Name: "bob"}}) {
+		t.Errorf("%s: %+v, %v", when, o, err)
+	}
+}
+
+// A clone whose refresh fails, and is made again, belongs to whom it belonged before.
+func TestRefreshKeepsOwner(t *testing.T) {
+	c := serving(t)
+	owned(t, c)
+	again, err := c.cloneAnew(t.Context(), tidemark.RefreshSpec{Name: "k"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := c.planClone(t.Context(), again)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.removeClone(t.Context(), "k"); err != nil {
+		t.Fatal(err)
+	}
+	cut, cancel := context.WithCancelCause(t.Context())
+	cancel(errStopping)
+	if k, err := c.refresh(cut, &task{}, p, again); err == nil {
+		t.Fatalf("a refresh that was cut made %+v", k)
+	}
+	if _, err := c.app("k"); tidemark.KindOf(err) != tidemark.NotFound {
+		t.Errorf("what was half made is there: %v", err)
+	}
+	isOwned(t, c, "when the refresh has failed")
+	ended(t, c)(c.ask(t.Context(), "refresh", refreshing{RefreshSpec: tidemark.RefreshSpec{Name: "k"}, Again: &again}))
+	isOwned(t, c, "when it is made again")
+	if o, err := c.Object(t.Context(), access.KindExport, "k"); err != nil || o.Owner != "ann" {
+		t.Errorf("its export: %+v, %v", o, err)
+	}
+}
+
+// That is so, too, where it is taken apart when its host is back; what is not made again is nobody's then.
+func TestDoomKeepsOwner(t *testing.T) {
+	c := serving(t)
+	owned(t, c)
+	for _, d := range []doom{{Refreshed: true}, {}} {
+		a, err := c.app("k")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := c.annotate(t.Context(), a, func(n *about) { n.Doomed = &d }); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.bringBackNow(t.Context(), "k"); err != nil {
+			t.Fatal(err)
+		}
+		if !d.Refreshed {
+			break
+		}
+		isOwned(t, c, "when its host is back")
+		ended(t, c)(c.Clone(WithAsk(t.Context(), Ask{By: "ann"}), tidemark.CloneSpec{Ref: "v@pub-1", Name: "k"}))
+	}
+	if o, err := c.catalog.Object(t.Context(), access.KindClone, "k"); tidemark.KindOf(err) != tidemark.NotFound {
+		t.Errorf("%+v, %v", o, err)
+	}
+}
+
+// What cannot be taken apart now, for its host is away, is noted with all that becomes of it.
+func TestAbandonOnHostThatIsAway(t *testing.T) {
+	c, err := Open(t.Context(), Options{Dir: t.TempDir(), Listen: "127.0.0.1:0", Logger: slog.New(slog.DiscardHandler), Reserve: -1, CacheBytes: 16 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closes(t, c)
+	host(t, c, "h")
+	v, err := c.createVolume(t.Context(), tidemark.VolumeSpec{Name: "v", Size: 1 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	head, _ := v.t.Head()
+	if _, err := c.branch(t.Context(), v, "k", "h", head, nil, roleClone); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.abandon(t.Context(), "k", doom{Refreshed: true}); err != nil {
+		t.Fatal(err)
+	}
+	if a, err := c.app("k"); err != nil || a.Doomed == nil || !a.Doomed.owned() {
+		t.Errorf("%+v, %v", a.Doomed, err)
+	}
+}
