@@ -127,6 +127,9 @@ type Control struct {
 	// returning are the applications whose disks are taken back in place now; guarded by mu.
 	returning map[string]bool
 
+	// exporting is held while an export is begun or ended: from when its name is chosen until it is kept, so that no two have one.
+	exporting sync.Mutex
+
 	copies locks // by user; see HoldCopies
 	trail  trail
 }

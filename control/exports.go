@@ -54,14 +54,23 @@ func (c *Control) Export(ctx context.Context, spec tidemark.ExportSpec) (tidemar
 	if spec.Writable && a.followed() {
 		return tidemark.Export{}, tidemark.Errorf(tidemark.Conflict, "%s is written by its tap alone", a.name).WithHint("clone it, and export the clone")
 	}
-	name, err := c.exportFor(ctx, a.name, d.Name())
-	if err != nil {
-		return tidemark.Export{}, err
-	}
 	k := keptExport{Listen: spec.Listen, TLS: spec.TLS, Insecure: spec.Insecure, Position: pos, Timeline: a.t.ID(),
-		Export: tidemark.Export{Name: name, Ref: spec.Ref, Disk: d.Name(), Writable: spec.Writable, Size: d.Size()}}
+		Export: tidemark.Export{Ref: spec.Ref, Disk: d.Name(), Writable: spec.Writable, Size: d.Size()}}
 	if k.Listen == "" {
 		k.Listen = c.ownSocket().addr
+	}
+	return c.beginExport(ctx, a, k)
+}
+
+// beginExport gives an export a name, serves it and keeps it.
+func (c *Control) beginExport(ctx context.Context, a app, k keptExport) (_ tidemark.Export, err error) {
+	c.exporting.Lock()
+	defer c.exporting.Unlock()
+	if now, err := c.app(a.name); err != nil || !k.of(now) {
+		return tidemark.Export{}, tidemark.Errorf(tidemark.Conflict, "%s was removed meanwhile", a.name).WithHint("`tidemark status` lists what there is")
+	}
+	if k.Name, err = c.exportFor(ctx, a.name, k.Disk); err != nil {
+		return tidemark.Export{}, err
 	}
 	owner := askOf(ctx).By
 	if owner == "" && a.Role == roleClone { // it is a part of the clone
@@ -74,10 +83,10 @@ func (c *Control) Export(ctx context.Context, spec tidemark.ExportSpec) (tidemar
 		return tidemark.Export{}, err
 	}
 	if err := c.serveExport(a, &k); err != nil {
-		return tidemark.Export{}, errors.Join(err, c.disown(ctx, k.Name, access.KindExport))
+		return tidemark.Export{}, errors.Join(err, c.disown(context.WithoutCancel(ctx), k.Name, access.KindExport))
 	}
 	if err := c.catalog.Put(ctx, catalog.Exports, k.Name, k); err != nil {
-		return tidemark.Export{}, errors.Join(err, c.endExport(k))
+		return tidemark.Export{}, errors.Join(err, c.endExport(k), c.disown(context.WithoutCancel(ctx), k.Name, access.KindExport))
 	}
 	return k.Export, nil
 }
@@ -154,11 +163,18 @@ func (c *Control) Exports(ctx context.Context) ([]tidemark.Export, error) {
 
 // Unexport ends an export; clients of it are disconnected.
 func (c *Control) Unexport(ctx context.Context, name string) error {
+	c.exporting.Lock()
+	defer c.exporting.Unlock()
 	var k keptExport
 	if err := c.catalog.Get(ctx, catalog.Exports, name, &k); err != nil {
 		return err
 	}
-	if err := errors.Join(c.catalog.Delete(ctx, catalog.Exports, name), c.disown(ctx, name, access.KindExport)); err != nil {
+	return c.unexport(ctx, k)
+}
+
+// unexport does so, while exporting is held.
+func (c *Control) unexport(ctx context.Context, k keptExport) error {
+	if err := errors.Join(c.catalog.Delete(ctx, catalog.Exports, k.Name), c.disown(ctx, k.Name, access.KindExport)); err != nil {
 		return err
 	}
 	return c.endExport(k)
@@ -166,6 +182,8 @@ func (c *Control) Unexport(ctx context.Context, name string) error {
 
 // endExports ends all exports of an application that is removed: what gets its name later is not what they were given out for.
 func (c *Control) endExports(ctx context.Context, a app) error {
+	c.exporting.Lock()
+	defer c.exporting.Unlock()
 	kept, err := catalog.List[keptExport](ctx, c.catalog, catalog.Exports)
 	if err != nil {
 		return err
@@ -174,7 +192,7 @@ func (c *Control) endExports(ctx context.Context, a app) error {
 		if !k.of(a) {
 			continue
 		}
-		if err := c.Unexport(ctx, k.Name); err != nil {
+		if err := c.unexport(ctx, k); err != nil {
 			return err
 		}
 	}

@@ -1,11 +1,16 @@
 package control
 
 import (
+	"database/sql"
+	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 
 	"tidemark"
+	"tidemark/access"
 	"tidemark/catalog"
 )
 
@@ -100,5 +105,66 @@ func TestExportOfAnotherOfTheName(t *testing.T) {
 	}
 	if !served["v"] || served["old"] {
 		t.Errorf("%v are served", served)
+	}
+}
+
+// Exports that are begun at once have names, addresses and owners of their own.
+func TestExportsAtOnce(t *testing.T) {
+	c := serving(t)
+	dir := t.TempDir()
+	var all sync.WaitGroup
+	for i := range 12 {
+		all.Go(func() {
+			spec := tidemark.ExportSpec{Ref: "v@pub-1"}
+			if i%2 == 0 {
+				spec.Listen = fmt.Sprintf("unix:%s/%d", dir, i)
+			}
+			if _, err := c.Export(t.Context(), spec); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
+	names := exported(t, c)
+	if len(names) != 12 {
+		t.Errorf("%q are exported", names)
+	}
+	for _, name := range names {
+		if _, err := c.catalog.Object(t.Context(), access.KindExport, name); err != nil {
+			t.Error(err)
+		}
+		all.Go(func() {
+			if err := c.Unexport(t.Context(), name); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
+	if got := exported(t, c); len(got) > 0 {
+		t.Errorf("%q are exported", got)
+	}
+}
+
+// Of an export that could not be kept nothing is left.
+func TestExportThatIsNotKept(t *testing.T) {
+	c := serving(t)
+	db, err := sql.Open("sqlite", c.path("catalog.db"))
+	if err == nil {
+		_, err = db.ExecContext(t.Context(), "CREATE TRIGGER full BEFORE INSERT ON things WHEN NEW.kind = 'export' BEGIN SELECT RAISE(ABORT, 'no room'); END")
+		err = errors.Join(err, db.Close())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if e, err := c.Export(t.Context(), tidemark.ExportSpec{Ref: "v@pub-1"}); err == nil {
+		t.Fatalf("%+v was kept", e)
+	}
+	if o, err := c.catalog.Object(t.Context(), access.KindExport, "v"); tidemark.KindOf(err) != tidemark.NotFound {
+		t.Errorf("%+v, %v", o, err)
+	}
+	for _, e := range c.exports.List() {
+		if e.Name == "v" {
+			t.Error("it is served")
+		}
 	}
 }

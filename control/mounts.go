@@ -246,7 +246,8 @@ func (c *Control) demolish(ctx context.Context, name string) error {
 	if err := a.t.Remove(ctx); err != nil {
 		return err
 	}
-	return errors.Join(c.catalog.Delete(ctx, catalog.Mounts, name), c.catalog.Delete(ctx, catalog.Clones, name), c.catalog.Delete(ctx, catalog.Applications, name),
+	return errors.Join(c.endExports(ctx, a), // those that were begun meanwhile
+		c.catalog.Delete(ctx, catalog.Mounts, name), c.catalog.Delete(ctx, catalog.Clones, name), c.catalog.Delete(ctx, catalog.Applications, name),
 		c.forgetProofs(ctx, a))
 }
 
