@@ -5,9 +5,11 @@ import (
 	"log/slog"
 	"slices"
 	"testing"
+	"time"
 
 	"tidemark"
 	"tidemark/access"
+	"tidemark/catalog"
 )
 
 // owned makes a clone k of v that belongs to the user ann, and that she shares with bob.
@@ -112,4 +114,32 @@ func TestAbandonOnHostThatIsAway(t *testing.T) {
 	if a, err := c.app("k"); err != nil || a.Doomed == nil || !a.Doomed.owned() {
 		t.Errorf("%+v, %v", a.Doomed, err)
 	}
+}
+
+// A clone counts for its owner while it is refreshed, whoever asked for that: there is nothing of its name meanwhile.
+func TestUsageDuringRefresh(t *testing.T) {
+	c := serving(t)
+	owned(t, c)
+	uses := func(user string, clones int) {
+		t.Helper()
+		if u, err := c.Usage(t.Context(), user); err != nil || u.Clones != clones {
+			t.Errorf("%s has %d clones, and not %d: %v", user, u.Clones, clones, err)
+		}
+	}
+	uses("ann", 1)
+	if err := c.removeClone(t.Context(), "k"); err != nil {
+		t.Fatal(err)
+	}
+	uses("ann", 0)
+	later := catalog.NewJob{Kind: "refresh", Application: "k", AskedBy: "bob", NotBefore: time.Now().Add(time.Hour), MaxAttempts: 1}
+	j, err := c.catalog.Enqueue(t.Context(), later, c.limits())
+	if err != nil {
+		t.Fatal(err)
+	}
+	uses("ann", 1)
+	uses("bob", 0)
+	if _, err := c.catalog.Cancel(t.Context(), j.ID); err != nil {
+		t.Fatal(err)
+	}
+	uses("ann", 0)
 }

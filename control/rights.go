@@ -234,7 +234,7 @@ func (c *Control) Source(ctx context.Context, spec tidemark.RefreshSpec) (string
 // until another is asked for.
 func (c *Control) HoldCopies(user string) (release func()) { return c.copies.lock(user) }
 
-// Usage is what belongs to a user: clones and mounts that are there, or that are being made for him.
+// Usage is what belongs to a user: clones and mounts that are there, or that are being made for him or, by whomever, anew.
 func (c *Control) Usage(ctx context.Context, user string) (u access.Usage, err error) {
 	names, err := c.catalog.Copies(ctx, user)
 	if err != nil {
@@ -247,14 +247,31 @@ func (c *Control) Usage(ctx context.Context, user string) (u access.Usage, err e
 			u.Bytes += a.t.StoredBytes() + a.t.JournalBytes()
 		}
 	}
-	coming, err := c.catalog.Jobs(ctx, tidemark.JobFilter{States: []tidemark.JobState{tidemark.JobQueued, tidemark.JobRunning}, Kind: "clone", Limit: 10_000})
-	for _, j := range coming {
+	made, err := c.coming(ctx, "clone")
+	if err != nil {
+		return u, err
+	}
+	anew, err := c.coming(ctx, "refresh")
+	if err != nil {
+		return u, err
+	}
+	for _, j := range made {
 		if j.AskedBy == user {
 			mine[j.Application] = true
 		}
 	}
+	for _, j := range anew {
+		if slices.Contains(names, j.Application) { // it is not there while it is refreshed
+			mine[j.Application] = true
+		}
+	}
 	u.Clones = len(mine)
-	return u, err
+	return u, nil
+}
+
+// coming are the jobs of a kind that wait or run.
+func (c *Control) coming(ctx context.Context, kind string) ([]tidemark.Job, error) {
+	return c.catalog.Jobs(ctx, tidemark.JobFilter{States: []tidemark.JobState{tidemark.JobQueued, tidemark.JobRunning}, Kind: kind, Limit: 10_000})
 }
 
 // Share says with whom a clone is shared, instead of all with whom it was.
