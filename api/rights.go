@@ -25,6 +25,7 @@ type caller struct {
 	address   netip.Addr // of the network; zero: the socket
 	request   string     // the number of the request, as the audit has it
 	secret    access.Secret
+	look      func(context.Context) (access.Principal, []access.Grant, error) // who has the secret now; nil: there is none
 
 	asked   []asked // what was decided about
 	failure error
@@ -73,8 +74,33 @@ func (s *server) identify(o operation, r *http.Request, atSocket bool) (*caller,
 		return who, errWho
 	}
 	who.secret = secret
-	who.principal, who.grants, err = look(r.Context(), secret.Hash(), time.Now())
+	who.look = func(ctx context.Context) (access.Principal, []access.Grant, error) {
+		return look(ctx, secret.Hash(), time.Now())
+	}
+	who.principal, who.grants, err = who.look(r.Context())
 	return who, err
+}
+
+// renewed is ctx in which who asks is who has the secret now, with the grants of now: an answer without end may outlive what it was
+// begun with. It is an error if that is nobody any more, or one who may not do an action to an object any more. The caller of ctx,
+// who is in the audit when all is over, stays as he is.
+func renewed(ctx context.Context, c *control.Control, a access.Action, k access.Kind, name string) (context.Context, error) {
+	who := callerOf(ctx)
+	if who.look == nil {
+		return ctx, nil // at the socket
+	}
+	p, grants, err := who.look(ctx)
+	if err != nil {
+		return ctx, err
+	}
+	o := access.Object{Kind: k}
+	if name != "" {
+		if o, err = c.Object(ctx, k, name); err != nil {
+			return ctx, err
+		}
+	}
+	now := &caller{principal: p, grants: grants, address: who.address, request: who.request, secret: who.secret, look: who.look}
+	return context.WithValue(ctx, callerKey{}, now), access.Decide(p, grants, a, o).Err()
 }
 
 var errWho = tidemark.Errorf(tidemark.Denied, "it is not known who asks").WithHint("send the secret of an API token or a session, as Authorization: Bearer tmk_…")

@@ -13,6 +13,7 @@ import (
 	"github.com/danielgtaylor/huma/v2/adapters/humago"
 
 	"tidemark"
+	"tidemark/access"
 	"tidemark/control"
 )
 
@@ -27,8 +28,9 @@ const (
 
 // stream is an answer of server-sent events, as the HTML standard has them.
 type stream struct {
-	w  http.ResponseWriter
-	rc *http.ResponseController
+	w   http.ResponseWriter
+	rc  *http.ResponseController
+	say time.Duration // sayEvery
 }
 
 // streaming makes an answer that is sent as it comes. It ends when fn returns.
@@ -37,10 +39,10 @@ func streaming(fn func(context.Context, *stream) error) *huma.StreamResponse {
 		r, w := humago.Unwrap(h)
 		w.Header().Set("Content-Type", "text/event-stream")
 		w.Header().Set("Cache-Control", "no-store")
-		s := &stream{w: w, rc: http.NewResponseController(w)}
+		s := &stream{w: w, rc: http.NewResponseController(w), say: sayEvery}
 		w.WriteHeader(http.StatusOK)
 		if s.write("") == nil {
-			_ = fn(r.Context(), s) // the client went away, or the server stops: nobody is left to be told
+			_ = fn(r.Context(), s) // the client went away, or may not read on, or the server stops: nobody is left to be told
 		}
 	}}
 }
@@ -80,25 +82,22 @@ func followJob(ctx context.Context, c *control.Control, in *ByID) (*huma.StreamR
 func (s *stream) job(ctx context.Context, c *control.Control, j tidemark.Job) error {
 	var sent []byte
 	for said := time.Now(); ; {
-		if err := hideWay(ctx, c, &j); err != nil {
-			return err
-		}
 		now, err := json.Marshal(j)
 		if err != nil {
 			return err
 		}
-		switch j.State {
-		case tidemark.JobDone, tidemark.JobFailed, tidemark.JobCancelled:
-			return s.send("end", 0, now)
-		}
+		event := ""
 		switch {
+		case j.State == tidemark.JobDone, j.State == tidemark.JobFailed, j.State == tidemark.JobCancelled:
+			event = "end"
 		case !bytes.Equal(now, sent):
-			err, sent, said = s.send("progress", 0, now), now, time.Now()
-		case time.Since(said) > sayEvery:
-			err, said = s.live(), time.Now()
+			event = "progress"
 		}
-		if err != nil {
-			return err
+		if event != "" || time.Since(said) > s.say {
+			if err := s.sayJob(ctx, c, j, event); err != nil || event == "end" {
+				return err
+			}
+			sent, said = now, time.Now()
 		}
 		looked := time.Now()
 		if j, err = c.Job(ctx, j.ID, lookEvery); err != nil {
@@ -113,6 +112,25 @@ func (s *stream) job(ctx context.Context, c *control.Control, j tidemark.Job) er
 		case <-time.After(lookEvery - time.Since(looked)):
 		}
 	}
+}
+
+// sayJob sends a job to who may still see it, as an event or, without one, that the stream lives.
+func (s *stream) sayJob(ctx context.Context, c *control.Control, j tidemark.Job, event string) error {
+	ctx, err := renewed(ctx, c, access.JobView, access.KindJob, formatInt(j.ID))
+	if err != nil {
+		return err
+	}
+	if event == "" {
+		return s.live()
+	}
+	if err := hideWay(ctx, c, &j); err != nil {
+		return err
+	}
+	text, err := json.Marshal(j)
+	if err != nil {
+		return err
+	}
+	return s.send(event, 0, text)
 }
 
 // ofStream is a request for events as they come.
@@ -148,20 +166,10 @@ func (s *stream) events(ctx context.Context, c *control.Control, after int64) er
 		if err != nil {
 			return err
 		}
-		seen, err := seenEvents(ctx, c, list)
-		if err != nil {
-			return err
-		}
-		for _, e := range seen {
-			data, err := json.Marshal(e)
-			if err != nil {
-				return err
-			}
-			if err := s.send(e.Level, e.ID, data); err != nil {
-				return err
-			}
-		}
 		if len(list) > 0 {
+			if err := s.sayEvents(ctx, c, list); err != nil {
+				return err
+			}
 			after = list[len(list)-1].ID
 			continue
 		}
@@ -169,10 +177,35 @@ func (s *stream) events(ctx context.Context, c *control.Control, after int64) er
 		case <-next:
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-time.After(sayEvery):
-			if err := s.live(); err != nil {
+		case <-time.After(s.say):
+			if err := s.sayEvents(ctx, c, nil); err != nil {
 				return err
 			}
 		}
 	}
+}
+
+// sayEvents sends events to who may still see them, or, if there are none, that the stream lives.
+func (s *stream) sayEvents(ctx context.Context, c *control.Control, list []tidemark.Event) error {
+	ctx, err := renewed(ctx, c, access.ServerView, access.KindServer, "")
+	if err != nil {
+		return err
+	}
+	if len(list) == 0 {
+		return s.live()
+	}
+	seen, err := seenEvents(ctx, c, list)
+	if err != nil {
+		return err
+	}
+	for _, e := range seen {
+		data, err := json.Marshal(e)
+		if err != nil {
+			return err
+		}
+		if err := s.send(e.Level, e.ID, data); err != nil {
+			return err
+		}
+	}
+	return nil
 }

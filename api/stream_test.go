@@ -1,14 +1,22 @@
 package api
 
 import (
+	"bufio"
 	"context"
+	"errors"
 	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
 	"regexp"
 	"strings"
 	"testing"
 	"time"
 
 	"tidemark"
+	"tidemark/access"
+	"tidemark/catalog"
 	"tidemark/client"
 )
 
@@ -84,6 +92,132 @@ func TestFollowEvents(t *testing.T) {
 	}
 	if resp, text := x.ask("GET", "/v1/events/stream", "", "Last-Event-ID", "yesterday"); resp.StatusCode != 400 {
 		t.Errorf("%s: %s", resp.Status, text)
+	}
+}
+
+// TestStreamEndsWithRights holds that who is shut out, or may not see the server any more, reads no event that comes then.
+func TestStreamEndsWithRights(t *testing.T) {
+	x := newRig(t)
+	network := httptest.NewServer(outside(x))
+	defer network.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	for user, shut := range shutOut(ctx, x) {
+		secret := x.person(user, access.Grant{Role: access.Admin, Scope: access.Scope{Kind: access.Everything}})
+		r, err := http.NewRequestWithContext(ctx, "GET", network.URL+"/v1/events/stream", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set("Authorization", "Bearer "+secret)
+		resp, err := http.DefaultClient.Do(r)
+		if err != nil || resp.StatusCode != http.StatusOK {
+			t.Fatalf("%s: %+v, %v", user, resp, err)
+		}
+		defer resp.Body.Close()
+		x.event("before-" + user)
+		body := bufio.NewReader(resp.Body)
+		for line := ""; !strings.Contains(line, "before-"+user); {
+			if line, err = body.ReadString('\n'); err != nil {
+				t.Fatalf("%s reads no event: %v", user, err)
+			}
+		}
+		if err := shut(user); err != nil {
+			t.Fatal(err)
+		}
+		x.event("after-" + user)
+		if rest, err := io.ReadAll(body); err != nil || strings.Contains(string(rest), "after-"+user) {
+			t.Errorf("%s reads on: %q, %v", user, rest, err)
+		}
+	}
+}
+
+// TestQuietStreamEndsWithRights holds that a stream ends then, too, in which nothing is sent but that it lives.
+func TestQuietStreamEndsWithRights(t *testing.T) {
+	x := newRig(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	srv := newServer(x.c, slog.New(slog.DiscardHandler))
+	later := catalog.NewJob{Kind: "reclaim", NotBefore: time.Now().Add(time.Hour), MaxAttempts: 1}
+	j, err := x.c.Access().Enqueue(ctx, later, catalog.Limits{Host: 1, All: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for user, shut := range shutOut(ctx, x) {
+		secret := x.person(user, access.Grant{Role: access.Admin, Scope: access.Scope{Kind: access.Everything}})
+		ended := make(chan error, 2)
+		quick := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			who, err := srv.identify(operation{}, r, false)
+			if err != nil {
+				ended <- err
+				return
+			}
+			s := &stream{w: w, rc: http.NewResponseController(w), say: 10 * time.Millisecond}
+			ctx := context.WithValue(r.Context(), callerKey{}, who)
+			if r.URL.Path == "/job" {
+				ended <- s.job(ctx, x.c, j.Job)
+			} else {
+				ended <- s.events(ctx, x.c, 0)
+			}
+		}))
+		defer quick.Close()
+		for _, path := range []string{"/job", "/events"} {
+			r, err := http.NewRequestWithContext(ctx, "GET", quick.URL+path, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			r.Header.Set("Authorization", "Bearer "+secret)
+			resp, err := http.DefaultClient.Do(r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer resp.Body.Close()
+			body := bufio.NewReader(resp.Body)
+			for line := ""; line != ":\n"; {
+				if line, err = body.ReadString('\n'); err != nil {
+					t.Fatalf("%s of %s does not live: %v", path, user, err)
+				}
+			}
+		}
+		if err := shut(user); err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			if err := <-ended; tidemark.KindOf(err) != tidemark.Denied {
+				t.Errorf("a stream of %s ended with %v", user, err)
+			}
+		}
+	}
+}
+
+// shutOut are ways to shut a user out, by the names of users who are.
+func shutOut(ctx context.Context, x *rig) map[string]func(user string) error {
+	return map[string]func(string) error{
+		"disabled": func(user string) error { return x.ChangeUser(ctx, user, tidemark.UserChange{Disabled: true}) },
+		"revoked": func(user string) error {
+			tokens, err := x.c.Access().Tokens(ctx, user)
+			for _, k := range tokens {
+				err = errors.Join(err, x.c.Access().RevokeToken(ctx, user, k.ID))
+			}
+			return err
+		},
+		"bereft": func(user string) error {
+			_, grants, err := x.c.Access().Principal(ctx, user, access.ByToken)
+			for _, g := range grants {
+				err = errors.Join(err, x.c.Access().RemoveGrant(ctx, g.ID))
+			}
+			return err
+		},
+	}
+}
+
+// event has something happen to a volume of a name.
+func (x *rig) event(name string) {
+	x.t.Helper()
+	x.volume(name)
+	ctx := context.Background()
+	j, err := x.ChangeApplication(ctx, name, tidemark.ApplicationChange{})
+	if _, err = client.Result[tidemark.Application](ctx, x.Client, j, err, nil); err != nil {
+		x.t.Fatal(err)
 	}
 }
 
