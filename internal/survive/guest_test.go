@@ -26,8 +26,8 @@ func runInGuest(t *testing.T, modules string, programs ...string) {
 		}
 		paths = append(paths, path)
 	}
-	cmd := exec.Command("../../mount/testdata/guest.sh", os.Args[0], "-test.v", "-test.run=^"+t.Name()+"$", "-test.timeout=3m")
-	cmd.Env = append(os.Environ(), "TIDEMARK_GUEST_PROGRAMS="+strings.Join(paths, " "), "TIDEMARK_GUEST_TIMEOUT=240", "TIDEMARK_GUEST_MODULES="+modules)
+	cmd := exec.Command("../../mount/testdata/guest.sh", os.Args[0], "-test.v", "-test.run=^"+t.Name()+"$", "-test.timeout=8m")
+	cmd.Env = append(os.Environ(), "TIDEMARK_GUEST_PROGRAMS="+strings.Join(paths, " "), "TIDEMARK_GUEST_TIMEOUT=540", "TIDEMARK_GUEST_MODULES="+modules)
 	begin := time.Now()
 	out, err := cmd.CombinedOutput()
 	t.Logf("%v\n%s", time.Since(begin), out)
