@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"tidemark"
-	"tidemark/access"
 	"tidemark/catalog"
 	"tidemark/image"
 	"tidemark/timeline"
@@ -319,7 +318,7 @@ func (c *Control) comeBackExports(ctx context.Context) error {
 			err = c.serveExport(a, &k)
 		default:
 			c.event("warning", "", "the export %s was of another %s, which is gone, and was ended", k.Name, a.name)
-			err = errors.Join(c.catalog.Delete(ctx, catalog.Exports, k.Name), c.disown(ctx, k.Name, access.KindExport))
+			err = c.Unexport(ctx, k.Name)
 		}
 		if err != nil {
 			c.event("error", "", "the export %s did not come back: %v", k.Name, err)

@@ -222,15 +222,16 @@ func (t *Timeline) Remove(ctx context.Context) error {
 			(*cancel)() // an image of what is removed would be for nobody
 		}
 		t.foldMu.Lock()
-		if doomed, err := t.doom(); doomed || err != nil {
-			defer t.foldMu.Unlock()
-			if err != nil {
-				return err
-			}
+		doomed, err := t.doom()
+		if doomed {
 			break
 		}
-		t.foldMu.Unlock() // somebody has branched from it meanwhile
+		t.foldMu.Unlock()
+		if err != nil { // else somebody has branched from it meanwhile
+			return err
+		}
 	}
+	defer t.foldMu.Unlock()
 	t.set.forget(t)
 	t.set.unpin(t.id)
 	if err := t.journal.Close(); err != nil {

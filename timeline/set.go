@@ -363,19 +363,7 @@ func (t *Timeline) buildHeads() error {
 	if err != nil {
 		return err
 	}
-	t.disks = nil
-	for i, r := range t.base() {
-		d := &Disk{t: t, index: uint16(i), name: t.state.Disks[i].Name, size: r.Size, chunk: int64(r.Chunk)}
-		v := newView(t.set.store, r, newLayer(r.Size, t.firstSegment(t.state.Base)))
-		if begin != nil && begin.layers[i] != nil {
-			v.layers = append(v.layers, begin.layers[i])
-		}
-		d.head.Store(v)
-		t.disks = append(t.disks, d)
-	}
-	if begin != nil {
-		t.cuts = []*cut{begin}
-	}
+	t.makeHeads(begin)
 	t.fed.Store(t.state.Feed.ID != "")
 	_, rewriting := t.Rewriting()
 	t.rewriting.Store(rewriting)
@@ -473,9 +461,7 @@ func (s *Set) establish(ctx context.Context, t *Timeline, begin *cut) (err error
 	if err := t.openJournal(nil); err != nil {
 		return err
 	}
-	if err := t.freshHeads(begin); err != nil {
-		return err
-	}
+	t.makeHeads(begin)
 	t.descNo = 1
 	if err := putSealed(ctx, s.o.Bucket, descriptorKey(t.id, t.descNo), t.desc); err != nil {
 		return errors.Join(err, t.journal.Close())
@@ -497,8 +483,8 @@ func (t *Timeline) saveMaking(making bool) error {
 	return t.saveState()
 }
 
-// freshHeads makes the heads of a new timeline, over the layers it begins with.
-func (t *Timeline) freshHeads(begin *cut) error {
+// makeHeads makes the heads of the disks: their base images, and over them the layers that a branch begins with.
+func (t *Timeline) makeHeads(begin *cut) {
 	for i, r := range t.base() {
 		d := &Disk{t: t, index: uint16(i), name: t.state.Disks[i].Name, size: r.Size, chunk: int64(r.Chunk)}
 		v := newView(t.set.store, r, newLayer(r.Size, t.firstSegment(t.state.Base)))
@@ -511,7 +497,6 @@ func (t *Timeline) freshHeads(begin *cut) error {
 	if begin != nil {
 		t.cuts = []*cut{begin}
 	}
-	return nil
 }
 
 // Get returns the timeline of an id, or nil.
