@@ -3,6 +3,7 @@ package image
 import (
 	"bytes"
 	"errors"
+	"math/rand/v2"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -14,69 +15,99 @@ import (
 	"tidemark/object"
 )
 
+// flipped is a store that was closed with ten chunks in an open pack, and opened again when a bit of one, the victim, was flipped.
+type flipped struct {
+	t      *testing.T
+	rng    *rand.Rand
+	o      Options
+	s      *Store
+	chunks [][]byte
+	names  []Name
+	victim int
+}
+
+// newFlipped makes one. closed is called while it is closed.
+func newFlipped(t *testing.T, rng *rand.Rand, closed func(fs vfs.FS)) *flipped {
+	t.Helper()
+	fs := vfs.NewMem()
+	x := &flipped{t: t, rng: rng, o: testOptions(fs, mustDir(t, fs)), victim: rng.IntN(9)}
+	x.o.CacheBytes = -1
+	x.s = mustOpen(t, x.o)
+	for range 10 {
+		x.add()
+	}
+	must(t, x.s.Sync())
+	at, p, err := x.s.locate(x.names[x.victim])
+	must(t, err)
+	path, off := p.path, at.off+headSize+int64(rng.IntN(at.length))
+	must(t, x.s.Close())
+	flip(t, fs, path, off)
+	closed(fs)
+	x.s = mustOpen(t, x.o)
+	return x
+}
+
+func (x *flipped) put(p []byte) Name {
+	x.t.Helper()
+	session := x.s.Begin()
+	defer session.End()
+	n, err := session.Put(p, Name{})
+	must(x.t, err)
+	return n
+}
+
+// add puts another chunk.
+func (x *flipped) add() {
+	x.t.Helper()
+	p := make([]byte, 16<<10)
+	page(x.rng, p)
+	x.chunks, x.names = append(x.chunks, p), append(x.names, x.put(p))
+}
+
+// read reads a chunk, which may be damaged and must not be wrong.
+func (x *flipped) read(i int) error {
+	x.t.Helper()
+	got := make([]byte, 16<<10)
+	err := x.s.ReadChunk(x.names[i], 16<<10, got, 0)
+	if err == nil && !bytes.Equal(got, x.chunks[i]) {
+		x.t.Fatalf("chunk %d is wrong", i)
+	}
+	return err
+}
+
+func (x *flipped) reopen() {
+	x.t.Helper()
+	must(x.t, x.s.Close())
+	x.s = mustOpen(x.t, x.o)
+}
+
 // TestFlipInOpenPack (D2) flips a bit of a record in a pack that still grows: that record alone is lost, what lies behind it is found, is not written
 // over, and the content of the lost one is stored again.
 func TestFlipInOpenPack(t *testing.T) {
 	rng := seeded(t)
 	for range rounds(20) {
-		fs := vfs.NewMem()
-		o := testOptions(fs, mustDir(t, fs))
-		o.CacheBytes = -1
-		s := mustOpen(t, o)
-		var chunks [][]byte
-		put := func(p []byte) Name {
-			t.Helper()
-			x := s.Begin()
-			defer x.End()
-			n, err := x.Put(p, Name{})
-			must(t, err)
-			return n
-		}
-		var names []Name
-		for range 10 {
-			p := make([]byte, 16<<10)
-			page(rng, p)
-			chunks, names = append(chunks, p), append(names, put(p))
-		}
-		must(t, s.Sync())
-		victim := rng.IntN(9)
-		at, p, err := s.locate(names[victim])
-		must(t, err)
-		path, off := p.path, at.off+headSize+int64(rng.IntN(at.length))
-		must(t, s.Close())
-		flip(t, fs, path, off)
-		if rng.IntN(2) == 0 {
-			must(t, fs.RemoveAll("/pool/index"))
-		}
-		s = mustOpen(t, o)
-		more := make([]byte, 16<<10)
-		page(rng, more)
-		chunks, names = append(chunks, more), append(names, put(more))
-		must(t, s.Sync())
-		read := func(i int) error {
-			got := make([]byte, 16<<10)
-			err := s.ReadChunk(names[i], 16<<10, got, 0)
-			if err == nil && !bytes.Equal(got, chunks[i]) {
-				t.Fatalf("chunk %d is wrong", i)
+		x := newFlipped(t, rng, func(fs vfs.FS) {
+			if rng.IntN(2) == 0 {
+				must(t, fs.RemoveAll("/pool/index"))
 			}
-			return err
-		}
-		for i := range names {
-			if err := read(i); (err != nil) != (i == victim) || err != nil && !isDamage(err) {
-				t.Fatalf("chunk %d, with chunk %d damaged: %v", i, victim, err)
+		})
+		x.add()
+		must(t, x.s.Sync())
+		for i := range x.names {
+			if err := x.read(i); (err != nil) != (i == x.victim) || err != nil && !isDamage(err) {
+				t.Fatalf("chunk %d, with chunk %d damaged: %v", i, x.victim, err)
 			}
 		}
-		if damaged, err := s.Doubt(errors.Join(read(victim))); !damaged || err != nil {
+		if damaged, err := x.s.Doubt(errors.Join(x.read(x.victim))); !damaged || err != nil {
 			t.Fatalf("what is damaged is not taken for that: %v", err)
 		}
-		put(chunks[victim])
-		must(t, s.Sync())
-		must(t, s.Close())
-		s = mustOpen(t, o)
-		for i := range names {
-			must(t, read(i))
+		x.put(x.chunks[x.victim])
+		must(t, x.s.Sync())
+		x.reopen()
+		for i := range x.names {
+			must(t, x.read(i))
 		}
-		must(t, s.Close())
+		must(t, x.s.Close())
 	}
 }
 
@@ -85,50 +116,23 @@ func TestFlipInOpenPack(t *testing.T) {
 func TestReclaimBehindAFlip(t *testing.T) {
 	rng := seeded(t)
 	for range rounds(20) {
-		fs := vfs.NewMem()
-		o := testOptions(fs, mustDir(t, fs))
-		o.CacheBytes = -1
-		s := mustOpen(t, o)
-		var chunks [][]byte
-		var names []Name
-		put := func() {
-			t.Helper()
-			p := make([]byte, 16<<10)
-			page(rng, p)
-			x := s.Begin()
-			defer x.End()
-			n, err := x.Put(p, Name{})
-			must(t, err)
-			chunks, names = append(chunks, p), append(names, n)
-		}
-		for range 10 {
-			put()
-		}
-		must(t, s.Sync())
-		victim := rng.IntN(9)
-		at, p, err := s.locate(names[victim])
-		must(t, err)
-		path, off := p.path, at.off+headSize+int64(rng.IntN(at.length))
-		must(t, s.Close())
-		flip(t, fs, path, off)
-		s = mustOpen(t, o)
+		x := newFlipped(t, rng, func(vfs.FS) {})
 		for range 3 {
-			put()
+			x.add()
 		}
-		must(t, s.Sync())
-		if again := rng.IntN(2) == 0; again {
-			must(t, s.Close())
-			s = mustOpen(t, o)
+		must(t, x.s.Sync())
+		if rng.IntN(2) == 0 {
+			x.reopen()
 		}
 		live := map[int]bool{}
 		for range 3 { // so few that the pack is emptied
-			if i := rng.IntN(len(names)); i != victim {
+			if i := rng.IntN(len(x.names)); i != x.victim {
 				live[i] = true
 			}
 		}
-		_, err = s.Reclaim(t.Context(), func(k *Keeper) error {
+		_, err := x.s.Reclaim(t.Context(), func(k *Keeper) error {
 			for i := range live {
-				if err := k.Name(names[i]); err != nil {
+				if err := k.Name(x.names[i]); err != nil {
 					return err
 				}
 			}
@@ -136,12 +140,11 @@ func TestReclaimBehindAFlip(t *testing.T) {
 		})
 		must(t, err)
 		for i := range live {
-			got := make([]byte, 16<<10)
-			if err := s.ReadChunk(names[i], 16<<10, got, 0); err != nil || !bytes.Equal(got, chunks[i]) {
-				t.Fatalf("chunk %d of %d, with chunk %d damaged, after a reclaim that was told of it: %v", i, len(names), victim, err)
+			if err := x.read(i); err != nil {
+				t.Fatalf("chunk %d of %d, with chunk %d damaged, after a reclaim that was told of it: %v", i, len(x.names), x.victim, err)
 			}
 		}
-		must(t, s.Close())
+		must(t, x.s.Close())
 	}
 }
 

@@ -13,6 +13,21 @@ import (
 	"tidemark/internal/vfs"
 )
 
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// oneLine makes a timeline of one disk.
+func oneLine(t testing.TB, w *world) *Timeline {
+	t.Helper()
+	line, err := w.set.Create(t.Context(), "a", []DiskSpec{{Name: "d", Size: diskSize}}, nil)
+	must(t, err)
+	return line
+}
+
 // Remove does not wait for an image that nobody will look at.
 func TestRemoveEndsFold(t *testing.T) {
 	w := open(t, vfs.NewMem(), "/d")
@@ -43,26 +58,20 @@ func TestRemoveEndsFold(t *testing.T) {
 func TestKeepBesideRemove(t *testing.T) {
 	w := open(t, vfs.NewMem(), "/d")
 	defer w.close(t)
-	must := func(err error) {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
 	for _, name := range []string{"stays", "goes"} {
 		line, err := w.set.Create(t.Context(), name, []DiskSpec{{Name: "d", Size: diskSize}}, nil)
-		must(err)
-		must(line.SetWindow(Window{For: time.Hour}))
+		must(t, err)
+		must(t, line.SetWindow(Window{For: time.Hour}))
 		_, err = line.Disks()[0].WriteAt(pattern(1), 0)
-		must(err)
+		must(t, err)
 		_, err = line.Bookmark(Mark{Name: "one"})
-		must(err)
-		must(line.Fold(t.Context()))
-		must(line.journal.End())
+		must(t, err)
+		must(t, line.Fold(t.Context()))
+		must(t, line.journal.End())
 	}
 	lines := w.set.List()
 	gone := lines[1]
-	must(gone.Remove(t.Context()))
+	must(t, gone.Remove(t.Context()))
 	for range 10 { // until nothing holds its journal any more, that can be read no longer then
 		runtime.GC()
 		if err := gone.journal.Verify(0, 1); err != nil {
@@ -71,35 +80,28 @@ func TestKeepBesideRemove(t *testing.T) {
 		time.Sleep(10 * time.Millisecond)
 	}
 	_, err := w.store.Check(t.Context(), func(k *image.Keeper) error { return keepAll(k, lines) }, nil)
-	must(err)
-	must(gone.VerifyJournal())
+	must(t, err)
+	must(t, gone.VerifyJournal())
 }
 
 // A pool that is not there, as where its file system is not mounted, makes nothing of what is here go.
 func TestPoolIsNotThere(t *testing.T) {
 	mem := vfs.NewMem()
 	w := open(t, mem, "/d")
-	must := func(err error) {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	line, err := w.set.Create(t.Context(), "a", []DiskSpec{{Name: "d", Size: diskSize}}, nil)
-	must(err)
-	_, err = line.Disks()[0].WriteAt(pattern(7), 4096)
-	must(err)
-	must(line.Disks()[0].Flush())
+	line := oneLine(t, w)
+	_, err := line.Disks()[0].WriteAt(pattern(7), 4096)
+	must(t, err)
+	must(t, line.Disks()[0].Flush())
 	w.close(t)
-	must(mem.Rename("/d/pool", "/d/away"))
+	must(t, mem.Rename("/d/pool", "/d/away"))
 	w, err = openWorld(mem, "/d")
-	must(err)
+	must(t, err)
 	if len(w.set.List()) > 0 || len(w.set.Damaged()) != 1 {
 		t.Fatalf("without its pool there are %v, and damaged %v", w.set.List(), w.set.Damaged())
 	}
 	w.close(t)
-	must(mem.RemoveAll("/d/pool"))
-	must(mem.Rename("/d/away", "/d/pool"))
+	must(t, mem.RemoveAll("/d/pool"))
+	must(t, mem.Rename("/d/away", "/d/pool"))
 	w = open(t, mem, "/d")
 	defer w.close(t)
 	got := make([]byte, 4096)
@@ -112,41 +114,34 @@ func TestPoolIsNotThere(t *testing.T) {
 func TestBranchThatCannotBeOpened(t *testing.T) {
 	mem := vfs.NewMem()
 	w := open(t, mem, "/d")
-	must := func(err error) {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	line, err := w.set.Create(t.Context(), "a", []DiskSpec{{Name: "d", Size: diskSize}}, nil)
-	must(err)
+	line := oneLine(t, w)
 	for n := range int64(100) { // several segments
-		_, err = line.Disks()[0].WriteAt(pattern(uint64(n+1)), n*4096)
-		must(err)
+		_, err := line.Disks()[0].WriteAt(pattern(uint64(n+1)), n*4096)
+		must(t, err)
 	}
 	head, _ := line.Head()
 	branch, err := line.Branch(t.Context(), "b", head, nil, nil)
-	must(err)
+	must(t, err)
 	_, err = branch.Disks()[0].WriteAt(pattern(1000), 0)
-	must(err)
-	must(branch.Disks()[0].Flush())
-	must(line.Fold(t.Context()))
+	must(t, err)
+	must(t, branch.Disks()[0].Flush())
+	must(t, line.Fold(t.Context()))
 	id := branch.ID()
 	w.close(t)
 	key := "/d/pool/" + descriptorKey(id, 1)
-	must(mem.Rename(key, "/d/descriptor"))
+	must(t, mem.Rename(key, "/d/descriptor"))
 	w, err = openWorld(mem, "/d")
-	must(err)
+	must(t, err)
 	if w.set.Damaged()[id] == nil {
 		t.Fatal("the branch is not said to be damaged")
 	}
 	line = w.set.List()[0]
-	must(line.trim(t.Context()))
+	must(t, line.trim(t.Context()))
 	if err := line.Remove(t.Context()); tidemark.KindOf(err) != tidemark.Conflict {
 		t.Fatalf("removing what it needs: %v", err)
 	}
 	w.close(t)
-	must(mem.Rename("/d/descriptor", key))
+	must(t, mem.Rename("/d/descriptor", key))
 	w = open(t, mem, "/d")
 	defer w.close(t)
 	branch = w.set.Get(id)
@@ -167,16 +162,9 @@ func TestBranchBesideRemove(t *testing.T) {
 	mem := vfs.NewMem()
 	w := open(t, mem, "/d")
 	defer func() { w.close(t) }()
-	must := func(err error) {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	line, err := w.set.Create(t.Context(), "a", []DiskSpec{{Name: "d", Size: diskSize}}, nil)
-	must(err)
-	_, err = line.Disks()[0].WriteAt(pattern(1), 0)
-	must(err)
+	line := oneLine(t, w)
+	_, err := line.Disks()[0].WriteAt(pattern(1), 0)
+	must(t, err)
 	cancelled := make(chan struct{})
 	cancel := context.CancelFunc(sync.OnceFunc(func() { close(cancelled) }))
 	line.background.Store(&cancel)
@@ -187,11 +175,11 @@ func TestBranchBesideRemove(t *testing.T) {
 	head, _ := line.Head()
 	branch, err := line.Branch(t.Context(), "b", head, nil, nil)
 	line.foldMu.Unlock()
-	must(<-removed)
+	must(t, <-removed)
 	if err != nil {
 		return
 	}
-	must(branch.Fold(t.Context()))
+	must(t, branch.Fold(t.Context()))
 	w.close(t)
 	w = open(t, mem, "/d")
 	got := make([]byte, 4096)
@@ -205,10 +193,7 @@ func TestUnknownFeedStaysUnknown(t *testing.T) {
 	mem := vfs.NewMem()
 	w := open(t, mem, "/d")
 	defer func() { w.close(t) }()
-	line, err := w.set.Create(t.Context(), "a", []DiskSpec{{Name: "d", Size: diskSize}}, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
+	line := oneLine(t, w)
 	feed := func(id, before string, want bool) {
 		t.Helper()
 		if _, known, err := line.Feed(id, before); err != nil || known != want {
@@ -233,10 +218,7 @@ func TestCutOfOurOwnIsNoNews(t *testing.T) {
 	mem := vfs.NewMem()
 	w := open(t, mem, "/d")
 	defer w.close(t)
-	line, err := w.set.Create(t.Context(), "a", []DiskSpec{{Name: "d", Size: diskSize}}, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
+	line := oneLine(t, w)
 	if _, err := line.Disks()[0].WriteAt(pattern(1), 0); err != nil {
 		t.Fatal(err)
 	}

@@ -8,8 +8,9 @@ import (
 	"testing"
 )
 
-// Of a failed sync the kernel tells only one of those who wait for it: the others are told by us.
-func TestFlushesTellOfAFailure(t *testing.T) {
+// openHost opens a new file as a primary.
+func openHost(t *testing.T) *host {
+	t.Helper()
 	name := filepath.Join(t.TempDir(), "disk")
 	if err := os.WriteFile(name, make([]byte, 1<<20), 0o600); err != nil {
 		t.Fatal(err)
@@ -18,8 +19,13 @@ func TestFlushesTellOfAFailure(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer p.Close()
-	h := p.(*host)
+	t.Cleanup(func() { p.Close() })
+	return p.(*host)
+}
+
+// Of a failed sync the kernel tells only one of those who wait for it: the others are told by us.
+func TestFlushesTellOfAFailure(t *testing.T) {
+	h := openHost(t)
 	var mu sync.Mutex
 	told, entered := false, make(chan struct{}, 8)
 	h.sync = func(int) error {
@@ -36,7 +42,7 @@ func TestFlushesTellOfAFailure(t *testing.T) {
 	var all sync.WaitGroup
 	errs := make([]error, 8)
 	for i := range errs {
-		all.Go(func() { errs[i] = p.Flush() })
+		all.Go(func() { errs[i] = h.Flush() })
 	}
 	<-entered
 	mu.Unlock()
@@ -50,16 +56,7 @@ func TestFlushesTellOfAFailure(t *testing.T) {
 
 // One sync serves all who waited for it to begin.
 func TestFlushesShareASync(t *testing.T) {
-	name := filepath.Join(t.TempDir(), "disk")
-	if err := os.WriteFile(name, make([]byte, 1<<20), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	p, err := OpenPrimary(name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer p.Close()
-	h := p.(*host)
+	h := openHost(t)
 	syncs, first, on := 0, make(chan struct{}), make(chan struct{})
 	h.sync = func(int) error {
 		if syncs++; syncs == 1 {
@@ -69,14 +66,14 @@ func TestFlushesShareASync(t *testing.T) {
 		return nil
 	}
 	var all sync.WaitGroup
-	all.Go(func() { p.Flush() })
+	all.Go(func() { h.Flush() })
 	<-first
 	var waiting sync.WaitGroup
 	for range 8 {
 		waiting.Add(1)
 		all.Go(func() {
 			waiting.Done()
-			if err := p.Flush(); err != nil {
+			if err := h.Flush(); err != nil {
 				t.Error(err)
 			}
 		})
@@ -87,7 +84,7 @@ func TestFlushesShareASync(t *testing.T) {
 	if syncs < 2 || syncs > 9 {
 		t.Errorf("%d syncs", syncs)
 	}
-	if before := syncs; p.Flush() != nil || syncs != before+1 {
+	if before := syncs; h.Flush() != nil || syncs != before+1 {
 		t.Error("a flush that comes later has no sync of its own")
 	}
 }
