@@ -18,6 +18,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 
 	"tidemark/internal/vfs"
+	"tidemark/internal/vfs/lossy"
 )
 
 // faults lets the operations that it counts fail, from the n-th on, for a while.
@@ -456,9 +457,12 @@ func FuzzScanRecords(f *testing.F) {
 		if int(at) < len(data) {
 			data[at] ^= b
 		}
-		entries, end, _, err := scanRecords(bytes.NewReader(data), int64(len(data)), h)
-		if err != nil || end < segmentHeaderSize || len(entries) > 0 && end >= int64(len(data))+recordAlign {
-			t.Errorf("%d records up to %d of %d bytes: %v", len(entries), end, len(data), err)
+		c, err := scanRecords(bytes.NewReader(data), int64(len(data)), h)
+		if err != nil || c.end < segmentHeaderSize || len(c.entries) > 0 && c.end >= int64(len(data))+recordAlign {
+			t.Errorf("%d records up to %d of %d bytes: %v", len(c.entries), c.end, len(data), err)
+		}
+		if from := c.doubtful(h.firstPos); from < 0 || from > c.end {
+			t.Errorf("bytes from %d on are doubtful, and the records end at %d", from, c.end)
 		}
 	})
 }
@@ -550,6 +554,49 @@ func TestAFailedSyncIsTheLast(t *testing.T) {
 		close(over)
 		if d := j.Durable(); d != durable {
 			t.Fatalf("%d records are durable, and of those behind %d the sync failed", d, durable)
+		}
+		j.Close()
+	}
+}
+
+// What a failed sync left in the page cache looks as if it were on the disk, and a restart reads it: it must be there before it is promised (fsyncgate).
+func TestOpenAfterAFailedSync(t *testing.T) {
+	for _, durable := range []int{0, 1, 20} {
+		fs := lossy.New()
+		if err := vfs.MkdirAll(fs, "/j"); err != nil {
+			t.Fatal(err)
+		}
+		j := openSmall(t, fs, "/j")
+		if durable > 0 {
+			pages(t, j, 0, durable)
+		}
+		for i := range 3 {
+			if _, err := j.Append(&Record{Kind: Write, Len: 4096, Payload: page(durable + i)}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		fs.FailSync(func(path string) bool { return strings.HasPrefix(path, "/j/seg-") })
+		if err := j.Sync(); !errors.Is(err, ErrFailed) {
+			t.Fatalf("sync: %v", err)
+		}
+		j.Close()
+		if _, err := Open(fs, "/j", Options{SegmentSize: 256 << 10, Logger: quiet}); err == nil {
+			t.Fatal("it opens where nothing can be synced")
+		}
+		fs.FailSync(func(string) bool { return false })
+		j = openSmall(t, fs, "/j")
+		if n := j.Durable(); n != uint64(durable+3) {
+			t.Fatalf("%d of %d records are found", n, durable+3)
+		}
+		pages(t, j, durable+3, 1)
+		after, err := fs.PowerCut()
+		if err != nil {
+			t.Fatal(err)
+		}
+		j.Close()
+		j = openSmall(t, after, "/j")
+		if err := j.Verify(0, uint64(durable+4)); err != nil || j.Durable() != uint64(durable+4) {
+			t.Fatalf("%d of %d records are there after the power cut: %v", j.Durable(), durable+4, err)
 		}
 		j.Close()
 	}

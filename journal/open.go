@@ -213,14 +213,20 @@ func (j *Journal) readSegment(s *Segment, f vfs.File, last bool) error {
 	if err != nil {
 		return err
 	}
-	entries, end, lost, err := scanRecords(f, st.Size(), s.head)
+	c, err := scanRecords(f, st.Size(), s.head)
 	if err != nil {
 		return fmt.Errorf("read segment %s: %w", s.path, err)
 	}
-	s.settle(entries, end)
-	s.entries = entries
-	if lost && last {
-		return fmt.Errorf("%w: the record at position %d in segment %s at %d is unreadable, and durable records follow it", ErrCorrupt, s.lastPos+1, s.path, end)
+	s.settle(c.entries, c.end)
+	s.entries = c.entries
+	if !last {
+		return nil
+	}
+	if c.lost {
+		return fmt.Errorf("%w: the record at position %d in segment %s at %d is unreadable, and durable records follow it", ErrCorrupt, s.lastPos+1, s.path, c.end)
+	}
+	if err := writeAgain(f, c.doubtful(s.head.firstPos), min(c.end, st.Size())); err != nil {
+		return fmt.Errorf("make segment %s durable: %w", s.path, err)
 	}
 	return nil
 }
@@ -263,15 +269,15 @@ func (s *Segment) rebuildIndex(records io.ReaderAt, t trailer, damage error) err
 
 // scanAll reads all records of a segment whose index is damaged.
 func (s *Segment) scanAll(records io.ReaderAt, t trailer, damage error) ([]entry, error) {
-	entries, end, _, err := scanRecords(records, t.end, s.head)
-	if err == nil && (end != t.end || len(entries) != t.records) {
-		err = fmt.Errorf("and the record at position %d cannot be read", s.head.firstPos+uint64(len(entries)))
+	c, err := scanRecords(records, t.end, s.head)
+	if err == nil && (c.end != t.end || len(c.entries) != t.records) {
+		err = fmt.Errorf("and the record at position %d cannot be read", s.head.firstPos+uint64(len(c.entries)))
 	}
 	if err != nil {
 		return nil, errors.Join(damage, err)
 	}
 	s.j.o.Logger.Warn("the index of a journal segment is damaged: it was rebuilt from the records", "segment", s.path, "error", damage)
-	return entries, nil
+	return c.entries, nil
 }
 
 // settle notes what the entries say of the segment.

@@ -3,31 +3,68 @@ package journal
 import (
 	"errors"
 	"io"
+
+	"tidemark/internal/vfs"
 )
 
 // scanWindow is how much is read at once of a segment whose records are looked for.
 const scanWindow = 1 << 20
 
-// scanRecords reads the records of a segment without an index, one by one. It stops at
-// the first place that holds no whole record, and says whether a record behind
-// it proves that something durable is missing there.
-func scanRecords(f io.ReaderAt, size int64, h segmentHeader) (entries []entry, end int64, lost bool, err error) {
+// scanned is what a segment without an index says of itself.
+type scanned struct {
+	entries []entry
+	end     int64  // of the records that are whole, one behind the other
+	durable uint64 // the newest position that one of them says was durable
+	lost    bool   // a record behind the end says that something was durable there
+}
+
+// scanRecords reads the records of a segment without an index, one by one, up to the first place that holds no whole record.
+func scanRecords(f io.ReaderAt, size int64, h segmentHeader) (c scanned, err error) {
 	w := window{f: f, size: size}
-	salt, pos, at, newest := h.salt(), h.firstPos, int64(segmentHeaderSize), h.after
-	for len(entries) < maxRecords {
-		r, err := w.record(at, salt)
+	salt, pos, newest := h.salt(), h.firstPos, h.after
+	c.end = segmentHeaderSize
+	for len(c.entries) < maxRecords {
+		r, err := w.record(c.end, salt)
 		if errors.Is(err, errNoRecord) || err == nil && (r.Pos != pos || r.Time <= newest) {
 			break
 		} else if err != nil {
-			return nil, 0, false, err
+			return scanned{}, err
 		}
-		entries = append(entries, entry{time: r.Time, off: r.Off, len: r.Len, at: uint32(at), size: r.size, kind: r.Kind, disk: r.Disk})
-		at += footprint(int(r.size))
+		c.entries = append(c.entries, entry{time: r.Time, off: r.Off, len: r.Len, at: uint32(c.end), size: r.size, kind: r.Kind, disk: r.Disk})
+		c.end += footprint(int(r.size))
+		c.durable = max(c.durable, r.durable)
 		newest = r.Time
 		pos++
 	}
-	lost, err = provesLoss(&w, at, salt, pos)
-	return entries, at, lost, err
+	c.lost, err = provesLoss(&w, c.end, salt, pos)
+	return c, err
+}
+
+// doubtful returns where the bytes begin of which nothing says that they are durable.
+func (c *scanned) doubtful(firstPos uint64) int64 {
+	switch n := c.durable + 1 - firstPos; {
+	case c.durable < firstPos:
+		return 0 // the segment's header, too
+	case n < uint64(len(c.entries)):
+		return int64(c.entries[n].at)
+	}
+	return c.end
+}
+
+// writeAgain writes the bytes in [from, to) of a file over themselves. A sync that failed may have left them in the page cache, where they look as if
+// they were on the disk; the next sync writes what was written since.
+func writeAgain(f vfs.File, from, to int64) error {
+	buf := make([]byte, min(to-from, scanWindow))
+	for ; from < to; from += int64(len(buf)) {
+		buf = buf[:min(to-from, int64(len(buf)))]
+		if _, err := io.ReadFull(io.NewSectionReader(f, from, int64(len(buf))), buf); err != nil {
+			return err
+		}
+		if _, err := f.WriteAt(buf, from); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // provesLoss looks for a header behind the end of the good records that was
