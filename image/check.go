@@ -230,7 +230,7 @@ func (s *Store) checkPack(ctx context.Context, p *pack, r *PacksReport) error {
 				return err
 			}
 			r.Damage = append(r.Damage, Damage{Pack: p.key, Offset: -1, What: err.Error()})
-			if entries, err = s.scan(p, p.stored.Load()); err != nil {
+			if entries, err = s.scanSealed(p); err != nil {
 				return err
 			}
 		}

@@ -228,6 +228,7 @@ func FuzzPack(f *testing.F) {
 	base, content := make([]byte, 16<<10), make([]byte, 16<<10)
 	content[5000] = 1
 	f.Add(encodeChunkPatch(nil, content, base, Name{3}, new([]byte)))
+	f.Add(appendNote(nil, note{synced: 5, count: 3}, 7, 9))
 	f.Fuzz(func(t *testing.T, p []byte) {
 		if h, body, err := parseRecord(p); err == nil {
 			again := appendRecord(nil, h, body)
@@ -235,6 +236,9 @@ func FuzzPack(f *testing.F) {
 				t.Fatal("a record that was read is not written the same")
 			}
 			_ = decodeFull(h.codec, make([]byte, 1<<h.log), body)
+		}
+		if n, ok := parseNote(p, 7, 9); ok && !bytes.Equal(appendNote(nil, n, 7, 9)[3:], p[3:noteSize]) {
+			t.Fatal("a note that was read is not written the same")
 		}
 		for _, size := range []int64{int64(len(p)), 1 << 30} {
 			if tr, entries, err := parseFooter(p, size); err == nil && !bytes.Equal(appendFooter(nil, tr.id, entries), p) {

@@ -303,6 +303,28 @@ func (x *index) remove(n Name) error {
 	return nil
 }
 
+// within returns the records in [from, to) of a pack that are known to be durable there, by number. It reads the whole index.
+func (x *index) within(id uint64, from, to int64) (found map[uint32]entry, err error) {
+	it, err := x.db.NewIter(&pebble.IterOptions{LowerBound: []byte("n"), UpperBound: []byte("o")})
+	if err != nil {
+		return nil, x.damage(err)
+	}
+	found = map[uint32]entry{}
+	for it.First(); it.Valid(); it.Next() {
+		p, err := parsePlace(it.Value())
+		if err != nil || len(it.Key()) != 33 || p.pack != id || p.off < from || p.off >= to {
+			continue
+		}
+		e := entry{head: head{kind: p.kind, codec: p.codec, log: p.log, length: p.length}, off: p.off}
+		copy(e.name[:], it.Key()[1:])
+		found[p.ord] = e
+	}
+	if err := it.Close(); err != nil {
+		return nil, x.damage(err)
+	}
+	return found, nil
+}
+
 func packIndexKey(id uint64) []byte { return binary.BigEndian.AppendUint64([]byte{'p'}, id) }
 
 // setPack notes that all entries of a sealed pack are in the index.

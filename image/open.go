@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"tidemark/internal/vfs"
@@ -188,7 +189,7 @@ func (s *Store) indexPack(p *pack) error {
 	entries, err := s.footer(p)
 	if errors.Is(err, errNotFooter) {
 		s.log.Warn("the footer of a pack is damaged: reading its records", "pack", p.key, "error", err)
-		entries, err = s.scan(p, p.stored.Load())
+		entries, err = s.scanSealed(p)
 	}
 	if err != nil {
 		return fmt.Errorf("index %s: %w", p.key, err)
@@ -204,6 +205,9 @@ func (s *Store) indexPack(p *pack) error {
 // no answer to anybody: where the index has it, that is noted there.
 func (s *Store) indexEntries(p *pack, entries []entry) error {
 	for i, e := range entries {
+		if e.name == (Name{}) {
+			continue // it was not found, only counted
+		}
 		old, ok, err := s.index.get(e.name)
 		if err != nil {
 			return err
@@ -230,44 +234,6 @@ func (s *Store) indexEntries(p *pack, entries []entry) error {
 		}
 	}
 	return nil
-}
-
-// scanWindow is how much of a pack scan reads at a time; a record fits twice.
-const scanWindow = 4 << 20
-
-// scan lists the records at the front of the first size bytes of a pack, of which the last is whole. What lies behind one that is damaged was durable like it;
-// and since records are known by their number in the pack, the damaged one keeps its own.
-func (s *Store) scan(p *pack, size int64) ([]entry, error) {
-	var entries []entry
-	buf := make([]byte, min(size, scanWindow))
-	for off := int64(0); off < size; {
-		window := buf[:min(size-off, int64(len(buf)))]
-		if err := s.readPack(p, window, off); err != nil {
-			return nil, err
-		}
-		n := 0
-		for {
-			h, _, err := parseRecord(window[n:])
-			if err != nil {
-				skip := damagedRecord(window[n:])
-				if skip == 0 {
-					break
-				}
-				s.log.Error("a record of a pack is damaged", "pack", p.key, "offset", off+int64(n))
-				h, _ := parseHead(window[n:]) // which damagedRecord found good
-				entries = append(entries, entry{head: h, off: off + int64(n), damaged: true})
-				n += skip
-				continue
-			}
-			entries = append(entries, entry{head: h, off: off + int64(n)})
-			n += headSize + h.length
-		}
-		if n == 0 {
-			break
-		}
-		off += int64(n)
-	}
-	return entries, nil
 }
 
 // findOpen reads the packs that were open when the store last went away. The
@@ -333,24 +299,40 @@ func (s *Store) recoverPack(id uint64, path string) (*pack, error) {
 		return nil, errors.Join(err, f.Close())
 	}
 	p := &pack{id: id, key: packKey(id), path: path, file: f, known: st.Size(), written: st.Size()}
-	entries, err := s.scan(p, st.Size())
+	c, err := s.scan(p, st.Size())
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
 	s.lastID = max(s.lastID, id)
-	if len(entries) == 0 {
+	if len(c.entries) == 0 {
 		return nil, errors.Join(f.Close(), s.fs.Remove(path))
 	}
-	p.entries, p.written = entries, entries[len(entries)-1].end()
+	p.entries, p.written = c.entries, c.end
 	p.stored.Store(p.written)
-	p.records.Store(int64(len(entries)))
+	p.records.Store(int64(len(c.entries)))
 	s.packs[id] = p
-	// What was read may not have been synced: it must be before anybody counts on it.
-	if err := errors.Join(f.Sync(), vfs.SyncDir(s.fs, s.fs.PathDir(path))); err != nil {
+	// What was read may not be durable: it must be before anybody counts on it.
+	if err := s.makeDurable(p, c.synced); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
-	p.synced = p.written
-	return p, s.indexEntries(p, entries)
+	return p, s.indexEntries(p, c.entries)
+}
+
+// makeDurable syncs a pack that was read, of which nothing says that it is durable beyond offset synced.
+func (s *Store) makeDurable(p *pack, synced int64) error {
+	err := p.writeAgain(synced)
+	if errors.Is(err, syscall.ENOSPC) { // of a file system that writes nothing in place
+		s.index.ballast.lend()
+		err = p.writeAgain(synced)
+	}
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(p.file.Sync(), vfs.SyncDir(s.fs, s.fs.PathDir(p.path))); err != nil {
+		return err
+	}
+	p.setSynced()
+	return nil
 }
 
 // newPack begins a pack. The caller holds appendMu.

@@ -41,6 +41,7 @@ type pack struct {
 	writing []byte  // records on their way to the file, at written; guarded by mu
 	buf     []byte  // records after those; guarded by mu
 	entries []entry // of all records, until sealed; guarded by mu
+	untold  int64   // the length that was synced, if no note says so yet; guarded by mu
 }
 
 func packKey(id uint64) string { return fmt.Sprintf("packs/%016x", id) }
@@ -59,6 +60,10 @@ func (p *pack) full(n int) bool {
 func (p *pack) add(h head, body []byte) (place, int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.untold > 0 {
+		p.buf = appendNote(p.buf, note{synced: p.untold, count: len(p.entries)}, p.id, p.end())
+		p.untold = 0
+	}
 	h.length = len(body)
 	e := entry{head: h, off: p.end()}
 	at := place{pack: p.id, ord: uint32(len(p.entries)), off: e.off, length: h.length, kind: h.kind, codec: h.codec, log: h.log}
@@ -129,7 +134,32 @@ func (p *pack) syncLocked() error {
 	if err := p.file.SyncData(); err != nil {
 		return p.fail(err)
 	}
-	p.synced = p.written
+	p.setSynced()
+	return nil
+}
+
+// setSynced notes that what is written is durable. The caller holds ioMu.
+func (p *pack) setSynced() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.synced, p.untold = p.written, p.written
+}
+
+// writeAgain writes the bytes from offset from on over themselves. A sync that failed may have left them in the page cache, where they look as if they
+// were on the disk; the next sync writes what was written since.
+func (p *pack) writeAgain(from int64) error {
+	p.ioMu.Lock()
+	defer p.ioMu.Unlock()
+	buf := make([]byte, min(p.written-from, scanWindow))
+	for ; from < p.written; from += int64(len(buf)) {
+		buf = buf[:min(p.written-from, int64(len(buf)))]
+		if _, err := io.ReadFull(io.NewSectionReader(p.file, from, int64(len(buf))), buf); err != nil {
+			return err
+		}
+		if _, err := p.file.WriteAt(buf, from); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 

@@ -100,17 +100,22 @@ func parseHead(p []byte) (head, error) {
 	return h, nil
 }
 
-// damagedRecord returns the length of the record at the front of p if it has a head, is not whole, and a whole one follows it: so it is no end
-// that a crash has left. Records are looked for nowhere else: the content of a chunk may look like some. Otherwise it returns 0.
-func damagedRecord(p []byte) int {
+// damagedRecord returns the length of the record at offset off of a pack, which begins at the front of p, if it has a head, is not whole, and a
+// whole one or a note follows it: so it is no end that a crash has left. Records are looked for nowhere else: the content of a chunk may look like
+// some. Otherwise it returns 0.
+func damagedRecord(p []byte, pack uint64, off int64) int {
 	h, err := parseHead(p)
 	if err != nil || len(p) <= headSize+h.length || recordCRC(p[:headSize+h.length]) == h.crc {
 		return 0
 	}
-	if _, _, err := parseRecord(p[headSize+h.length:]); err != nil {
+	n := headSize + h.length
+	if _, ok := parseNote(p[n:], pack, off+int64(n)); ok {
+		return n
+	}
+	if _, _, err := parseRecord(p[n:]); err != nil {
 		return 0
 	}
-	return headSize + h.length
+	return n
 }
 
 // parseRecord reads a whole record from the front of p and checks its checksum.
@@ -130,4 +135,45 @@ func parseRecord(p []byte) (head, []byte, error) {
 		return head{}, nil, fmt.Errorf("%w: patch too short", errNotRecord)
 	}
 	return h, rec[headSize:], nil
+}
+
+const (
+	// noteMagic begins every note of a sync.
+	noteMagic = 0xd5
+	noteSize  = 36
+)
+
+// note stands between two records of a pack and says what was durable when the second was appended. It tells an end that a crash has left from damage to
+// something that was promised, and where the records go on behind that. It holds for its place in its pack alone, so the content of a chunk that
+// is a copy of some pack has none that counts.
+type note struct {
+	synced int64 // length of the pack that was durable
+	count  int   // records before the note
+}
+
+// appendNote appends a note at offset off of a pack to dst.
+func appendNote(dst []byte, n note, pack uint64, off int64) []byte {
+	at := len(dst)
+	dst = append(dst, noteMagic, 0, 0, 1, 0, 0, 0, 0)
+	dst = binary.LittleEndian.AppendUint64(dst, pack)
+	dst = binary.LittleEndian.AppendUint64(dst, uint64(off))
+	dst = binary.LittleEndian.AppendUint64(dst, uint64(n.synced))
+	dst = binary.LittleEndian.AppendUint32(dst, uint32(n.count))
+	binary.LittleEndian.PutUint32(dst[at+4:], noteCRC(dst[at:]))
+	return dst
+}
+
+// noteCRC is the checksum of a note, without the checksum itself.
+func noteCRC(p []byte) uint32 {
+	return crc32.Update(crc32.Checksum(p[:4], castagnoli), castagnoli, p[8:noteSize])
+}
+
+// parseNote reads a note from the front of p, which is at offset off of a pack.
+func parseNote(p []byte, pack uint64, off int64) (n note, ok bool) {
+	le := binary.LittleEndian
+	if len(p) < noteSize || p[0] != noteMagic || p[3] != 1 || le.Uint64(p[8:]) != pack || le.Uint64(p[16:]) != uint64(off) || noteCRC(p) != le.Uint32(p[4:]) {
+		return note{}, false
+	}
+	n = note{synced: int64(le.Uint64(p[24:])), count: int(le.Uint32(p[32:]))}
+	return n, n.synced >= 0 && n.synced <= off
 }
