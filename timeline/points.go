@@ -495,25 +495,53 @@ func (t *Timeline) imageOf(ctx context.Context, x *image.Session, v *view, n nea
 // Expire forgets the point at pos. What other points, branches or open
 // snapshots need stays; the bytes are given back by a reclaim.
 func (t *Timeline) Expire(ctx context.Context, pos tidemark.Position) error {
+	oldest := t.oldestInJournal()
 	t.facts.Lock()
 	defer t.facts.Unlock()
 	i := t.firstPointFrom(pos)
-	there := i < len(t.points) && t.points[i].Position == pos
-	if !there && t.lost[pos] == nil {
+	marked := i < len(t.points) && t.points[i].Position == pos && t.points[i].Mark != nil
+	if !marked && t.lost[pos] == nil {
 		return tidemark.Errorf(tidemark.NotFound, "%s has no retained point at %v", t.desc.Name, pos).WithHint("`tidemark points " + t.desc.Name + "` lists them")
 	}
+	if marked && t.standsOn(i, oldest) {
+		return t.unmark(i)
+	}
+	if err := t.deleteImage(ctx, pos); err != nil {
+		return err
+	}
+	if marked && t.state.Window.open() {
+		t.set.askFold(t) // without its image, the points behind it may be too far from one
+	}
+	return nil
+}
+
+// deleteImage takes the image at a position out of the pool. The caller holds facts.
+func (t *Timeline) deleteImage(ctx context.Context, pos tidemark.Position) error {
 	if err := t.set.o.Bucket.Delete(ctx, imageKey(t.id, pos)); err != nil {
 		return fmt.Errorf("expire %s@%v: %w", t.desc.Name, pos, err)
 	}
 	delete(t.lost, pos)
 	t.set.dead.Store(true)
-	if there {
-		marked := t.points[i].Mark != nil
-		t.points = slices.Delete(t.points, i, i+1)
-		if marked && t.state.Window.open() {
-			t.set.askFold(t) // without its image, the points behind it may be too far from one
-		}
+	t.points = slices.DeleteFunc(t.points, func(m manifest) bool { return m.Position == pos })
+	t.state.Unmarked = slices.DeleteFunc(t.state.Unmarked, func(p tidemark.Position) bool { return p == pos }) // kept with the next change
+	return nil
+}
+
+// standsOn reports whether the oldest points of the window are made from the image of point i, and would go with it. oldest is the oldest position in the journal.
+// The caller holds facts.
+func (t *Timeline) standsOn(i int, oldest tidemark.Position) bool {
+	return t.state.Window.open() && t.points[i].Position < t.state.Base && i == t.firstPointFrom(oldest)
+}
+
+// unmark lets a point be no bookmark any more, and its image stay until the window has passed it. The caller holds facts.
+func (t *Timeline) unmark(i int) error {
+	before := t.state.Unmarked
+	t.state.Unmarked = append(slices.Clone(before), t.points[i].Position)
+	if err := t.saveState(); err != nil {
+		t.state.Unmarked = before
+		return err
 	}
+	t.points[i].Mark = nil
 	return nil
 }
 

@@ -15,6 +15,7 @@ import (
 
 	"tidemark"
 	"tidemark/internal/vfs"
+	"tidemark/object"
 )
 
 // keptBlocks is how many blocks the disk of a keeping has.
@@ -600,5 +601,75 @@ func (q *quieting) goes(blocks int) {
 	}
 	if n := len(q.line.journal.Segments()); n > shed || q.line.due() {
 		t.Errorf("segments grew from %d to %d, for next to nothing", shed, n)
+	}
+}
+
+// A bookmark that goes takes nothing of the window with it: where its image is what the oldest points are made from, that stays until the window has passed it.
+func TestWindowOutlivesItsBookmark(t *testing.T) {
+	q := newQuieting(t)
+	defer func() { q.w.close(t) }()
+	q.must(q.line.SetWindow(Window{For: time.Hour}))
+	mark := func(name string) tidemark.Position {
+		pos, err := q.line.Bookmark(Mark{Name: name})
+		q.must(err)
+		q.must(q.line.Fold(t.Context()))
+		return pos
+	}
+	for n := range 20 {
+		q.write(n)
+	}
+	first := mark("first")
+	q.must(q.line.journal.End())
+	q.must(q.line.trim(t.Context()))
+	q.ran.Add(int64(61 * time.Minute)) // the window begins here
+	var between []tidemark.Position
+	for n := range 20 {
+		q.write(n)
+		at, _ := q.line.Head()
+		between = append(between, at)
+	}
+	mark("second")
+	q.must(q.line.trim(t.Context()))
+	if oldest := q.line.oldestInJournal(); oldest != first {
+		t.Fatalf("the journal begins at %v, and the window at %v", oldest, first)
+	}
+
+	readable := func() {
+		t.Helper()
+		for n, pos := range between {
+			s, err := q.line.At("d", pos)
+			q.must(err)
+			got := make([]byte, 4096)
+			if _, err := s.ReadAt(got, int64(n)*4096); err != nil || !bytes.Equal(got, pattern(uint64(21+n))) {
+				t.Fatalf("%v is not what was written: %v", pos, err)
+			}
+			q.must(s.Close())
+		}
+	}
+	readable()
+	q.must(q.line.Expire(t.Context(), first))
+	for range 2 {
+		if list := q.line.Points(); len(list) != 1 || list[0].Bookmark != "second" {
+			t.Fatalf("points are %v", list)
+		}
+		if err := q.line.Expire(t.Context(), first); tidemark.KindOf(err) != tidemark.NotFound {
+			t.Fatalf("what is gone was expired again: %v", err)
+		}
+		readable()
+		q.w.close(t)
+		q.open()
+	}
+	for range 130 { // two hours
+		q.minute()
+	}
+	q.must(q.line.Fold(t.Context()))
+	q.minute()
+	if _, err := q.line.At("d", between[0]); err == nil {
+		t.Error("the window has passed it")
+	}
+	keys := 0
+	q.must(q.w.set.o.Bucket.List(t.Context(), imageKey(q.line.id, first), func(object.Info) error { keys++; return nil }))
+	if keys > 0 || len(q.line.state.Unmarked) > 0 {
+		t.Errorf("the image of the bookmark is still there (%d), and %v", keys, q.line.state.Unmarked)
 	}
 }

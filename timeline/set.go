@@ -242,6 +242,9 @@ func (s *Set) open(ctx context.Context, id string, l *listed) (*Timeline, error)
 			continue
 		}
 		m.shareWith(t)
+		if slices.Contains(t.state.Unmarked, pos) {
+			m.Mark = nil
+		}
 		t.points = append(t.points, m)
 	}
 	if stateErr != nil {

@@ -110,6 +110,8 @@ type state struct {
 	// Lost is history that was given up for space, and Untold the part of it that was not told yet.
 	Lost   *Loss `json:"lost,omitempty"`
 	Untold *Loss `json:"untold,omitempty"`
+	// Unmarked are positions of images that are no points any more, and kept for those of the window that are made from them.
+	Unmarked []tidemark.Position `json:"unmarked,omitempty"`
 	// Making: it has not its descriptor yet; without one it is nothing, and goes at the next start.
 	Making bool `json:"making,omitempty"`
 	// Removing: the timeline is being deleted; what is left of it goes at the next start.

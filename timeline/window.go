@@ -190,6 +190,7 @@ func (t *Timeline) usefulFrom(pos tidemark.Position) tidemark.Position {
 func (t *Timeline) expireCheckpoints(ctx context.Context) error {
 	oldest := t.oldestInJournal()
 	t.facts.Lock()
+	defer t.facts.Unlock()
 	var gone []tidemark.Position
 	before := t.points[:t.firstPointFrom(oldest+1)]
 	for i, m := range before { // but for the last, which what comes behind may be made from
@@ -197,9 +198,8 @@ func (t *Timeline) expireCheckpoints(ctx context.Context) error {
 			gone = append(gone, m.Position)
 		}
 	}
-	t.facts.Unlock()
 	for _, pos := range gone {
-		if err := t.Expire(ctx, pos); err != nil {
+		if err := t.deleteImage(ctx, pos); err != nil {
 			return err
 		}
 	}
