@@ -9,6 +9,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/binary"
+	"fmt"
 	"io"
 	"log/slog"
 	"math/big"
@@ -16,6 +17,8 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -267,7 +270,7 @@ func newKernel(t *testing.T, r *Relay) *kernel {
 		t.Fatal(err)
 	}
 	k.fds = [2]int{fds[0], fds[1]}
-	tv := unix.Timeval{Sec: 10}
+	tv := unix.Timeval{Sec: 60} // a machine that does other things may stand still for some
 	if err := unix.SetsockoptTimeval(fds[1], unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv); err != nil {
 		t.Fatal(err)
 	}
@@ -294,9 +297,25 @@ func (k *kernel) answer() (unique uint64, e unix.Errno, data []byte) {
 		n, err = unix.Read(k.fds[1], b)
 	}
 	if err != nil || n < outHeader || int(native.Uint32(b)) != n {
-		k.t.Fatalf("an answer of %d bytes, %v; status %+v", n, err, k.r.Status())
+		stacks := make([]byte, 1<<20)
+		k.t.Fatalf("an answer of %d bytes, %v; status %+v\n%s\n%s", n, err, k.r.Status(), k.open(), stacks[:runtime.Stack(stacks, true)])
 	}
 	return native.Uint64(b[8:]), unix.Errno(-int32(native.Uint32(b[4:]))), b[outHeader:n]
+}
+
+// open describes the requests that were not answered.
+func (k *kernel) open() string {
+	var b strings.Builder
+	for i, l := range k.r.lanes {
+		l.slotMu.Lock()
+		for j, s := range l.slots {
+			if s.op != opNone {
+				fmt.Fprintf(&b, "lane %d, slot %d: %+v\n", i, j, s)
+			}
+		}
+		l.slotMu.Unlock()
+	}
+	return b.String()
 }
 
 // TestNothingIsLost is the promise: random writes, zeroings, flushes and reads
