@@ -245,7 +245,7 @@ func (m masked) Unmount(ctx context.Context) (device string, err error) {
 }
 
 func (m masked) Mount(context.Context) error {
-	return mount.MountFS(m.r.Device, m.r.Target.Root, "", []string{"noatime"})
+	return mount.MountFS(m.r.Device, m.r.Target.Root, "", []string{"noatime", "nosuid", "nodev"})
 }
 
 // Gathering asks for fingerprints of what a query returns.

@@ -181,7 +181,7 @@ func (h Here) Remove(ctx context.Context, at *mount.Attachment) error {
 		return tidemark.Errorf(tidemark.Corrupt, "what is attached as %s is not known: %w", at.Name(), err).
 			WithHint("end its process (`pgrep -af \"tidemark attach\"`), or restart the host, and remove the directory")
 	}
-	mounted, err := mount.Mounts(at.Device())
+	mounted, err := at.Mounts()
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
@@ -366,13 +366,43 @@ func errNotOurs(what string) error {
 	return tidemark.Errorf(tidemark.Denied, "%s is not of a disk that is shown here", what)
 }
 
-// ofClone is the path of what belongs to a clone, on this host. From the server of another host nothing else is taken.
+// ofClone is the path of what belongs to a clone, on this host. From the server of another host nothing else is taken. A path below the directory
+// of clones that leads out of its clone's is refused: what is on a disk is whoever's who wrote it.
 func (s *session) ofClone(path string) (string, error) {
 	path = s.places.abs(path)
-	if !s.own && path != "" && !s.places.holds(path) {
-		return "", errNotOurs(path)
+	if path == "" || !s.places.holds(path) {
+		if path != "" && !s.own {
+			return "", errNotOurs(path)
+		}
+		return path, nil
 	}
-	return path, nil
+	return path, s.places.staysIn(path)
+}
+
+// staysIn returns an error if a path below the directory of clones leads out of its clone's directory.
+func (p Places) staysIn(path string) error {
+	clones := filepath.Join(p.Dir, ClonesDir)
+	rel, err := filepath.Rel(clones, path)
+	if err != nil {
+		return err
+	}
+	name, _, _ := strings.Cut(rel, string(filepath.Separator))
+	home, err := filepath.EvalSymlinks(filepath.Join(clones, name))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	real, err := filepath.EvalSymlinks(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil // there is nothing to be led to
+	} else if err != nil {
+		return err
+	}
+	if rel, err := filepath.Rel(home, real); err != nil || !filepath.IsLocal(rel) {
+		return tidemark.Errorf(tidemark.Invalid, "%s leads to %s, which is not on the disk of that clone", path, real)
+	}
+	return nil
 }
 
 // checkDevice refuses a device that is no disk of the server's, where that is not of this host.

@@ -372,7 +372,7 @@ func (a app) dataDisk() string {
 // dataDir is where the files of a database or tree are, if its disk is mounted.
 func (c *Control) dataDir(a app) string {
 	if a.Home != nil {
-		return filepath.Join(c.dirOf(a, a.Home.Disk), a.Home.Dir)
+		return filepath.Join(c.dirOf(a, a.Home.Disk), filepath.Join("/", a.Home.Dir)) // what a host has said stays within the disk
 	}
 	return filepath.Join(c.dirOf(a, dataDisk), treeDir)
 }
@@ -387,6 +387,9 @@ func (c *Control) findHome(ctx context.Context, a app) (string, error) {
 		dir, err := x.LocatePostgres(ctx, c.dirOf(a, a.Home.Disk))
 		if err != nil {
 			return "", err
+		}
+		if !filepath.IsLocal(dir) {
+			return "", tidemark.Errorf(tidemark.Invalid, "the host of %s says that its database is in %q, which is not on its disk", a.name, dir)
 		}
 		a.Home.Dir = dir
 		if err := c.annotate(ctx, a, func(n *about) { n.Home = a.Home }); err != nil {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -85,7 +86,7 @@ func (c *Control) mountDisk(ctx context.Context, a app, m *tidemark.Mount, fresh
 		m.State = "attached"
 		return nil
 	}
-	opts := []string{"noatime"}
+	opts := slices.Clone(mountOptions)
 	if m.ReadOnly {
 		opts = append(opts, "ro")
 	}

@@ -254,17 +254,16 @@ func (c *Control) makeStaging(ctx context.Context, name string, note about, disk
 	return a, nil
 }
 
+// mountOptions are of every file system that is mounted for somebody: who has made what is in it has no business on this host.
+var mountOptions = []string{"noatime", "nosuid", "nodev"}
+
 // mountOurs mounts a disk of an application or clone where it belongs, and returns where that is.
 func (c *Control) mountOurs(ctx context.Context, device string, a app, disk string) (dir string, err error) {
 	x, err := c.agentOf(a)
 	if err != nil {
 		return "", err
 	}
-	options := []string{"noatime"}
-	if a.sent() { // who has made what is in it has no business on this host
-		options = append(options, "nosuid", "nodev")
-	}
-	return x.Mount(ctx, agent.Filesystem{Device: device, Dir: c.dirOf(a, disk), Make: true, Options: options})
+	return x.Mount(ctx, agent.Filesystem{Device: device, Dir: c.dirOf(a, disk), Make: true, Options: mountOptions})
 }
 
 // Unprotect ends the protection of an application and deletes its timeline

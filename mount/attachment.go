@@ -123,6 +123,17 @@ func (a *Attachment) Since() time.Time {
 	return t
 }
 
+// Mounts returns what is mounted from its device. A device that is gone, or was given to somebody else since, as after a restart of the host, has nothing of it.
+func (a *Attachment) Mounts() ([]Mounted, error) {
+	if a.rec.Device == "" {
+		return nil, nil
+	}
+	if tag, err := deviceTag(a.rec.Device); err != nil || tag != tagOf(a.rec.Token) {
+		return nil, err
+	}
+	return Mounts(a.rec.Device)
+}
+
 // Alive reports whether its attacher runs. An attachment that is not alive is
 // stale: its device, if still there, gives errors, and Cleanup removes it.
 func (a *Attachment) Alive() bool { return a.rec.ID.Alive() }

@@ -145,6 +145,9 @@ func (r *recovery) check(ctx context.Context) error {
 	if r.t.Root == "" {
 		r.t.Root = filepath.Dir(r.t.DataDir)
 	}
+	if err := r.staysInRoot(); err != nil {
+		return err
+	}
 	if r.major, err = dataVersion(r.t.DataDir); err != nil {
 		return err
 	}
@@ -174,6 +177,22 @@ func (r *recovery) check(ctx context.Context) error {
 		return err
 	}
 	return r.makeSocketDir()
+}
+
+// staysInRoot refuses a data directory that leads out of the copy: it would be somebody else's.
+func (r *recovery) staysInRoot() error {
+	root, err := filepath.EvalSymlinks(r.t.Root)
+	if err != nil {
+		return err
+	}
+	dir, err := filepath.EvalSymlinks(r.t.DataDir)
+	if err != nil {
+		return tidemark.Errorf(tidemark.Invalid, "%s is no PostgreSQL data directory: %w", r.t.DataDir, err)
+	}
+	if rel, err := filepath.Rel(root, dir); err != nil || !filepath.IsLocal(rel) {
+		return tidemark.Errorf(tidemark.Invalid, "%s leads to %s, out of %s", r.t.DataDir, dir, root)
+	}
+	return nil
 }
 
 // dataVersion reads the major version of a data directory.

@@ -120,7 +120,12 @@ func TestRecoverRefuses(t *testing.T) {
 	staging := tempDir(t)
 	mustCapture(t, c.src, staging, CaptureOptions{})
 	data := filepath.Join(copyTo(t, staging), "data")
+	link := filepath.Join(tempDir(t), "data") // out of the copy that it is on
+	if err := os.Symlink(data, link); err != nil {
+		t.Fatal(err)
+	}
 	for name, target := range map[string]Target{
+		"leads out":         {DataDir: link},
 		"no data directory": {DataDir: tempDir(t)},
 		"port":              {DataDir: data, Port: 70000},
 		"user":              {DataDir: data, OSUser: "nobody-of-this-name"},
