@@ -288,12 +288,16 @@ func memory() int64 {
 // DiskSocket is the socket on which the server's own disks are served.
 func (c *Control) DiskSocket() string { return c.path("run", "nbd.sock") }
 
+// maxDiskConnections is for disks that are attached to this host, of which each has two connections, and for whoever root lets use the socket: so it is no limit
+// that anybody should meet.
+const maxDiskConnections = 1 << 14
+
 func (c *Control) serveDisks() error {
 	l, err := nbd.Listen("unix:" + c.DiskSocket())
 	if err != nil {
 		return err
 	}
-	c.nbd = nbd.NewServer(c.exports, nbd.Options{Logger: c.log})
+	c.nbd = nbd.NewServer(c.exports, nbd.Options{Logger: c.log, MaxConnections: maxDiskConnections})
 	c.serve(c.nbd, l)
 	return nil
 }

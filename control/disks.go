@@ -87,10 +87,10 @@ func (c *Control) unserveDisk(a app, disk string) {
 		c.hosts.unserveDisk(a.Agent, name)
 		return
 	}
-	c.nbd.Disconnect(name)
 	if err := c.exports.Remove(name); err != nil && !errors.Is(err, nbd.ErrUnknownExport) {
 		c.log.Error("an export was not ended", "export", name, "error", err)
 	}
+	c.nbd.Disconnect(name)
 }
 
 // attach serves a disk and attaches it to its host. fresh: it was made just now.

@@ -360,15 +360,26 @@ func (c *Control) attachClone(ctx context.Context, a app, k *keptClone) error {
 
 // undoRewindElsewhere takes back a rewind that was cut, of a clone on another host, which need not be there for it: it is brought up when it is.
 func (c *Control) undoRewindElsewhere(ctx context.Context, a app, u undoing) error {
-	if u.Before != "" { // it may have the disks attached, and a file system of them in memory
+	if u.Before != "" {
 		var err error
-		if a, err = c.cutOff(ctx, a); err == nil {
-			err = c.unwrite(ctx, a, u.Before)
-		}
-		if err != nil {
+		if a, err = c.unwriteElsewhere(ctx, a, u.Before); err != nil {
 			return err
 		}
 	}
+	return c.serveElsewhere(ctx, a)
+}
+
+// unwriteElsewhere is unwrite of what its host may have the disks of attached, and a file system of them in memory. It returns the application as it is then.
+func (c *Control) unwriteElsewhere(ctx context.Context, a app, before string) (app, error) {
+	a, err := c.cutOff(ctx, a)
+	if err == nil {
+		err = c.unwrite(ctx, a, before)
+	}
+	return a, err
+}
+
+// serveElsewhere has the host of an application bring it up, when it can.
+func (c *Control) serveElsewhere(ctx context.Context, a app) error {
 	for _, d := range a.t.Disks() {
 		if err := c.serveDisk(a, d); err != nil {
 			return err

@@ -251,11 +251,14 @@ func (c *Control) takeBack(ctx context.Context, t *task, a app, before, what str
 	if err == nil {
 		err = c.standDown(ctx, a)
 		if err != nil && a.elsewhere() { // the host may be away, and is not needed for that
-			return errors.Join(cause, c.takeBackElsewhere(ctx, a, before))
+			return errors.Join(cause, c.takeBackElsewhere(ctx, t, a, before))
 		}
 	}
 	if err == nil {
 		err = c.unwrite(ctx, a, before)
+	}
+	if err == nil { // what is written from here on is nothing to be taken back
+		err = t.doing(ctx, "start", undoing{Stopped: a.name})
 	}
 	if err == nil {
 		_, err = c.standUp(ctx, a)
@@ -270,10 +273,16 @@ func (c *Control) takeBack(ctx context.Context, t *task, a app, before, what str
 }
 
 // takeBackElsewhere does so where the host of a clone could not take it down.
-func (c *Control) takeBackElsewhere(ctx context.Context, a app, before string) error {
-	err := c.undoRewindElsewhere(ctx, a, undoing{Before: before})
+func (c *Control) takeBackElsewhere(ctx context.Context, t *task, a app, before string) error {
+	a, err := c.unwriteElsewhere(ctx, a, before)
 	if err == nil {
-		a, err = c.app(a.name) // its disks are other exports now
+		err = t.doing(ctx, "start", undoing{Stopped: a.name})
+	}
+	if err == nil {
+		err = c.serveElsewhere(ctx, a)
+	}
+	if err == nil {
+		a, err = c.app(a.name) // it comes back
 	}
 	if _, away := c.hostAgent(ctx, a.Agent); err != nil || away != nil {
 		return err // it is brought up when the host is back

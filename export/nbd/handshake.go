@@ -147,11 +147,9 @@ func appendReply(p []byte, opt, typ uint32, data string) []byte {
 // exportName answers the oldest way to choose an export, which knows no errors
 // but hanging up.
 func (c *conn) exportName(name []byte) error {
-	e, release, err := c.srv.exports.Open(string(name))
-	if err != nil {
+	if err := c.choose(string(name)); err != nil {
 		return fmt.Errorf("open export: %w", err)
 	}
-	c.setExport(e, release)
 	p := be.AppendUint64(nil, uint64(c.size))
 	p = be.AppendUint16(p, c.transmissionFlags())
 	if !c.hs.noZeroes {
@@ -271,13 +269,11 @@ func (c *conn) info(opt uint32, data []byte) (chosen bool, err error) {
 	if !ok {
 		return false, c.reply(opt, repErrInvalid, "malformed option")
 	}
-	e, release, err := c.srv.exports.Open(name)
-	if errors.Is(err, ErrUnknownExport) {
+	if err := c.choose(name); errors.Is(err, ErrUnknownExport) {
 		return false, c.reply(opt, repErrUnknown, clip(err.Error()))
 	} else if err != nil {
 		return false, c.reply(opt, repErrPolicy, clip(err.Error()))
 	}
-	c.setExport(e, release)
 	p := appendReply(c.appendInfo(nil, opt, kinds), opt, repAck, "")
 	if opt == optInfo {
 		c.releaseExport()
@@ -364,10 +360,35 @@ func (c *conn) metaContext(opt uint32, data []byte) error {
 	return nil
 }
 
+// choose opens an export for the connection, which [Server.Disconnect] finds from then on. Where that is called in between, it may have been for this
+// export, which is asked for again.
+func (c *conn) choose(name string) error {
+	for {
+		c.srv.mu.Lock()
+		before := c.srv.drops
+		c.srv.mu.Unlock()
+		e, release, err := c.srv.exports.Open(name)
+		if err != nil {
+			return err
+		}
+		c.srv.mu.Lock()
+		if c.srv.drops == before {
+			c.setExport(e, release)
+			c.srv.mu.Unlock()
+			return nil
+		}
+		c.srv.mu.Unlock()
+		release()
+	}
+}
+
 // releaseExport gives the export back, if one is open.
 func (c *conn) releaseExport() {
-	if c.release != nil {
-		c.release()
+	if c.release == nil {
+		return
 	}
-	c.release = nil
+	c.release()
+	c.srv.mu.Lock()
+	defer c.srv.mu.Unlock()
+	c.exp, c.release = nil, nil
 }

@@ -416,3 +416,73 @@ func TestNoGoroutineLeaks(t *testing.T) {
 		}
 	})
 }
+
+// Who has chosen an export and was not answered yet has a connection to it, which ends with the others, and later ones do not begin.
+func TestDisconnectInHandshake(t *testing.T) {
+	table := NewTable()
+	released := make(chan struct{})
+	if err := table.Add(&Export{Name: "x", Device: newDisk(8192), Release: func() { close(released) }}); err != nil {
+		t.Fatal(err)
+	}
+	s := NewServer(table, Options{HandshakeTimeout: time.Minute})
+	a, b := net.Pipe()
+	gone := make(chan struct{})
+	go func() { s.ServeConn(b); close(gone) }()
+	c := &client{t, a}
+	c.recv(18)
+	c.send(uint32(3))
+	c.option(optGo, infoData("x"))
+	for table.Users("x") == 0 { // its answer waits for a client that does not read
+		time.Sleep(time.Millisecond)
+	}
+	time.Sleep(10 * time.Millisecond)
+	if err := table.Remove("x"); err != nil {
+		t.Fatal(err)
+	}
+	if n := s.Disconnect("x"); n != 1 {
+		t.Errorf("%d connections were dropped", n)
+	}
+	c.wantClosed()
+	<-gone
+	<-released
+}
+
+// slowExports has Disconnect called while an export is opened.
+type slowExports struct {
+	*Table
+	opened func()
+}
+
+func (s slowExports) Open(name string) (*Export, func(), error) {
+	e, release, err := s.Table.Open(name)
+	s.opened()
+	return e, release, err
+}
+
+// Who is just choosing an export that ends is told that there is none.
+func TestDisconnectWhileOpening(t *testing.T) {
+	table := NewTable()
+	if err := table.Add(&Export{Name: "x", Device: newDisk(8192)}); err != nil {
+		t.Fatal(err)
+	}
+	var s *Server
+	var once sync.Once
+	s = NewServer(slowExports{table, func() {
+		once.Do(func() {
+			if err := table.Remove("x"); err != nil {
+				t.Error(err)
+			}
+			s.Disconnect("x")
+		})
+	}}, Options{})
+	a, b := net.Pipe()
+	go s.ServeConn(b)
+	c := &client{t, a}
+	c.recv(18)
+	c.send(uint32(3))
+	c.wantOption(optGo, infoData("x"), repErrUnknown)
+	a.Close()
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+}

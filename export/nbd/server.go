@@ -57,6 +57,7 @@ type Server struct {
 	closed    bool                      // guarded by mu
 	listeners map[net.Listener]struct{} // guarded by mu
 	conns     map[*conn]struct{}        // guarded by mu
+	drops     int                       // calls of Disconnect; guarded by mu
 	wg        sync.WaitGroup            // of conns; Add under mu while not closed
 }
 
@@ -236,9 +237,10 @@ func (s *Server) stop(how func(*conn)) {
 func (s *Server) Disconnect(name string) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.drops++
 	n := 0
 	for c := range s.conns {
-		if c.st != nil && c.exp.Name == name {
+		if c.exp != nil && c.exp.Name == name {
 			c.abort()
 			n++
 		}

@@ -68,7 +68,7 @@ type input struct {
 	r, w int
 }
 
-// setExport takes what the handshake opened.
+// setExport takes what the handshake opened. Server.mu is held.
 func (c *conn) setExport(e *Export, release func()) {
 	c.exp, c.release = e, release
 	c.dev, c.wdev, c.size = e.Device, e.writable(), e.Device.Size()
