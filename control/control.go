@@ -76,6 +76,9 @@ type Options struct {
 	Catalog string
 	// StandBy, if not nil, is called if another server runs on Dir; then Open waits for its end, and takes over.
 	StandBy func()
+	// Lost is called when another server has got the directory, as storage that machines share may decide: nothing that this one still holds is good, and the process must
+	// end at once. nil means os.Exit(1).
+	Lost func(error)
 	// HostJobs is how many jobs work on one host at a time, and Jobs how many run in all. 0: 4, and by the number of processors.
 	HostJobs, Jobs int
 	// Agent is the command that works on mounted disks; empty: this program with "agent".
@@ -88,6 +91,10 @@ type Control struct {
 	log     *slog.Logger
 	started time.Time
 	lock    io.Closer
+	owner   *owner
+	fs      vfs.FS // of the data directory, while it is ours
+	// disowned is closed when the directory is given up.
+	disowned chan struct{}
 
 	identity string // of the data directory
 
@@ -154,7 +161,7 @@ func Open(ctx context.Context, o Options) (_ *Control, err error) {
 		return nil, err
 	}
 	if c.identity, err = identityOf(o.Dir); err != nil {
-		return nil, errors.Join(err, c.lock.Close())
+		return nil, errors.Join(err, c.letDirGo())
 	}
 	c.launcher = mount.NewLauncher()
 	c.agent = agent.New(agent.Config{Command: o.Agent, Lock: c.path("run", "agent.lock"), Places: agent.PlacesIn(o.Dir), Logger: c.log})
@@ -211,7 +218,35 @@ func (c *Control) takeDir(ctx context.Context) error {
 		return errors.Join(err, f.Close())
 	}
 	c.lock = f
+	return c.ownDir()
+}
+
+// ownDir makes the directory ours, and ends the process when it is not that any more.
+func (c *Control) ownDir() (err error) {
+	lost := c.o.Lost
+	if lost == nil {
+		lost = func(err error) {
+			c.log.Error("this server ends at once", "error", err)
+			os.Exit(1)
+		}
+	}
+	if c.owner, err = takeOwnership(c.path("owner"), lost); err != nil {
+		return errors.Join(err, c.lock.Close())
+	}
+	c.fs, c.disowned = ownedFS{vfs.OS, c.owner}, make(chan struct{})
+	go c.owner.watch(c.disowned)
 	return nil
+}
+
+// letDirGo gives the directory to the next server.
+func (c *Control) letDirGo() error {
+	if c.lock == nil {
+		return nil
+	}
+	close(c.disowned)
+	err := c.lock.Close()
+	c.lock = nil
+	return err
 }
 
 // standbyPause is how often a server that stands by tries to get the lock.
@@ -236,7 +271,7 @@ func waitLock(ctx context.Context, f *os.File) error {
 }
 
 func (c *Control) openStores(ctx context.Context) (err error) {
-	if c.bucket, err = object.OpenDir(vfs.OS, c.path("pool")); err != nil {
+	if c.bucket, err = object.OpenDir(c.fs, c.path("pool")); err != nil {
 		return err
 	}
 	if err = c.openCatalog(ctx); err != nil {
@@ -251,7 +286,7 @@ func (c *Control) openPool(ctx context.Context) (err error) {
 	if cache == 0 {
 		cache = memory() / 4
 	}
-	o := image.Options{FS: vfs.OS, Dir: c.path("store"), Bucket: c.bucket, CacheBytes: cache, Logger: c.log}
+	o := image.Options{FS: c.fs, Dir: c.path("store"), Bucket: c.bucket, CacheBytes: cache, Logger: c.log}
 	if c.store, err = image.Open(ctx, o); err != nil {
 		// An index that turns out to be damaged while it is opened is rebuilt by the next Open.
 		c.log.Error("the pool is opened once more", "error", err)
@@ -260,7 +295,7 @@ func (c *Control) openPool(ctx context.Context) (err error) {
 	if err != nil {
 		return fmt.Errorf("open the pool: %w", err)
 	}
-	t := timeline.Options{FS: vfs.OS, Dir: c.path("timelines"), Bucket: c.bucket, Logger: c.log,
+	t := timeline.Options{FS: c.fs, Dir: c.path("timelines"), Bucket: c.bucket, Logger: c.log,
 		Reserve: c.o.Reserve, HotBytes: c.o.HotBytes, HotFor: c.o.HotFor, Notify: c.notify}
 	apart, err := c.poolApart()
 	if err != nil {
@@ -347,10 +382,7 @@ func (c *Control) Close() error {
 	if c.bucket != nil {
 		errs = append(errs, c.bucket.Close())
 	}
-	if c.lock != nil {
-		errs = append(errs, c.lock.Close())
-	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, c.letDirGo())...)
 }
 
 func ignoreTimeout(err error) error {
