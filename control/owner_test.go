@@ -1,6 +1,7 @@
 package control
 
 import (
+	"bytes"
 	"errors"
 	"log/slog"
 	"os"
@@ -63,9 +64,15 @@ func TestOwner(t *testing.T) {
 
 // A server whose directory was taken over acknowledges nothing more, and is told so whether or not anybody writes.
 func TestTakenOver(t *testing.T) {
-	told := make(chan error, 100)
+	told := make(chan error, 1)
+	lost := func(err error) {
+		select {
+		case told <- err:
+		default: // it was told before, and would have ended
+		}
+	}
 	dir := t.TempDir()
-	c, err := Open(t.Context(), Options{Dir: dir, Logger: slog.New(slog.DiscardHandler), Reserve: -1, CacheBytes: 16 << 20, Lost: func(err error) { told <- err }})
+	c, err := Open(t.Context(), Options{Dir: dir, Logger: slog.New(slog.DiscardHandler), Reserve: -1, CacheBytes: 16 << 20, Lost: lost})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -79,7 +86,7 @@ func TestTakenOver(t *testing.T) {
 	}
 	d := a.t.Disks()[0]
 	write := func() error {
-		if _, err := d.WriteAt(make([]byte, 4096), 0); err != nil {
+		if _, err := d.WriteAt(bytes.Repeat([]byte("."), 4096), 0); err != nil {
 			return err
 		}
 		return d.Flush()
@@ -87,6 +94,15 @@ func TestTakenOver(t *testing.T) {
 	if err := write(); err != nil {
 		t.Fatal(err)
 	}
+	mine := c.path("owner-of-mine")
+	if err := os.Link(c.path("owner"), mine); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { // so that it can be closed, which no process that has lost its directory tries
+		if err := os.Rename(mine, c.path("owner")); err != nil {
+			t.Error(err)
+		}
+	}()
 	if _, err := takeOwnership(c.path("owner"), nil); err != nil {
 		t.Fatal(err)
 	}
