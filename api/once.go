@@ -85,13 +85,14 @@ func (s *server) once(o operation, w http.ResponseWriter, r *http.Request, next 
 		s.fail(w, err)
 		return
 	}
-	known, err := s.c.TakeKey(r.Context(), key, print, s.process)
+	k := catalog.NewKey(key, s.process)
+	known, err := s.c.TakeKey(r.Context(), k, print)
 	switch {
 	case err != nil:
 		callerOf(r.Context()).failure = err
 		s.fail(w, err)
 	case known == nil:
-		s.first(o, key, w, r, next)
+		s.first(o, k, w, r, next)
 	case known.Fingerprint != print:
 		e := tidemark.Errorf(tidemark.Invalid, "the Idempotency-Key was used for another request").WithHint("use each key for one request, and the same again")
 		s.send(w, http.StatusUnprocessableEntity, tidemark.MediaProblem, e.Problem(http.StatusUnprocessableEntity))
@@ -126,16 +127,14 @@ func (s *server) again(w http.ResponseWriter, a catalog.Answer) {
 
 // first has the request with a key done, and keeps the answer. A fault of the server, and what it lacks now, may be otherwise the next
 // time: then nothing is kept. That is so too if it panics.
-func (s *server) first(o operation, key string, w http.ResponseWriter, r *http.Request, next http.HandlerFunc) {
+func (s *server) first(o operation, k catalog.Key, w http.ResponseWriter, r *http.Request, next http.HandlerFunc) {
 	keep := &keeper{ResponseWriter: w}
 	// The client may be gone; that what it asked for was done is recorded all the same.
 	ctx := context.WithoutCancel(r.Context())
 	kept := false
 	defer func() {
 		if !kept {
-			if err := s.c.ReleaseKey(ctx, key); err != nil {
-				s.log.Error("a request's key was not released", "operation", o.id, "error", err)
-			}
+			s.c.ReleaseKey(ctx, k)
 		}
 	}()
 	next(keep, r)
@@ -148,13 +147,12 @@ func (s *server) first(o operation, key string, w http.ResponseWriter, r *http.R
 	if o.secret && a.Status < http.StatusBadRequest {
 		a.Body = ""
 	}
-	if err := s.c.Answered(ctx, key, a); err != nil {
-		s.log.Error("an answer was not recorded", "operation", o.id, "error", err)
-	}
+	s.c.Answered(ctx, k, a)
 	keep.flush()
 }
 
-// keeper holds an answer back until it is recorded: what a client has seen, it sees again.
+// keeper holds an answer back until it is recorded: what a client has seen, it sees again. Where it cannot be recorded now, who asks again is told to
+// wait until it is, and, if the server ended before, that it is not known what was done.
 type keeper struct {
 	http.ResponseWriter
 	status int

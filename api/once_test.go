@@ -3,15 +3,19 @@ package api
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"tidemark"
 	"tidemark/access"
+	"tidemark/catalog"
+	"tidemark/catalog/catalogtest"
 )
 
 // TestOnce holds that a request with a key is done once, also when the server was started again in between.
@@ -87,7 +91,7 @@ func TestOnceIsNotKnown(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if known, err := x.c.TakeKey(context.Background(), "cut", print, "another process"); err != nil || known != nil {
+	if known, err := x.c.TakeKey(context.Background(), catalog.NewKey("cut", "another process"), print); err != nil || known != nil {
 		t.Fatal(known, err)
 	}
 	resp, text := x.ask("POST", "/v1/pool/reclaim", "", keyHeader, `"cut"`)
@@ -110,10 +114,11 @@ func TestOnceKeepsNoSecret(t *testing.T) {
 	x := newRig(t)
 	s := newServer(x.c, slog.New(slog.DiscardHandler))
 	w := httptest.NewRecorder()
-	if known, err := x.c.TakeKey(context.Background(), "secret", "print", s.process); err != nil || known != nil {
+	k := catalog.NewKey("secret", s.process)
+	if known, err := x.c.TakeKey(context.Background(), k, "print"); err != nil || known != nil {
 		t.Fatal(known, err)
 	}
-	s.first(operation{id: "add-host", secret: true}, "secret", w, httptest.NewRequest("POST", "/", nil), func(w http.ResponseWriter, _ *http.Request) {
+	s.first(operation{id: "add-host", secret: true}, k, w, httptest.NewRequest("POST", "/", nil), func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		w.WriteHeader(http.StatusCreated)
 		_, _ = w.Write([]byte(`{"token":"hush"}`))
@@ -121,7 +126,7 @@ func TestOnceKeepsNoSecret(t *testing.T) {
 	if !strings.Contains(w.Body.String(), "hush") {
 		t.Error("the first was not told the token")
 	}
-	known, err := x.c.TakeKey(context.Background(), "secret", "print", s.process)
+	known, err := x.c.TakeKey(context.Background(), catalog.NewKey("secret", s.process), "print")
 	if err != nil || known == nil || known.Answer == nil || known.Answer.Status != http.StatusCreated || known.Answer.Body != "" {
 		t.Fatalf("%+v, %v", known, err)
 	}
@@ -141,16 +146,17 @@ func TestOnceIsReleased(t *testing.T) {
 		func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusServiceUnavailable) },
 		func(http.ResponseWriter, *http.Request) { panic("a fault") },
 	} {
-		if known, err := x.c.TakeKey(ctx, "k", "print", s.process); err != nil || known != nil {
+		k := catalog.NewKey("k", s.process)
+		if known, err := x.c.TakeKey(ctx, k, "print"); err != nil || known != nil {
 			t.Fatal(known, err)
 		}
 		func() {
 			defer func() { _ = recover() }()
 			w := httptest.NewRecorder()
-			s.first(operation{id: "reclaim"}, "k", w, httptest.NewRequest("POST", "/", nil), next)
+			s.first(operation{id: "reclaim"}, k, w, httptest.NewRequest("POST", "/", nil), next)
 		}()
 	}
-	if known, err := x.c.TakeKey(ctx, "k", "print", s.process); err != nil || known != nil {
+	if known, err := x.c.TakeKey(ctx, catalog.NewKey("k", s.process), "print"); err != nil || known != nil {
 		t.Fatal(known, err)
 	}
 }
@@ -185,4 +191,107 @@ func FuzzKey(f *testing.F) {
 			t.Errorf("%q is read as %q, %v, and not %q", quoted, again, err, key)
 		}
 	})
+}
+
+// awayRig is a server whose catalog is behind a gate.
+func awayRig(t *testing.T) (*rig, *catalogtest.Gate) {
+	t.Helper()
+	g := catalogtest.NewGate(t, catalogtest.StartPostgres(t))
+	x := &rig{t: t, dir: t.TempDir(), catalog: g.URL(), check: newValidator(t), seen: map[string]int{}}
+	x.start()
+	t.Cleanup(func() {
+		g.Set(false, false)
+		x.stop()
+	})
+	return x, g
+}
+
+// until asks until it is answered with a status.
+func until(t *testing.T, status int, ask func() (*http.Response, []byte)) (*http.Response, []byte) {
+	t.Helper()
+	for end := time.Now().Add(time.Minute); ; time.Sleep(100 * time.Millisecond) {
+		resp, text := ask()
+		if resp.StatusCode == status {
+			return resp, text
+		}
+		if time.Now().After(end) {
+			t.Fatalf("it is %s in the end, and not %d: %s", resp.Status, status, text)
+		}
+	}
+}
+
+// TestOnceAway takes the catalog away when the job of a request with a key is recorded, and before it is answered: the request has failed. Who asks again with the key,
+// when the catalog is back, has it done, and once.
+func TestOnceAway(t *testing.T) {
+	x, g := awayRig(t)
+	for i, path := range []string{"/v1/pool/reclaim", "/v1/pool/reclaim?queue=true"} {
+		key := fmt.Sprintf("key%d", i)
+		lost := g.LoseCommit(`INSERT INTO "jobs"`, true)
+		if resp, text := x.ask("POST", path, "", keyHeader, key); resp.StatusCode != http.StatusServiceUnavailable {
+			t.Fatalf("%s: %s", resp.Status, text)
+		}
+		<-lost
+		g.Set(false, false)
+		resp, text := until(t, http.StatusAccepted, func() (*http.Response, []byte) { return x.ask("POST", path, "", keyHeader, key) })
+		if resp.Header.Get(replayed) != "" {
+			t.Errorf("what failed is answered again: %s", text)
+		}
+		made := decode[tidemark.Job](t, text)
+		if again, same := x.ask("POST", path, "", keyHeader, key); again.Header.Get(replayed) != "true" || !bytes.Equal(text, same) {
+			t.Errorf("%s: %s", again.Status, same)
+		}
+		if j, err := x.c.Job(context.Background(), made.ID, time.Minute); err != nil || j.State != tidemark.JobDone {
+			t.Errorf("%+v, %v", j, err)
+		}
+		list, err := x.c.Jobs(context.Background(), tidemark.JobFilter{Limit: 99})
+		if err != nil || len(list) != 2*(i+1) {
+			t.Fatalf("%+v, %v", list, err)
+		}
+		for _, j := range list {
+			if j.ID == made.ID-1 && (j.State != tidemark.JobFailed || j.Attempt > 1) {
+				t.Errorf("what was told to have failed is %s", j.State)
+			}
+		}
+	}
+	// A connection that is cut, and made again, is not even noticed.
+	lost := g.LoseCommit(`INSERT INTO "jobs"`, false)
+	if resp, text := x.ask("POST", "/v1/pool/reclaim?queue=true", "", keyHeader, "short"); resp.StatusCode != http.StatusAccepted {
+		t.Errorf("%s: %s", resp.Status, text)
+	}
+	<-lost
+}
+
+// TestOnceEndsAway: a request with a key ends while the catalog is away, done, failed or by a panic. Soon after that is back, the key has its answer or is free.
+func TestOnceEndsAway(t *testing.T) {
+	x, g := awayRig(t)
+	s := newServer(x.c, slog.New(slog.DiscardHandler))
+	ctx := context.Background()
+	for name, next := range map[string]http.HandlerFunc{
+		"done":   func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusCreated) },
+		"failed": func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusServiceUnavailable) },
+		"panic":  func(http.ResponseWriter, *http.Request) { panic("a fault") },
+	} {
+		k := catalog.NewKey(name, s.process)
+		if known, err := x.c.TakeKey(catalog.Patient(ctx), k, "print"); err != nil || known != nil {
+			t.Fatal(known, err)
+		}
+		func() {
+			defer func() { _ = recover() }()
+			s.first(operation{id: "reclaim"}, k, httptest.NewRecorder(), httptest.NewRequest("POST", "/", nil), func(w http.ResponseWriter, r *http.Request) {
+				g.Set(true, false)
+				next(w, r)
+			})
+		}()
+		g.Set(false, false)
+		next := catalog.NewKey(name, s.process)
+		for end := time.Now().Add(time.Minute); ; time.Sleep(100 * time.Millisecond) {
+			known, err := x.c.TakeKey(catalog.Patient(ctx), next, "print")
+			if err == nil && (name != "done" && known == nil || name == "done" && known != nil && known.Answer != nil && known.Answer.Status == http.StatusCreated) {
+				break
+			}
+			if time.Now().After(end) {
+				t.Fatalf("%s: %+v, %v", name, known, err)
+			}
+		}
+	}
 }

@@ -43,11 +43,12 @@ func TestMain(m *testing.M) {
 
 // rig is a server that holds what it answers against the document.
 type rig struct {
-	t      *testing.T
-	dir    string
-	c      *control.Control
-	http   *httptest.Server
-	socket string
+	t       *testing.T
+	dir     string
+	catalog string // its URL; empty: in dir
+	c       *control.Control
+	http    *httptest.Server
+	socket  string
 	*client.Client
 	check validator.Validator
 
@@ -78,7 +79,7 @@ func newValidator(t *testing.T) validator.Validator {
 
 func (x *rig) start() {
 	x.t.Helper()
-	c, err := control.Open(context.Background(), control.Options{Dir: filepath.Join(x.dir, "data"), Logger: slog.New(slog.DiscardHandler), CacheBytes: 16 << 20})
+	c, err := control.Open(context.Background(), control.Options{Dir: filepath.Join(x.dir, "data"), Logger: slog.New(slog.DiscardHandler), CacheBytes: 16 << 20, Catalog: x.catalog})
 	if err != nil {
 		x.t.Fatal(err)
 	}

@@ -17,6 +17,7 @@ import (
 
 	"tidemark"
 	"tidemark/access"
+	"tidemark/catalog/catalogtest"
 )
 
 func TestAccessSQLite(t *testing.T) {
@@ -24,7 +25,7 @@ func TestAccessSQLite(t *testing.T) {
 }
 
 func TestAccessPostgres(t *testing.T) {
-	server := startPostgres(t)
+	server := catalogtest.StartPostgres(t)
 	n := 0
 	accessConformance(t, func(t *testing.T) string {
 		n++

@@ -60,6 +60,7 @@ type Catalog struct {
 	owner  string // the identity of the data directory whose things are seen
 	holder string // whose jobs run: this Catalog, until it is closed
 	outage outage
+	doubts doubts
 	now    func() time.Time
 }
 

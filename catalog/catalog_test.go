@@ -5,16 +5,14 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"os/user"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
 	"tidemark"
+	"tidemark/catalog/catalogtest"
 )
 
 func TestSQLite(t *testing.T) {
@@ -22,7 +20,7 @@ func TestSQLite(t *testing.T) {
 }
 
 func TestPostgres(t *testing.T) {
-	server := startPostgres(t)
+	server := catalogtest.StartPostgres(t)
 	n := 0
 	conformance(t, func(t *testing.T) string {
 		n++
@@ -32,55 +30,6 @@ func TestPostgres(t *testing.T) {
 		}
 		return fmt.Sprintf("postgres://postgres@/%s?host=%s", name, server)
 	})
-}
-
-// startPostgres starts a server of its own and returns its socket directory.
-func startPostgres(t *testing.T) string {
-	t.Helper()
-	const bin = "/usr/lib/postgresql/15/bin/"
-	if _, err := os.Stat(bin + "initdb"); err != nil {
-		if os.Getenv("CI") != "" {
-			t.Fatal("PostgreSQL 15 is not installed")
-		}
-		t.Skip("PostgreSQL 15 is not installed")
-	}
-	dir, err := os.MkdirTemp("/tmp", "tmcat")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	attr := &syscall.SysProcAttr{}
-	if os.Getuid() == 0 {
-		u, err := user.Lookup("postgres")
-		if err != nil {
-			t.Fatal(err)
-		}
-		uid, _ := strconv.Atoi(u.Uid)
-		gid, _ := strconv.Atoi(u.Gid)
-		if err := os.Chown(dir, uid, gid); err != nil {
-			t.Fatal(err)
-		}
-		attr.Credential = &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}
-	}
-	initdb := exec.Command(bin+"initdb", "-D", dir+"/data", "-A", "trust", "-U", "postgres", "--no-sync")
-	initdb.SysProcAttr = attr
-	if out, err := initdb.CombinedOutput(); err != nil {
-		t.Fatalf("initdb: %v: %s", err, out)
-	}
-	pg := exec.Command(bin+"postgres", "-D", dir+"/data", "-k", dir, "-c", "listen_addresses=", "-c", "fsync=off")
-	pg.SysProcAttr = attr
-	if err := pg.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { pg.Process.Signal(syscall.SIGINT); pg.Wait() })
-	for range 200 {
-		if exec.Command("psql", "-h", dir, "-U", "postgres", "-c", "SELECT 1").Run() == nil {
-			return dir
-		}
-		time.Sleep(50 * time.Millisecond)
-	}
-	t.Fatal("PostgreSQL did not start")
-	return ""
 }
 
 func conformance(t *testing.T, where func(t *testing.T) string) {

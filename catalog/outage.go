@@ -18,6 +18,15 @@ import (
 // ErrAway is in the chain of errors of a catalog whose database cannot be reached.
 var ErrAway = errors.New("the catalog's database is away")
 
+// errUnanswered is in the chain of errors of a call that the database may have done, for its answer did not arrive.
+var errUnanswered = errors.New("it is not known whether it was done")
+
+// MayBeDone reports whether what failed with an error, and was called with ctx, may have been done all the same: the connection was cut,
+// or nobody waited any more, when it was done and before that was told.
+func MayBeDone(ctx context.Context, err error) bool {
+	return err != nil && (errors.Is(err, errUnanswered) || ctx.Err() != nil)
+}
+
 const (
 	// connectLimit bounds how long a connection to the database is waited for; callLimit, how long one call of it.
 	connectLimit = 5 * time.Second
@@ -79,6 +88,7 @@ func (c *Catalog) do(ctx context.Context, call func(context.Context) error) erro
 	if !c.outage.remote {
 		return call(ctx)
 	}
+	tried := false
 	for {
 		cause, back := c.outage.known()
 		if cause == nil {
@@ -86,18 +96,19 @@ func (c *Catalog) do(ctx context.Context, call func(context.Context) error) erro
 			if !isOutage(ctx, cause) {
 				return cause
 			}
+			tried = true
 			if c.outage.begin(cause) {
 				go c.look()
 			}
 			_, back = c.outage.known()
 		}
 		if !isPatient(ctx) {
-			return away(cause)
+			return away(cause, tried)
 		}
 		select {
 		case <-back:
 		case <-c.outage.gaveUp:
-			return away(cause)
+			return away(cause, tried)
 		case <-ctx.Done():
 			return ctx.Err()
 		}
@@ -128,7 +139,12 @@ func (c *Catalog) look() {
 	}
 }
 
-func away(cause error) error {
+// away is the error of a call that was tried, or was not. One that was may have been done, whatever its cause says: the driver takes a connection
+// that was cut behind a statement for one that did not take it, and the statement is sent once more on another, which then may fail to connect.
+func away(cause error, tried bool) error {
+	if tried {
+		cause = errors.Join(errUnanswered, cause)
+	}
 	return &tidemark.Error{Kind: tidemark.Unavailable, Message: "the catalog's database does not answer",
 		Hint:  "mounts, exports and taps go on without it; ask again when it is back",
 		Cause: errors.Join(ErrAway, cause)}

@@ -4,93 +4,23 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"net"
-	"os"
-	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"tidemark"
+	"tidemark/catalog/catalogtest"
 )
-
-// gate stands between a catalog and its database, and can be closed.
-type gate struct {
-	t      *testing.T
-	to     string // the database's socket
-	listen net.Listener
-
-	mu     sync.Mutex
-	mute   bool // connections are taken, and not answered
-	closed bool
-	open   []net.Conn
-}
-
-func newGate(t *testing.T, to string) *gate {
-	dir, err := os.MkdirTemp("/tmp", "tmgate")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	l, err := net.Listen("unix", filepath.Join(dir, ".s.PGSQL.5432"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	g := &gate{t: t, to: to, listen: l}
-	t.Cleanup(func() { l.Close(); g.set(true, false) })
-	go g.serve()
-	return g
-}
-
-func (g *gate) serve() {
-	for {
-		in, err := g.listen.Accept()
-		if err != nil {
-			return
-		}
-		g.mu.Lock()
-		g.open = append(g.open, in)
-		mute, closed := g.mute, g.closed
-		g.mu.Unlock()
-		if closed {
-			in.Close()
-			continue
-		}
-		if mute {
-			continue
-		}
-		out, err := net.Dial("unix", g.to)
-		if err != nil {
-			in.Close()
-			continue
-		}
-		go func() { io.Copy(out, in); out.Close() }()
-		go func() { io.Copy(in, out); in.Close() }()
-	}
-}
-
-// set closes the gate, opens it, or lets it stand there and say nothing. What is connected is cut.
-func (g *gate) set(closed, mute bool) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.closed, g.mute = closed, mute
-	for _, c := range g.open {
-		c.Close()
-	}
-	g.open = nil
-}
 
 // While the database is away calls fail at once, with one clear line, and patient ones wait; both work again by themselves.
 func TestAway(t *testing.T) {
 	ctx := context.Background()
-	g := newGate(t, filepath.Join(startPostgres(t), ".s.PGSQL.5432"))
-	c := openFor(t, fmt.Sprintf("postgres://postgres@/postgres?host=%s", filepath.Dir(g.listen.Addr().String())), "us")
+	g := catalogtest.NewGate(t, catalogtest.StartPostgres(t))
+	c := openFor(t, g.URL(), "us")
 	enqueue(t, c, NewJob{Application: "a"})
 	claim(t, c, plenty)
 	for _, mute := range []bool{false, true} {
-		g.set(!mute, mute)
+		g.Set(!mute, mute)
 		err := c.Put(ctx, Mounts, "m", "x") // this one may wait for an answer
 		if !errors.Is(err, ErrAway) || tidemark.KindOf(err) != tidemark.Unavailable {
 			t.Fatalf("mute %v: %v", mute, err)
@@ -116,7 +46,7 @@ func TestAway(t *testing.T) {
 			t.Fatalf("it did not wait: %v", err)
 		default:
 		}
-		g.set(false, false)
+		g.Set(false, false)
 		select {
 		case err := <-ended:
 			if err != nil {
@@ -129,7 +59,7 @@ func TestAway(t *testing.T) {
 			t.Fatalf("%+v, %v", j, err)
 		}
 	}
-	g.set(true, false)
+	g.Set(true, false)
 	ended := make(chan error, 1)
 	go func() { ended <- c.Step(Patient(ctx), 1, "x", nil) }()
 	time.Sleep(100 * time.Millisecond)
@@ -141,6 +71,147 @@ func TestAway(t *testing.T) {
 		}
 	case <-time.After(10 * time.Second):
 		t.Fatal("it waits although it shall give up")
+	}
+}
+
+// within waits for a channel to be closed.
+func within(t *testing.T, done <-chan struct{}) {
+	t.Helper()
+	select {
+	case <-done:
+	case <-time.After(30 * time.Second):
+		t.Fatal("the answer was not lost")
+	}
+}
+
+// back waits until a catalog works again.
+func back(t *testing.T, c *Catalog) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(Patient(context.Background()), 30*time.Second)
+	defer cancel()
+	if err := c.Put(ctx, Mounts, "m", "x"); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A job whose COMMIT is not answered is recorded once, if the database is back soon, or if it is a part that is waited for with patience. Else who
+// asked for it is told that it failed, and it is not done, whatever was recorded.
+func TestUnansweredEnqueue(t *testing.T) {
+	ctx := context.Background()
+	g := catalogtest.NewGate(t, catalogtest.StartPostgres(t))
+	c := openFor(t, g.URL(), "us")
+	count := func(want int) {
+		t.Helper()
+		if l, err := c.Jobs(ctx, tidemark.JobFilter{Limit: 99}); err != nil || len(l) != want {
+			t.Fatalf("%d jobs, not %d: %+v, %v", len(l), want, l, err)
+		}
+	}
+
+	lost := g.LoseCommit(`INSERT INTO "jobs"`, false)
+	j, err := c.Enqueue(ctx, NewJob{Kind: "capture", Application: "a", Now: true}, plenty)
+	within(t, lost)
+	if err != nil || j.State != tidemark.JobRunning || j.Attempt != 1 {
+		t.Fatalf("it is running, and who asked is told %+v, %v", j, err)
+	}
+	count(1)
+
+	lost = g.LoseCommit(`INSERT INTO "jobs"`, true)
+	ended := make(chan error, 1)
+	var part *Job
+	go func() {
+		var err error
+		part, err = c.Enqueue(Patient(ctx), NewJob{Kind: "capture", Application: "b", Parent: j.ID, Part: "p"}, plenty)
+		ended <- err
+	}()
+	within(t, lost)
+	time.Sleep(2 * settleFor)
+	g.Set(false, false)
+	if err := <-ended; err != nil {
+		t.Fatalf("the part is there, and who asked is told that it failed: %v", err)
+	}
+	if p, err := c.PartAtLast(ctx, j.ID, "p"); err != nil || p == nil || p.ID != part.ID {
+		t.Fatalf("%+v, %v", p, err)
+	}
+	count(2)
+	if got := claim(t, c, plenty); got != part.ID {
+		t.Fatalf("claimed %d", got)
+	}
+
+	key := NewKey("key", "server")
+	if known, err := c.TakeKey(ctx, key, "print"); err != nil || known != nil {
+		t.Fatal(known, err)
+	}
+	for i, now := range []bool{false, true} {
+		lost = g.LoseCommit(`INSERT INTO "jobs"`, true)
+		_, err = c.Enqueue(ctx, NewJob{Kind: "capture", Application: "c", Now: now}, plenty)
+		within(t, lost)
+		if !errors.Is(err, ErrAway) || !MayBeDone(ctx, err) {
+			t.Fatal(err)
+		}
+		g.Set(false, false)
+		back(t, c)
+		count(3 + i)
+		switch id := int64(3 + i); now {
+		case false: // it waits, and is there for who has the key next
+			if j, err := c.Job(ctx, id); err != nil || j.State != tidemark.JobQueued {
+				t.Fatalf("this tests nothing: %+v, %v", j, err)
+			}
+			if err := c.ReleaseKey(ctx, key); err != nil {
+				t.Fatal(err)
+			}
+			if j, err := c.Job(ctx, id); err != nil || j.State != tidemark.JobFailed || tidemark.KindOf(j.Error) != tidemark.Unavailable {
+				t.Fatalf("the key is free, and the job is %+v, %v", j, err)
+			}
+		case true:
+			if j, err := c.Job(ctx, id); err != nil || j.State != tidemark.JobRunning {
+				t.Fatalf("this tests nothing: %+v, %v", j, err)
+			}
+			if j, err := c.Enqueue(ctx, NewJob{Kind: "capture", Application: "c", Now: true}, plenty); err != nil || j.State != tidemark.JobRunning || j.ID == id {
+				t.Fatalf("what nobody was told of is in the way: %+v, %v", j, err)
+			}
+			if j, err := c.Job(ctx, id); err != nil || j.State != tidemark.JobFailed {
+				t.Fatalf("%+v, %v", j, err)
+			}
+		}
+	}
+	if got := claim(t, c, plenty); got != 0 || len(c.doubts.all()) > 0 {
+		t.Fatalf("claimed %d; in doubt are %q", got, c.doubts.all())
+	}
+}
+
+// Of what failed while the database was away it is known whether it may have been done.
+func TestMayBeDone(t *testing.T) {
+	ctx := context.Background()
+	g := catalogtest.NewGate(t, catalogtest.StartPostgres(t))
+	c := openFor(t, g.URL(), "us")
+	key := NewKey("key", "server")
+	lost := g.LoseAnswer("INSERT INTO answers", true)
+	_, err := c.TakeKey(ctx, key, "print")
+	within(t, lost)
+	if !errors.Is(err, ErrAway) || !MayBeDone(ctx, err) {
+		t.Fatal(err, errors.Unwrap(err))
+	}
+	if _, err := c.TakeKey(ctx, key, "print"); !errors.Is(err, ErrAway) || MayBeDone(ctx, err) {
+		t.Fatalf("the database was not even asked: %v", err)
+	}
+	g.Set(false, false)
+	back(t, c)
+	if known, err := c.TakeKey(ctx, NewKey("key", "server"), "print"); err != nil || known == nil {
+		t.Fatalf("this tests nothing: %v, %v", known, err)
+	}
+	if known, err := c.TakeKey(ctx, key, "print"); err != nil || known != nil {
+		t.Fatalf("%+v, %v", known, err)
+	}
+	cut, cancel := context.WithCancel(ctx)
+	cancel()
+	if _, err := c.TakeKey(cut, key, "print"); err == nil || !MayBeDone(cut, err) {
+		t.Fatal(err)
+	}
+	if _, err := c.Enqueue(ctx, NewJob{Kind: "capture", Application: "a", Now: true}, plenty); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Enqueue(ctx, NewJob{Kind: "capture", Application: "a", Now: true}, plenty); tidemark.KindOf(err) != tidemark.Conflict || MayBeDone(ctx, err) {
+		t.Fatal(err)
 	}
 }
 

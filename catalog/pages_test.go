@@ -2,6 +2,7 @@ package catalog
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"testing"
@@ -74,41 +75,67 @@ func parts(t *testing.T, c *Catalog) {
 	}
 }
 
-// answers: a key is claimed once, and its answer stays as long as it is good.
+// answers: a key is taken once, and its answer stays as long as it is good. Who had a key once changes nothing for who has it now.
 func answers(t *testing.T, c *Catalog) {
 	ctx := context.Background()
-	claim := func(print string) *Asked {
+	take := func(k Key, print string) *Asked {
 		t.Helper()
-		a, err := c.TakeKey(ctx, "key", print, "server")
+		a, err := c.TakeKey(ctx, k, print)
 		if err != nil {
 			t.Fatal(err)
 		}
 		return a
 	}
-	if a := claim("one"); a != nil {
+	one, two, three := NewKey("key", "server"), NewKey("key", "server"), NewKey("key", "server")
+	if a := take(one, "one"); a != nil {
 		t.Fatalf("the first is told of %+v", a)
 	}
-	if a := claim("two"); a == nil || a.Fingerprint != "one" || a.Server != "server" || a.Answer != nil {
+	if a := take(one, "one"); a != nil {
+		t.Fatalf("who asks again, because he did not hear it, is told of %+v", a)
+	}
+	if a := take(two, "two"); a == nil || a.Fingerprint != "one" || a.Server != "server" || a.Answer != nil {
 		t.Fatalf("%+v", a)
-	}
-	if err := c.ReleaseKey(ctx, "key"); err != nil {
-		t.Fatal(err)
-	}
-	if a := claim("two"); a != nil {
-		t.Fatalf("what was released is claimed: %+v", a)
 	}
 	want := Answer{Status: 201, Media: "application/json", Location: "/v1/x", Body: `{"a":"ä"}`}
-	if err := c.Answered(ctx, "key", want); err != nil {
+	if err := errors.Join(c.ReleaseKey(ctx, two), c.Answered(ctx, two, want)); err != nil {
 		t.Fatal(err)
 	}
-	if a := claim("two"); a == nil || a.Answer == nil || *a.Answer != want {
-		t.Fatalf("%+v", a)
+	if a := take(two, "two"); a == nil || a.Fingerprint != "one" || a.Answer != nil {
+		t.Fatalf("who does not have the key changed it: %+v", a)
+	}
+	if err := c.ReleaseKey(ctx, one); err != nil {
+		t.Fatal(err)
+	}
+	if a := take(two, "two"); a != nil {
+		t.Fatalf("what was released is not free: %+v", a)
+	}
+	if err := errors.Join(c.ReleaseKey(ctx, one), c.Answered(ctx, one, want)); err != nil {
+		t.Fatal(err)
+	}
+	if a := take(three, "two"); a == nil || a.Fingerprint != "two" || a.Answer != nil {
+		t.Fatalf("who had the key before changed it: %+v", a)
+	}
+	for range 2 {
+		if err := c.Answered(ctx, two, want); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, k := range []Key{two, three} {
+		if a := take(k, "two"); a == nil || a.Answer == nil || *a.Answer != want {
+			t.Fatalf("%+v", a)
+		}
 	}
 	old := time.Now().Add(-AnswersLast - time.Minute).UnixNano()
 	if err := c.exec(ctx, "UPDATE answers SET asked = ? WHERE key = ?", old, "key"); err != nil {
 		t.Fatal(err)
 	}
-	if a := claim("two"); a != nil {
+	if a := take(three, "two"); a != nil {
 		t.Fatalf("after a day it is still %+v", a)
+	}
+	if err := errors.Join(c.ReleaseKey(ctx, two), c.Answered(ctx, two, want)); err != nil {
+		t.Fatal(err)
+	}
+	if a := take(one, "two"); a == nil || a.Answer != nil {
+		t.Fatalf("who had the key a day ago changed it: %+v", a)
 	}
 }

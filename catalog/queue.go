@@ -2,9 +2,13 @@ package catalog
 
 import (
 	"context"
+	"crypto/rand"
 	"database/sql"
 	"encoding/json"
 	"errors"
+	"maps"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/uptrace/bun"
@@ -30,7 +34,7 @@ type NewJob struct {
 	AskedBy     string
 	Origin      tidemark.JobOrigin
 	Parent      int64
-	Part        string // of the parent, that it is; there is one job of each part. Empty: none
+	Part        string // of the parent, that it is; there is one job of each part. Empty: it is no part
 }
 
 // Limits bound how many jobs run at a time.
@@ -41,48 +45,143 @@ type Limits struct {
 
 // Enqueue records a job. One that is to begin now is running when this returns, and held here, unless a limit is reached:
 // then it is queued. If a job of its application runs already, it is refused, with an error of kind Conflict that names the other.
+// If a part is there already, that job is returned as it is now; a part is not to begin now.
+//
+// If the database went away meanwhile, and is back within settleFor, the job is recorded, once. Else a job that is no part, and may be
+// recorded all the same, is withdrawn before another is begun: who was told that it failed does not have it done. Of a part, [Catalog.PartAtLast] tells.
 func (c *Catalog) Enqueue(ctx context.Context, n NewJob, l Limits) (*Job, error) {
 	body, err := json.Marshal(n.Args)
 	if err != nil {
 		return nil, err
 	}
-	now := c.now().UnixNano()
-	row := jobRow{Kind: n.Kind, Application: n.Application, Host: n.Host, State: string(tidemark.JobQueued), Args: string(body),
-		Owner: c.owner, Priority: int64(n.Priority), Created: now, Queued: now, MaxAttempts: int64(n.MaxAttempts),
-		AskedBy: n.AskedBy, Origin: string(n.Origin), Parent: n.Parent, Part: n.Part}
-	if !n.NotBefore.IsZero() {
-		row.NotBefore = n.NotBefore.UnixNano()
+	part := n.Part != ""
+	if !part {
+		n.Part = rand.Text() // by which it is found again
 	}
-	err = c.changeQueue(ctx, func(ctx context.Context, tx bun.Tx) error {
+	j, err := c.enqueue(ctx, n, l, string(body))
+	if MayBeDone(ctx, err) && ctx.Err() == nil {
+		again, cancel := context.WithTimeout(Patient(ctx), settleFor)
+		defer cancel()
+		if k, e := c.enqueue(again, n, l, string(body)); again.Err() == nil && !errors.Is(e, ErrAway) {
+			return k, wrap(e, "record a job") // as it would have been at first
+		}
+	}
+	if MayBeDone(ctx, err) && !part {
+		c.doubts.add(n.Part)
+	}
+	return j, wrap(err, "record a job")
+}
+
+// settleFor is how long a database that went away is waited for by who does not know whether it recorded a job: a connection that is
+// cut is made anew in that time, and who asked can wait for so long.
+const settleFor = 2 * time.Second
+
+// enqueue records a job, if it is not there. So it can be called again.
+func (c *Catalog) enqueue(ctx context.Context, n NewJob, l Limits, args string) (*Job, error) {
+	var row jobRow
+	err := c.changeQueue(ctx, func(ctx context.Context, tx bun.Tx) error {
+		row = jobRow{}
+		err := tx.NewSelect().Model(&row).Where("owner = ? AND parent = ? AND part = ? AND part <> ''", c.owner, n.Parent, n.Part).Scan(ctx)
+		if !errors.Is(err, sql.ErrNoRows) {
+			return err
+		}
 		if n.Now {
 			if err := c.busy(ctx, tx, n.Application); err != nil {
 				return err
 			}
 		}
+		row = c.rowOf(n, args)
 		if _, err := tx.NewInsert().Model(&row).Returning("id").Exec(ctx); err != nil || !n.Now {
 			return err
 		}
-		_, err := c.claim(ctx, tx, l, &row, row.ID)
+		_, err = c.claim(ctx, tx, l, &row, row.ID)
 		return err
 	})
 	if err != nil {
-		return nil, wrap(err, "record a job")
+		return nil, err
 	}
 	return row.job(), nil
 }
 
+// rowOf is how a job is queued.
+func (c *Catalog) rowOf(n NewJob, args string) jobRow {
+	now := c.now().UnixNano()
+	row := jobRow{Kind: n.Kind, Application: n.Application, Host: n.Host, State: string(tidemark.JobQueued), Args: args,
+		Owner: c.owner, Priority: int64(n.Priority), Created: now, Queued: now, MaxAttempts: int64(n.MaxAttempts),
+		AskedBy: n.AskedBy, Origin: string(n.Origin), Parent: n.Parent, Part: n.Part}
+	if !n.NotBefore.IsZero() {
+		row.NotBefore = n.NotBefore.UnixNano()
+	}
+	return row
+}
+
 // changeQueue runs a transaction that begins jobs. There is one at a time, of all processes: so a limit that was looked at still holds when it is used.
+// Behind an earlier one, it sees whether that took place. Jobs that are in doubt are withdrawn first.
 func (c *Catalog) changeQueue(ctx context.Context, change func(context.Context, bun.Tx) error) error {
 	return c.do(ctx, func(ctx context.Context) error {
-		return c.write.RunInTx(ctx, nil, func(ctx context.Context, tx bun.Tx) error {
+		doubted := c.doubts.all()
+		err := c.write.RunInTx(ctx, nil, func(ctx context.Context, tx bun.Tx) error {
 			if c.outage.remote {
 				if _, err := tx.NewRaw("SELECT pg_advisory_xact_lock(?)", queueLock).Exec(ctx); err != nil {
 					return err
 				}
 			}
+			if err := c.withdraw(ctx, tx, doubted); err != nil {
+				return err
+			}
 			return change(ctx, tx)
 		})
+		if err == nil {
+			c.doubts.settle(doubted)
+		}
+		return err
 	})
+}
+
+// withdraw ends the jobs that were recorded of some whose callers were told that they failed. None of them runs: what the database began of
+// them, nobody here heard of.
+func (c *Catalog) withdraw(ctx context.Context, tx bun.Tx, parts []string) error {
+	if len(parts) == 0 {
+		return nil
+	}
+	fail, err := json.Marshal(tidemark.Errorf(tidemark.Unavailable, "the catalog's database went away when the job was recorded").WithHint("ask for it again"))
+	if err != nil {
+		return err
+	}
+	_, err = tx.NewRaw(`UPDATE jobs SET state = 'failed', error = ?, finished = ?, lease_end = 0, undo = ''
+		WHERE owner = ? AND part IN (?) AND (state = 'queued' OR state = 'running' AND holder = ?)`,
+		string(fail), c.now().UnixNano(), c.owner, bun.In(parts), c.holder).Exec(ctx)
+	return err
+}
+
+// doubts are the jobs of which nobody knows whether they were recorded, by their parts. They are no more than calls were
+// under way when the database went away.
+type doubts struct {
+	mu    sync.Mutex
+	parts map[string]bool // guarded by mu
+}
+
+func (d *doubts) add(part string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.parts == nil {
+		d.parts = map[string]bool{}
+	}
+	d.parts[part] = true
+}
+
+func (d *doubts) all() []string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return slices.Collect(maps.Keys(d.parts))
+}
+
+func (d *doubts) settle(parts []string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, p := range parts {
+		delete(d.parts, p)
+	}
 }
 
 // queueLock is the number of the advisory lock of PostgreSQL that changeQueue takes: "tidemark" in ASCII.

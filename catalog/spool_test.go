@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"tidemark/access"
+	"tidemark/catalog/catalogtest"
 	"tidemark/internal/vfs"
 )
 
@@ -295,14 +296,14 @@ func TestSpoolDiskFull(t *testing.T) {
 // TestSpoolAway: while the database is away records wait, and come when it is back.
 func TestSpoolAway(t *testing.T) {
 	ctx := context.Background()
-	g := newGate(t, filepath.Join(startPostgres(t), ".s.PGSQL.5432"))
-	c := openFor(t, fmt.Sprintf("postgres://postgres@/postgres?host=%s", filepath.Dir(g.listen.Addr().String())), "us")
+	g := catalogtest.NewGate(t, catalogtest.StartPostgres(t))
+	c := openFor(t, g.URL(), "us")
 	s := must(OpenSpool(vfs.NewMem(), "waiting"))(t)
 	_, _, key := keys(t)
 	mem := vfs.NewMem()
 	for i, mute := range []bool{false, true} {
 		ok(t, c.AppendAudit(ctx, request(3*i, 1)...))
-		g.set(!mute, mute)
+		g.Set(!mute, mute)
 		list := request(3*i+1, 1)
 		if err := c.AppendAudit(ctx, list...); !errors.Is(err, ErrAway) {
 			t.Fatalf("mute %v: %v", mute, err)
@@ -317,7 +318,7 @@ func TestSpoolAway(t *testing.T) {
 		}
 		kept, err = s.Keep(request(3*i+2, 1)...)
 		must3(t, kept, err)
-		g.set(false, false)
+		g.Set(false, false)
 		for end := time.Now().Add(30 * time.Second); ; time.Sleep(50 * time.Millisecond) {
 			if _, err := s.Drain(ctx, c); err == nil {
 				break

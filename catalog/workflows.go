@@ -159,6 +159,15 @@ func (c *Catalog) PartOf(ctx context.Context, parent int64, part string) (*Job, 
 	return row.job(), nil
 }
 
+// PartAtLast is [Catalog.PartOf] behind all that is under way: the part that an [Catalog.Enqueue] may have recorded whose answer
+// did not arrive, or nil if there is none, and will be none of that.
+func (c *Catalog) PartAtLast(ctx context.Context, parent int64, part string) (*Job, error) {
+	if err := c.changeQueue(ctx, func(context.Context, bun.Tx) error { return nil }); err != nil {
+		return nil, wrap(err, "look up a part of job %d", parent)
+	}
+	return c.PartOf(ctx, parent, part)
+}
+
 // PartsOf returns the numbers of the jobs that are parts of another, by part.
 func (c *Catalog) PartsOf(ctx context.Context, parent int64) (map[string]int64, error) {
 	var rows []jobRow

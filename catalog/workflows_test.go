@@ -58,11 +58,11 @@ func runOf(t *testing.T, c *Catalog) {
 		t.Fatalf("claimed %d", got)
 	}
 	part := enqueue(t, c, NewJob{Application: "x", Parent: run, Part: "capture"})
-	if _, err := c.Enqueue(ctx, NewJob{Kind: "capture", Application: "x", Parent: run, Part: "capture"}, plenty); err == nil {
+	if again := enqueue(t, c, NewJob{Application: "x", Parent: run, Part: "capture"}); again != part {
 		t.Fatal("a part is there twice")
 	}
-	enqueue(t, c, NewJob{Application: "y", Parent: run})
-	enqueue(t, c, NewJob{Application: "z", Parent: run})
+	enqueue(t, c, NewJob{Application: "y", Parent: run, Part: "y"})
+	enqueue(t, c, NewJob{Application: "z", Parent: run, Part: "z"})
 	if got := claim(t, c, Limits{Host: 1, All: 1}); got != part {
 		t.Fatalf("the run takes the place of its part: claimed %d", got)
 	}
@@ -72,7 +72,7 @@ func runOf(t *testing.T, c *Catalog) {
 	if j, err := c.PartOf(ctx, run, ""); err != nil || j != nil {
 		t.Fatalf("%+v, %v", j, err)
 	}
-	if p, err := c.PartsOf(ctx, run); err != nil || len(p) != 1 || p["capture"] != part {
+	if p, err := c.PartsOf(ctx, run); err != nil || len(p) != 3 || p["capture"] != part {
 		t.Fatalf("%+v, %v", p, err)
 	}
 	if l, err := c.Load(ctx); err != nil || l.All != 1 {

@@ -118,6 +118,7 @@ type Control struct {
 	mirrors   mirrors
 	bell      bell
 	webhooks  webhooks
+	lateKeys  lateKeys
 	captured  captures
 	takeBacks []*cutTakeBack // restores in place to be finished at the end of Open
 

@@ -71,15 +71,17 @@ func (c *Control) ask(ctx context.Context, name string, request any) (tidemark.J
 		}
 	}
 	c.recordAllLate()
-	c.jobs.claims.RLock()
-	defer c.jobs.claims.RUnlock()
+	if !how.Queue { // it may run before this returns
+		c.jobs.claims.RLock()
+		defer c.jobs.claims.RUnlock()
+	}
 	j, err := c.addJob(ctx, catalog.NewJob{Kind: name, Application: w.app, Host: w.host, Args: w.args, Now: !how.Queue, Priority: how.Priority,
 		NotBefore: how.NotBefore, MaxAttempts: k.attempts, AskedBy: how.By, Origin: how.Origin, Parent: how.Parent, Part: how.Part})
 	if err != nil {
 		release()
 		return tidemark.Job{}, err
 	}
-	if j.State != tidemark.JobRunning {
+	if how.Queue || j.State != tidemark.JobRunning {
 		release() // it holds again what it needs when it begins
 		c.jobs.stir()
 		return j.Job, nil

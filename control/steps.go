@@ -87,10 +87,18 @@ func (x *execution) job(ctx context.Context, s workflow.Step, ask func(context.C
 	if x.t.job.Origin == tidemark.FromSchedule {
 		how.Origin = tidemark.FromSchedule
 	}
-	if j, err = x.asked(WithAsk(ctx, how), s, ask); err != nil {
+	if j, err = x.asked(WithAsk(ctx, how), s, ask); err == nil {
+		return x.await(ctx, j.ID)
+	}
+	if ctx.Err() == nil || x.leaves(ctx) {
 		return j, err
 	}
-	return x.await(ctx, j.ID)
+	// It was cut short while it asked, and may have the job all the same. That is not left to run for nobody.
+	part, e := x.c.catalog.PartAtLast(catalog.Patient(x.c.jobs.ctx), x.id, s.ID)
+	if e != nil || part == nil {
+		return j, err
+	}
+	return x.await(ctx, part.ID)
 }
 
 // asked asks for a job, if that is allowed. Others who would make a copy for who runs the workflow wait meanwhile.
