@@ -33,10 +33,10 @@ type marks struct {
 }
 
 // open begins a stream, or goes on with it.
-func (m *marks) open(id, before string) (known bool) {
+func (m *marks) open(id string, before capture.Sent) (known bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	known = m.stream == id || m.stream == before
+	known = m.stream == id || m.stream == before.ID
 	if m.stream != id {
 		m.stream, m.seq = id, 0
 	}
@@ -128,7 +128,7 @@ func newProduction(t *testing.T, applications ...string) *production {
 			if err != nil {
 				return
 			}
-			go stream.Serve(context.Background(), conn, func(_ context.Context, timeline, id, before string) (stream.Feed, bool, error) {
+			go stream.Serve(context.Background(), conn, func(_ context.Context, timeline, id string, before capture.Sent) (stream.Feed, bool, error) {
 				if m := p.marks[timeline]; m != nil {
 					return m, m.open(id, before), nil
 				}

@@ -11,13 +11,21 @@ import (
 
 // Sink opens streams of changes into one timeline.
 type Sink interface {
-	// Open begins the stream id, or resumes it. before is the stream that the source had open
-	// last, or empty. It returns when the timeline has said how far it has come.
+	// Open begins the stream id, or resumes it. before is of the stream that the source had open
+	// last. It returns when the timeline has said how far it has come.
 	//
 	// m is memory that data of the stream's changes will lie in, or nil. If the sink can read it, they need not be carried there. It is the source's, which holds
 	// it as long as the stream is open, and does not change what is the data of a change before that was durable; or, if the source gives the
 	// stream up, ever.
-	Open(ctx context.Context, id, before string, m *shared.Memory) (Stream, error)
+	Open(ctx context.Context, id string, before Sent, m *shared.Memory) (Stream, error)
+}
+
+// Sent is what a source has sent of a stream. A timeline that has less of it has lost something: it was put back to an older state.
+type Sent struct {
+	// ID is the name of the stream; empty: there was none.
+	ID string
+	// Durable is how many of its changes were acknowledged as durable ([Stream.Sync]); fewer, if the source has not kept all of that.
+	Durable uint64
 }
 
 // Mark is a bookmark on its way to a timeline, and what it says of its point there.
@@ -57,8 +65,8 @@ func (s *Sample) Check(size int64) error {
 type Stream interface {
 	// Applied returns how many changes of the stream the timeline had when it was opened.
 	Applied() uint64
-	// Known reports whether the stream follows one that the timeline has. If not, nothing is known of what
-	// its disks hold.
+	// Known reports whether the stream follows one that the timeline has, with all of its changes that were acknowledged. If
+	// not, nothing is known of what its disks hold.
 	Known() bool
 	// Shares reports whether the sink reads the source's memory: of changes whose data lie there it wants to be told where, and [Change.Sum].
 	Shares() bool

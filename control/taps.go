@@ -63,12 +63,23 @@ type tapping struct {
 	ended  chan struct{}
 	mu     sync.Mutex
 	err    error // why the tap does not run, or its disks are not attached
-	// failing is what the tap told last that is wrong with the primary, without the numbers in it.
+	// failing is the ailment that the tap told last, without the numbers in it.
 	failing string
 	devices []string // where the host shows the tapped disks
 }
 
-// fails notes how the primary is, and reports whether something is wrong with it that was not before. That it fails
+// ailment is what is wrong with a tap that runs, or with its disks; empty: nothing.
+func ailment(st taps.Status) string {
+	switch {
+	case st.Failing != "":
+		return "the disk itself fails: " + st.Failing
+	case st.Unsafe != "":
+		return "if its host loses power now, its history may be wrong without notice: " + st.Unsafe
+	}
+	return ""
+}
+
+// fails notes what is wrong with the tap, and reports whether that was not so before. That a disk fails
 // at another place is the same.
 func (x *tapping) fails(st agent.Running) bool {
 	kind := strings.Map(func(r rune) rune {
@@ -76,7 +87,7 @@ func (x *tapping) fails(st agent.Running) bool {
 			return -1
 		}
 		return r
-	}, st.Failing)
+	}, ailment(st.Status))
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	was := x.failing
@@ -143,7 +154,7 @@ func (c *Control) serveTaps() error {
 
 // takeFeed takes the stream of a tap that runs on a host; "" is this one.
 func (c *Control) takeFeed(ctx context.Context, host string, conn net.Conn) {
-	err := wire.Serve(ctx, conn, func(_ context.Context, id, stream, before string) (wire.Feed, bool, error) {
+	err := wire.Serve(ctx, conn, func(_ context.Context, id, stream string, before capture.Sent) (wire.Feed, bool, error) {
 		return c.openFeed(host, id, stream, before)
 	})
 	if err != nil {
@@ -152,7 +163,7 @@ func (c *Control) takeFeed(ctx context.Context, host string, conn net.Conn) {
 }
 
 // openFeed lets a tap of a host write to its timeline.
-func (c *Control) openFeed(host, id, stream, before string) (wire.Feed, bool, error) {
+func (c *Control) openFeed(host, id, stream string, before capture.Sent) (wire.Feed, bool, error) {
 	t := c.set.Get(id)
 	if t == nil {
 		return nil, false, fmt.Errorf("there is no timeline %q", id)
@@ -446,7 +457,7 @@ func (c *Control) keepTap(ctx context.Context, a app, x *tapping) {
 		if err != nil {
 			pause = tapRetry
 		} else if x.fails(r) {
-			c.event("error", a.name, "the disk of %s itself fails: %s", a.name, r.Failing)
+			c.event("error", a.name, "%s is tapped, but %s", a.name, ailment(r.Status))
 		}
 		c.awaitTap(ctx, a, pause)
 	}
@@ -573,10 +584,10 @@ func (c *Control) describeTap(ctx context.Context, a app, d *tidemark.Applicatio
 	default:
 		d.Tap.State = tidemark.TapFollowing
 	}
-	switch {
-	case st.Failing != "":
-		d.Tap.Detail = "the disk itself fails: " + st.Failing
-		d.State, d.Detail = "degraded", d.Tap.Detail
+	switch ill := ailment(st); {
+	case ill != "":
+		d.Tap.Detail = ill
+		d.State, d.Detail = "degraded", ill
 	case d.Tap.State == tidemark.TapSyncing && d.State == "ok":
 		d.State, d.Detail = "syncing", tidemark.FormatSize(st.Lost)+" are to be sent"
 	}

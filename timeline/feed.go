@@ -40,12 +40,12 @@ var ErrFed = errors.New("the disk is written by its tap alone")
 var errReplaced = tidemark.Errorf(tidemark.Conflict, "another connection of the tap has taken over")
 
 // Feed opens the stream with the name id, which is resumed if it was open before: Applied says
-// where. before names the stream that the source sent last, empty if there was none. If the timeline
-// did not get that one last, it reports known as false: what the source believes to have sent is not what is
-// here, and all of it has to come again.
+// where. before is of the stream that the source sent last. If the timeline did not get that one last, or has fewer of its
+// changes than were acknowledged, because the server was put back to an older state, it reports known as false: what the source believes
+// to have sent is not what is here, and all of it has to come again.
 //
 // An older feed takes nothing any more.
-func (t *Timeline) Feed(id, before string) (f *Feed, known bool, err error) {
+func (t *Timeline) Feed(id string, before capture.Sent) (f *Feed, known bool, err error) {
 	if id == "" {
 		return nil, false, tidemark.Errorf(tidemark.Invalid, "a stream of changes needs a name")
 	}
@@ -58,7 +58,11 @@ func (t *Timeline) Feed(id, before string) (f *Feed, known bool, err error) {
 	t.facts.Lock()
 	last := t.state.Feed
 	t.facts.Unlock()
-	known = last.ID == before || last.ID == id && !last.Unknown
+	if last.ID == before.ID {
+		known = t.fedSeq.Load() >= before.Durable
+	} else {
+		known = last.ID == id && !last.Unknown
+	}
 	if last.ID != id {
 		if err := t.register(id, !known); err != nil {
 			return nil, false, err

@@ -92,7 +92,7 @@ func TestChangedDataAreRefused(t *testing.T) {
 				at += place(&list[i], m, at)
 			}
 			list[1].Data[len(list[1].Data)/2] ^= 4
-			f, _, err := line.Feed("s", "")
+			f, _, err := line.Feed("s", capture.Sent{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -102,7 +102,7 @@ func TestChangedDataAreRefused(t *testing.T) {
 			if err := f.Apply(list[2:]); err == nil {
 				t.Error("it takes more after an error")
 			}
-			if f, _, err = line.Feed("s", ""); err != nil {
+			if f, _, err = line.Feed("s", capture.Sent{}); err != nil {
 				t.Fatal(err)
 			}
 			list[1].Data[len(list[1].Data)/2] ^= 4
@@ -197,7 +197,7 @@ func feedRound(t *testing.T, seed uint64) {
 			fail("%v", err)
 		}
 	}
-	if _, known, err := line.Feed("stream", ""); err != nil || !known {
+	if _, known, err := line.Feed("stream", capture.Sent{}); err != nil || !known {
 		fail("first feed: known %v, %v", known, err)
 	}
 	w.close(t)
@@ -205,7 +205,7 @@ func feedRound(t *testing.T, seed uint64) {
 		cam := &camera{fs: mem, rng: rng, left: 20 + rng.IntN(400)}
 		w := open(t, errorfs.Wrap(mem, cam), "/d")
 		line := w.set.Get(id)
-		feed, known, err := line.Feed("stream", "")
+		feed, known, err := line.Feed("stream", capture.Sent{})
 		if err != nil || !known {
 			fail("feed: known %v, %v", known, err)
 		}
@@ -343,7 +343,7 @@ func TestFeedIsTheOnlyWriter(t *testing.T) {
 	if _, err := d.WriteAt(make([]byte, 4096), 0); err != nil {
 		t.Fatal(err)
 	}
-	first, known, err := line.Feed("one", "")
+	first, known, err := line.Feed("one", capture.Sent{})
 	if err != nil || !known {
 		t.Fatal(known, err)
 	}
@@ -359,14 +359,14 @@ func TestFeedIsTheOnlyWriter(t *testing.T) {
 	if err := first.Apply([]capture.Change{{Disk: 1, Off: 0, Len: 4096}}); !errors.Is(err, capture.ErrChange) {
 		t.Errorf("a change of a disk that is not there: %v", err)
 	}
-	second, known, err := line.Feed("two", "one")
+	second, known, err := line.Feed("two", capture.Sent{ID: "one"})
 	if err != nil || !known || second.Applied() != 0 {
 		t.Fatal(known, err, second.Applied())
 	}
 	if err := first.Apply([]capture.Change{{Off: 0, Len: 4096}}); err == nil {
 		t.Error("a feed that was replaced takes changes")
 	}
-	if _, known, err = line.Feed("four", "three"); err != nil || known {
+	if _, known, err = line.Feed("four", capture.Sent{ID: "three"}); err != nil || known {
 		t.Errorf("a source that missed a stream is taken for known: %v", err)
 	}
 	if err := line.EndFeed(); err != nil {
@@ -388,7 +388,7 @@ func TestGapsHaveTimes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f, _, err := line.Feed("one", "")
+	f, _, err := line.Feed("one", capture.Sent{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -443,7 +443,7 @@ func TestFeedMarkOfThePast(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f, _, err := line.Feed("s", "")
+	f, _, err := line.Feed("s", capture.Sent{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -476,7 +476,7 @@ func TestVoid(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f, _, err := line.Feed("one", "")
+	f, _, err := line.Feed("one", capture.Sent{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -547,7 +547,7 @@ func TestVoidsOverlap(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		f, _, err := line.Feed("one", "")
+		f, _, err := line.Feed("one", capture.Sent{})
 		if err != nil {
 			t.Fatal(err)
 		}

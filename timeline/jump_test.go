@@ -52,7 +52,7 @@ func (j *jumper) open(id string) {
 		j.line = w.set.Get(id)
 	}
 	if err == nil && j.feed != nil {
-		j.feed, _, err = j.line.Feed("stream", "")
+		j.feed, _, err = j.line.Feed("stream", capture.Sent{})
 	}
 	if err != nil {
 		j.t.Fatalf("seed %d: %v", j.seed, err)

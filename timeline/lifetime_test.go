@@ -3,12 +3,14 @@ package timeline
 import (
 	"bytes"
 	"context"
+	"errors"
 	"runtime"
 	"sync"
 	"testing"
 	"time"
 
 	"tidemark"
+	"tidemark/capture"
 	"tidemark/image"
 	"tidemark/internal/vfs"
 )
@@ -196,7 +198,7 @@ func TestUnknownFeedStaysUnknown(t *testing.T) {
 	line := oneLine(t, w)
 	feed := func(id, before string, want bool) {
 		t.Helper()
-		if _, known, err := line.Feed(id, before); err != nil || known != want {
+		if _, known, err := line.Feed(id, capture.Sent{ID: before}); err != nil || known != want {
 			t.Errorf("stream %q behind %q is known: %v, and should be %v: %v", id, before, known, want, err)
 		}
 	}
@@ -210,6 +212,63 @@ func TestUnknownFeedStaysUnknown(t *testing.T) {
 	feed("c", "b", false)
 	feed("d", "c", true)
 	feed("d", "c", true)
+}
+
+// A stream is known with as many changes as were acknowledged, and not with fewer: the timeline was put back to an older state. Also behind a fold, and
+// a restart; and whoever says nothing of what was acknowledged is believed.
+func TestFeedWithLessIsUnknown(t *testing.T) {
+	for _, c := range []struct {
+		name      string
+		id        string
+		before    capture.Sent
+		want, has bool // has: the same stream, with its changes
+	}{
+		{"as many", "b", capture.Sent{ID: "a", Durable: 3}, true, false},
+		{"fewer were acknowledged", "b", capture.Sent{ID: "a", Durable: 2}, true, false},
+		{"nothing is said", "b", capture.Sent{ID: "a"}, true, false},
+		{"more", "b", capture.Sent{ID: "a", Durable: 4}, false, false},
+		{"of another stream", "b", capture.Sent{ID: "c", Durable: 1}, false, false},
+		{"the same, as many", "a", capture.Sent{ID: "a", Durable: 3}, true, true},
+		{"the same, more", "a", capture.Sent{ID: "a", Durable: 4}, false, true},
+		{"the same, behind more of the one before", "a", capture.Sent{ID: "z", Durable: 9}, true, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			mem := vfs.NewMem()
+			w := open(t, mem, "/d")
+			defer func() { w.close(t) }()
+			line := oneLine(t, w)
+			f, _, err := line.Feed("a", capture.Sent{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			change := []capture.Change{{Len: 4096, Data: pattern(1)}}
+			if err := errors.Join(f.Apply(change), f.Apply(change), line.Fold(t.Context()), f.Apply(change)); err != nil {
+				t.Fatal(err)
+			}
+			if n, err := f.Sync(); err != nil || n != 3 {
+				t.Fatalf("%d are durable: %v", n, err)
+			}
+			for i := range 4 {
+				f, known, err := line.Feed(c.id, c.before)
+				if err != nil || known != c.want {
+					t.Errorf("known: %v, and should be %v: %v", known, c.want, err)
+				}
+				if n := f.Applied(); (n == 3) != c.has {
+					t.Errorf("it has %d changes", n)
+				}
+				if i == 1 {
+					w.close(t)
+					w = open(t, mem, "/d")
+					line = w.set.List()[0]
+				}
+			}
+			if c.id == "b" {
+				if _, known, err := line.Feed("d", capture.Sent{ID: "b"}); err != nil || !known {
+					t.Errorf("what follows is known: %v: %v", known, err)
+				}
+			}
+		})
+	}
 }
 
 // A cut that the server makes of its own accord, as behind a start, has the time of what was written last, so that a gap that begins then

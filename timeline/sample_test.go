@@ -25,7 +25,7 @@ func TestSampleDiffers(t *testing.T) {
 	if err := line.SetWindow(Window{For: time.Hour}); err != nil {
 		t.Fatal(err)
 	}
-	f, _, err := line.Feed("first", "")
+	f, _, err := line.Feed("first", capture.Sent{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -54,7 +54,7 @@ func TestSampleDiffers(t *testing.T) {
 		t.Errorf("the stream goes on: %v", err)
 	}
 	for range 2 { // also after a restart
-		if _, known, err := line.Feed("second", "first"); known || err != nil {
+		if _, known, err := line.Feed("second", capture.Sent{ID: "first"}); known || err != nil {
 			t.Fatalf("what follows is believed: %v, %v", known, err)
 		}
 		line = w.set.Get(line.ID())
@@ -70,7 +70,7 @@ func TestSampleDiffers(t *testing.T) {
 		t.Fatalf("the gaps are %+v", g)
 	}
 
-	f, known, err := line.Feed("second", "first")
+	f, known, err := line.Feed("second", capture.Sent{ID: "first"})
 	if known || err != nil {
 		t.Fatalf("what follows is believed: %v, %v", known, err)
 	}
@@ -101,7 +101,7 @@ func TestSampleOfDamage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f, _, err := line.Feed("first", "")
+	f, _, err := line.Feed("first", capture.Sent{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -130,7 +130,7 @@ func TestSampleOfDamage(t *testing.T) {
 	if err := f.Sample(sample); !errors.Is(err, ErrDiffers) {
 		t.Fatalf("a sample of what is damaged: %v", err)
 	}
-	f, known, err := line.Feed("second", "first")
+	f, known, err := line.Feed("second", capture.Sent{ID: "first"})
 	if known || err != nil {
 		t.Fatalf("what follows is believed: %v, %v", known, err)
 	}

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"tidemark/block"
+	"tidemark/capture"
 	"tidemark/capture/tap"
 	"tidemark/image"
 	"tidemark/internal/vfs"
@@ -62,7 +63,7 @@ func benchTapped(b *testing.B, as func(net.Conn) net.Conn) {
 				return
 			}
 			serving.Go(func() {
-				wire.Serve(ctx, conn, func(_ context.Context, _, id, before string) (wire.Feed, bool, error) {
+				wire.Serve(ctx, conn, func(_ context.Context, _, id string, before capture.Sent) (wire.Feed, bool, error) {
 					f, known, err := line.Feed(id, before)
 					return marking{f}, known, err
 				})

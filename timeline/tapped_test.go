@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -58,7 +59,7 @@ func (s *server) start(id string) {
 				return
 			}
 			all.Go(func() {
-				wire.Serve(ctx, conn, func(_ context.Context, name, id, before string) (wire.Feed, bool, error) {
+				wire.Serve(ctx, conn, func(_ context.Context, name, id string, before capture.Sent) (wire.Feed, bool, error) {
 					if name != line.ID() {
 						return nil, false, errors.New("no such timeline")
 					}
@@ -87,6 +88,64 @@ func (s *server) restart(cut bool, rng *rand.Rand) {
 	s.w.close(s.t)
 	s.fs = after
 	s.start(id)
+}
+
+// tap taps a primary for the server.
+func (s *server) tap(dir string, primary tap.Primary) *tap.Tap {
+	s.t.Helper()
+	tp, err := tap.Open(tap.Options{Dir: filepath.Join(dir, "tap"), Primaries: []tap.Primary{primary}, Logger: quiet, Sink: &wire.Client{
+		Timeline: s.line.ID(), Dial: func(ctx context.Context) (net.Conn, error) { return new(net.Dialer).DialContext(ctx, "unix", s.path) },
+	}})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return tp
+}
+
+// TestServerPutBackBetweenTaps (J1) puts the server's files back to what they were some writes ago, with the same stream, while
+// no tap runs. The next tap is told at once that something is gone, before any sample, and sends everything.
+func TestServerPutBackBetweenTaps(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "primary")
+	now := bytes.Repeat([]byte("0123456789abcdef"), diskSize/16)
+	if err := os.WriteFile(file, now, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s := &server{t: t, fs: vfs.NewMem(), path: filepath.Join(dir, "s")}
+	s.start("")
+	var snapshot *vfs.MemFS
+	for run := range 2 {
+		primary, err := tap.OpenPrimary(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		tp := s.tap(dir, primary)
+		catchesUp(t, s, now)
+		if run == 0 {
+			snapshot = vfs.Crash(s.fs, 100, rand.New(rand.NewPCG(1, 1)))
+			copy(now[8192:], bytes.Repeat([]byte("gone"), 1024))
+			if _, err := tp.Disks()[0].WriteAt(now[8192:12288], 8192); err != nil {
+				t.Fatal(err)
+			}
+			catchesUp(t, s, now)
+		}
+		if err := tp.Close(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if run == 0 {
+			id := s.line.ID()
+			s.stop()
+			s.w.close(t)
+			s.fs = snapshot
+			s.start(id)
+		}
+	}
+	gaps := s.line.Gaps()
+	if last := gaps[len(gaps)-1]; !strings.Contains(last.Why, "lost a part") {
+		t.Errorf("the gaps are %+v", gaps)
+	}
+	s.stop()
+	s.w.close(t)
 }
 
 // seen is what a disk held at a time, between two writes.
@@ -133,12 +192,7 @@ func tappedRound(t *testing.T, seed uint64) {
 	if _, err := tap.OpenPrimary(file); !errors.Is(err, tap.ErrBusy) {
 		t.Errorf("tapped a second time: %v", err)
 	}
-	tp, err := tap.Open(tap.Options{Dir: filepath.Join(dir, "tap"), Primaries: []tap.Primary{primary}, Logger: quiet, Sink: &wire.Client{
-		Timeline: s.line.ID(), Dial: func(ctx context.Context) (net.Conn, error) { return new(net.Dialer).DialContext(ctx, "unix", s.path) },
-	}})
-	if err != nil {
-		t.Fatal(err)
-	}
+	tp := s.tap(dir, primary)
 	past := tapWrites(t, rng, s, tp, now)
 	catchesUp(t, s, past[len(past)-1].data)
 	if err := tp.Close(t.Context()); err != nil {

@@ -30,25 +30,27 @@ type RefusedError struct{ Text string }
 func (e *RefusedError) Error() string { return e.Text }
 
 // Open implements [capture.Sink].
-func (c *Client) Open(ctx context.Context, id, before string, m *shared.Memory) (capture.Stream, error) {
-	s, err := c.open(ctx, id, before, m)
-	if errors.Is(err, errOlder) {
-		s, err = c.open(ctx, id, before, nil)
+func (c *Client) Open(ctx context.Context, id string, before capture.Sent, m *shared.Memory) (capture.Stream, error) {
+	h := greeting{version: len(magics), timeline: c.Timeline, stream: id, before: before}
+	for ; ; h.version-- {
+		s, err := c.open(ctx, h, m)
+		if err == nil {
+			return s, nil
+		}
+		if !errors.Is(err, errOlder) { // which version 1 does not say
+			return nil, err
+		}
 	}
-	if err != nil {
-		return nil, err
-	}
-	return s, nil
 }
 
-func (c *Client) open(ctx context.Context, id, before string, m *shared.Memory) (*stream, error) {
+func (c *Client) open(ctx context.Context, h greeting, m *shared.Memory) (*stream, error) {
 	conn, err := c.Dial(ctx)
 	if err != nil {
 		return nil, err
 	}
 	s := &stream{conn: conn}
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
-	err = s.greet(appendText(appendText(appendText(nil, c.Timeline), id), before), m)
+	err = s.greet(h, m)
 	if !stop() && err == nil {
 		err = ctx.Err()
 	}
@@ -75,13 +77,17 @@ func (s *stream) send(kind byte, parts ...[]byte) error {
 	return writeFrame(s.conn, kind, parts...)
 }
 
-// greet says what the stream is, and offers the memory where it can be passed.
-func (s *stream) greet(names []byte, m *shared.Memory) (err error) {
-	socket, local := s.conn.(*net.UnixConn)
-	if local && m != nil {
-		err = s.offer(socket, names, m)
+// greet says what the stream is, and passes the memory where that can be.
+func (s *stream) greet(h greeting, m *shared.Memory) (err error) {
+	if socket, local := s.conn.(*net.UnixConn); local && m != nil && h.version > 1 {
+		h.memory = uint64(len(m.Bytes()))
+		err = writePassing(socket, m.File(), frameHello, h.encode())
 	} else {
-		err = s.send(frameHello, []byte(magic), names)
+		m = nil
+		err = s.send(frameHello, h.encode())
+	}
+	if err == nil && h.version > 1 {
+		err = s.agree(m)
 	}
 	if err != nil {
 		return err
@@ -94,15 +100,11 @@ func (s *stream) greet(names []byte, m *shared.Memory) (err error) {
 	return nil
 }
 
-// errOlder: the server knows nothing of memory. It refuses a greeting that speaks of it.
-var errOlder = errors.New("the server has version 1 of the protocol")
+// errOlder: the server does not know this version of the protocol, whose greeting it refuses.
+var errOlder = errors.New("the server has an older version of the protocol")
 
-// offer greets with the memory, which the server takes or not.
-func (s *stream) offer(conn *net.UnixConn, names []byte, m *shared.Memory) error {
-	hello := binary.LittleEndian.AppendUint64(append([]byte(magic2), names...), uint64(len(m.Bytes())))
-	if err := writePassing(conn, m.File(), frameHello, hello); err != nil {
-		return err
-	}
+// agree hears whether the server takes the memory that was passed, or nil.
+func (s *stream) agree(m *shared.Memory) error {
 	body, err := s.answer(frameAgreed, 1)
 	var refused *RefusedError
 	if errors.As(err, &refused) {

@@ -8,6 +8,7 @@ import (
 	"hash/crc32"
 	"io"
 	"net"
+	"slices"
 
 	"tidemark/capture"
 )
@@ -28,9 +29,10 @@ const (
 	frameAgreed  = 68
 )
 
+// magics begin the greetings of the versions, from 1 on.
+var magics = [...]string{"TMWIRE01", "TMWIRE02", "TMWIRE03"}
+
 const (
-	magic      = "TMWIRE01"
-	magic2     = "TMWIRE02"
 	headSize   = 12
 	changeSize = 28
 	// maxBody is the longest body of a frame, in bytes; a sender keeps to maxBatch, or to one change.
@@ -99,6 +101,56 @@ func noEOF(err error) error {
 		return io.ErrUnexpectedEOF
 	}
 	return err
+}
+
+// greeting is what a client says first. Each version says more than the one before.
+type greeting struct {
+	version  int
+	timeline string
+	stream   string
+	before   capture.Sent // how much of it was acknowledged is said from version 3 on
+	memory   uint64       // how much is passed with it, in bytes; said from version 2 on
+}
+
+func (h *greeting) encode() []byte {
+	b := []byte(magics[h.version-1])
+	for _, name := range []string{h.timeline, h.stream, h.before.ID} {
+		b = appendText(b, name)
+	}
+	if h.version >= 3 {
+		b = binary.LittleEndian.AppendUint64(b, h.before.Durable)
+	}
+	if h.version >= 2 {
+		b = binary.LittleEndian.AppendUint64(b, h.memory)
+	}
+	return b
+}
+
+// parseHello is the reverse of encode.
+func parseHello(kind byte, body []byte) (h greeting, err error) {
+	const size = len("TMWIRE01")
+	if kind != frameHello || len(body) < size {
+		return h, fmt.Errorf("%w: no greeting", ErrProtocol)
+	}
+	if h.version = slices.Index(magics[:], string(body[:size])) + 1; h.version == 0 {
+		return h, fmt.Errorf("%w: no greeting of this version", ErrProtocol)
+	}
+	body = body[size:]
+	for _, name := range []*string{&h.timeline, &h.stream, &h.before.ID} {
+		if *name, body, err = cutText(body); err != nil {
+			return h, err
+		}
+	}
+	if len(body) != 8*(h.version-1) {
+		return h, fmt.Errorf("%w: a greeting of version %d with %d bytes behind its names", ErrProtocol, h.version, len(body))
+	}
+	if h.version >= 3 {
+		h.before.Durable, body = binary.LittleEndian.Uint64(body), body[8:]
+	}
+	if h.version >= 2 {
+		h.memory = binary.LittleEndian.Uint64(body)
+	}
+	return h, nil
 }
 
 // encodeChanges returns the body of a frame of changes: a table, and the data of each.

@@ -29,12 +29,12 @@ type Feed interface {
 	Close() error
 }
 
-// Opener opens the stream id into a timeline; before is the stream that its source sent last. known says whether
-// that, or id itself, is what the timeline had last. The text of its error goes to the client.
+// Opener opens the stream id into a timeline; before is of the stream that its source sent last. known says whether
+// that, with all that was acknowledged of it, or id itself, is what the timeline had last. The text of its error goes to the client.
 //
 // When it returns, no feed of the timeline that was opened before takes data any more: the client is told of what this one has made durable, and may
 // use the memory again that an older one would look at.
-type Opener func(ctx context.Context, timeline, id, before string) (f Feed, known bool, err error)
+type Opener func(ctx context.Context, timeline, id string, before capture.Sent) (f Feed, known bool, err error)
 
 // Serve serves one connection until it ends or ctx does, and closes it. It returns nil if the client went away.
 func Serve(ctx context.Context, conn net.Conn, open Opener) error {
@@ -92,11 +92,11 @@ func (s *session) serve(ctx context.Context, open Opener) (err error) {
 
 // welcome answers the client's first frame.
 func (s *session) welcome(ctx context.Context, open Opener) error {
-	names, err := s.hello()
+	h, err := s.hello()
 	if err != nil {
 		return err
 	}
-	feed, known, err := open(ctx, names[0], names[1], names[2])
+	feed, known, err := open(ctx, h.timeline, h.stream, h.before)
 	if err != nil {
 		return err
 	}
@@ -112,8 +112,8 @@ func (s *session) welcome(ctx context.Context, open Opener) error {
 	return nil
 }
 
-// hello reads the client's greeting, and agrees with one that offers memory before anything else is said.
-func (s *session) hello() (names [3]string, err error) {
+// hello reads the client's greeting, and says whether memory is taken before anything else, from version 2 on.
+func (s *session) hello() (h greeting, err error) {
 	var passed passing
 	defer passed.close()
 	var r io.Reader = s.conn
@@ -123,55 +123,19 @@ func (s *session) hello() (names [3]string, err error) {
 	}
 	kind, body, err := readFrame(r, nil)
 	if err != nil {
-		return names, err
+		return h, err
 	}
-	h, err := parseHello(kind, body)
-	if err != nil {
-		return names, err
+	if h, err = parseHello(kind, body); err != nil {
+		return h, err
 	}
-	if s.memory, err = passed.memory(h.memory); err != nil || !h.offers {
-		return h.names, err
+	if s.memory, err = passed.memory(h.memory); err != nil || h.version == 1 {
+		return h, err
 	}
 	answer := []byte{0}
 	if s.memory != nil {
 		answer[0] = 1
 	}
-	return h.names, s.send(frameAgreed, answer)
-}
-
-// greeting is what a client says first.
-type greeting struct {
-	names  [3]string // of the timeline, of the stream, and of the one before it
-	offers bool      // it wants to know whether its memory is taken
-	memory uint64    // how much of that there is, in bytes
-}
-
-func parseHello(kind byte, body []byte) (h greeting, err error) {
-	if kind != frameHello || len(body) < len(magic) {
-		return h, fmt.Errorf("%w: no greeting", ErrProtocol)
-	}
-	switch string(body[:len(magic)]) {
-	case magic:
-	case magic2:
-		h.offers = true
-	default:
-		return h, fmt.Errorf("%w: no greeting of this version", ErrProtocol)
-	}
-	body = body[len(magic):]
-	for i := range h.names {
-		if h.names[i], body, err = cutText(body); err != nil {
-			return h, err
-		}
-	}
-	if h.offers && len(body) == 8 {
-		h.memory, body = binary.LittleEndian.Uint64(body), nil
-	} else if h.offers {
-		return h, fmt.Errorf("%w: a greeting that says nothing of its memory", ErrProtocol)
-	}
-	if len(body) > 0 {
-		return h, fmt.Errorf("%w: a greeting of %d bytes too many", ErrProtocol, len(body))
-	}
-	return h, nil
+	return h, s.send(frameAgreed, answer)
 }
 
 // handle does what a frame asks for.

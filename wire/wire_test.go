@@ -3,7 +3,6 @@ package wire
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -13,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -130,19 +130,25 @@ func TestWhatIsSentArrives(t *testing.T) {
 		serve  func(*testing.T, Opener) (*Client, <-chan error)
 		offers bool
 		shares bool
+		older  bool // nothing is said of what was acknowledged before
 	}{
-		{"carried", serve, false, false},
-		{"shared", serve, true, true},
-		{"by somebody who carries", carry, true, false},
-		{"to an older server", serveOlder, true, false},
-		{"not over a unix socket", serveTCP, true, false},
+		{"carried", serve, false, false, false},
+		{"shared", serve, true, true, false},
+		{"by somebody who carries", carry, true, false, false},
+		{"to a server of version 2", serveOlder(2), true, true, true},
+		{"to a server of version 1", serveOlder(1), true, false, true},
+		{"not over a unix socket", serveTCP, true, false, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			var m *shared.Memory
 			if c.offers {
 				m = newMemory(t, 8<<20)
 			}
-			arrives(t, c.serve, m, c.shares)
+			before := capture.Sent{ID: "old", Durable: 1<<63 + 5}
+			if c.older {
+				before.Durable = 0
+			}
+			arrives(t, c.serve, before, m, c.shares)
 		})
 	}
 }
@@ -161,18 +167,18 @@ func newMemory(t testing.TB, size int) *shared.Memory {
 	return m
 }
 
-func arrives(t *testing.T, serve func(*testing.T, Opener) (*Client, <-chan error), m *shared.Memory, shares bool) {
+func arrives(t *testing.T, serve func(*testing.T, Opener) (*Client, <-chan error), told capture.Sent, m *shared.Memory, shares bool) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	rng := rand.New(rand.NewPCG(seed, 1))
 	b := &book{applied: 7}
-	client, ended := serve(t, func(_ context.Context, line, id, before string) (Feed, bool, error) {
-		if line != "line" || id != "new" || before != "old" {
-			t.Errorf("opened %q, %q, %q", line, id, before)
+	client, ended := serve(t, func(_ context.Context, line, id string, before capture.Sent) (Feed, bool, error) {
+		if line != "line" || id != "new" || before != told {
+			t.Errorf("opened %q, %q, %+v", line, id, before)
 		}
 		return b, true, nil
 	})
-	s, err := client.Open(t.Context(), "new", "old", m)
+	s, err := client.Open(t.Context(), "new", capture.Sent{ID: "old", Durable: 1<<63 + 5}, m)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -268,53 +274,77 @@ func carry(t *testing.T, open Opener) (*Client, <-chan error) {
 	return &Client{Timeline: client.Timeline, Dial: dialer("unix", l)}, ended
 }
 
-// serveOlder serves a book as a server of version 1 does: it refuses any other greeting.
-func serveOlder(t *testing.T, open Opener) (*Client, <-chan error) {
-	return serveOn(t, "unix", func(ctx context.Context, conn net.Conn) error {
-		var seen bytes.Buffer
-		_, body, err := readFrame(io.TeeReader(conn, &seen), nil)
-		if err != nil {
-			return err
-		}
-		if !bytes.HasPrefix(body, []byte(magic)) {
-			return errors.Join(errOlder, writeFrame(conn, frameRefused, []byte("no greeting of this version")), conn.Close())
-		}
-		return Serve(ctx, again{conn, &seen}, open)
-	})
-}
-
-// again is a connection of which something was read already.
-type again struct {
-	net.Conn
-	seen *bytes.Buffer
-}
-
-func (a again) Read(p []byte) (int, error) {
-	if a.seen.Len() > 0 {
-		return a.seen.Read(p)
+// serveOlder serves a book as a server of an older version does: it refuses newer greetings.
+func serveOlder(version int) func(*testing.T, Opener) (*Client, <-chan error) {
+	return func(t *testing.T, open Opener) (*Client, <-chan error) {
+		return serveOn(t, "unix", func(ctx context.Context, conn net.Conn) error {
+			if slices.Contains(magics[:version], peek(t, conn)) {
+				return Serve(ctx, conn, open)
+			}
+			_, _, err := readFrame(conn, nil)
+			return errors.Join(errOlder, err, writeFrame(conn, frameRefused, []byte("no greeting of this version")), conn.Close())
+		})
 	}
-	return a.Conn.Read(p)
+}
+
+// peek returns what the greeting begins with that comes on a unix socket, and leaves it there.
+func peek(t *testing.T, conn net.Conn) string {
+	raw, err := conn.(*net.UnixConn).SyscallConn()
+	if err != nil {
+		t.Error(err)
+		return ""
+	}
+	head := make([]byte, headSize+len(magics[0]))
+	err = raw.Read(func(fd uintptr) bool {
+		n, _, err := unix.Recvfrom(int(fd), head, unix.MSG_PEEK)
+		return n == len(head) || err != nil && err != unix.EAGAIN
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	return string(head[headSize:])
 }
 
 func serveTCP(t *testing.T, open Opener) (*Client, <-chan error) {
 	return serveOn(t, "tcp", func(ctx context.Context, conn net.Conn) error { return Serve(ctx, conn, open) })
 }
 
-// A client of version 1 is served as it always was.
-func TestOlderClient(t *testing.T) {
-	b := &book{applied: 3}
-	client, _ := serve(t, func(context.Context, string, string, string) (Feed, bool, error) { return b, true, nil })
-	conn, err := client.Dial(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	if err := writeFrame(conn, frameHello, []byte("TMWIRE01\x04\x00line\x01\x00a\x00\x00")); err != nil {
-		t.Fatal(err)
-	}
-	kind, body, err := readFrame(conn, nil)
-	if err != nil || kind != frameWelcome || !bytes.Equal(body, []byte{1, 3, 0, 0, 0, 0, 0, 0, 0}) {
-		t.Errorf("a frame of kind %d, %x: %v", kind, body, err)
+// Clients of older versions are served as they always were, and the greetings are what docs/format/wire.md says.
+func TestGreetings(t *testing.T) {
+	for _, c := range []struct {
+		hello  string
+		before capture.Sent
+		agreed bool
+	}{
+		{"TMWIRE01\x04\x00line\x01\x00a\x03\x00old", capture.Sent{ID: "old"}, false},
+		{"TMWIRE02\x04\x00line\x01\x00a\x03\x00old\x00\x00\x00\x00\x00\x00\x00\x00", capture.Sent{ID: "old"}, true},
+		{"TMWIRE03\x04\x00line\x01\x00a\x03\x00old\x07\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00", capture.Sent{ID: "old", Durable: 263}, true},
+	} {
+		t.Run(c.hello[:8], func(t *testing.T) {
+			client, _ := serve(t, func(_ context.Context, line, id string, before capture.Sent) (Feed, bool, error) {
+				if line != "line" || id != "a" || before != c.before {
+					t.Errorf("opened %q, %q, %+v", line, id, before)
+				}
+				return &book{applied: 3}, true, nil
+			})
+			conn, err := client.Dial(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			if err := writeFrame(conn, frameHello, []byte(c.hello)); err != nil {
+				t.Fatal(err)
+			}
+			if c.agreed {
+				if kind, body, err := readFrame(conn, nil); err != nil || kind != frameAgreed || !bytes.Equal(body, []byte{0}) {
+					t.Errorf("a frame of kind %d, %x: %v", kind, body, err)
+				}
+			}
+			kind, body, err := readFrame(conn, nil)
+			if err != nil || kind != frameWelcome || !bytes.Equal(body, []byte{1, 3, 0, 0, 0, 0, 0, 0, 0}) {
+				t.Errorf("a frame of kind %d, %x: %v", kind, body, err)
+			}
+		})
 	}
 }
 
@@ -349,25 +379,24 @@ func TestUnsafeMemoryIsRefused(t *testing.T) {
 	for range 40 {
 		many = append(many, good.File())
 	}
-	names := appendText(appendText(appendText(nil, "line"), "a"), "")
 	for _, c := range []struct {
-		name  string
-		magic string
-		size  uint64
-		files []*os.File
+		name    string
+		version int
+		size    uint64
+		files   []*os.File
 	}{
-		{"not sealed", magic2, 1 << 20, []*os.File{unsealed}},
-		{"a file", magic2, 1 << 20, []*os.File{file}},
-		{"smaller than said", magic2, 2 << 20, []*os.File{good.File()}},
-		{"larger than said", magic2, 1 << 19, []*os.File{good.File()}},
-		{"larger than there can be", magic2, 1 << 63, []*os.File{good.File()}},
-		{"of no bytes", magic2, 0, []*os.File{good.File()}},
-		{"two", magic2, 1 << 20, []*os.File{good.File(), good.File()}},
-		{"many", magic2, 1 << 20, many},
-		{"from an older client", magic, 0, []*os.File{good.File()}},
+		{"not sealed", 3, 1 << 20, []*os.File{unsealed}},
+		{"a file", 3, 1 << 20, []*os.File{file}},
+		{"smaller than said", 3, 2 << 20, []*os.File{good.File()}},
+		{"larger than said", 3, 1 << 19, []*os.File{good.File()}},
+		{"larger than there can be", 3, 1 << 63, []*os.File{good.File()}},
+		{"of no bytes", 3, 0, []*os.File{good.File()}},
+		{"two", 3, 1 << 20, []*os.File{good.File(), good.File()}},
+		{"many", 3, 1 << 20, many},
+		{"from an older client", 1, 0, []*os.File{good.File()}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			client, ended := serve(t, func(context.Context, string, string, string) (Feed, bool, error) {
+			client, ended := serve(t, func(context.Context, string, string, capture.Sent) (Feed, bool, error) {
 				t.Error("a timeline was opened")
 				return &book{}, true, nil
 			})
@@ -376,10 +405,8 @@ func TestUnsafeMemoryIsRefused(t *testing.T) {
 				t.Fatal(err)
 			}
 			before := openFiles(t)
-			hello := append([]byte(c.magic), names...)
-			if c.magic == magic2 {
-				hello = binary.LittleEndian.AppendUint64(hello, c.size)
-			}
+			h := greeting{version: c.version, timeline: "line", stream: "a", memory: c.size}
+			hello := h.encode()
 			var fds []int
 			for _, f := range c.files {
 				fds = append(fds, int(f.Fd()))
@@ -406,8 +433,8 @@ func TestUnsafeMemoryIsRefused(t *testing.T) {
 func TestDescriptorsThatNobodyAskedFor(t *testing.T) {
 	m := newMemory(t, 1<<20)
 	b := &book{}
-	client, ended := serve(t, func(context.Context, string, string, string) (Feed, bool, error) { return b, true, nil })
-	s, err := client.Open(t.Context(), "a", "", m)
+	client, ended := serve(t, func(context.Context, string, string, capture.Sent) (Feed, bool, error) { return b, true, nil })
+	s, err := client.Open(t.Context(), "a", capture.Sent{}, m)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -447,8 +474,8 @@ func TestWrongPlacesAreRefused(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			b := &book{}
-			client, ended := serve(t, func(context.Context, string, string, string) (Feed, bool, error) { return b, true, nil })
-			s, err := client.Open(t.Context(), "a", "", m)
+			client, ended := serve(t, func(context.Context, string, string, capture.Sent) (Feed, bool, error) { return b, true, nil })
+			s, err := client.Open(t.Context(), "a", capture.Sent{}, m)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -468,8 +495,8 @@ func TestWrongPlacesAreRefused(t *testing.T) {
 		})
 	}
 	t.Run("of no memory", func(t *testing.T) {
-		client, ended := serve(t, func(context.Context, string, string, string) (Feed, bool, error) { return &book{}, true, nil })
-		s, err := client.Open(t.Context(), "a", "", nil)
+		client, ended := serve(t, func(context.Context, string, string, capture.Sent) (Feed, bool, error) { return &book{}, true, nil })
+		s, err := client.Open(t.Context(), "a", capture.Sent{}, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -484,17 +511,17 @@ func TestWrongPlacesAreRefused(t *testing.T) {
 }
 
 func TestRefusalsAreHeard(t *testing.T) {
-	client, _ := serve(t, func(context.Context, string, string, string) (Feed, bool, error) {
+	client, _ := serve(t, func(context.Context, string, string, capture.Sent) (Feed, bool, error) {
 		return nil, false, errors.New("no such timeline")
 	})
 	var refused *RefusedError
-	if _, err := client.Open(t.Context(), "a", "", nil); !errors.As(err, &refused) || refused.Text != "no such timeline" {
+	if _, err := client.Open(t.Context(), "a", capture.Sent{}, nil); !errors.As(err, &refused) || refused.Text != "no such timeline" {
 		t.Errorf("open: %v", err)
 	}
-	client, _ = serve(t, func(context.Context, string, string, string) (Feed, bool, error) {
+	client, _ = serve(t, func(context.Context, string, string, capture.Sent) (Feed, bool, error) {
 		return &book{full: errors.New("no space")}, true, nil
 	})
-	s, err := client.Open(t.Context(), "a", "", nil)
+	s, err := client.Open(t.Context(), "a", capture.Sent{}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -518,7 +545,7 @@ func TestOpenEndsWithItsContext(t *testing.T) {
 	c := &Client{Dial: func(ctx context.Context) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", l.Addr().String())
 	}}
-	if _, err := c.Open(ctx, "a", "", nil); err == nil {
+	if _, err := c.Open(ctx, "a", capture.Sent{}, nil); err == nil {
 		t.Error("opened without an answer")
 	}
 }
@@ -544,12 +571,12 @@ func TestDamageIsNoticed(t *testing.T) {
 }
 
 func FuzzFrames(f *testing.F) {
-	var hello, changes bytes.Buffer
-	names := appendText(appendText(appendText(nil, "a"), "b"), "")
-	writeFrame(&hello, frameHello, []byte(magic), names)
+	var changes bytes.Buffer
 	writeFrame(&changes, frameChanges, encodeChanges([]capture.Change{{Len: 3, Data: []byte("abc")}, {Disk: 1, Off: 9, Len: 1 << 40, Time: 5}})...)
-	f.Add(hello.Bytes()[headSize:], byte(frameHello))
-	f.Add(binary.LittleEndian.AppendUint64(append([]byte(magic2), names...), 1<<20), byte(frameHello))
+	for i := range magics {
+		h := greeting{version: i + 1, timeline: "a", stream: "b", before: capture.Sent{ID: "c", Durable: 9}, memory: 1 << 20}
+		f.Add(h.encode(), byte(frameHello))
+	}
 	f.Add(changes.Bytes()[headSize:], byte(frameChanges))
 	f.Add([]byte("12345678\x02\x00no"), byte(frameLose))
 	sample := capture.SampleOf(1, 4096, []byte("abc"))
@@ -560,20 +587,8 @@ func FuzzFrames(f *testing.F) {
 	inside.At = 64<<10 - 4095
 	f.Add(encodeShared([]capture.Change{inside}), byte(frameShared))
 	f.Fuzz(func(t *testing.T, body []byte, kind byte) {
-		if h, err := parseHello(kind, body); err == nil {
-			again := []byte(magic)
-			if h.offers {
-				again = []byte(magic2)
-			}
-			for _, n := range h.names {
-				again = appendText(again, n)
-			}
-			if h.offers {
-				again = binary.LittleEndian.AppendUint64(again, h.memory)
-			}
-			if !bytes.Equal(again, body) {
-				t.Errorf("a greeting that is not what it says")
-			}
+		if h, err := parseHello(kind, body); err == nil && !bytes.Equal(h.encode(), body) {
+			t.Errorf("a greeting that is not what it says")
 		}
 		if list, err := parseChanges(body); err == nil {
 			if again := bytes.Join(encodeChanges(list), nil); !bytes.Equal(again, body) {

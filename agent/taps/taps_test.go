@@ -43,13 +43,13 @@ type copyOf struct {
 	marks  []string
 }
 
-func (c *copyOf) open(_ context.Context, timeline, id, before string) (wire.Feed, bool, error) {
+func (c *copyOf) open(_ context.Context, timeline, id string, before capture.Sent) (wire.Feed, bool, error) {
 	if timeline != "t" {
 		return nil, false, errors.New("no such timeline")
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	known := c.stream == id || c.stream == before
+	known := c.stream == id || c.stream == before.ID
 	if c.stream != id {
 		c.stream, c.seq = id, 0
 	}

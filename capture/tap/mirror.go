@@ -52,9 +52,9 @@ func (t *Tap) connect(ctx context.Context) error {
 	}
 	defer s.Close()
 	if !s.Known() { // noted before the stream is: a tap that follows this one must not be believed
-		t.loseAll("the server does not know what it had of the disk")
+		t.loseAll("the server does not know what it had of the disk, or has lost a part of it")
 	}
-	if before != id {
+	if before.ID != id {
 		if err := t.learn(id); err != nil {
 			return err
 		}
@@ -235,6 +235,7 @@ func (c *connection) acknowledge(ctx context.Context) error {
 		t.mu.Lock()
 		t.asked = time.Time{}
 		if c.failed == nil {
+			t.known.Durable = max(t.known.Durable, durable) // which is of this stream: see learn
 			t.queue.release(upTo, durable, t.drop)
 			t.changed.Broadcast()
 		}

@@ -155,6 +155,15 @@ func (d *disk) content() sparse {
 	return d.now.clone()
 }
 
+// state is what a timeline has.
+type state struct {
+	now    sparse
+	lost   bool
+	last   int64
+	stream string
+	seq    uint64
+}
+
 // timeline is a sink that checks what it is given. The time of a change is the number of its write.
 type timeline struct {
 	mu      sync.Mutex
@@ -163,29 +172,25 @@ type timeline struct {
 	last    int64  // number of the newest write that it has, outside of gaps
 	stream  string // the newest
 	seq     uint64
-	durable struct {
-		now    sparse
-		lost   bool
-		last   int64
-		stream string
-		seq    uint64
-	}
-	away  atomic.Bool // no connection, and none is made
-	hangs atomic.Bool // nothing returns
-	open  *stream
-	wrong []string
-	gaps  int
-	marks map[string]int // how often each came
+	durable state
+	older   state       // that it can be put back to
+	away    atomic.Bool // no connection, and none is made
+	hangs   atomic.Bool // nothing returns
+	open    *stream
+	wrong   []string
+	gaps    int
+	marks   map[string]int // how often each came
 	// numbered, if it is not nil, has the newest write before each mark.
-	numbered map[string]int64
-	took     atomic.Int64 // bytes of data
-	samples  int
-	bypassed bool // somebody writes past the tap
-	garbled  bool // the tap's memory is garbled on purpose
-	damaged  int  // how often that was seen
+	numbered   map[string]int64
+	took       atomic.Int64 // bytes of data
+	samples    int
+	bypassed   bool // somebody writes past the tap
+	wasPutBack bool // it lacks what it had acknowledged
+	garbled    bool // the tap's memory is garbled on purpose
+	damaged    int  // how often that was seen
 }
 
-func (l *timeline) Open(_ context.Context, id, before string, _ *shared.Memory) (capture.Stream, error) {
+func (l *timeline) Open(_ context.Context, id string, before capture.Sent, _ *shared.Memory) (capture.Stream, error) {
 	s, err := l.begin(id, before)
 	if err != nil {
 		return nil, err
@@ -193,13 +198,16 @@ func (l *timeline) Open(_ context.Context, id, before string, _ *shared.Memory) 
 	return s, nil
 }
 
-func (l *timeline) begin(id, before string) (*stream, error) {
+func (l *timeline) begin(id string, before capture.Sent) (*stream, error) {
 	if l.away.Load() {
 		return nil, errors.New("away")
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	known := l.stream == id || l.stream == before
+	known := l.stream == id || l.stream == before.ID && l.seq >= before.Durable
+	if l.stream == before.ID && l.seq < before.Durable && !l.wasPutBack {
+		l.complain("%d changes of %s were acknowledged, it is said, and there are %d", before.Durable, before.ID, l.seq)
+	}
 	if l.stream != id {
 		l.stream, l.seq = id, 0
 		l.keep()
@@ -210,7 +218,24 @@ func (l *timeline) begin(id, before string) (*stream, error) {
 
 // keep makes durable what it has.
 func (l *timeline) keep() {
-	l.durable.now, l.durable.lost, l.durable.last, l.durable.stream, l.durable.seq = l.now.clone(), l.lost, l.last, l.stream, l.seq
+	l.durable = state{l.now.clone(), l.lost, l.last, l.stream, l.seq}
+}
+
+// snapshot keeps what is durable now, to be put back to.
+func (l *timeline) snapshot() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.older = l.durable
+}
+
+// putBack makes what is durable what that was at the last snapshot, if there was one.
+func (l *timeline) putBack() {
+	l.mu.Lock()
+	if l.older.now != nil {
+		l.durable, l.wasPutBack = l.older, true
+	}
+	l.mu.Unlock()
+	l.crash()
 }
 
 // crash goes back to what was durable.

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"tidemark/capture"
 	"tidemark/internal/vfs"
 )
 
@@ -18,6 +19,7 @@ import (
 type notes struct {
 	Version int     `json:"version"`
 	Known   string  `json:"known"`            // the stream that the sink has had last
+	Durable uint64  `json:"durable"`          // changes of it that the sink has acknowledged as durable, or fewer
 	Boot    string  `json:"boot"`             // of the host, when the tap was opened
 	Clean   bool    `json:"clean"`            // the tap was closed, and the marks are as it left them
 	Sizes   []int64 `json:"sizes"`            // of the disks, in bytes
@@ -54,7 +56,7 @@ func (t *Tap) recover() error {
 		t.log.Error("the tap's notes cannot be used", "error", err)
 	}
 	if !slices.Equal(old.Sizes, sizes) {
-		old = notes{Known: old.Known}
+		old = notes{Known: old.Known} // all of the stream comes again, whatever the sink has of it
 	}
 	reason := whyAnew(&old, boot)
 	if i, err := changedMeanwhile(t.o.Primaries, &old, boot); err != nil {
@@ -67,14 +69,14 @@ func (t *Tap) recover() error {
 			return err
 		}
 	}
-	t.known = old.Known
+	t.known = capture.Sent{ID: old.Known, Durable: old.Durable}
 	if t.lost > 0 {
 		t.gap = true
 		t.queue.putMark(&mark{why: reason})
 	} else {
 		t.queue.putMark(&mark{whole: true}) // the tap before may not have come to say it
 	}
-	if err := t.writeNotes(notes{Known: old.Known, Boot: boot, Sizes: sizes}); err != nil {
+	if err := t.writeNotes(notes{Known: old.Known, Durable: old.Durable, Boot: boot, Sizes: sizes}); err != nil {
 		return err
 	}
 	return t.openSpill()
@@ -144,6 +146,7 @@ func (t *Tap) readNotes() (n notes, err error) {
 	return n, nil
 }
 
+// writeNotes replaces the notes. But for recover, before anything runs beside it, the caller holds noting.
 func (t *Tap) writeNotes(n notes) error {
 	n.Version = notesVersion
 	data, err := json.Marshal(n)
@@ -153,34 +156,41 @@ func (t *Tap) writeNotes(n notes) error {
 	if err := vfs.WriteFile(t.o.fs, t.path("notes.json"), data); err != nil {
 		return fmt.Errorf("write the tap's notes: %w", err)
 	}
+	t.notes = n
 	return nil
 }
 
-// learn notes that the sink has had a stream.
+// learn notes that the sink has had a stream, of which nothing was acknowledged yet. That the sink had lost something of the one before could not be
+// told any more then: what follows from that has to be noted already.
 func (t *Tap) learn(id string) error {
-	n, err := t.readNotes()
-	if err != nil {
+	if err := t.retryDistrust(); err != nil {
 		return err
 	}
-	n.Known = id
+	t.noting.Lock()
+	defer t.noting.Unlock()
+	n := t.notes
+	n.Known, n.Durable = id, 0
 	if err := t.writeNotes(n); err != nil {
 		return err
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.known = id
+	t.known = capture.Sent{ID: id}
 	return nil
 }
 
-// distrust has everything sent again after a power cut.
-func (t *Tap) distrust() error {
-	var errs []error
-	for i := range t.disks {
-		if err := t.o.fs.Remove(t.path(fmt.Sprintf("active-%d", i))); err != nil && !errors.Is(err, os.ErrNotExist) {
-			errs = append(errs, err)
-		}
+// keepKnown notes how much of the stream was acknowledged, if the notes have less.
+func (t *Tap) keepKnown() error {
+	t.noting.Lock()
+	defer t.noting.Unlock()
+	n := t.notes
+	t.mu.Lock()
+	n.Durable = max(n.Durable, t.known.Durable)
+	t.mu.Unlock()
+	if n.Durable == t.notes.Durable {
+		return nil
 	}
-	return errors.Join(append(errs, vfs.SyncDir(t.o.fs, t.o.Dir))...)
+	return t.writeNotes(n)
 }
 
 func (t *Tap) openSpill() error {
@@ -196,9 +206,9 @@ func (t *Tap) openSpill() error {
 	return nil
 }
 
-// settleAll notes from time to time which extents are not written any more, and gives back memory that the queue does not need.
+// settleAll keeps the tap's notes from time to time, and gives back memory that the queue does not need.
 func (t *Tap) settleAll(ctx context.Context) {
-	tick := time.NewTicker(settleAfter)
+	tick := time.NewTicker(t.o.settle)
 	defer tick.Stop()
 	for {
 		select {
@@ -206,13 +216,24 @@ func (t *Tap) settleAll(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
-		for _, d := range t.disks {
-			if err := d.settle(); err != nil {
-				t.log.Warn("a power cut would have more sent again than need be", "error", err)
-			}
-		}
+		t.keepNotes()
 		for t.trim() {
 		}
+	}
+}
+
+// keepNotes notes which extents are not written any more, and what the sink has acknowledged, and tries again what could not be noted.
+func (t *Tap) keepNotes() {
+	for _, d := range t.disks {
+		if err := d.settle(); err != nil {
+			t.log.Warn("a power cut would have more sent again than need be", "error", err)
+		}
+	}
+	if err := t.keepKnown(); err != nil {
+		t.log.Warn("if the server is put back to an older state, and the tap restarted, it may go unnoticed", "error", err)
+	}
+	if err := t.retryDistrust(); err != nil {
+		t.log.Error("a power cut of the host may go unnoticed", "error", err)
 	}
 }
 
@@ -296,11 +317,13 @@ func (t *Tap) leaveClean() error {
 			return err
 		}
 	}
-	n, err := t.readNotes()
-	if err != nil {
-		return err
-	}
-	n.Clean = true
+	t.noting.Lock()
+	defer t.noting.Unlock()
+	n := t.notes
+	t.mu.Lock()
+	n.Durable = max(n.Durable, t.known.Durable)
+	t.mu.Unlock()
+	n.Clean, n.Stamps = true, nil
 	for _, p := range t.o.Primaries {
 		s, err := stampOf(p)
 		if err != nil {

@@ -36,7 +36,7 @@ func (h *machine) dial(context.Context) (net.Conn, error) {
 		}
 		f.Close()
 	}
-	go wire.Serve(context.Background(), ends[0], func(_ context.Context, _, id, before string) (wire.Feed, bool, error) {
+	go wire.Serve(context.Background(), ends[0], func(_ context.Context, _, id string, before capture.Sent) (wire.Feed, bool, error) {
 		s, err := h.line.begin(id, before)
 		if err != nil {
 			return nil, false, err

@@ -43,6 +43,7 @@ type Options struct {
 	pace    time.Duration                      // between two acknowledgements asked for; 0: syncPace
 	look    time.Duration                      // between two looks at the primaries; 0: lookPace
 	compare time.Duration                      // between two samples; 0: samplePace
+	settle  time.Duration                      // between two looks at what is at rest; 0: settleAfter
 }
 
 const (
@@ -55,7 +56,7 @@ const (
 	resyncSize = 1 << 20
 	// backOff is how long the sink is left alone after it failed.
 	backOff = 200 * time.Millisecond
-	// settleAfter is how often the tap looks for extents that are not written any more.
+	// settleAfter is how often the tap looks for extents that are not written any more, and keeps its notes.
 	settleAfter = 30 * time.Second
 	// calm is for how long no write must fail before a gap ends: a disk that fails again and again makes one gap, not
 	// thousands.
@@ -92,10 +93,10 @@ type Tap struct {
 	changed  *sync.Cond // anything else below has changed
 	queue    queue
 	holds    map[place]hold
-	lost     int64  // regions that the timeline lacks and that are not in the queue
-	gap      bool   // the stream was told, or will be, that something is missing
-	stream   string // name of the present stream
-	known    string // the stream that the sink has had last
+	lost     int64        // regions that the timeline lacks and that are not in the queue
+	gap      bool         // the stream was told, or will be, that something is missing
+	stream   string       // name of the present stream
+	known    capture.Sent // the stream that the sink has had last, and what it acknowledged of that
 	online   bool
 	closing  bool
 	trouble  error       // why it is not online
@@ -107,10 +108,13 @@ type Tap struct {
 	failedAt time.Time   // when a primary last failed a write
 	applied  uint64      // segments that were sent, as the queue counts them
 	reread   int64       // bytes that were read from the primaries to be sent again
+	unsure   error       // why a power cut may go unnoticed; nil: it does not
 
-	sums       atomic.Bool // checksums are wanted: the sink shares memory, or did when it was there last
-	health     health
-	distrusted sync.Once
+	noting   sync.Mutex // held while notes are written
+	notes    notes      // as they were written last; guarded by noting
+	distrust distrust
+	sums     atomic.Bool // checksums are wanted: the sink shares memory, or did when it was there last
+	health   health
 }
 
 // Disk is one tapped disk. It is a [block.Device] that does what its primary does.
@@ -173,6 +177,9 @@ func (o *Options) setDefaults() {
 	if o.compare == 0 {
 		o.compare = samplePace
 	}
+	if o.settle == 0 {
+		o.settle = settleAfter
+	}
 }
 
 // ErrClosed: the tap was closed.
@@ -234,6 +241,9 @@ type Status struct {
 	// zero if there is none yet.
 	Reached time.Time `json:"reached,omitzero"`
 	Unread  string    `json:"unread,omitempty"` // why the disk could not be read again
+	// Unsafe is why a power cut of the host may leave the timeline other than the disks, and nobody would know; empty: it does not.
+	// It is tried again and again to have everything sent after one.
+	Unsafe string `json:"unsafe,omitempty"`
 	// Failing is what is wrong with the primaries themselves, Failures how often they failed since the tap was opened,
 	// and LastFailure when they did last.
 	Failing     string    `json:"failing,omitempty"`
@@ -252,6 +262,9 @@ func (t *Tap) Status() Status {
 	}
 	if t.readErr != nil {
 		s.Unread = t.readErr.Error()
+	}
+	if t.unsure != nil {
+		s.Unsafe = t.unsure.Error()
 	}
 	s.Lag = t.queue.lag()
 	if n := t.queue.before(t.o.now().UnixNano()); n != 0 {
@@ -479,11 +492,19 @@ func (t *Tap) loseAll(why string) {
 		t.lost += d.lost.setRange(0, d.lost.n)
 	}
 	t.restart(why)
+	known := t.known.ID
 	t.mu.Unlock()
+	noted := true
 	for _, d := range t.disks {
 		if err := d.active.beginAll(); err != nil {
 			t.unsafe(err)
+			noted = false
 		}
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if noted && t.known.ID == known { // all of it comes again: that some of it is gone needs to be noticed no more
+		t.known.Durable = 0
 	}
 }
 
@@ -512,14 +533,4 @@ func (t *Tap) restart(why string) {
 	t.queue.putMark(&mark{why: why})
 	t.log.Warn("the timeline begins anew", "why", why)
 	t.wake()
-}
-
-// unsafe notes that the notes for a power cut cannot be kept: after one, all is sent again.
-func (t *Tap) unsafe(err error) {
-	t.distrusted.Do(func() {
-		t.log.Error("after a power cut the whole disk will be sent again", "error", err)
-		if err := t.distrust(); err != nil {
-			t.log.Error("and that could not be noted either", "error", err)
-		}
-	})
 }

@@ -15,6 +15,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
+
 	"tidemark/block"
 	"tidemark/capture"
 	"tidemark/internal/vfs"
@@ -34,8 +36,10 @@ type machine struct {
 	tap     *Tap
 	wrote   atomic.Int64
 	spill   int64
-	compare time.Duration // between samples
-	wired   bool          // the timeline is behind a connection, and reads the tap's memory
+	compare time.Duration    // between samples
+	settle  time.Duration    // between two looks at what is at rest; 0: settleAfter
+	faults  errorfs.Injector // of the file system; nil: none
+	wired   bool             // the timeline is behind a connection, and reads the tap's memory
 }
 
 func newMachine(t *testing.T, seed uint64) *machine {
@@ -61,9 +65,13 @@ func (h *machine) open() {
 	if primary == nil {
 		primary = h.disk
 	}
+	fs := vfs.FS(h.fs)
+	if h.faults != nil {
+		fs = errorfs.Wrap(fs, h.faults)
+	}
 	tap, err := Open(Options{
 		Dir: "/tap", Primaries: []Primary{primary}, Sink: h.sink(), Memory: 4 << 20, Spill: h.spill, Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
-		fs: h.fs, boot: fmt.Sprint(h.boots), pace: time.Millisecond, look: 10 * time.Millisecond, compare: h.compare, now: func() time.Time { return time.Unix(0, h.wrote.Load()) },
+		fs: fs, boot: fmt.Sprint(h.boots), pace: time.Millisecond, look: 10 * time.Millisecond, compare: h.compare, settle: h.settle, now: func() time.Time { return time.Unix(0, h.wrote.Load()) },
 		mapBits: func(path string, n int64) (marks, error) {
 			m := marks{sync: func() error { return nil }, fresh: h.words[path] == nil}
 			if m.fresh {
@@ -98,14 +106,17 @@ func (h *machine) kill() {
 }
 
 // powerCut takes the host down.
-func (h *machine) powerCut() {
+func (h *machine) powerCut() { h.powerCutKeeping([]int{0, 50, 100}[h.rng.IntN(3)]) }
+
+// powerCutKeeping takes the host down, and keeps so many percent of what was not synced.
+func (h *machine) powerCutKeeping(percent int) {
 	h.halt()
 	h.line.mu.Lock()
 	if h.line.open != nil {
 		h.line.open.end()
 	}
 	h.line.mu.Unlock()
-	h.fs = vfs.Crash(h.fs, []int{0, 50, 100}[h.rng.IntN(3)], h.rng)
+	h.fs = vfs.Crash(h.fs, percent, h.rng)
 	h.disk.powerCut(h.rng)
 	for _, words := range h.words {
 		clear(words) // the worst that can be left
@@ -250,9 +261,10 @@ func (h *machine) round() {
 				}
 			}
 			if h.rng.IntN(40) == 0 {
-				if err := h.tap.Disks()[0].settle(); err != nil {
-					h.fail("settle: %v", err)
-				}
+				h.tap.keepNotes()
+			}
+			if h.rng.IntN(40) == 0 {
+				h.line.snapshot()
 			}
 		}
 		h.happen()
@@ -280,7 +292,12 @@ func (h *machine) happen() {
 		return
 	default:
 	}
-	switch h.rng.IntN(11) {
+	switch h.rng.IntN(12) {
+	case 10:
+		restart(func() {
+			h.close()
+			h.line.putBack()
+		})
 	case 0:
 		restart(h.kill)
 	case 1:

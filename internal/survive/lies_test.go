@@ -211,7 +211,7 @@ type liarOnWire struct {
 }
 
 // Open implements capture.Sink.
-func (w liarOnWire) Open(ctx context.Context, id, before string, m *shared.Memory) (capture.Stream, error) {
+func (w liarOnWire) Open(ctx context.Context, id string, before capture.Sent, m *shared.Memory) (capture.Stream, error) {
 	s, err := w.Sink.Open(ctx, id, before, m)
 	return &liarsStream{Stream: s, w: w}, err
 }

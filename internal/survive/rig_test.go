@@ -159,7 +159,7 @@ func (x *rig) serveWire() (path string) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	var all sync.WaitGroup
-	open := func(_ context.Context, _, id, before string) (wire.Feed, bool, error) {
+	open := func(_ context.Context, _, id string, before capture.Sent) (wire.Feed, bool, error) {
 		f, known, err := x.line.Feed(id, before)
 		return feed{f, x.ledger}, known, err
 	}
