@@ -87,7 +87,8 @@ func (h *machine) open() {
 	h.tap = tap
 }
 
-// kill ends the tap's process at once. What the timeline lacks must be marked.
+// kill ends the tap's process at once. What the timeline lacks must be marked, unless the next tap is told that it lacks something: it was put back, or has
+// a stream that this one has not noted.
 func (h *machine) kill() {
 	h.t.Helper()
 	h.halt()
@@ -95,6 +96,9 @@ func (h *machine) kill() {
 	defer h.line.mu.Unlock()
 	if h.line.open != nil {
 		h.line.open.end()
+	}
+	if n, d := h.tap.notes, h.line.durable; d.stream != n.Known || d.seq < n.Durable {
+		return
 	}
 	marked := bitmap{words: h.words["/tap/dirty-0"], n: (testSize + regionSize - 1) / regionSize}
 	have, lacks := h.disk.content(), h.line.durable.now
