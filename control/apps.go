@@ -21,6 +21,10 @@ type about struct {
 	Options map[string]string `json:"options,omitempty"`
 	// Of is APP@POINT of which a clone or mount was made.
 	Of string `json:"of,omitempty"`
+	// From is the first ID of that APP: another of its name is not what it was made of. Empty: an older release made it.
+	From string `json:"from,omitempty"`
+	// First is the ID of the first timeline of a clone that was made anew. Empty: this is the first.
+	First string `json:"first,omitempty"`
 	// Taps are the paths of the primary disks of a tapped application, in the order of its disks.
 	Taps []string `json:"taps,omitempty"`
 	// Agent is the host whose agent runs these taps, or on which the clone or mount is; empty: ours.

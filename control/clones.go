@@ -30,8 +30,8 @@ func (c *Control) Clone(ctx context.Context, spec tidemark.CloneSpec) (tidemark.
 	return c.ask(ctx, "clone", spec)
 }
 
-func (c *Control) cloneWork(ctx context.Context, spec tidemark.CloneSpec) (*work, error) {
-	src, err := c.planClone(ctx, spec)
+func (c *Control) cloneWork(ctx context.Context, spec cloning) (*work, error) {
+	src, err := c.planClone(ctx, spec.CloneSpec, spec.From)
 	if err == nil {
 		_, err = c.hostAgent(ctx, spec.Host)
 	}
@@ -45,11 +45,12 @@ func (c *Control) cloneWork(ctx context.Context, spec tidemark.CloneSpec) (*work
 		return nil, err
 	}
 	if spec.Preparation != nil {
-		if err := c.checkPreparation(ctx, src.src, spec); err != nil {
+		if err := c.checkPreparation(ctx, src.src, spec.CloneSpec); err != nil {
 			return nil, err
 		}
 	}
-	w := &work{app: spec.Name, host: cmp.Or(spec.Host, hostname()), args: fixedClone(spec)}
+	args := cloning{CloneSpec: fixedClone(spec.CloneSpec), From: src.src.firstID(), First: spec.First}
+	w := &work{app: spec.Name, host: cmp.Or(spec.Host, hostname()), args: args}
 	w.holding = func(ctx context.Context) (func(), error) {
 		if err := c.portIsFree(ctx, spec.Host, spec.Port); err != nil {
 			return nil, err
@@ -91,13 +92,16 @@ type plan struct {
 	log  bool // the log disk is needed
 }
 
-// planClone checks a request and finds the point to branch from.
-func (c *Control) planClone(ctx context.Context, spec tidemark.CloneSpec) (plan, error) {
+// planClone checks a request and finds the point to branch from. from is the first ID of the source; empty: of whoever has the name now.
+func (c *Control) planClone(ctx context.Context, spec tidemark.CloneSpec, from string) (plan, error) {
 	ref, err := tidemark.ParseRef(spec.Ref)
 	if err != nil {
 		return plan{}, err
 	}
 	a, err := c.app(ref.App)
+	if err == nil {
+		err = a.mustBe(from, spec.Name)
+	}
 	if err != nil {
 		return plan{}, err
 	}
@@ -222,15 +226,18 @@ func baseFor(a app, at tidemark.Point, s postgres.Stop) (tidemark.RecoveryPoint,
 	return tidemark.RecoveryPoint{}, err.WithHint("capture it first: `tidemark capture " + a.name + "`")
 }
 
-func (c *Control) makeClone(ctx context.Context, p plan, spec tidemark.CloneSpec) (keptClone, error) {
+func (c *Control) makeClone(ctx context.Context, p plan, spec cloning) (keptClone, error) {
 	begun := time.Now()
-	k := keptClone{Spec: spec, Clone: tidemark.Clone{Name: spec.Name, Type: p.src.Type, Host: spec.Host, State: "starting", Created: begun}}
+	k := keptClone{Spec: spec.CloneSpec, Clone: tidemark.Clone{Name: spec.Name, Type: p.src.Type, Host: spec.Host, State: "starting", Created: begun}}
 	if p.log {
 		if err := c.completeLog(ctx, &p); err != nil {
 			return k, err
 		}
 	}
 	a, err := c.branch(ctx, p.src, spec.Name, spec.Host, p.pos, p.each, roleClone)
+	if err == nil && spec.First != "" {
+		err = c.annotate(ctx, a, func(n *about) { n.First = spec.First })
+	}
 	if err == nil && spec.Preparation != nil {
 		err = c.annotate(ctx, a, func(n *about) { n.Live = &live{Preparation: *spec.Preparation, Sources: []string{p.ref()}} })
 	}
@@ -532,8 +539,11 @@ func (c *Control) Refresh(ctx context.Context, spec tidemark.RefreshSpec) (tidem
 // refreshing is a refresh as it is recorded.
 type refreshing struct {
 	tidemark.RefreshSpec
+	// From and First are the first IDs of the source and of the clone when it was asked for: others of these names are not meant.
+	From  string `json:"from,omitempty"`
+	First string `json:"first,omitempty"`
 	// Again is what is left to be done of a refresh that was cut or has failed, when the old clone was taken away for it.
-	Again *tidemark.CloneSpec `json:"again,omitempty"`
+	Again *cloning `json:"again,omitempty"`
 }
 
 func (c *Control) refreshWork(ctx context.Context, r refreshing) (*work, error) {
@@ -551,11 +561,15 @@ func (c *Control) refreshWork(ctx context.Context, r refreshing) (*work, error) 
 	if err != nil {
 		return nil, err
 	}
-	p, err := c.planClone(ctx, again)
+	if r.First != "" && r.First != again.First {
+		return nil, tidemark.Errorf(tidemark.Conflict, "%s is another clone than when its refresh was asked for", r.Name).WithHint("ask for it again, if you mean this one")
+	}
+	p, err := c.planClone(ctx, again.CloneSpec, cmp.Or(r.From, again.From))
 	if err != nil {
 		return nil, err
 	}
-	again = fixedClone(again)
+	again.CloneSpec, again.From = fixedClone(again.CloneSpec), p.src.firstID()
+	r.From, r.First = again.From, again.First
 	if r.Point != "" {
 		_, r.Point, _ = strings.Cut(again.Ref, "@")
 	}
@@ -572,33 +586,13 @@ func (c *Control) refreshWork(ctx context.Context, r refreshing) (*work, error) 
 	return &work{app: r.Name, host: cmp.Or(again.Host, hostname()), args: r, holding: holding, run: run}, nil
 }
 
-// cloneAnew is the request by which a clone is made once more.
-func (c *Control) cloneAnew(ctx context.Context, spec tidemark.RefreshSpec) (again tidemark.CloneSpec, err error) {
-	var k keptClone
-	if err := c.catalog.Get(ctx, catalog.Clones, spec.Name, &k); err != nil {
-		return again, err
-	}
-	ref, err := tidemark.ParseRef(k.Spec.Ref)
-	if err != nil {
-		return again, err
-	}
-	again = tidemark.CloneSpec{Ref: ref.App, Name: spec.Name, Port: k.Port, Host: k.Spec.Host, Listen: k.Spec.Listen, Lifetime: k.Spec.Lifetime}
-	if spec.Point != "" {
-		again.Ref = ref.App + "@" + spec.Point
-	}
-	if k.Type != tidemark.TypePostgres {
-		again.Port = 0
-	}
-	return again, nil
-}
-
 // refreshAgain makes the clone of a refresh that was cut.
-func (c *Control) refreshAgain(again tidemark.CloneSpec) func(context.Context, *task) (any, error) {
+func (c *Control) refreshAgain(again cloning) func(context.Context, *task) (any, error) {
 	return func(ctx context.Context, t *task) (any, error) {
 		if err := t.doing(ctx, "branch", undoing{Remove: again.Name, Again: &again}); err != nil {
 			return nil, err
 		}
-		p, err := c.planClone(ctx, again)
+		p, err := c.planClone(ctx, again.CloneSpec, again.From)
 		if err != nil {
 			return nil, err
 		}
@@ -607,7 +601,7 @@ func (c *Control) refreshAgain(again tidemark.CloneSpec) func(context.Context, *
 }
 
 // refresh makes the new clone, when the old one is gone.
-func (c *Control) refresh(ctx context.Context, t *task, p plan, again tidemark.CloneSpec) (any, error) {
+func (c *Control) refresh(ctx context.Context, t *task, p plan, again cloning) (any, error) {
 	t.again = mustJSON(refreshing{RefreshSpec: tidemark.RefreshSpec{Name: again.Name}, Again: &again})
 	n, err := c.makeClone(ctx, p, again)
 	if err != nil {

@@ -43,7 +43,7 @@ func TestRefreshKeepsOwner(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := c.planClone(t.Context(), again)
+	p, err := c.planClone(t.Context(), again.CloneSpec, again.From)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -352,7 +352,7 @@ func (c *Control) keepClone(ctx context.Context, a app, name string, pos tidemar
 		return err
 	}
 	defer release()
-	note := about{Type: tidemark.TypeVolume, Host: hostname(), Of: a.name + "@" + pos.String(), Role: roleClone, Options: a.Options}
+	note := about{Type: tidemark.TypeVolume, Host: hostname(), Of: a.name + "@" + pos.String(), From: a.firstID(), Role: roleClone, Options: a.Options}
 	if _, err := a.t.Branch(ctx, name, pos, nil, mustJSON(note)); err != nil {
 		return err
 	}

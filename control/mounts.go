@@ -120,7 +120,7 @@ func (c *Control) freeName(base string) string {
 
 // branch makes the timeline of a clone or mount on a host.
 func (c *Control) branch(ctx context.Context, src app, name, host string, pos tidemark.Position, each map[string]tidemark.Position, r role) (app, error) {
-	note := about{Type: src.Type, Host: host, Agent: host, Of: src.name + "@" + pos.String(), Role: r, Options: src.Options, Home: src.Home}
+	note := about{Type: src.Type, Host: host, Agent: host, Of: src.name + "@" + pos.String(), From: src.firstID(), Role: r, Options: src.Options, Home: src.Home}
 	if host == "" {
 		note.Host = hostname()
 	}

@@ -86,7 +86,11 @@ func (c *Control) planRefresh(ctx context.Context, a app, point string) (*plan, 
 	if err != nil {
 		return nil, err
 	}
-	p, err := c.planClone(ctx, tidemark.CloneSpec{Ref: ref.App + "@" + cmp.Or(point, "latest")})
+	from, err := c.sourceOf(ctx, a, ref.App)
+	if err != nil {
+		return nil, err
+	}
+	p, err := c.planClone(ctx, tidemark.CloneSpec{Ref: ref.App + "@" + cmp.Or(point, "latest"), Name: a.name}, from)
 	if err != nil {
 		return nil, err
 	}
@@ -186,8 +190,9 @@ func (c *Control) refreshInPlace(ctx context.Context, t *task, x *preparing, mar
 			return err
 		}
 	}
-	err := c.noteSources(ctx, x.a, func(s []string) []string {
-		return append(slices.DeleteFunc(s, func(r string) bool { return r == p.ref() }), p.ref())
+	err := c.annotate(ctx, x.a, func(n *about) {
+		n.From = p.src.firstID() // which an older release did not note
+		n.Live.Sources = append(slices.DeleteFunc(n.Live.Sources, func(r string) bool { return r == p.ref() }), p.ref())
 	})
 	if err != nil {
 		return err

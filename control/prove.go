@@ -88,7 +88,7 @@ func (c *Control) planProof(ctx context.Context, spec tidemark.ProveSpec) (*prov
 			return nil, err
 		}
 	}
-	if x.plan, err = c.planClone(ctx, tidemark.CloneSpec{Ref: spec.Ref}); err != nil {
+	if x.plan, err = c.planClone(ctx, tidemark.CloneSpec{Ref: spec.Ref}, ""); err != nil {
 		return nil, err
 	}
 	if err := x.describe(); err != nil {

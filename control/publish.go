@@ -219,7 +219,7 @@ func (c *Control) aside(ctx context.Context, t *task, x *publishing, step string
 
 // gatherFrom makes fingerprints of what a query returns of a source of the data.
 func (c *Control) gatherFrom(ctx context.Context, t *task, x *publishing, source, query string) error {
-	p, err := c.planClone(ctx, tidemark.CloneSpec{Ref: source})
+	p, err := c.planClone(ctx, tidemark.CloneSpec{Ref: source, Name: x.a.name}, x.a.From)
 	if err == nil && p.log {
 		err = c.completeLog(ctx, &p)
 	}

@@ -20,7 +20,7 @@ import (
 // doom says what becomes of a clone or mount that is to be taken apart.
 type doom struct {
 	// Again is the clone to be made then, under its name: its refresh was cut.
-	Again *tidemark.CloneSpec `json:"again,omitempty"`
+	Again *cloning `json:"again,omitempty"`
 	// Refreshed: its refresh has failed, and may be made again.
 	Refreshed bool `json:"refreshed,omitempty"`
 }
@@ -194,7 +194,7 @@ func (c *Control) bringBack(ctx context.Context, name string) error {
 }
 
 // bringBackNow does so, or takes it apart, and then returns the clone to be made in its place, if there is one.
-func (c *Control) bringBackNow(ctx context.Context, name string) (again *tidemark.CloneSpec, err error) {
+func (c *Control) bringBackNow(ctx context.Context, name string) (again *cloning, err error) {
 	defer c.Enter()()
 	a, err := c.app(name)
 	if tidemark.KindOf(err) == tidemark.NotFound {

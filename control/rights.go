@@ -224,7 +224,8 @@ func (c *Control) Taking(ref string) (Taken, error) {
 	return t, nil
 }
 
-// Source returns the reference to the point that a refresh of a clone takes.
+// Source returns the reference to the point that a refresh of a clone takes. It is an error of kind [tidemark.Conflict] if another has the
+// name of what the clone is of.
 func (c *Control) Source(ctx context.Context, spec tidemark.RefreshSpec) (string, error) {
 	again, err := c.cloneAnew(ctx, spec)
 	return again.Ref, err

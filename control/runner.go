@@ -338,7 +338,7 @@ func (c *Control) beginAgain(ctx context.Context, j *catalog.Job, u undoing, fai
 type undoing struct {
 	Remove string `json:"remove,omitempty"` // the clone, mount or volume that was being made
 	// Again is the clone to be made once more: the old one was taken away for it.
-	Again *tidemark.CloneSpec `json:"again,omitempty"`
+	Again *cloning `json:"again,omitempty"`
 	// TakeBack is the restore in place to be done again: it had begun to write.
 	TakeBack *takingBack `json:"take_back,omitempty"`
 	// Stopped is the clone or volume that was taken off the host for a rewind, and Before the bookmark to go back to.

@@ -299,14 +299,15 @@ func doClone(ctx context.Context, d doing[*workflow.Clone]) (any, error) {
 	return made, d.c.SetSLA(ctx, d.body.Name, d.body.SLA)
 }
 
-// refreshNeeds is what a refresh needs: to make the clone anew, from the point that it takes.
+// refreshNeeds is what a refresh needs: to make the clone anew, from the point that it takes, and to clone what has that point now.
 func refreshNeeds(c *Control, ctx context.Context, b *workflow.Refresh) ([]Need, error) {
 	n := Need{Action: access.CloneRefresh, Kind: access.KindClone, Ref: b.Clone}
 	from, err := c.Source(ctx, tidemark.RefreshSpec{Name: b.Clone, Point: b.Point})
-	if err == nil {
-		n.From = from
+	if err != nil {
+		return []Need{n}, notThere(err)
 	}
-	return []Need{n}, notThere(err)
+	n.From = from
+	return []Need{n, {Action: access.ApplicationClone, Kind: access.KindApplication, Ref: from}}, nil
 }
 
 func doRefresh(ctx context.Context, d doing[*workflow.Refresh]) (any, error) {
@@ -315,7 +316,10 @@ func doRefresh(ctx context.Context, d doing[*workflow.Refresh]) (any, error) {
 	})
 }
 
-func prepareNeeds(_ *Control, _ context.Context, b *workflow.Prepare) ([]Need, error) {
+func prepareNeeds(c *Control, ctx context.Context, b *workflow.Prepare) ([]Need, error) {
+	if b.Refresh {
+		return refreshNeeds(c, ctx, &workflow.Refresh{Clone: b.Clone, Point: b.Point})
+	}
 	return []Need{{Action: access.CloneRefresh, Kind: access.KindClone, Ref: b.Clone}}, nil
 }
 
