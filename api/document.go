@@ -122,6 +122,9 @@ func (r rule) document() []map[string]any {
 		if n.steps {
 			m["from"] = []string{"steps"}
 		}
+		if n.source {
+			m["source_of"] = true
+		}
 		if n.only != "" {
 			m["if"] = n.only
 		}

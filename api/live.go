@@ -35,7 +35,7 @@ func liveTable() []operation {
 			}),
 		begin[tidemark.Prepared](operation{id: "prepare-liveclone", method: http.MethodPost, path: "/v1/liveclones/{name}/preparations", tag: "LiveClones", summary: "Prepare a LiveClone, and bookmark the result",
 			description: "It is refreshed, if that is asked for, its steps are run, and what they have left of what they masked is taken off a PostgreSQL. If that fails, or is cut, it is what it was before.",
-			errors:      refused, rule: may(access.CloneRefresh, access.KindClone, "path.name")},
+			errors:      refused, rule: may(access.CloneRefresh, access.KindClone, "path.name").ofSource(access.ApplicationClone, "body.refresh", "path.name")},
 			func(ctx context.Context, c *control.Control, in *ofNameAndMore[tidemark.PrepareSpec]) (_ tidemark.Job, err error) {
 				spec := tidemark.PrepareSpec{}
 				if in.Body != nil {

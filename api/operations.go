@@ -427,7 +427,7 @@ func cloneTable() []operation {
 				return c.Share(ctx, string(in.Name), in.Body.With)
 			}),
 		begin[tidemark.Clone](operation{id: "refresh-clone", method: http.MethodPost, path: "/v1/clones/{name}/refreshes", tag: "Clones", summary: "Make a clone anew from its source",
-			description: "Under the same name and port. What was written to it is gone.", errors: refused, rule: may(access.CloneRefresh, access.KindClone, "path.name")},
+			description: "Under the same name and port. What was written to it is gone.", errors: refused, rule: may(access.CloneRefresh, access.KindClone, "path.name").ofSource(access.ApplicationClone, "", "path.name")},
 			func(ctx context.Context, c *control.Control, in *ofNameAndMore[tidemark.RefreshSpec]) (_ tidemark.Job, err error) {
 				spec := tidemark.RefreshSpec{}
 				if in.Body != nil {

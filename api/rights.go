@@ -187,6 +187,11 @@ func (s *server) objects(ctx context.Context, n need, in any) (list []access.Obj
 		names = []string{""}
 	}
 	for _, name := range names {
+		if n.source {
+			if name, err = s.c.Source(ctx, tidemark.RefreshSpec{Name: name}); err != nil {
+				return nil, err
+			}
+		}
 		if n.kind != access.KindToken { // of a reference it is the application
 			name, _, _ = strings.Cut(name, "@")
 		}
@@ -246,19 +251,27 @@ func (s *server) taking(ctx context.Context, in any) (t control.Taken, err error
 		t, err = s.c.Taking(r.Body.Ref)
 		r.Body.Ref = t.Ref
 	case *ofNameAndMore[tidemark.RefreshSpec]:
-		spec := tidemark.RefreshSpec{Name: string(r.Name)}
-		if r.Body != nil {
-			spec.Point = r.Body.Point
+		if r.Body == nil {
+			r.Body = &tidemark.RefreshSpec{}
 		}
-		var ref string
-		if ref, err = s.c.Source(ctx, spec); err == nil {
-			t, err = s.c.Taking(ref)
-			_, spec.Point, _ = strings.Cut(t.Ref, "@")
-			r.Body = &spec
+		return s.takingAnew(ctx, string(r.Name), &r.Body.Point)
+	case *ofNameAndMore[tidemark.PrepareSpec]:
+		if r.Body != nil && r.Body.Refresh {
+			return s.takingAnew(ctx, string(r.Name), &r.Body.Point)
 		}
-		if tidemark.KindOf(err) == tidemark.NotFound {
-			return t, nil // the operation says so, if he may know
-		}
+	}
+	return t, err
+}
+
+// takingAnew is the point that a clone is made anew from. point is made to mean that very point.
+func (s *server) takingAnew(ctx context.Context, clone string, point *string) (t control.Taken, err error) {
+	ref, err := s.c.Source(ctx, tidemark.RefreshSpec{Name: clone, Point: *point})
+	if err == nil {
+		t, err = s.c.Taking(ref)
+		_, *point, _ = strings.Cut(t.Ref, "@")
+	}
+	if k := tidemark.KindOf(err); k == tidemark.NotFound || k == tidemark.Conflict {
+		return t, nil // that is said to him if he may know
 	}
 	return t, err
 }
@@ -335,6 +348,10 @@ func textsOf(v reflect.Value) (texts []string) {
 		texts = []string{v.String()}
 	case reflect.Int, reflect.Int64:
 		texts = []string{formatInt(v.Int())}
+	case reflect.Bool:
+		if v.Bool() {
+			texts = []string{"true"}
+		}
 	case reflect.Pointer:
 		if !v.IsNil() && v.Elem().Kind() == reflect.Struct { // of which it is asked only whether it is there
 			texts = []string{v.Elem().Type().Name()}

@@ -54,6 +54,8 @@ type need struct {
 	volume access.Action // what is needed instead, if it is an application and no copy
 	// steps: it is about all that the steps of the workflow are about that is asked to be run, and these have to be allowed as well.
 	steps bool
+	// source: it is about what the clones of these names are of, as that is now.
+	source bool
 }
 
 // open is the rule of what everybody may be told, and self of what everybody who is known may do to himself.
@@ -74,6 +76,11 @@ func (r rule) orOf(a access.Action) rule {
 	needs := slices.Clone(r.needs)
 	needs[len(needs)-1].volume = a
 	return rule{needs: needs}
+}
+
+// ofSource adds what has to be allowed as well on what a clone is of, if the request has a part, or always, if none is named.
+func (r rule) ofSource(a access.Action, only, from string) rule {
+	return rule{needs: append(slices.Clone(r.needs), need{action: a, kind: access.KindApplication, from: []string{from}, only: only, source: true})}
 }
 
 // and adds what has to be allowed as well.
