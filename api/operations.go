@@ -259,12 +259,24 @@ func hostTable() []operation {
 		list(operation{id: "list-hosts", method: http.MethodGet, path: "/v1/hosts", tag: "Hosts", summary: "Hosts with an agent",
 			description: "By name. The server's own is not among them.", errors: wrong, rule: may(access.HostView, access.KindHost)},
 			func(h tidemark.Host) string { return h.Name },
-			func(ctx context.Context, c *control.Control) ([]tidemark.Host, error) { return c.Hosts(ctx) }),
+			func(ctx context.Context, c *control.Control) ([]tidemark.Host, error) {
+				all, err := c.Hosts(ctx)
+				for i := range all {
+					if err == nil {
+						err = seenOnHost(ctx, c, &all[i])
+					}
+				}
+				return all, err
+			}),
 		addHost(),
 		get(operation{id: "get-host", method: http.MethodGet, path: "/v1/hosts/{name}", tag: "Hosts", summary: "One host",
 			description: "With the applications that are tapped there.", errors: missing, rule: may(access.HostView, access.KindHost, "path.name")},
 			func(ctx context.Context, c *control.Control, in *ByName) (tidemark.Host, error) {
-				return c.Host(ctx, string(in.Name))
+				h, err := c.Host(ctx, string(in.Name))
+				if err == nil {
+					err = seenOnHost(ctx, c, &h)
+				}
+				return h, err
 			}),
 		do(operation{id: "change-host", method: http.MethodPatch, path: "/v1/hosts/{name}", tag: "Hosts", summary: "Change what a host is granted",
 			description: "How much goes over the network.", errors: refused, rule: may(access.HostManage, access.KindHost, "path.name")},
@@ -520,10 +532,10 @@ func jobTable() []operation {
 					return tidemark.Job{}, err
 				}
 				j, err := c.Job(ctx, in.ID, wait)
-				if err != nil {
-					return j, err
+				if err == nil {
+					err = hideWay(ctx, c, &j) // before j is returned
 				}
-				return j, hideWay(ctx, c, &j)
+				return j, err
 			}),
 		with(operation{id: "follow-job", method: http.MethodGet, path: "/v1/jobs/{id}/events", tag: "Jobs", summary: "A job as it goes on",
 			description: "Server-sent events until it has ended: progress, and at last end, each with the job as data.", status: http.StatusOK, errors: missing, apart: true, stream: true, rule: may(access.JobView, access.KindJob, "path.id")}, followJob),

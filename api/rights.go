@@ -434,9 +434,12 @@ func seenJobs(ctx context.Context, c *control.Control, list []tidemark.Job) ([]t
 	return left, nil
 }
 
-// hideWay takes the result from a job that made a clone, where who asks may not use that.
+// waysIn are the kinds of jobs whose results say how to reach what they were about.
+var waysIn = []string{"clone", "refresh", "prepare", "rewind"}
+
+// hideWay takes the result from a job that says how to reach a clone, where who asks may not use that.
 func hideWay(ctx context.Context, c *control.Control, j *tidemark.Job) error {
-	if j.Result == nil || j.Kind != "clone" && j.Kind != "refresh" && j.Kind != "prepare" {
+	if j.Result == nil || !slices.Contains(waysIn, j.Kind) {
 		return nil
 	}
 	ok, err := shown(ctx, c, access.CloneUse, access.KindClone, j.Application)
@@ -444,6 +447,33 @@ func hideWay(ctx context.Context, c *control.Control, j *tidemark.Job) error {
 		j.Result = nil
 	}
 	return err
+}
+
+// seenOnHost leaves of what is on a host what who asks may see.
+func seenOnHost(ctx context.Context, c *control.Control, h *tidemark.Host) (err error) {
+	if h.Applications, err = visible(ctx, c, access.ApplicationView, access.KindApplication, h.Applications, func(name string) string { return name }); err != nil {
+		return err
+	}
+	left := []string{}
+	for _, name := range h.Shown {
+		o, err := c.Object(ctx, access.KindMount, name) // or a clone
+		if err != nil {
+			return err
+		}
+		action := access.CloneView
+		if o.Kind == access.KindMount {
+			action = access.MountView
+		}
+		ok, err := shown(ctx, c, action, o.Kind, name)
+		if err != nil {
+			return err
+		}
+		if ok {
+			left = append(left, name)
+		}
+	}
+	h.Shown = left
+	return nil
 }
 
 // seenEvents leaves of events what who asks may see: of applications that he sees and, if he sees the pool, of the server.
