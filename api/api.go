@@ -83,7 +83,8 @@ type server struct {
 func newServer(c *control.Control, log *slog.Logger) *server {
 	speakOurErrors()
 	s := &server{c: c, log: log, mux: http.NewServeMux(), table: map[string]operation{}, metrics: newMetrics(c), process: rand.Text(),
-		passwords: sync.OnceValues(func() (*access.Passwords, error) { return access.NewPasswords(0) }), limiter: access.NewLimiter()}
+		passwords: sync.OnceValues(func() (*access.Passwords, error) { return access.NewPasswords(0) }), limiter: access.NewLimiter(),
+		devices: devices{shares: access.NewShares(mostDevices, devicesPerAddress), all: map[string]*device{}}}
 	s.api = huma.NewAPI(config(), (*adapter)(s))
 	for _, o := range table() {
 		s.table[o.id] = o

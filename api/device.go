@@ -11,11 +11,16 @@ import (
 	"tidemark/access/oidc"
 )
 
-// mostDevices bounds how many logins may be on their way to the provider.
-const mostDevices = 100
+// How many logins may be on their way to the provider: of all, and of one address.
+const (
+	mostDevices       = 100
+	devicesPerAddress = 20
+)
 
 // devices are logins that users finish at the OpenID provider.
 type devices struct {
+	shares *access.Shares
+
 	mu  sync.Mutex
 	all map[string]*device // by what the client waits for; guarded by mu
 }
@@ -23,6 +28,7 @@ type devices struct {
 // device is such a login.
 type device struct {
 	ended chan struct{}
+	give  func() // gives its share back
 	// What came of it, when it has ended.
 	who oidc.Identity
 	err error
@@ -32,22 +38,18 @@ func (s *server) beginDevice(ctx context.Context, _ *none) (*answer[tidemark.Dev
 	if s.provider == nil {
 		return nil, tidemark.Errorf(tidemark.NotFound, "this server has no OpenID provider").WithHint("log in with a password, or start the server with --oidc-issuer")
 	}
-	s.devices.mu.Lock()
-	full := len(s.devices.all) >= mostDevices
-	s.devices.mu.Unlock()
-	if full {
+	give, ok := s.devices.shares.Take(callerOf(ctx).address)
+	if !ok {
 		return nil, tidemark.Errorf(tidemark.Unavailable, "too many people log in at once").WithHint("try again in a moment")
 	}
 	begun, err := s.provider.BeginDevice(ctx)
 	if err != nil {
+		give()
 		return nil, err
 	}
-	name, d := rand.Text(), &device{ended: make(chan struct{})}
+	name, d := rand.Text(), &device{ended: make(chan struct{}), give: give}
 	s.devices.mu.Lock()
 	defer s.devices.mu.Unlock()
-	if s.devices.all == nil {
-		s.devices.all = map[string]*device{}
-	}
 	s.devices.all[name] = d
 	go s.awaitDevice(name, d, begun)
 	return &answer[tidemark.DeviceLogin]{Body: tidemark.DeviceLogin{Login: name, Code: begun.Code, Address: begun.Address, Complete: begun.Complete, Expires: begun.Expires}}, nil
@@ -69,8 +71,11 @@ func (s *server) awaitDevice(name string, d *device, begun *oidc.Device) {
 func (s *server) dropDevice(name string) bool {
 	s.devices.mu.Lock()
 	defer s.devices.mu.Unlock()
-	_, known := s.devices.all[name]
-	delete(s.devices.all, name)
+	d, known := s.devices.all[name]
+	if known {
+		delete(s.devices.all, name)
+		d.give()
+	}
 	return known
 }
 

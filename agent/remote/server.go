@@ -8,11 +8,13 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"slices"
 	"sync"
 	"time"
 
 	"tidemark"
+	"tidemark/access"
 )
 
 // Owner decides who may come in, and takes connections. Its methods may be called concurrently.
@@ -34,11 +36,14 @@ type Server struct {
 	log       *slog.Logger
 	config    *tls.Config
 	web       *web
-	strangers chan struct{} // held by those who did not say yet who they are
+	strangers *access.Shares // held by those who did not say yet who they are
 }
 
-// maxStrangers bounds how many connections may be in their greeting.
-const maxStrangers = 128
+// How many connections may be in their greeting: of all, and of one address, from which all disks of a host may come back at once.
+const (
+	maxStrangers  = 512
+	maxOneAddress = 64
+)
 
 // NewServer returns a server for an owner, which is reached at an address.
 func NewServer(a *Authority, o Owner, addr net.Addr, log *slog.Logger) (*Server, error) {
@@ -48,7 +53,7 @@ func NewServer(a *Authority, o Owner, addr net.Addr, log *slog.Logger) (*Server,
 	}
 	pool := x509.NewCertPool()
 	pool.AddCert(a.cert)
-	return &Server{authority: a, owner: o, log: log, strangers: make(chan struct{}, maxStrangers),
+	return &Server{authority: a, owner: o, log: log, strangers: access.NewShares(maxStrangers, maxOneAddress),
 		web:    &web{conns: make(chan net.Conn), end: make(chan struct{}), addr: addr},
 		config: &tls.Config{Certificates: []tls.Certificate{cert}, ClientCAs: pool, ClientAuth: tls.VerifyClientCertIfGiven, MinVersion: tls.VersionTLS13, NextProtos: webProtocols}}, nil
 }
@@ -68,22 +73,30 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 			time.Sleep(100 * time.Millisecond) // descriptors may be short
 			continue
 		}
-		select {
-		case s.strangers <- struct{}{}:
-			all.Go(func() { s.serve(ctx, conn) })
-		default:
+		if known, ok := s.strangers.Take(addressOf(conn)); ok {
+			all.Go(func() { s.serve(ctx, conn, known) })
+		} else {
 			conn.Close()
 		}
 	}
 }
 
-// serve greets who has connected, and lets him in.
-func (s *Server) serve(ctx context.Context, raw net.Conn) {
+// addressOf is where a connection comes from.
+func addressOf(conn net.Conn) netip.Addr {
+	if a, ok := conn.RemoteAddr().(*net.TCPAddr); ok {
+		return a.AddrPort().Addr()
+	}
+	return netip.Addr{}
+}
+
+// serve greets who has connected, and lets him in. known is called when he is no stranger any more.
+func (s *Server) serve(ctx context.Context, raw net.Conn, known func()) {
+	defer known()
 	defer context.AfterFunc(ctx, func() { raw.Close() })()
 	conn := tls.Server(raw, s.config)
 	err := s.shakeHands(ctx, conn)
 	if err == nil && slices.Contains(webProtocols, conn.ConnectionState().NegotiatedProtocol) {
-		<-s.strangers
+		known()
 		if err := conn.SetDeadline(time.Time{}); err != nil || !s.web.hand(ctx, conn) {
 			conn.Close()
 		}
@@ -95,7 +108,7 @@ func (s *Server) serve(ctx context.Context, raw net.Conn) {
 	if err == nil {
 		host, r, err = s.greet(ctx, conn)
 	}
-	<-s.strangers
+	known()
 	if err != nil {
 		s.log.Warn("an agent was turned away", "address", raw.RemoteAddr(), "host", host, "error", err)
 		return
