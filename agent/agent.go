@@ -62,10 +62,11 @@ func New(cfg Config) *Agent {
 // are errors of kind Unavailable.
 func NewRemote(host string) *Agent { return &Agent{host: host, grace: graceTime} }
 
-// Take calls the agent of another host on a connection until that ends, and closes it. A later connection takes the place of an earlier one.
-func (a *Agent) Take(conn net.Conn) {
+// Take calls the agent of another host on a connection until that ends, and closes it. A later connection takes the place of an earlier one. It
+// returns an error of kind Invalid if the agent has said more at once than it may.
+func (a *Agent) Take(conn net.Conn) (err error) {
 	l := newLink(conn, tidemark.Errorf(tidemark.Unavailable, "the connection to host %s was lost", a.host).WithHint("it comes back by itself, if the agent there runs"))
-	l.grace = a.grace
+	l.grace, l.in.most = a.grace, maxMessage
 	close(l.held)
 	a.mu.Lock()
 	before, closed := a.link, a.closed
@@ -77,10 +78,14 @@ func (a *Agent) Take(conn net.Conn) {
 		before.conn.Close()
 	}
 	if !closed {
-		l.listen()
+		err = l.listen()
 	}
 	conn.Close()
 	close(l.gone)
+	if !errors.Is(err, errTooLong) { // that a connection ends is what they do
+		err = nil
+	}
+	return err
 }
 
 // graceTime is how long an agent of another host may take to cut a call short.
@@ -262,13 +267,13 @@ func (l *link) giveUp(id uint64) {
 	}
 }
 
-// listen hands out what the agent says.
-func (l *link) listen() {
+// listen hands out what the agent says, and returns why it says no more.
+func (l *link) listen() error {
 	for {
 		m, err := l.receive()
 		if err != nil {
 			l.fail()
-			return
+			return err
 		}
 		l.mu.Lock()
 		c := l.calls[m.Call]

@@ -32,10 +32,41 @@ type wire struct {
 	mu  sync.Mutex // guards enc
 	enc *json.Encoder
 	dec *json.Decoder
+	in  *intake // what dec reads
 }
 
 func newWire(rw io.ReadWriter) *wire {
-	return &wire{enc: json.NewEncoder(rw), dec: json.NewDecoder(rw)}
+	in := &intake{Reader: rw}
+	return &wire{enc: json.NewEncoder(rw), dec: json.NewDecoder(in), in: in}
+}
+
+// maxMessage bounds what an agent of another host says at once, in bytes. The longest that it has to say is what could be protected there: some
+// hundred bytes for each file system and device. It is not more than that needs, for it becomes many times as much memory when it is read.
+const maxMessage = 4 << 20
+
+// readAhead bounds what is read together, in bytes, and so what is read of the messages behind one.
+const readAhead = 64 << 10
+
+var errTooLong = tidemark.Errorf(tidemark.Invalid, "the agent has said more than %d MiB at once", maxMessage>>20).WithHint("server and agent must be of one version; if they are, see what runs on that host")
+
+// intake reads what one end says, and no more for one message than it may say.
+type intake struct {
+	io.Reader
+	most int // bytes; 0: as many as there are
+	left int // for this message
+}
+
+// Read implements [io.Reader].
+func (i *intake) Read(p []byte) (int, error) {
+	if i.most == 0 {
+		return i.Reader.Read(p)
+	}
+	if i.left == 0 {
+		return 0, errTooLong
+	}
+	n, err := i.Reader.Read(p[:min(len(p), i.left, readAhead)])
+	i.left -= n
+	return n, err
 }
 
 func (w *wire) send(m message) error {
@@ -45,6 +76,7 @@ func (w *wire) send(m message) error {
 }
 
 func (w *wire) receive() (m message, err error) {
+	w.in.left = w.in.most
 	err = w.dec.Decode(&m)
 	return m, err
 }
