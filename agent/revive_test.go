@@ -113,12 +113,12 @@ func TestReviveBesideServer(t *testing.T) {
 // callers lets every host in, and tells when one lets the server call.
 type callers struct{ came chan none }
 
-func (c callers) Redeem(context.Context, string) (string, error)  { return "here", nil }
-func (c callers) Certified(context.Context, string, string) error { return nil }
+func (c callers) Redeem(context.Context, string) (string, error)          { return "here", nil }
+func (c callers) Certified(context.Context, string, string, string) error { return nil }
 func (c callers) Admit(context.Context, string, string, remote.Request) error {
 	return nil
 }
-func (c callers) Take(ctx context.Context, _ string, r remote.Request, _ net.Conn) {
+func (c callers) Take(ctx context.Context, _, _ string, r remote.Request, _ net.Conn) {
 	if r.For == remote.Calls {
 		c.came <- none{}
 	}

@@ -27,6 +27,8 @@ type keptHost struct {
 	Token   string     `json:"token,omitempty"` // hash of the one that can be used
 	Expires time.Time  `json:"expires,omitzero"`
 	Joined  *time.Time `json:"joined,omitempty"`
+	// Redeemed is the hash of the token that it has joined with, until a certificate was made for it.
+	Redeemed string `json:"redeemed,omitempty"`
 	// Serials are those of its certificates that are good: the one in use, and the next one, if that was not seen yet.
 	Serials []string `json:"serials,omitempty"`
 	// Limit is how much is sent to it, and taken from it, in bits per second; 0: as much as there is.
@@ -53,7 +55,12 @@ type hostLink struct {
 	limit hostLimit
 	ctx   context.Context
 	end   context.CancelFunc
+	calls chan struct{}      // held by each connection on which it is called
+	conns map[*hostConn]bool // guarded by hosts.mu
 }
+
+// maxCalls bounds the connections on which a host is called: one is in use, and those before may have something to end yet.
+const maxCalls = 4
 
 // serveHosts lets the agents of other hosts in, if we are to listen for them.
 func (c *Control) serveHosts(ctx context.Context) (err error) {
@@ -92,7 +99,8 @@ func (c *Control) serveHosts(ctx context.Context) (err error) {
 }
 
 func (c *Control) newHostLink(name string, limit int64) *hostLink {
-	l := &hostLink{agent: agent.NewRemote(name), limit: newHostLimit(limit), disks: &hostDisks{options: nbd.Options{Logger: c.log}, served: map[string]*hostDisk{}}}
+	l := &hostLink{agent: agent.NewRemote(name), limit: newHostLimit(limit), disks: &hostDisks{options: nbd.Options{Logger: c.log}, served: map[string]*hostDisk{}},
+		calls: make(chan struct{}, maxCalls), conns: map[*hostConn]bool{}}
 	l.ctx, l.end = context.WithCancel(c.jobs.ctx)
 	return l
 }
@@ -168,7 +176,7 @@ func (h *hosts) change(ctx context.Context, name string, fn func(*keptHost) erro
 	return h.c.catalog.Put(ctx, catalog.Hosts, name, k)
 }
 
-// Redeem implements [remote.Owner].
+// Redeem implements [remote.Owner]. Who had a certificate of that host has it no more, and no connection.
 func (h *hosts) Redeem(ctx context.Context, hash string) (host string, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -183,47 +191,53 @@ func (h *hosts) Redeem(ctx context.Context, hash string) (host string, err error
 	if k := known[i]; time.Now().After(k.Expires) {
 		return "", tidemark.Errorf(tidemark.Denied, "this token could be used until %s", k.Expires.Format(time.RFC3339)).WithHint("`tidemark host add " + k.Name + "` on the server makes a new one")
 	}
-	return known[i].Name, h.change(ctx, known[i].Name, func(k *keptHost) error {
+	host = known[i].Name
+	err = h.change(ctx, host, func(k *keptHost) error {
 		now := time.Now()
-		k.Token, k.Expires, k.Joined, k.Serials = "", time.Time{}, &now, nil
+		k.Token, k.Expires, k.Joined, k.Redeemed, k.Serials = "", time.Time{}, &now, hash, nil
 		return nil
 	})
+	if err == nil {
+		h.keep(host, nil)
+	}
+	return host, err
 }
 
-// Certified implements [remote.Owner].
-func (h *hosts) Certified(ctx context.Context, host, serial string) error {
+// Certified implements [remote.Owner]. What it follows is the one in use, or what was redeemed last.
+func (h *hosts) Certified(ctx context.Context, host, follows, serial string) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return h.change(ctx, host, func(k *keptHost) error {
-		k.Serials = append(k.Serials[:min(len(k.Serials), 1)], serial)
+	err := h.change(ctx, host, func(k *keptHost) error {
+		switch {
+		case k.Redeemed == follows:
+			k.Redeemed, k.Serials = "", []string{serial}
+		case len(k.Serials) > 0 && k.Serials[0] == follows:
+			k.Serials = []string{follows, serial}
+		default:
+			return errReplaced(host)
+		}
 		return nil
 	})
+	if tidemark.KindOf(err) == tidemark.NotFound { // it was removed meanwhile
+		return errReplaced(host)
+	}
+	return err
 }
 
 // Admit implements [remote.Owner]. Whoever comes with the next certificate has it: the one before is not needed any more.
 func (h *hosts) Admit(ctx context.Context, host, serial string, r remote.Request) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	l := h.live[host]
-	switch {
-	case h.live == nil:
-		return tidemark.Errorf(tidemark.Unavailable, "the server stops")
-	case l == nil:
-		return tidemark.Errorf(tidemark.Denied, "host %s was removed from this server", host).WithHint("to let it join again: `tidemark host add " + host + "` on the server, and start the agent with that token")
-	}
-	var k keptHost
-	if err := h.c.catalog.Get(ctx, catalog.Hosts, host, &k); err != nil {
+	l, k, i, err := h.good(ctx, host, serial)
+	if err != nil {
 		return err
-	}
-	i := slices.Index(k.Serials, serial)
-	if i < 0 {
-		return tidemark.Errorf(tidemark.Denied, "this certificate of host %s has been replaced", host).WithHint("does another machine use it? To let this one join again: `tidemark host add " + host + "` on the server, and start the agent with that token")
 	}
 	if i > 0 {
 		k.Serials = k.Serials[i:]
 		if err := h.c.catalog.Put(ctx, catalog.Hosts, host, k); err != nil {
 			return err
 		}
+		h.keep(host, k.Serials)
 	}
 	if r.For == remote.Disk {
 		return h.mayHave(l, host, r.Disk)
@@ -232,31 +246,41 @@ func (h *hosts) Admit(ctx context.Context, host, serial string, r remote.Request
 }
 
 // Take implements [remote.Owner].
-func (h *hosts) Take(ctx context.Context, host string, r remote.Request, conn net.Conn) {
-	l := h.link(host)
-	if l == nil {
+func (h *hosts) Take(ctx context.Context, host, serial string, r remote.Request, conn net.Conn) {
+	l, ctx, leave, err := h.enter(ctx, host, serial, conn)
+	if err != nil {
+		h.c.log.Warn("a connection of a host was closed", "host", host, "address", conn.RemoteAddr(), "error", err)
 		return
 	}
-	defer context.AfterFunc(l.ctx, func() { conn.Close() })()
+	defer leave()
 	switch r.For {
 	case remote.Feed:
-		h.c.takeFeed(ctx, host, l.limit.on(l.ctx, conn))
+		h.c.takeFeed(ctx, host, l.limit.on(ctx, conn))
 	case remote.WriteBack, remote.Capture:
-		l.agent.TakeTicket(l.limit.on(l.ctx, conn))
+		l.agent.TakeTicket(l.limit.on(ctx, conn))
 	case remote.Disk:
-		l.disks.serve(l.ctx, r, l.limit.on(l.ctx, conn))
+		l.disks.serve(ctx, r, l.limit.on(ctx, conn))
 	case remote.Calls:
-		h.takeCalls(l, host, conn)
+		h.takeCalls(ctx, l, host, conn)
 	}
 }
 
 // takeCalls calls the agent of a host on a connection until that ends, and first of all makes the host what it should be.
-func (h *hosts) takeCalls(l *hostLink, host string, conn net.Conn) {
+func (h *hosts) takeCalls(ctx context.Context, l *hostLink, host string, conn net.Conn) {
+	select {
+	case l.calls <- struct{}{}:
+		defer func() { <-l.calls }()
+	default:
+		h.c.log.Warn("a host has too many connections to be called on, and one more was closed", "host", host, "address", conn.RemoteAddr(), "most", maxCalls)
+		return
+	}
 	h.c.log.Info("a host is connected", "host", host, "address", conn.RemoteAddr())
-	ctx, cancel := context.WithCancel(l.ctx)
+	ctx, cancel := context.WithCancel(ctx)
 	var welcome sync.WaitGroup
 	welcome.Go(func() { h.c.welcome(ctx, host) })
-	l.agent.Take(conn)
+	if err := l.agent.Take(conn); err != nil {
+		h.c.log.Warn("the connection to a host was closed", "host", host, "error", err)
+	}
 	cancel()
 	welcome.Wait()
 	h.c.log.Info("a host is not connected any more", "host", host)

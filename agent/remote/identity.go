@@ -116,7 +116,8 @@ func newRequest() (*ecdsa.PrivateKey, []byte, error) {
 	return key, request, err
 }
 
-// adopt takes a certificate for a key, durably.
+// adopt takes a certificate for a key, durably. Nobody dials meanwhile by the one before: when others of this host have found the new one in the
+// file, and used it, that is good for nothing.
 func (i *Identity) adopt(key *ecdsa.PrivateKey, der []byte, authority *x509.Certificate) error {
 	cert, err := x509.ParseCertificate(der)
 	if err == nil {
@@ -125,11 +126,11 @@ func (i *Identity) adopt(key *ecdsa.PrivateKey, der []byte, authority *x509.Cert
 	if err != nil {
 		return fmt.Errorf("read the certificate from the server: %w", err)
 	}
+	i.mu.Lock()
+	defer i.mu.Unlock()
 	if err := writeIdentity(i.path, key, cert.Raw, authority.Raw); err != nil {
 		return fmt.Errorf("keep the identity of this host: %w", err)
 	}
-	i.mu.Lock()
-	defer i.mu.Unlock()
 	i.key, i.cert, i.authority = key, cert, authority
 	return nil
 }
@@ -166,7 +167,14 @@ func DialFrom(ctx context.Context, dir string, r Request) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return i.Dial(ctx, string(address), r)
+	conn, err := i.Dial(ctx, string(address), r)
+	if tidemark.KindOf(err) != tidemark.Denied {
+		return conn, err
+	}
+	if now, oerr := OpenIdentity(dir); oerr == nil && !now.cert.Equal(i.cert) { // renewed meanwhile
+		return now.Dial(ctx, string(address), r)
+	}
+	return conn, err
 }
 
 // renewAt is the part of a certificate's life after which it is renewed.
@@ -196,7 +204,23 @@ func (i *Identity) Renew(ctx context.Context, address string) error {
 	return errors.Join(i.adopt(key, a.Cert, authority), conn.Close())
 }
 
+// open makes a connection. By a certificate that was renewed meanwhile nobody may be let in any more, which says nothing of the next one.
 func (i *Identity) open(ctx context.Context, address string, o opening) (net.Conn, answer, error) {
+	for {
+		i.mu.Lock()
+		used := i.cert
+		i.mu.Unlock()
+		conn, a, err := i.try(ctx, address, o)
+		i.mu.Lock()
+		renewed := i.cert != used
+		i.mu.Unlock()
+		if tidemark.KindOf(err) != tidemark.Denied || !renewed {
+			return conn, a, err
+		}
+	}
+}
+
+func (i *Identity) try(ctx context.Context, address string, o opening) (net.Conn, answer, error) {
 	i.mu.Lock()
 	cert := tls.Certificate{Certificate: [][]byte{i.cert.Raw}, PrivateKey: i.key, Leaf: i.cert}
 	roots := x509.NewCertPool()

@@ -25,6 +25,8 @@ type owner struct {
 	mu      sync.Mutex
 	tokens  map[string]string   // hash: host
 	serials map[string][]string // of hosts
+	// admitting is called before a certificate is looked at; nil: nothing is.
+	admitting func()
 }
 
 func (o *owner) Redeem(_ context.Context, hash string) (string, error) {
@@ -39,7 +41,7 @@ func (o *owner) Redeem(_ context.Context, hash string) (string, error) {
 	return host, nil
 }
 
-func (o *owner) Certified(_ context.Context, host, serial string) error {
+func (o *owner) Certified(_ context.Context, host, _, serial string) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.serials[host] = append(o.serials[host], serial)
@@ -47,6 +49,9 @@ func (o *owner) Certified(_ context.Context, host, serial string) error {
 }
 
 func (o *owner) Admit(_ context.Context, host, serial string, r Request) error {
+	if o.admitting != nil {
+		o.admitting()
+	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if !slices.Contains(o.serials[host], serial) {
@@ -59,7 +64,7 @@ func (o *owner) Admit(_ context.Context, host, serial string, r Request) error {
 }
 
 // Take answers a line with who said it.
-func (o *owner) Take(_ context.Context, host string, r Request, conn net.Conn) {
+func (o *owner) Take(_ context.Context, host, _ string, r Request, conn net.Conn) {
 	line, err := bufio.NewReader(conn).ReadString('\n')
 	if err == nil {
 		fmt.Fprintf(conn, "%s on %s: %s", host, strings.TrimSpace(r.For+" "+r.Disk), line)

@@ -21,12 +21,14 @@ import (
 type Owner interface {
 	// Redeem returns the host that a token is for, by its [Token.Hash], and lets nobody redeem it again.
 	Redeem(ctx context.Context, hash string) (host string, err error)
-	// Certified notes that a host has a new certificate, by its serial number; it may still use the one before.
-	Certified(ctx context.Context, host, serial string) error
+	// Certified notes that a host has a new certificate, by its serial number. It follows another one, which the host may still use, or what was
+	// redeemed, by the hash of the token: where that was replaced since, by whomever, it is an error of kind Denied.
+	Certified(ctx context.Context, host, follows, serial string) error
 	// Admit says whether a host may come in with a certificate, and have what it asks for. An error is told to the agent.
 	Admit(ctx context.Context, host, serial string, r Request) error
-	// Take takes a connection of a host that was admitted, and returns when it is done with it.
-	Take(ctx context.Context, host string, r Request, conn net.Conn)
+	// Take takes a connection of a host that was admitted, by a certificate that may have been replaced since, and returns when it is done with it. The
+	// connection is closed, and ctx done, when the certificate expires.
+	Take(ctx context.Context, host, serial string, r Request, conn net.Conn)
 }
 
 // Server accepts the connections of agents.
@@ -114,8 +116,17 @@ func (s *Server) serve(ctx context.Context, raw net.Conn, known func()) {
 		return
 	}
 	if r.known() {
-		s.owner.Take(ctx, host, r, conn)
+		s.take(ctx, host, r, conn)
 	}
+}
+
+// take gives a connection to the owner, for as long as its certificate is good.
+func (s *Server) take(ctx context.Context, host string, r Request, conn *tls.Conn) {
+	cert := conn.ConnectionState().PeerCertificates[0]
+	ctx, cancel := context.WithDeadline(ctx, cert.NotAfter)
+	defer cancel()
+	defer context.AfterFunc(ctx, func() { conn.NetConn().Close() })()
+	s.owner.Take(ctx, host, cert.SerialNumber.String(), r, conn)
 }
 
 func (s *Server) shakeHands(ctx context.Context, conn *tls.Conn) error {
@@ -143,21 +154,23 @@ func (s *Server) greet(ctx context.Context, conn *tls.Conn) (host string, r Requ
 
 func (s *Server) admit(ctx context.Context, certs []*x509.Certificate, o opening) (a answer, err error) {
 	if o.For == join {
-		host, err := s.owner.Redeem(ctx, Token{Secret: o.Secret}.Hash())
+		hash := Token{Secret: o.Secret}.Hash()
+		host, err := s.owner.Redeem(ctx, hash)
 		if err != nil {
 			return a, err
 		}
-		return s.certify(ctx, host, o.PKCS10)
+		return s.certify(ctx, host, hash, o.PKCS10)
 	}
 	if len(certs) == 0 {
 		return a, tidemark.Errorf(tidemark.Denied, "an agent has to join before it is let in").WithHint("`tidemark host add NAME` on the server makes a token for it")
 	}
+	serial := certs[0].SerialNumber.String()
 	a.Host = certs[0].Subject.CommonName
-	if err := s.owner.Admit(ctx, a.Host, certs[0].SerialNumber.String(), o.Request); err != nil {
+	if err := s.owner.Admit(ctx, a.Host, serial, o.Request); err != nil {
 		return a, err
 	}
 	if o.For == renew {
-		return s.certify(ctx, a.Host, o.PKCS10)
+		return s.certify(ctx, a.Host, serial, o.PKCS10)
 	}
 	if o.known() {
 		return a, nil
@@ -166,12 +179,12 @@ func (s *Server) admit(ctx context.Context, certs []*x509.Certificate, o opening
 }
 
 // certify makes a certificate, which is noted before it is handed out.
-func (s *Server) certify(ctx context.Context, host string, request []byte) (a answer, err error) {
+func (s *Server) certify(ctx context.Context, host, follows string, request []byte) (a answer, err error) {
 	cert, err := s.authority.issue(host, request)
 	if err != nil {
 		return a, err
 	}
-	return answer{Cert: cert.Raw, Host: host}, s.owner.Certified(ctx, host, cert.SerialNumber.String())
+	return answer{Cert: cert.Raw, Host: host}, s.owner.Certified(ctx, host, follows, cert.SerialNumber.String())
 }
 
 // refusal tells an error to an agent, if it says anything to somebody on another host.
