@@ -58,7 +58,7 @@ type attacher struct {
 	via    Via // what made the device
 	device string
 	record atomic.Pointer[record] // as saved
-	forced chan struct{}          // somebody wants it to end now
+	forced chan error             // somebody wants it to end now; the error is why its device is still there
 	log    *slog.Logger
 
 	answering sync.RWMutex // held while a detach is answered; the process ends with it held alone
@@ -76,16 +76,23 @@ type attacher struct {
 func RunAttacher(ctx context.Context, dial Dialer) error {
 	process.SpareProcessors()
 	held := process.Hold()
-	cfg, err := readAttachConfig(os.Stdin)
+	o, err := readOrder(os.Stdin)
 	if errors.Is(err, io.EOF) {
 		return nil // no disk ever needed it
 	}
 	if err != nil {
 		return err
 	}
+	if o.Chore != nil {
+		return o.Chore.run(os.Stdout)
+	}
+	cfg := o.attachConfig
 	starter := process.FromStarter()
-	a := &attacher{cfg: cfg, dial: dial, dir: cfg.dir(), forced: make(chan struct{}, 1), log: slog.New(slog.NewTextHandler(os.Stderr, nil))}
+	a := &attacher{cfg: cfg, dial: dial, dir: cfg.dir(), forced: make(chan error, 1), log: slog.New(slog.NewTextHandler(os.Stderr, nil))}
 	stop, err := a.start(ctx, starter, held)
+	sig := make(chan os.Signal, 1)
+	signal.Notify(sig, unix.SIGTERM, unix.SIGINT) // before anybody knows of the device: it would be left
+	signal.Ignore(unix.SIGHUP, unix.SIGPIPE)
 	if err := starter.Tell(err); err != nil {
 		a.log.Warn("nobody was told of the device", "err", err)
 	}
@@ -94,8 +101,11 @@ func RunAttacher(ctx context.Context, dial Dialer) error {
 	}
 	defer stop()
 	a.log.Info("attached", "via", a.via, "device", a.device, "export", cfg.Export, "size", a.relay.Info().Size)
-	a.wait(ctx)
-	err = errors.Join(a.relay.Close(), a.front.Close(), os.RemoveAll(a.dir))
+	left := a.wait(ctx, sig)
+	err = errors.Join(left, a.relay.Close(), a.front.Close())
+	if left == nil { // else whoever asked cleans up, by what is noted there
+		err = errors.Join(err, os.RemoveAll(a.dir))
+	}
 	a.answering.Lock()
 	defer a.answering.Unlock()
 	a.log.Info("detached", "device", a.device)
@@ -265,26 +275,31 @@ func (a *attacher) save() error {
 	return vfs.WriteFile(vfs.OS, filepath.Join(a.dir, recordName), append(b, '\n'))
 }
 
-// wait returns when the kernel has let go of the disk.
-func (a *attacher) wait(ctx context.Context) {
-	sig := make(chan os.Signal, 1)
-	signal.Notify(sig, unix.SIGTERM, unix.SIGINT)
-	defer signal.Stop(sig)
-	signal.Ignore(unix.SIGHUP, unix.SIGPIPE)
+// wait returns when the kernel has let go of the disk, or somebody has forced an end; the error is why the device is still there then.
+func (a *attacher) wait(ctx context.Context, sig <-chan os.Signal) error {
 	end := ctx.Done()
+	detaching := make(chan struct{}, 1) // full while a detach goes on that was asked for here: it may wait for the server
 	for {
 		select {
 		case <-a.front.Done():
-			return
-		case <-a.forced:
-			return
+			return nil
+		case err := <-a.forced:
+			return err
 		case <-sig:
 		case <-end:
 			end = nil
 		}
-		if err := a.detach(false); err != nil {
-			a.log.Warn("asked to end, but goes on", "err", err)
+		select {
+		case detaching <- struct{}{}:
+		default:
+			continue
 		}
+		go func() {
+			if err := a.detach(false); err != nil {
+				a.log.Warn("asked to end, but goes on", "err", err)
+			}
+			<-detaching
+		}()
 	}
 }
 
@@ -292,7 +307,7 @@ func (a *attacher) wait(ctx context.Context) {
 // let go of it. Forced, it ends now and whoever uses the device gets errors.
 func (a *attacher) detach(force bool) error {
 	if !force {
-		if err := detachDevice(a.device, a.tag(), false); err != nil {
+		if err := a.apart(verbDetach, false); err != nil {
 			return err
 		}
 		select {
@@ -304,26 +319,24 @@ func (a *attacher) detach(force bool) error {
 	}
 	if a.relay.Status().Connected {
 		flushed := make(chan error, 1)
-		go func() { flushed <- syncDevice(a.device) }()
+		go func() { flushed <- a.apart(verbFlush, false) }()
 		select {
 		case <-flushed: // best effort: an error does not stop who insists
 		case <-time.After(lingerRelease):
 		}
 	}
 	a.log.Warn("detached by force", "device", a.device)
-	err := detachDevice(a.device, a.tag(), true)
-	select {
-	case a.forced <- struct{}{}:
-	default: // somebody forced it before
-	}
-	return err
+	return a.end(verbDetach)
 }
 
-// syncDevice makes durable at the server what was written to a device.
-func syncDevice(device string) error {
-	dev, err := os.Open(device)
-	if err != nil {
-		return err
+// end ends the attacher, and takes its device down as verb says.
+func (a *attacher) end(verb string) error {
+	// Closed first: from then on the device answers at once, if only with errors, so that nothing keeps it from being taken down.
+	err := a.relay.Close()
+	left := a.apart(verb, true)
+	select {
+	case a.forced <- left:
+	default: // somebody forced it before
 	}
-	return errors.Join(dev.Sync(), dev.Close())
+	return errors.Join(err, left)
 }

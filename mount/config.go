@@ -110,14 +110,16 @@ type attachConfig struct {
 // dir is the directory of the attachment's state.
 func (c *attachConfig) dir() string { return filepath.Join(c.StateDir, c.Name) }
 
-// readAttachConfig reads what [Attach] wrote to the standard input of the
-// attacher it started.
-func readAttachConfig(r io.Reader) (attachConfig, error) {
-	var c attachConfig
-	if err := process.ReadConfig(r, &c); err != nil {
-		return c, fmt.Errorf("%w: %w", ErrConfig, err)
+// readOrder reads what [Attach] wrote to the standard input of the attacher it started, or an attacher to that of another process.
+func readOrder(r io.Reader) (order, error) {
+	var o order
+	if err := process.ReadConfig(r, &o); err != nil {
+		return o, fmt.Errorf("%w: %w", ErrConfig, err)
 	}
-	return c, c.check()
+	if o.Chore != nil {
+		return o, nil
+	}
+	return o, o.check()
 }
 
 // check fills in the defaults and refuses what makes no sense.

@@ -46,12 +46,26 @@ func ask(ctx context.Context, socket string, req request) (r reply, err error) {
 		return r, fmt.Errorf("%w: %w", ErrStale, err)
 	case err != nil:
 		return r, fmt.Errorf("%s: %w", req.Verb, err)
-	case r.Busy:
-		return r, ErrBusy
-	case r.Error != "":
-		return r, errors.New(r.Error)
 	}
-	return r, nil
+	return r, r.err()
+}
+
+// fail makes an error, if it is one, the reply.
+func (r *reply) fail(err error) {
+	if err != nil {
+		r.Error, r.Busy = err.Error(), errors.Is(err, ErrBusy)
+	}
+}
+
+// err is the error that a reply tells of.
+func (r *reply) err() error {
+	switch {
+	case r.Busy:
+		return ErrBusy
+	case r.Error != "":
+		return errors.New(r.Error)
+	}
+	return nil
 }
 
 // answer does what a request asks for.
@@ -64,7 +78,7 @@ func (a *attacher) answer(req request, send func(any)) {
 	case verbRecord:
 		r.Record = a.record.Load()
 	case verbFlush:
-		err = syncDevice(a.device)
+		err = a.apart(verbFlush, false)
 	case verbDetach:
 		a.answering.RLock() // the process ends when the disk is gone, but not before the asker is told
 		defer a.answering.RUnlock()
@@ -72,8 +86,6 @@ func (a *attacher) answer(req request, send func(any)) {
 	default:
 		err = fmt.Errorf("unknown request %q", req.Verb)
 	}
-	if err != nil {
-		r.Error, r.Busy = err.Error(), errors.Is(err, ErrBusy)
-	}
+	r.fail(err)
 	send(r)
 }
