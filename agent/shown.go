@@ -75,7 +75,7 @@ func (h Here) AttachDisk(ctx context.Context, d ShownDisk) (device string, err e
 		return "", err
 	}
 	if at != nil && !d.Fresh {
-		if h.shows(at, d) {
+		if h.shows(ctx, at, d) {
 			return at.Device(), nil
 		}
 		if err := h.Remove(ctx, at); err != nil {
@@ -97,7 +97,7 @@ func (h Here) AttachDisk(ctx context.Context, d ShownDisk) (device string, err e
 }
 
 // LookDisk says how a disk is shown.
-func (h Here) LookDisk(_ context.Context, d ShownDisk) (s Shown, err error) {
+func (h Here) LookDisk(ctx context.Context, d ShownDisk) (s Shown, err error) {
 	if d.Dir != "" {
 		s.Dir = h.Places.abs(d.Dir)
 		if s.Mounted, err = isMounted(s.Dir); err != nil {
@@ -108,7 +108,7 @@ func (h Here) LookDisk(_ context.Context, d ShownDisk) (s Shown, err error) {
 	if err != nil || at == nil {
 		return s, err
 	}
-	if s.Attached = true; h.shows(at, d) {
+	if s.Attached = true; h.shows(ctx, at, d) {
 		s.Device = at.Device()
 		s.Mounts, err = mount.Mounts(s.Device)
 	}
@@ -123,7 +123,7 @@ func (h Here) DetachDisk(ctx context.Context, d ShownDisk) error {
 		return err
 	}
 	err = mount.WhileBusy(ctx, cmp.Or(d.Patience, lettingGo), func() error {
-		if h.shows(at, d) {
+		if h.shows(ctx, at, d) {
 			return at.Detach(ctx, false)
 		}
 		return h.Remove(ctx, at)
@@ -169,10 +169,22 @@ func (h Here) find(d ShownDisk) (*mount.Attachment, error) {
 }
 
 // shows reports whether an attachment is of this disk, and works.
-func (h Here) shows(at *mount.Attachment, d ShownDisk) bool {
+func (h Here) shows(ctx context.Context, at *mount.Attachment, d ShownDisk) bool {
 	cfg := at.Config()
-	return at.Alive() && at.Err() == nil && cfg.Export == d.Export && cfg.Identity == h.Places.Identity
+	if !at.Alive() || at.Err() != nil || cfg.Export != d.Export || cfg.Identity != h.Places.Identity {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, askStatus)
+	defer cancel()
+	st, err := at.Status(ctx)
+	if err != nil {
+		return ctx.Err() != nil // it has no time for us, but lives, and may have what would be lost with it; else it has just ended
+	}
+	return !st.Server.GaveUp // all that is left of its disk are errors, for good
 }
+
+// askStatus is how long an attacher has to say how it is.
+const askStatus = 2 * time.Second
 
 // Remove takes an attachment away that is of no use, with all that is still on it. One whose record cannot be read may live, and the disk
 // attached a second time would have two writers, each sure of its own: it is left to the user.

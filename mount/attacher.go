@@ -142,22 +142,29 @@ func (a *attacher) start(ctx context.Context, starter *process.Starter, held err
 	// makes while it sets the device up; and the loop driver holds locks meanwhile that every other user of a
 	// loop device on the host needs. The next server undoes what was being attached and never serves it again:
 	// unless we end, all of them would wait for ever.
-	defer starter.Watch(func() { a.relay.Close() })()
+	orphan := false
+	stopWatch := starter.Watch(func() { orphan = true; a.relay.Close() })
 	if err := a.present(); err != nil {
+		stopWatch()
 		return nil, errors.Join(err, a.relay.Close())
 	}
 	l, err := a.listen()
-	if err == nil && starter.Gone() {
-		err = errOrphan
+	if err == nil {
+		go process.Answer(l, a.answer) // before there is a record: who finds one learns whether we are of any use
+		if starter.Gone() {
+			err = errOrphan
+		}
 	}
 	if err == nil {
 		err = a.save()
 	}
+	if stopWatch(); err == nil && orphan { // the relay is closed, and stays so
+		err = errOrphan
+	}
 	if err != nil {
-		err = errors.Join(err, detachDevice(a.device, a.tag(), true), a.relay.Close(), a.front.Close())
+		err = errors.Join(err, a.relay.Close(), detachDevice(a.device, a.tag(), true), a.front.Close())
 		return nil, err
 	}
-	go process.Answer(l, a.answer)
 	return func() { l.Close() }, nil
 }
 

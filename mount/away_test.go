@@ -2,8 +2,12 @@ package mount
 
 import (
 	"context"
+	"encoding/binary"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -127,3 +131,110 @@ func TestSignalIsHeededWhenServerIsBack(t *testing.T) {
 		}
 	})
 }
+
+// TestOrphanEndsWhileItSaves has the starter die when the attacher has looked for it the last time, and has yet to write its record.
+func TestOrphanEndsWhileItSaves(t *testing.T) {
+	eachVia(t, func(t *testing.T, via Via) {
+		s := serve(t, 16<<20)
+		cfg := Config{Name: "vol1", StateDir: t.TempDir(), Socket: s.socket, Export: "disk", Via: via}
+		if err := cfg.check(); err != nil {
+			t.Fatal(err)
+		}
+		ac := attachConfig{Config: cfg, Token: "orphan-" + strconv.Itoa(os.Getpid())}
+		if err := makeDir(ac.dir()); err != nil {
+			t.Fatal(err)
+		}
+		saving, goOn := holdOpen(t, ac.dir(), recordName+".tmp")
+		in, err := json.Marshal(ac)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, w, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		cmd := exec.Command(os.Args[0], "attach")
+		cmd.Stdin, cmd.ExtraFiles = strings.NewReader(string(in)), []*os.File{w}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		ended := make(chan error, 1)
+		go func() { ended <- cmd.Wait() }()
+		w.Close()
+		defer sweepDevices(tagOf(ac.Token))
+		select {
+		case <-saving:
+		case <-time.After(20 * time.Second):
+			t.Fatal("it does not come to write its record")
+		}
+		r.Close() // we are gone
+		within(t, 20*time.Second, "given up", func() bool {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			q, err := ask(ctx, filepath.Join(ac.dir(), socketName), request{Verb: verbStatus})
+			return err == nil && q.Status.Server.GaveUp
+		})
+		goOn()
+		select {
+		case err := <-ended:
+			if err == nil {
+				t.Error("it ended as if all were well")
+			}
+		case <-time.After(20 * time.Second):
+			cmd.Process.Kill()
+			t.Fatal("it lives on with a device of errors")
+		}
+		a, err := Find(cfg.StateDir, cfg.Name)
+		if err != nil || a.Alive() {
+			t.Fatalf("%+v, %v", a, err)
+		}
+		if tag, err := deviceTag(a.Device()); err != nil || tag == tagOf(ac.Token) {
+			t.Errorf("its device is still there: %v", err)
+		}
+		if err := a.Cleanup(false); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// holdOpen keeps whoever opens a file of a directory waiting, from when opening is closed until goOn is called.
+func holdOpen(t *testing.T, dir, name string) (opening <-chan struct{}, goOn func()) {
+	t.Helper()
+	fd, err := unix.FanotifyInit(unix.FAN_CLASS_CONTENT|unix.FAN_CLOEXEC|unix.FAN_NONBLOCK, unix.O_RDONLY|unix.O_CLOEXEC)
+	if err != nil {
+		t.Skipf("needs fanotify: %v", err)
+	}
+	if err := unix.FanotifyMark(fd, unix.FAN_MARK_ADD, unix.FAN_OPEN_PERM|unix.FAN_EVENT_ON_CHILD, unix.AT_FDCWD, dir); err != nil {
+		unix.Close(fd)
+		t.Skipf("needs permission events of fanotify: %v", err)
+	}
+	events := os.NewFile(uintptr(fd), "fanotify")
+	t.Cleanup(func() { events.Close() }) // lets go of all who wait
+	came, pass := make(chan struct{}), make(chan struct{})
+	go func() {
+		buf := make([]byte, 4096)
+		for {
+			n, err := events.Read(buf)
+			if err != nil {
+				return
+			}
+			for b := buf[:n]; len(b) >= fanotifyEvent; b = b[fanotifyEvent:] {
+				file := int32(native.Uint32(b[16:]))
+				path, _ := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", file))
+				if filepath.Base(path) == name {
+					close(came)
+					<-pass
+				}
+				allow := native.AppendUint32(native.AppendUint32(nil, uint32(file)), unix.FAN_ALLOW)
+				events.Write(allow)
+				unix.Close(int(file))
+			}
+		}
+	}()
+	return came, func() { close(pass) }
+}
+
+// fanotifyEvent is the size of a struct fanotify_event_metadata.
+const fanotifyEvent = 24
+
+var native = binary.NativeEndian
