@@ -115,6 +115,17 @@ func (h Here) LookDisk(ctx context.Context, d ShownDisk) (s Shown, err error) {
 	return s, err
 }
 
+// KnownDisk says who knows a disk by its present export: an attacher that this host has started since its own start, alive or not, or one of before
+// or of another host, which shares the state directory.
+func (h Here) KnownDisk(d ShownDisk) (here, elsewhere bool, err error) {
+	at, err := h.find(d)
+	if err != nil || at == nil || at.Config().Export != d.Export {
+		return false, false, err
+	}
+	here = at.ThisBoot()
+	return here, !here, nil
+}
+
 // DetachDisk takes a disk off this host, if it is attached. While it is mounted, or in use otherwise, nothing is changed, and
 // it is an error.
 func (h Here) DetachDisk(ctx context.Context, d ShownDisk) error {
@@ -198,7 +209,7 @@ func (h Here) Remove(ctx context.Context, at *mount.Attachment) error {
 		return err
 	}
 	for _, m := range mounted {
-		if h.Places.holds(m.Dir) {
+		if at.ThisBoot() && h.Places.holds(m.Dir) { // a device of that name that was made since is another one
 			postgres.Kill(m.Dir) // its disk is gone, and its socket would be in the way of the next one
 		}
 	}

@@ -1,11 +1,15 @@
 package agent
 
 import (
+	"encoding/json"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"tidemark/block"
 	"tidemark/export/nbd"
@@ -113,6 +117,79 @@ func TestGivenUpIsNotShown(t *testing.T) {
 	}
 	if st, err := now.Status(t.Context()); err != nil || !st.Server.Connected {
 		t.Errorf("%+v, %v", st, err)
+	}
+	if err := h.DetachDisk(t.Context(), d); err != nil {
+		t.Error(err)
+	}
+}
+
+// What an attacher of another boot has left says nothing about a device that has its name now, nor about what runs on that.
+func TestRemoveOfAnotherBoot(t *testing.T) {
+	h, d, _ := shownHere(t)
+	dir := filepath.Join(h.Places.Dir, ClonesDir, "b", "disk")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	device, err := h.AttachDisk(t.Context(), d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := mount.Format(device, "ext4", "b"); err != nil {
+		t.Fatal(err)
+	}
+	if err := mount.MountFS(device, dir, "ext4", nil); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Unmount(dir, unix.MNT_DETACH)
+	sleep, err := exec.LookPath("sleep")
+	if err != nil {
+		t.Skip(err)
+	}
+	program := filepath.Join(t.TempDir(), "postgres")
+	if out, err := exec.Command("cp", "-L", sleep, program).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	database := exec.Command(program, "60")
+	database.Dir = dir
+	if err := database.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- database.Wait() }()
+
+	left := filepath.Join(h.Places.Attached, "c@disk")
+	b, err := json.Marshal(map[string]any{"Name": "c@disk", "PID": 1, "Boot": "another", "Device": device, "Token": "another", "Export": "e"})
+	if err == nil {
+		err = os.Mkdir(left, 0o700)
+	}
+	if err == nil {
+		err = os.WriteFile(filepath.Join(left, "attach.json"), b, 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := ShownDisk{Application: "c", Disk: "disk", Export: "e"}
+	if here, elsewhere, err := h.KnownDisk(other); here || !elsewhere || err != nil {
+		t.Errorf("known here %v, elsewhere %v: %v", here, elsewhere, err)
+	}
+	if here, elsewhere, err := h.KnownDisk(d); !here || elsewhere || err != nil {
+		t.Errorf("known here %v, elsewhere %v: %v", here, elsewhere, err)
+	}
+	if err := h.DetachDisk(t.Context(), other); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(left); !os.IsNotExist(err) {
+		t.Errorf("it is still there: %v", err)
+	}
+	select {
+	case err := <-ended:
+		t.Errorf("the database of another disk was ended: %v", err)
+	case <-time.After(500 * time.Millisecond):
+		database.Process.Kill()
+		<-ended
+	}
+	if err := mount.Unmount(dir); err != nil {
+		t.Fatal(err)
 	}
 	if err := h.DetachDisk(t.Context(), d); err != nil {
 		t.Error(err)

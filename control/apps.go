@@ -29,7 +29,7 @@ type about struct {
 	Taps []string `json:"taps,omitempty"`
 	// Agent is the host whose agent runs these taps, or on which the clone or mount is; empty: ours.
 	Agent string `json:"agent,omitempty"`
-	// Turn counts how often the disks of a clone on another host were changed while it could not be asked to take them off.
+	// Turn counts how often the disks were changed, or may be, while somebody could have them attached who could not be asked to take them off.
 	Turn int `json:"turn,omitempty"`
 	// Doomed: the clone or mount is to be taken apart when its host is back.
 	Doomed *doom `json:"doomed,omitempty"`

@@ -107,6 +107,9 @@ type Control struct {
 	nbd     *nbd.Server
 	sockets map[string]*socket // of exports that asked for their own, by address; guarded by mu
 
+	// mistaken are the timelines, by ID, whose disks are not served on our own host, and why: see takeOver. Filled before anything is served.
+	mistaken map[string]error
+
 	launcher  *mount.Launcher // attaches disks
 	agent     *agent.Agent    // touches what is mounted; we never do
 	jobs      runner

@@ -15,9 +15,9 @@ import (
 	"tidemark/timeline"
 )
 
-// Every disk that the server attaches to a host is served to that host alone, under a name made of its application and disk, and
+// Every disk that the server attaches to a host is served to that host alone, under a name made of its timeline and disk, and
 // attached by a process of its own there. So after a restart the server only has to
-// serve the same names again: the attachers come back by themselves.
+// serve the same names again: the attachers come back by themselves. Those who should not find other names: see takeOver.
 
 // site shows disks of ours on one host: on our own, or by the agent of another one.
 type site interface {
@@ -45,17 +45,20 @@ func (c *Control) agentOf(a app) (*agent.Agent, error) {
 	return c.agent, nil
 }
 
-// exportName is the name under which a disk is served to attachers of our own host.
+// exportName is the name under which a disk of turn 0 is served on our own host: one that nobody attaches, or that an older release has attached.
 func exportName(app, disk string) string { return app + "/" + disk }
 
-// exportOf is the name under which a disk is served to attachers of its host. An attacher of another host may outlive
-// what we know of it, and come back: so there a name is never that of another disk, nor of one that was changed while nobody could take it off the host.
+// exportOf is the name under which a disk is served to attachers of its host. An attacher may outlive
+// what we know of it, and come back: so a name is never that of another disk, nor of one that was changed while nobody could take it off the host.
 func exportOf(a app, disk string) string {
-	if a.elsewhere() {
-		return fmt.Sprintf("%s/%s/%d", a.t.ID(), disk, a.Turn)
+	if a.Turn == 0 && !a.elsewhere() {
+		return exportName(a.name, disk)
 	}
-	return exportName(a.name, disk)
+	return fmt.Sprintf("%s/%s/%d", a.t.ID(), disk, a.Turn)
 }
+
+// firstTurn is that of what is made to be attached to our own host.
+const firstTurn = 1
 
 // shownDisk is what the host of an application is told of its disk.
 func (c *Control) shownDisk(a app, disk string) agent.ShownDisk {
@@ -73,6 +76,9 @@ func (c *Control) serveDisk(a app, d *timeline.Disk) error {
 	e := &nbd.Export{Name: exportOf(a, d.Name()), Description: string(a.Type), Device: d}
 	if a.elsewhere() {
 		return c.hosts.serveDisk(a.Agent, e)
+	}
+	if err := c.mistaken[a.t.ID()]; err != nil {
+		return err
 	}
 	err := c.exports.Add(e)
 	if errors.Is(err, nbd.ErrExportExists) {

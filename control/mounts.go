@@ -122,7 +122,7 @@ func (c *Control) freeName(base string) string {
 func (c *Control) branch(ctx context.Context, src app, name, host string, pos tidemark.Position, each map[string]tidemark.Position, r role) (app, error) {
 	note := about{Type: src.Type, Host: host, Agent: host, Of: src.name + "@" + pos.String(), From: src.firstID(), Role: r, Options: src.Options, Home: src.Home}
 	if host == "" {
-		note.Host = hostname()
+		note.Host, note.Turn = hostname(), firstTurn
 	}
 	if _, ok := src.Options[optionPostgres]; ok && src.tapped() && r != roleMount {
 		note.Type, note.Home = tidemark.TypePostgres, &home{Disk: src.t.Disks()[0].Name()}

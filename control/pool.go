@@ -250,6 +250,10 @@ func (c *Control) comeBack(ctx context.Context) error {
 		if a.mirrored() {
 			continue // its disk is written by its machine alone
 		}
+		a, err := c.takeOver(ctx, a)
+		if err != nil {
+			continue
+		}
 		for _, d := range a.t.Disks() {
 			if err := c.serveDisk(a, d); err != nil {
 				return err

@@ -230,6 +230,7 @@ func used(dir string) int64 {
 
 // makeStaging makes a timeline with staging disks, formats them and mounts them.
 func (c *Control) makeStaging(ctx context.Context, name string, note about, disks []timeline.DiskSpec) (app, error) {
+	note.Turn = firstTurn
 	t, err := c.set.Create(ctx, name, disks, mustJSON(note))
 	if err != nil {
 		return app{}, err
@@ -425,7 +426,7 @@ func (c *Control) markCapture(ctx context.Context, t *task, a app, m timeline.Ma
 // staged returns where a staging disk is mounted, and mounts it if it is not.
 func (c *Control) staged(ctx context.Context, a app, disk string) (string, error) {
 	s, err := c.look(ctx, a, disk)
-	if err != nil || s.Mounted {
+	if err != nil || s.Mounted && s.Device != "" {
 		return s.Dir, err
 	}
 	device, err := c.attach(ctx, a, disk, false)

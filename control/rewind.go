@@ -115,7 +115,7 @@ func (c *Control) idleExports(ctx context.Context, a app) (list []keptExport, er
 		list = append(list, k)
 	}
 	for _, d := range a.t.Disks() {
-		if a.Type == tidemark.TypeVolume && !a.elsewhere() && c.exports.Users(exportName(a.name, d.Name())) > 0 {
+		if a.Type == tidemark.TypeVolume && !a.elsewhere() && c.exports.Users(exportOf(a, d.Name())) > 0 {
 			return nil, tidemark.Errorf(tidemark.Conflict, "disk %s of %s is in use", d.Name(), a.name).WithHint("end that first: `tidemark mounts`")
 		}
 	}

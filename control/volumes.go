@@ -153,7 +153,7 @@ func (c *Control) importInto(ctx context.Context, t *task, a app, spec tidemark.
 		return res, tidemark.Errorf(tidemark.Conflict, "%s has %d bytes and the volume %s has %d", spec.Path, size, a.name, disks[0].Size()).
 			WithHint("import it under another name")
 	}
-	if c.exports.Users(exportName(a.name, volumeDisk)) > 0 {
+	if c.exports.Users(exportOf(a, volumeDisk)) > 0 {
 		return res, tidemark.Errorf(tidemark.Conflict, "the volume %s is in use", a.name).WithHint("unmount it first")
 	}
 	before := a.t.StoredBytes()
@@ -234,7 +234,7 @@ func (c *Control) free(ctx context.Context, a app) error {
 		}
 	}
 	for _, d := range a.t.Disks() {
-		if n := exportName(a.name, d.Name()); c.exports.Users(n) > 0 {
+		if n := exportOf(a, d.Name()); c.exports.Users(n) > 0 {
 			return tidemark.Errorf(tidemark.Conflict, "disk %s of %s is in use", d.Name(), a.name).WithHint("end the mounts and exports of it first: `tidemark mounts`")
 		}
 	}

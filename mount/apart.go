@@ -16,11 +16,14 @@ import (
 
 // chore is what an attacher has another process do with its device.
 type chore struct {
-	Verb   string // verbFlush or verbDetach
+	Verb   string // verbFlush, verbDetach or verbRemove
 	Device string
 	Token  string
 	Force  bool
 }
+
+// verbRemove has the device taken down by force, and with it what is mounted from it. Nobody asks for it at the control socket.
+const verbRemove = "remove"
 
 // order is what a process that attaches is told: to attach a disk, or to do a chore for one that has.
 type order struct {
@@ -36,6 +39,10 @@ func (c *chore) run(w io.Writer) error {
 		err = syncDevice(c.Device)
 	case verbDetach:
 		err = detachDevice(c.Device, tagOf(c.Token), c.Force)
+	case verbRemove:
+		var a Attachment
+		a.rec.Device, a.rec.Token = c.Device, c.Token
+		err = a.removeDevice(true)
 	}
 	var r reply
 	r.fail(err)

@@ -100,10 +100,11 @@ func RunAttacher(ctx context.Context, dial Dialer) error {
 		return err
 	}
 	defer stop()
+	go a.endUnknown()
 	a.log.Info("attached", "via", a.via, "device", a.device, "export", cfg.Export, "size", a.relay.Info().Size)
 	left := a.wait(ctx, sig)
 	err = errors.Join(left, a.relay.Close(), a.front.Close())
-	if left == nil { // else whoever asked cleans up, by what is noted there
+	if left == nil && a.known() { // else whoever asked cleans up, by what is noted there
 		err = errors.Join(err, os.RemoveAll(a.dir))
 	}
 	a.answering.Lock()
@@ -280,6 +281,37 @@ func (a *attacher) save() error {
 		return err
 	}
 	return vfs.WriteFile(vfs.OS, filepath.Join(a.dir, recordName), append(b, '\n'))
+}
+
+// known reports whether our record is where we put it. Who takes us for dead removes it, and may put another in its place: one who cannot see us, since
+// he is on another host that has the state directory, too. Where that directory is not there itself, nothing is known.
+func (a *attacher) known() bool {
+	b, err := vfs.ReadFile(vfs.OS, filepath.Join(a.dir, recordName))
+	if errors.Is(err, os.ErrNotExist) {
+		_, err = os.Stat(a.cfg.StateDir)
+		return err != nil
+	}
+	var rec record
+	return err != nil || json.Unmarshal(b, &rec) != nil || rec.Token == a.cfg.Token
+}
+
+// recordLook is how often an attacher that has no server looks for its record.
+const recordLook = 5 * time.Second
+
+// endUnknown ends the attacher by force when it is without a server, and nobody knows it any more: its disk is never served again by the
+// name that it knows, and all that use its device would wait for ever. Where others see to that, it does nothing: a host may be without its
+// server and come back, and what shows production its disks does so whatever is lost.
+func (a *attacher) endUnknown() {
+	if a.cfg.Identity != "" || a.cfg.Revive != nil {
+		return
+	}
+	for a.relay.Status().Connected || a.known() {
+		time.Sleep(recordLook)
+	}
+	a.log.Error("its record is gone: it ends, for nobody would serve its disk again")
+	if err := a.end(verbRemove); err != nil {
+		a.log.Error("its device may be left", "device", a.device, "err", err)
+	}
 }
 
 // wait returns when the kernel has let go of the disk, or somebody has forced an end; the error is why the device is still there then.

@@ -138,6 +138,10 @@ func (a *Attachment) Mounts() ([]Mounted, error) {
 // stale: its device, if still there, gives errors, and Cleanup removes it.
 func (a *Attachment) Alive() bool { return a.rec.ID.Alive() }
 
+// ThisBoot reports whether it was attached on this host since that was started. The attacher of another one is not alive here, but where hosts
+// share the state directory it may live on the other.
+func (a *Attachment) ThisBoot() bool { return a.rec.ID.ThisBoot() }
+
 // Status asks the attacher how it is. ErrStale if there is none.
 func (a *Attachment) Status(ctx context.Context) (Status, error) {
 	r, err := a.ask(ctx, request{Verb: verbStatus})

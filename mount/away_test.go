@@ -132,6 +132,38 @@ func TestSignalIsHeededWhenServerIsBack(t *testing.T) {
 	})
 }
 
+// TestEndsWhenNobodyKnowsIt checks that an attacher without a server ends when it was taken for dead, and leaves alone what is in its place.
+func TestEndsWhenNobodyKnowsIt(t *testing.T) {
+	eachVia(t, func(t *testing.T, via Via) {
+		need(t, "mkfs.ext4")
+		s := serve(t, 64<<20)
+		a := attach(t, s, func(c *Config) { c.Via = via })
+		if err := Format(a.Device(), "ext4", "x"); err != nil {
+			t.Fatal(err)
+		}
+		dir := t.TempDir()
+		if err := MountFS(a.Device(), dir, "ext4", nil); err != nil {
+			t.Fatal(err)
+		}
+		s.kill()
+		other := []byte(`{"Name": "vol1", "Token": "another"}`)
+		if err := os.WriteFile(filepath.Join(a.dir, recordName), other, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		within(t, 30*time.Second, "ended", func() bool { return gone(a.PID()) })
+		if list, err := Mounts(a.Device()); err == nil && len(list) > 0 {
+			t.Errorf("it is still mounted: %v", list)
+		}
+		within(t, 10*time.Second, "the end of the device", func() bool {
+			tag, err := deviceTag(a.Device())
+			return err == nil && tag != tagOf(a.rec.Token)
+		})
+		if got := read(t, filepath.Join(a.dir, recordName)); got != string(other) {
+			t.Errorf("the record of another is %s", got)
+		}
+	})
+}
+
 // TestOrphanEndsWhileItSaves has the starter die when the attacher has looked for it the last time, and has yet to write its record.
 func TestOrphanEndsWhileItSaves(t *testing.T) {
 	eachVia(t, func(t *testing.T, via Via) {

@@ -33,12 +33,17 @@ func (n ID) Alive() bool {
 	if n.PID == 0 {
 		return false
 	}
-	boot, err := bootID()
-	if err != nil || boot != n.Boot {
+	if !n.ThisBoot() {
 		return false
 	}
 	started, err := startOf(n.PID)
 	return err == nil && started == n.Started
+}
+
+// ThisBoot reports whether it names a process of this boot of this host. One of another boot ended with that, unless it is on another host.
+func (n ID) ThisBoot() bool {
+	boot, err := bootID()
+	return err == nil && boot == n.Boot
 }
 
 // ErrEnded: the process has ended.
