@@ -105,7 +105,7 @@ func (s *server) finishDevice(ctx context.Context, in *ofBody[tidemark.DeviceWai
 	if err != nil {
 		return nil, err
 	}
-	i, err := s.beginSession(ctx, user, access.ByOIDC)
+	i, err := s.beginSession(ctx, user, access.ByOIDC, "")
 	return &answer[tidemark.Issued]{Body: i}, err
 }
 

@@ -270,7 +270,11 @@ func makeToken(ctx context.Context, c *control.Control, in *ofBody[access.TokenS
 		return tidemark.Issued{}, tidemark.Errorf(tidemark.Invalid, "an API token is good for a year at most").WithHint("ask for less, and for another one in time")
 	}
 	t := access.Token{User: user, Name: in.Body.Name, Roles: in.Body.Roles, Applications: in.Body.Applications, Created: now, Expires: now.Add(time.Duration(in.Body.Lifetime) * time.Second)}
-	id, err := c.Access().AddToken(ctx, t, secret.Hash())
+	var session access.Hash // by which it is asked for; zero: at the socket
+	if who := callerOf(ctx); who.principal.Method == access.ByPassword || who.principal.Method == access.ByOIDC {
+		session = who.secret.Hash()
+	}
+	id, err := c.Access().AddToken(ctx, t, secret.Hash(), session)
 	return tidemark.Issued{ID: id, Secret: secret.Reveal(), Expires: t.Expires}, err
 }
 
@@ -278,62 +282,72 @@ func makeToken(ctx context.Context, c *control.Control, in *ofBody[access.TokenS
 func (s *server) login(ctx context.Context, in *ofBody[tidemark.Login]) (*answer[tidemark.Issued], error) {
 	who, user := callerOf(ctx), in.Body.User
 	who.asked = append(who.asked, asked{access.TokenManage, access.Object{Kind: access.KindToken, Name: user}})
-	if err := s.check(ctx, user, in.Body.Password); err != nil {
-		return nil, err
+	for range 3 {
+		hash, err := s.check(ctx, user, in.Body.Password)
+		if err != nil {
+			return nil, err
+		}
+		i, err := s.beginSession(ctx, user, access.ByPassword, hash)
+		if err == nil || tidemark.KindOf(err) != tidemark.Conflict {
+			return &answer[tidemark.Issued]{Body: i}, err
+		} // else it was changed while it was compared: is it right still?
 	}
-	i, err := s.beginSession(ctx, user, access.ByPassword)
-	return &answer[tidemark.Issued]{Body: i}, err
+	return nil, tidemark.Errorf(tidemark.Unavailable, "the password is just being changed").WithHint("try again")
 }
 
-// beginSession begins a session of a user who has proved who he is.
-func (s *server) beginSession(ctx context.Context, user string, by access.Method) (tidemark.Issued, error) {
+// beginSession begins a session of a user who has proved who he is: if by a password, it is the one with this hash, and he has it still.
+func (s *server) beginSession(ctx context.Context, user string, by access.Method, hash string) (tidemark.Issued, error) {
 	now, secret := time.Now(), access.NewSecret(access.SessionPrefix)
 	session := access.Session{User: user, Method: by, Created: now, Expires: now.Add(sessionLife), Used: now, Idle: sessionIdle}
 	if who := callerOf(ctx); who.address.IsValid() {
 		session.Address = who.address.String()
 	}
-	id, err := s.c.Access().AddSession(ctx, session, secret.Hash())
+	id, err := s.c.Access().AddSession(ctx, session, hash, secret.Hash())
+	callerOf(ctx).did = "a session began"
 	return tidemark.Issued{ID: id, Secret: secret.Reveal(), Expires: session.Expires}, err
 }
 
-// check makes sure that a password is that of a user, and that nobody guesses.
-func (s *server) check(ctx context.Context, user, password string) error {
+// check makes sure that a password is that of a user, and that nobody guesses. It returns the hash that the user has of it. By the time
+// that it is used he may have another one.
+func (s *server) check(ctx context.Context, user, password string) (hash string, err error) {
 	address := callerOf(ctx).address
 	if wait := s.limiter.Try(time.Now(), user, address); wait > 0 {
-		return tidemark.Errorf(tidemark.Denied, "too many logins failed").WithHint(fmt.Sprintf("try again in %d seconds", int(wait.Seconds())+1))
+		return "", tidemark.Errorf(tidemark.Denied, "too many logins failed").WithHint(fmt.Sprintf("try again in %d seconds", int(wait.Seconds())+1))
 	}
 	passwords, err := s.passwords()
 	if err != nil {
-		return err
+		return "", err
 	}
-	hash, err := s.c.Access().Password(ctx, user)
-	if err != nil {
-		return err
+	if hash, err = s.c.Access().Password(ctx, user); err != nil {
+		return "", err
 	}
 	ok, renew, err := passwords.Verify(ctx, hash, password)
 	if err != nil {
-		return err
+		return "", err
 	}
 	if !ok {
-		return tidemark.Errorf(tidemark.Denied, "the user or the password is wrong")
+		return "", tidemark.Errorf(tidemark.Denied, "the user or the password is wrong")
 	}
 	s.limiter.Succeeded(time.Now(), user, address)
 	if !renew {
-		return nil
+		return hash, nil
 	}
 	anew, err := passwords.Hash(ctx, user, password)
 	if err != nil {
-		return nil // it was good enough once
+		return hash, nil // it was good enough once
 	}
-	return s.c.Access().RenewPassword(ctx, user, hash, anew)
+	return anew, s.c.Access().RenewPassword(ctx, user, hash, anew)
 }
 
 func (s *server) logout(ctx context.Context, _ *none) (*struct{}, error) {
 	who := callerOf(ctx)
+	who.asked = append(who.asked, asked{access.TokenManage, access.Object{Kind: access.KindToken, Name: who.principal.User}})
 	if who.principal.Method == access.BySocket || who.principal.Method == access.ByToken {
 		return nil, tidemark.Errorf(tidemark.Invalid, "this is no session").WithHint("an API token is revoked, and the socket is always open")
 	}
-	return nil, s.c.Access().EndSessionOf(ctx, who.secret.Hash())
+	err := s.c.Access().EndSessionOf(ctx, who.secret.Hash())
+	who.did = "a session ended"
+	return nil, err
 }
 
 func (s *server) addUser(ctx context.Context, in *ofBody[tidemark.UserSpec]) (u tidemark.User, err error) {
@@ -360,9 +374,11 @@ func (s *server) hash(ctx context.Context, user, password string) (string, error
 
 // setPassword ends all sessions of the user: somebody else may have had the old one.
 func (s *server) setPassword(ctx context.Context, in *ofUserAndBody[tidemark.PasswordChange]) (*struct{}, error) {
-	user := string(in.User)
-	if callerOf(ctx).principal.User == user {
-		if err := s.check(ctx, user, in.Body.Old); err != nil {
+	user, old := string(in.User), ""
+	own := callerOf(ctx).principal.User == user
+	if own {
+		var err error
+		if old, err = s.check(ctx, user, in.Body.Old); err != nil {
 			return nil, err
 		}
 	}
@@ -370,10 +386,10 @@ func (s *server) setPassword(ctx context.Context, in *ofUserAndBody[tidemark.Pas
 	if err != nil {
 		return nil, err
 	}
-	if err := s.c.Access().SetPassword(ctx, user, hash); err != nil {
-		return nil, err
+	if own { // who knew the one of before does not undo a change that came first
+		return nil, s.c.Access().ChangePassword(ctx, user, old, hash)
 	}
-	return nil, s.c.Access().EndSession(ctx, user, 0)
+	return nil, s.c.Access().SetPassword(ctx, user, hash)
 }
 
 func (s *server) sendAuthority(w http.ResponseWriter, _ *http.Request) {

@@ -28,6 +28,7 @@ type caller struct {
 	look      func(context.Context) (access.Principal, []access.Grant, error) // who has the secret now; nil: there is none
 
 	asked   []asked // what was decided about
+	did     string  // what was done, where the action does not tell it from something else
 	failure error
 }
 
@@ -541,7 +542,7 @@ func (s *server) audit(ctx context.Context, o operation, who *caller, method str
 			who.asked = append(who.asked, asked{n.action, access.Object{Kind: n.kind}})
 		}
 	}
-	r := access.AuditRecord{Time: time.Now(), User: who.principal.User, Method: who.principal.Method, Request: who.request, Outcome: access.Done}
+	r := access.AuditRecord{Time: time.Now(), User: who.principal.User, Method: who.principal.Method, Request: who.request, Outcome: access.Done, Detail: who.did}
 	if who.address.IsValid() {
 		r.Address = who.address.String()
 	}

@@ -43,7 +43,7 @@ func accessConformance(t *testing.T, where func(t *testing.T) string) {
 		"Users": users, "Groups": groups, "Grants": grants, "Tokens": tokens, "Sessions": sessions,
 		"Objects": objects, "FromBefore": fromBefore,
 		"Audit": audit, "AuditTogether": auditTogether, "AuditTampering": auditTampering, "AuditOnlyGrows": auditOnlyGrows, "Checkpoints": checkpoints,
-		"Spool": spool, "SpoolTogether": spoolTogether,
+		"Spool": spool, "SpoolTogether": spoolTogether, "Logins": logins, "LoginsTogether": loginsTogether,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, where(t)) })
 	}
@@ -234,8 +234,8 @@ func tokens(t *testing.T, at string) {
 	now := time.Now().Truncate(time.Microsecond)
 	secret := access.NewSecret(access.TokenPrefix)
 	tok := access.Token{User: "alice", Name: "ci", Roles: []access.Role{access.Developer}, Applications: []access.Pattern{"orders-*"}, Created: now, Expires: now.Add(time.Hour)}
-	tok.ID = must(c.AddToken(ctx, tok, secret.Hash()))(t)
-	_, err = c.AddToken(ctx, tok, access.NewSecret(access.TokenPrefix).Hash())
+	tok.ID = must(c.AddToken(ctx, tok, secret.Hash(), access.Hash{}))(t)
+	_, err = c.AddToken(ctx, tok, access.NewSecret(access.TokenPrefix).Hash(), access.Hash{})
 	refused(t, tidemark.Conflict, err)
 	p, list, err := c.ByToken(ctx, secret.Hash(), now.Add(time.Minute))
 	ok(t, err)
@@ -279,11 +279,13 @@ func notStored(t *testing.T, at string, s access.Secret) {
 
 func sessions(t *testing.T, at string) {
 	ctx, c := context.Background(), openAt(t, at)
-	ok(t, c.AddUser(ctx, tidemark.User{Name: "alice"}))
+	ok(t, c.AddUser(ctx, tidemark.User{Name: "alice"}), c.SetPassword(ctx, "alice", "hash"))
 	now := time.Now()
-	begin := func() (access.Secret, int64) {
+	begin := func() access.Secret {
 		s := access.NewSecret(access.SessionPrefix)
-		return s, must(c.AddSession(ctx, access.Session{User: "alice", Method: access.ByPassword, Created: now, Used: now, Expires: now.Add(12 * time.Hour), Idle: time.Hour}, s.Hash()))(t)
+		must(c.AddSession(ctx, access.Session{User: "alice", Method: access.ByPassword, Created: now, Used: now, Expires: now.Add(12 * time.Hour), Idle: time.Hour},
+			must(c.Password(ctx, "alice"))(t), s.Hash()))(t)
+		return s
 	}
 	valid := func(s access.Secret, at time.Time) bool {
 		p, _, err := c.BySession(ctx, s.Hash(), at)
@@ -292,7 +294,7 @@ func sessions(t *testing.T, at string) {
 		}
 		return err == nil && p.User == "alice" && p.Method == access.ByPassword && p.Token == nil
 	}
-	s, id := begin()
+	s := begin()
 	if valid(s, now.Add(61*time.Minute)) {
 		t.Error("an idle session is good")
 	}
@@ -304,14 +306,13 @@ func sessions(t *testing.T, at string) {
 	if valid(s, now.Add(12*time.Hour)) {
 		t.Error("an expired session is good")
 	}
-	ok(t, c.EndSession(ctx, "alice", id))
 	for what, end := range map[string]func() error{
-		"ended":        func() error { return c.EndSession(ctx, "alice", 0) },
+		"ended":        func() error { return c.EndSessionOf(ctx, s.Hash()) },
 		"new password": func() error { return c.SetPassword(ctx, "alice", "x") },
 		"disabled":     func() error { return c.SetDisabled(ctx, "alice", true) },
 	} {
 		ok(t, c.SetDisabled(ctx, "alice", false))
-		s, _ := begin()
+		s = begin()
 		if !valid(s, now) {
 			t.Fatalf("%s: not good before", what)
 		}
@@ -321,12 +322,13 @@ func sessions(t *testing.T, at string) {
 		}
 		notStored(t, at, s)
 	}
+	ok(t, c.SetDisabled(ctx, "alice", false))
 	begin()
 	ok(t, c.SweepSecrets(ctx, now.Add(2*time.Hour)))
 	if l := must(c.Sessions(ctx, "alice"))(t); len(l) != 0 {
 		t.Errorf("not swept: %+v", l)
 	}
-	_, err := c.AddSession(ctx, access.Session{User: "alice", Method: access.BySocket}, s.Hash())
+	_, err := c.AddSession(ctx, access.Session{User: "alice", Method: access.BySocket}, "x", s.Hash())
 	refused(t, tidemark.Invalid, err)
 }
 

@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/uptrace/bun"
+
 	"tidemark"
 	"tidemark/access"
 )
@@ -145,8 +147,10 @@ func (r tokenRow) token() (access.Token, error) {
 }
 
 // AddToken stores an API token by the hash of its secret, and returns its
-// number. A user has no two tokens of one name.
-func (c *Catalog) AddToken(ctx context.Context, t access.Token, h access.Hash) (int64, error) {
+// number. A user has no two tokens of one name. session is that of who asks for
+// it, by the hash of its secret; zero: he has none, as at the socket. If it has
+// ended, as by a new password, the error is of kind Denied.
+func (c *Catalog) AddToken(ctx context.Context, t access.Token, h, session access.Hash) (int64, error) {
 	if err := t.Check(); err != nil {
 		return 0, err
 	}
@@ -159,15 +163,43 @@ func (c *Catalog) AddToken(ctx context.Context, t access.Token, h access.Hash) (
 		return 0, err
 	}
 	var id int64
-	err = c.write.NewRaw("INSERT INTO tokens (user_name, name, hash, roles, applications, created, expires, used) VALUES (?, ?, ?, ?, ?, ?, ?, 0) RETURNING id",
-		t.User, t.Name, h.String(), string(roles), string(applications), t.Created.UnixNano(), t.Expires.UnixNano()).Scan(ctx, &id)
+	err = c.tx(ctx, "store a token", func(ctx context.Context, tx bun.Tx) error {
+		if err := holdSession(ctx, tx, session); err != nil {
+			return err
+		}
+		return tx.NewRaw("INSERT INTO tokens (user_name, name, hash, roles, applications, created, expires, used) VALUES (?, ?, ?, ?, ?, ?, ?, 0) RETURNING id",
+			t.User, t.Name, h.String(), string(roles), string(applications), t.Created.UnixNano(), t.Expires.UnixNano()).Scan(ctx, &id)
+	})
 	switch {
 	case unique(err):
 		return 0, tidemark.Errorf(tidemark.Conflict, "user %s has a token %s already", t.User, t.Name)
 	case dangling(err):
 		return 0, noUser(t.User)
 	}
-	return id, wrap(err, "store a token")
+	return id, err
+}
+
+// hold keeps a user as he is until the transaction ends, if he is not disabled and the condition holds of him; else it returns none.
+// Who changes him, and then ends his sessions, waits meanwhile, or was waited for.
+func hold(ctx context.Context, tx bun.Tx, none error, condition string, args ...any) error {
+	return exactlyOne(tx.NewRaw("UPDATE users SET disabled = disabled WHERE NOT disabled AND "+condition, args...).Exec(ctx))(none)
+}
+
+// holdSession returns an error unless a session is there, which no change of its user ends before the transaction does. Of the zero hash
+// there is nothing to hold.
+func holdSession(ctx context.Context, tx bun.Tx, session access.Hash) error {
+	if session == (access.Hash{}) {
+		return nil
+	}
+	if err := hold(ctx, tx, notLoggedIn(), "name = (SELECT user_name FROM sessions WHERE hash = ?)", session.String()); err != nil {
+		return err
+	}
+	var there bool // still, now that who was about to end it has done so
+	err := tx.NewRaw("SELECT EXISTS (SELECT 1 FROM sessions WHERE hash = ?)", session.String()).Scan(ctx, &there)
+	if err == nil && !there {
+		err = notLoggedIn()
+	}
+	return err
 }
 
 // ByToken returns the principal whom the secret with this hash belongs to, and
@@ -239,17 +271,32 @@ func (r sessionRow) session() access.Session {
 }
 
 // AddSession stores a session by the hash of its secret, and returns its number.
-func (c *Catalog) AddSession(ctx context.Context, s access.Session, h access.Hash) (int64, error) {
-	if s.Method != access.ByPassword && s.Method != access.ByOIDC {
+// password is what [Catalog.Password] returned, and the password that somebody
+// knows was compared with, for a session that begins so: if the user has
+// another one by now, or is disabled, the error is of kind Conflict. A user of a
+// provider who is disabled, or not there, is an error of kind Denied.
+func (c *Catalog) AddSession(ctx context.Context, s access.Session, password string, h access.Hash) (id int64, err error) {
+	none, condition, args := tidemark.Errorf(tidemark.Denied, "the user %.140q is shut out", s.User), "name = ?", []any{s.User}
+	switch s.Method {
+	case access.ByPassword:
+		none, condition, args = passwordChanged(s.User), "name = ? AND password = ? AND password <> ''", []any{s.User, password}
+	case access.ByOIDC:
+	default:
 		return 0, tidemark.Errorf(tidemark.Invalid, "a session begins with a password or at a provider")
 	}
-	var id int64
-	err := c.write.NewRaw("INSERT INTO sessions (user_name, hash, method, address, created, expires, used, idle) VALUES (?, ?, ?, ?, ?, ?, ?, ?) RETURNING id",
-		s.User, h.String(), string(s.Method), s.Address, s.Created.UnixNano(), s.Expires.UnixNano(), s.Used.UnixNano(), int64(s.Idle)).Scan(ctx, &id)
-	if dangling(err) {
-		return 0, noUser(s.User)
-	}
-	return id, wrap(err, "store a session")
+	err = c.tx(ctx, "store a session", func(ctx context.Context, tx bun.Tx) error {
+		if err := hold(ctx, tx, none, condition, args...); err != nil {
+			return err
+		}
+		return tx.NewRaw("INSERT INTO sessions (user_name, hash, method, address, created, expires, used, idle) VALUES (?, ?, ?, ?, ?, ?, ?, ?) RETURNING id",
+			s.User, h.String(), string(s.Method), s.Address, s.Created.UnixNano(), s.Expires.UnixNano(), s.Used.UnixNano(), int64(s.Idle)).Scan(ctx, &id)
+	})
+	return id, err
+}
+
+// passwordChanged says that a password was changed while one was compared with it, or that its user was shut out.
+func passwordChanged(user string) *tidemark.Error {
+	return tidemark.Errorf(tidemark.Conflict, "the password of user %.140q was changed meanwhile", user).WithHint("try again")
 }
 
 // BySession returns the principal whose session has the secret with this hash, and his grants. Errors are those of [Catalog.ByToken].
@@ -285,12 +332,6 @@ func (c *Catalog) Sessions(ctx context.Context, user string) ([]access.Session, 
 // EndSessionOf ends the session of a secret; that there is none is no error.
 func (c *Catalog) EndSessionOf(ctx context.Context, h access.Hash) error {
 	return wrap(c.exec(ctx, "DELETE FROM sessions WHERE hash = ?", h.String()), "end a session")
-}
-
-// EndSession ends a session of a user; 0 ends all that he has.
-func (c *Catalog) EndSession(ctx context.Context, user string, id int64) error {
-	_, err := c.write.NewRaw("DELETE FROM sessions WHERE user_name = ? AND (id = ? OR ? = 0)", user, id, id).Exec(ctx)
-	return wrap(err, "end a session of user %s", user)
 }
 
 // SweepSecrets forgets sessions and tokens that are over.

@@ -85,13 +85,20 @@ func (c *Catalog) Users(ctx context.Context, after string, n int) ([]tidemark.Us
 // SetDisabled shuts a user out, or lets him in again. His sessions end; his
 // tokens do not work while he is disabled.
 func (c *Catalog) SetDisabled(ctx context.Context, name string, disabled bool) error {
-	return c.changeUser(ctx, name, "UPDATE users SET disabled = ? WHERE name = ?", disabled, name)
+	return c.changeUser(ctx, name, noUser(name), "UPDATE users SET disabled = ? WHERE name = ?", disabled, name)
 }
 
 // SetPassword stores the hash of a new password, or takes the password away if
 // it is empty. His sessions end.
 func (c *Catalog) SetPassword(ctx context.Context, name, hash string) error {
-	return c.changeUser(ctx, name, "UPDATE users SET password = ? WHERE name = ?", hash, name)
+	return c.changeUser(ctx, name, noUser(name), "UPDATE users SET password = ? WHERE name = ?", hash, name)
+}
+
+// ChangePassword is [Catalog.SetPassword] for somebody who has shown that he
+// knows the password with the hash old. If that is not the user's any more, or he
+// is disabled, the error is of kind Conflict.
+func (c *Catalog) ChangePassword(ctx context.Context, name, old, hash string) error {
+	return c.changeUser(ctx, name, passwordChanged(name), "UPDATE users SET password = ? WHERE name = ? AND password = ? AND NOT disabled", hash, name, old)
 }
 
 // RenewPassword stores another hash of the same password, unless it was changed meanwhile.
@@ -100,10 +107,10 @@ func (c *Catalog) RenewPassword(ctx context.Context, name, old, hash string) err
 	return wrap(err, "renew the password of user %s", name)
 }
 
-// changeUser changes one row, and ends the user's sessions.
-func (c *Catalog) changeUser(ctx context.Context, name, statement string, args ...any) error {
+// changeUser changes one row, or else returns none, and ends the user's sessions.
+func (c *Catalog) changeUser(ctx context.Context, name string, none error, statement string, args ...any) error {
 	return c.tx(ctx, "change user "+name, func(ctx context.Context, tx bun.Tx) error {
-		if err := exactlyOne(tx.NewRaw(statement, args...).Exec(ctx))(noUser(name)); err != nil {
+		if err := exactlyOne(tx.NewRaw(statement, args...).Exec(ctx))(none); err != nil {
 			return err
 		}
 		_, err := tx.NewRaw("DELETE FROM sessions WHERE user_name = ?", name).Exec(ctx)
