@@ -13,6 +13,12 @@ const (
 	ByToken    Method = "token"    // an API token
 )
 
+// What records of the audit have for a method where nobody came himself. Nobody is let in by these: they are not [Method.Known].
+const (
+	ByRun  Method = "workflow" // a step of a run, in the name of who asked for the run
+	ByHost Method = "host"     // the agent of a host, by its join token or its certificate
+)
+
 // Known reports whether m is one of the methods.
 func (m Method) Known() bool {
 	switch m {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -113,8 +114,8 @@ func TestReviveBesideServer(t *testing.T) {
 // callers lets every host in, and tells when one lets the server call.
 type callers struct{ came chan none }
 
-func (c callers) Redeem(context.Context, string) (string, error)          { return "here", nil }
-func (c callers) Certified(context.Context, string, string, string) error { return nil }
+func (c callers) Redeem(context.Context, string, netip.Addr) (string, error)          { return "here", nil }
+func (c callers) Certified(context.Context, string, string, string, netip.Addr) error { return nil }
 func (c callers) Admit(context.Context, string, string, remote.Request) error {
 	return nil
 }

@@ -205,7 +205,9 @@ func (s *Spool) Keep(records ...*access.AuditRecord) (kept bool, err error) {
 		return false, errSpoolClosed
 	}
 	room := MaxSpooled
-	if first := e.Records[0]; first.Outcome == access.Refused || !first.Method.Known() {
+	first := e.Records[0]
+	known := first.Method.Known() || first.Method == access.ByRun || first.Method == access.ByHost
+	if first.Outcome == access.Refused || !known {
 		room /= 2
 	}
 	if s.records+len(records)+1 > room {

@@ -175,7 +175,10 @@ func Open(ctx context.Context, o Options) (_ *Control, err error) {
 		return nil, errors.Join(err, c.Close())
 	}
 	<-revived
-	if err := errors.Join(c.serveDisks(), c.serveTaps(), c.serveHosts(ctx), c.openTrail(ctx)); err != nil {
+	if err := c.openTrail(ctx); err != nil { // before anybody is let in
+		return nil, errors.Join(err, c.Close())
+	}
+	if err := errors.Join(c.serveDisks(), c.serveTaps(), c.serveHosts(ctx)); err != nil {
 		return nil, errors.Join(err, c.Close())
 	}
 	if err := c.comeBack(ctx); err != nil {

@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -178,13 +179,13 @@ func TestReplacedMeanwhile(t *testing.T) {
 	}
 	redeemed := func() string {
 		hash := invited()
-		if host, err := h.Redeem(ctx, hash); host != "two" || err != nil {
+		if host, err := h.Redeem(ctx, hash, netip.Addr{}); host != "two" || err != nil {
 			t.Fatalf("%q, %v", host, err)
 		}
 		return hash
 	}
 	joined := func(serial string) {
-		if err := h.Certified(ctx, "two", redeemed(), serial); err != nil {
+		if err := h.Certified(ctx, "two", redeemed(), serial, netip.Addr{}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -205,7 +206,7 @@ func TestReplacedMeanwhile(t *testing.T) {
 				t.Fatal(err)
 			}
 			between()
-			if err := h.Certified(ctx, "two", "O", "T"); tidemark.KindOf(err) != tidemark.Denied {
+			if err := h.Certified(ctx, "two", "O", "T", netip.Addr{}); tidemark.KindOf(err) != tidemark.Denied {
 				t.Errorf("a renewal: %v", err)
 			}
 			ours, theirs := net.Pipe()
@@ -224,7 +225,7 @@ func TestReplacedMeanwhile(t *testing.T) {
 
 			hash := redeemed()
 			good := between()
-			if err := h.Certified(ctx, "two", hash, "T"); tidemark.KindOf(err) != tidemark.Denied {
+			if err := h.Certified(ctx, "two", hash, "T", netip.Addr{}); tidemark.KindOf(err) != tidemark.Denied {
 				t.Errorf("a join: %v", err)
 			}
 			if got := serials(t, c, "two"); !slices.Equal(got, good) {
@@ -234,13 +235,13 @@ func TestReplacedMeanwhile(t *testing.T) {
 	}
 	joined("O")
 	removed()
-	if err := h.Certified(ctx, "two", "O", "T"); tidemark.KindOf(err) != tidemark.Denied {
+	if err := h.Certified(ctx, "two", "O", "T", netip.Addr{}); tidemark.KindOf(err) != tidemark.Denied {
 		t.Errorf("it was removed: %v", err)
 	}
 	// In peace there are two, until the next is used; who never heard of the next asks for another.
 	joined("O")
 	for _, next := range []string{"P", "Q"} {
-		if err := h.Certified(ctx, "two", "O", next); err != nil {
+		if err := h.Certified(ctx, "two", "O", next, netip.Addr{}); err != nil {
 			t.Fatal(err)
 		}
 		if got := serials(t, c, "two"); !slices.Equal(got, []string{"O", next}) {

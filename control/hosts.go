@@ -2,14 +2,17 @@ package control
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"slices"
 	"sync"
 	"time"
 
 	"tidemark"
+	"tidemark/access"
 	"tidemark/agent"
 	"tidemark/agent/remote"
 	"tidemark/catalog"
@@ -177,7 +180,14 @@ func (h *hosts) change(ctx context.Context, name string, fn func(*keptHost) erro
 }
 
 // Redeem implements [remote.Owner]. Who had a certificate of that host has it no more, and no connection.
-func (h *hosts) Redeem(ctx context.Context, hash string) (host string, err error) {
+func (h *hosts) Redeem(ctx context.Context, hash string, from netip.Addr) (host string, err error) {
+	host, err = h.redeem(ctx, hash)
+	h.record(host, from, "joined by its token", err)
+	return host, err
+}
+
+// redeem returns the host of a token, also if it can be used no more.
+func (h *hosts) redeem(ctx context.Context, hash string) (host string, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	known, err := catalog.List[keptHost](ctx, h.c.catalog, catalog.Hosts)
@@ -189,7 +199,7 @@ func (h *hosts) Redeem(ctx context.Context, hash string) (host string, err error
 		return "", tidemark.Errorf(tidemark.Denied, "this token was used before, or has been replaced").WithHint("`tidemark host add NAME` on the server makes a new one")
 	}
 	if k := known[i]; time.Now().After(k.Expires) {
-		return "", tidemark.Errorf(tidemark.Denied, "this token could be used until %s", k.Expires.Format(time.RFC3339)).WithHint("`tidemark host add " + k.Name + "` on the server makes a new one")
+		return k.Name, tidemark.Errorf(tidemark.Denied, "this token could be used until %s", k.Expires.Format(time.RFC3339)).WithHint("`tidemark host add " + k.Name + "` on the server makes a new one")
 	}
 	host = known[i].Name
 	err = h.change(ctx, host, func(k *keptHost) error {
@@ -204,7 +214,13 @@ func (h *hosts) Redeem(ctx context.Context, hash string) (host string, err error
 }
 
 // Certified implements [remote.Owner]. What it follows is the one in use, or what was redeemed last.
-func (h *hosts) Certified(ctx context.Context, host, follows, serial string) error {
+func (h *hosts) Certified(ctx context.Context, host, follows, serial string, from netip.Addr) error {
+	err := h.certified(ctx, host, follows, serial)
+	h.record(host, from, "was given the certificate "+serial, err)
+	return err
+}
+
+func (h *hosts) certified(ctx context.Context, host, follows, serial string) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	err := h.change(ctx, host, func(k *keptHost) error {
@@ -222,6 +238,24 @@ func (h *hosts) Certified(ctx context.Context, host, follows, serial string) err
 		return errReplaced(host)
 	}
 	return err
+}
+
+// record puts what a host was given, or refused, into the audit, before it has it.
+func (h *hosts) record(host string, from netip.Addr, what string, err error) {
+	r := access.AuditRecord{Time: time.Now(), Request: rand.Text()[:12], Action: access.HostManage, Kind: access.KindHost, Object: host, Outcome: access.Done, Detail: what}
+	if from.IsValid() {
+		r.Address = from.String()
+	}
+	if host != "" { // else it is nobody known
+		r.Method = access.ByHost
+	}
+	if err != nil {
+		r.Outcome, r.Detail = access.Failed, Explain(err).Message
+		if tidemark.KindOf(err) == tidemark.Denied {
+			r.Outcome = access.Refused
+		}
+	}
+	h.c.RecordAudit(context.WithoutCancel(h.c.jobs.ctx), &r)
 }
 
 // Admit implements [remote.Owner]. Whoever comes with the next certificate has it: the one before is not needed any more.

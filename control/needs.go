@@ -22,12 +22,17 @@ type Need struct {
 	Copy   *access.Copy // that is made; nil: none
 }
 
+// name is that of the object.
+func (n Need) name() string {
+	if r, err := tidemark.ParseRef(n.Ref); err == nil {
+		return r.App
+	}
+	return n.Ref
+}
+
 // needed is what a decision about the need has to know, and whether it is there.
 func (c *Control) needed(ctx context.Context, n Need) (o access.Object, there bool, err error) {
-	name := n.Ref
-	if r, e := tidemark.ParseRef(n.Ref); e == nil {
-		name = r.App
-	}
+	name := n.name()
 	if o, err = c.Object(ctx, n.Kind, name); err != nil {
 		return o, false, err
 	}
@@ -47,36 +52,48 @@ func (c *Control) needed(ctx context.Context, n Need) (o access.Object, there bo
 	return o, there, notThere(err)
 }
 
-// mayAll returns an error unless a user may do all of it now. The administrator at the socket, who has no name, may do everything.
-func (c *Control) mayAll(ctx context.Context, user string, needs []Need) error {
-	if user == "" || len(needs) == 0 {
-		return nil
+// mayAll returns an error unless a user may do all of it now, and what was decided about until then. The administrator at the socket, who
+// has no name, may do everything.
+func (c *Control) mayAll(ctx context.Context, user string, needs []Need) (decided []Decided, err error) {
+	if user == "" {
+		for _, n := range needs {
+			o, err := c.Object(ctx, n.Kind, n.name())
+			if err != nil {
+				return decided, err
+			}
+			decided = append(decided, Decided{Action: n.Action, Object: o, There: true})
+		}
+		return decided, nil
+	}
+	if len(needs) == 0 {
+		return nil, nil
 	}
 	who, grants, err := c.catalog.Principal(ctx, user, access.ByPassword)
 	if tidemark.KindOf(err) == tidemark.Denied {
-		return tidemark.Errorf(tidemark.Denied, "%s, for whom this is run, is no user any more", user).WithHint("apply or run the workflow as somebody else")
+		return nil, tidemark.Errorf(tidemark.Denied, "%s, for whom this is run, is no user any more", user).WithHint("apply or run the workflow as somebody else")
 	}
 	if err != nil {
-		return err
+		return nil, err
 	}
 	for _, n := range needs {
-		o, _, err := c.needed(ctx, n)
+		o, there, err := c.needed(ctx, n)
 		if err != nil {
-			return err
+			return decided, err
 		}
+		decided = append(decided, Decided{n.Action, o, there})
 		d := access.Decide(who, grants, n.Action, o)
 		if n.Copy != nil && d.Allowed {
 			u, err := c.Usage(ctx, user)
 			if err != nil {
-				return err
+				return decided, err
 			}
 			d = d.Within(u, *n.Copy)
 		}
 		if err := d.Err(); err != nil {
-			return err
+			return decided, err
 		}
 	}
-	return nil
+	return decided, nil
 }
 
 // Decided is a need with its object.

@@ -21,6 +21,8 @@ type stepKind struct {
 	do func(ctx context.Context, x *execution, s workflow.Step, resumed bool) (result any, err error)
 	// needs says what somebody has to be allowed to have it done; nil: nothing but to run the workflow.
 	needs func(c *Control, ctx context.Context, b workflow.Body) ([]Need, error)
+	// looks: it changes nothing, and is in the audit only if it was refused.
+	looks bool
 }
 
 // stepKinds are the verbs of workflows, by the names that [workflow.Item] gives them. Whoever adds one adds it here.
@@ -33,7 +35,7 @@ func stepKinds() map[string]stepKind {
 		"prepare":  {do: stepOf(doPrepare), needs: needsOf(prepareNeeds)},
 		"publish":  {do: stepOf(doPublish), needs: needsOf(publishNeeds)},
 		"prove":    {do: stepOf(doProve), needs: needsOf(proveNeeds)},
-		"wait":     {do: stepOf(doWait), needs: needsOf(waitNeeds)},
+		"wait":     {do: stepOf(doWait), needs: needsOf(waitNeeds), looks: true},
 		"remove":   {do: stepOf(doRemove), needs: needsOf(removeNeeds)},
 		"expire":   {do: stepOf(doExpire), needs: needsOf(expireNeeds)},
 		"script":   {do: stepOf(doScript)},
@@ -61,15 +63,15 @@ func needsOf[B workflow.Body](fn func(c *Control, ctx context.Context, b B) ([]N
 	return func(c *Control, ctx context.Context, b workflow.Body) ([]Need, error) { return fn(c, ctx, b.(B)) }
 }
 
-// allowed returns an error unless who runs the workflow may have a step done now.
-func (x *execution) allowed(ctx context.Context, s workflow.Step) error {
+// allowed returns an error unless who runs the workflow may have a step done now, and what was decided about.
+func (x *execution) allowed(ctx context.Context, s workflow.Step) ([]Decided, error) {
 	k := stepKinds()[s.Kind]
 	if k.needs == nil {
-		return nil
+		return nil, nil
 	}
 	needs, err := k.needs(x.c, ctx, s.Body)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	return x.c.mayAll(ctx, x.t.job.AskedBy, needs)
 }
@@ -103,15 +105,19 @@ func (x *execution) job(ctx context.Context, s workflow.Step, ask func(context.C
 
 // asked asks for a job, if that is allowed. Others who would make a copy for who runs the workflow wait meanwhile.
 func (x *execution) asked(ctx context.Context, s workflow.Step, ask func(context.Context, workflow.Body) (tidemark.Job, error)) (j tidemark.Job, err error) {
-	defer x.c.Enter()()
-	defer x.c.HoldCopies(x.t.job.AskedBy)()
-	if s.Body, err = x.fixed(ctx, s.Body); err != nil {
-		return j, err
-	}
-	if err := x.allowed(ctx, s); err != nil {
-		return j, err
-	}
-	return ask(ctx, s.Body)
+	err = x.recorded(s, func() (decided []Decided, err error) {
+		defer x.c.Enter()()
+		defer x.c.HoldCopies(x.t.job.AskedBy)()
+		if s.Body, err = x.fixed(ctx, s.Body); err != nil {
+			return nil, err
+		}
+		if decided, err = x.allowed(ctx, s); err != nil {
+			return decided, err
+		}
+		j, err = ask(ctx, s.Body)
+		return decided, err
+	})
+	return j, err
 }
 
 // fixed is a body that means the very point that is decided about: what is the newest may change meanwhile.
@@ -185,11 +191,30 @@ func jobFailed(j tidemark.Job) error {
 
 // entered does what needs the stores, if it is allowed.
 func (d doing[B]) entered(ctx context.Context, fn func() error) error {
+	return d.recorded(d.step, func() (decided []Decided, err error) {
+		defer d.c.Enter()()
+		if decided, err = d.allowed(ctx, d.step); err != nil {
+			return decided, err
+		}
+		return decided, fn()
+	})
+}
+
+// each does the same, but to one after another of what was decided about, with a record of each. What has come to be meant since is left
+// alone.
+func (d doing[B]) each(ctx context.Context, fn func(name string) error) error {
 	defer d.c.Enter()()
-	if err := d.allowed(ctx, d.step); err != nil {
+	decided, err := d.allowed(ctx, d.step)
+	if err != nil {
+		d.record(d.step, decided, err)
 		return err
 	}
-	return fn()
+	for _, one := range decided {
+		if err := d.recorded(d.step, func() ([]Decided, error) { return []Decided{one}, fn(one.Object.Name) }); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func captureNeeds(_ *Control, _ context.Context, b *workflow.Capture) ([]Need, error) {
@@ -292,11 +317,14 @@ func doClone(ctx context.Context, d doing[*workflow.Clone]) (any, error) {
 	if err != nil || d.body.SLA == "" {
 		return made, err
 	}
-	defer d.c.Enter()()
-	if err := d.c.mayAll(ctx, d.t.job.AskedBy, []Need{{Action: access.ApplicationConfigure, Kind: access.KindApplication, Ref: d.body.Name}}); err != nil {
-		return made, err
-	}
-	return made, d.c.SetSLA(ctx, d.body.Name, d.body.SLA)
+	return made, d.recorded(d.step, func() ([]Decided, error) {
+		defer d.c.Enter()()
+		decided, err := d.c.mayAll(ctx, d.t.job.AskedBy, []Need{{Action: access.ApplicationConfigure, Kind: access.KindApplication, Ref: d.body.Name}})
+		if err == nil {
+			err = d.c.SetSLA(ctx, d.body.Name, d.body.SLA)
+		}
+		return decided, err
+	})
 }
 
 // refreshNeeds is what a refresh needs: to make the clone anew, from the point that it takes, and to clone what has that point now.
@@ -432,16 +460,14 @@ type expired struct {
 
 func doExpire(ctx context.Context, d doing[*workflow.Expire]) (any, error) {
 	gone := expired{Gone: []string{}}
-	err := d.entered(ctx, func() error {
-		if d.body.App != "" {
-			return d.c.expirePoints(ctx, d.body, &gone)
-		}
-		names, err := d.c.oldClones(ctx, d.body, time.Now())
-		for _, name := range names {
-			if err == nil {
-				err = notThere(d.c.RemoveClone(ctx, name))
-				gone.Gone = append(gone.Gone, name)
-			}
+	if d.body.App != "" {
+		err := d.entered(ctx, func() error { return d.c.expirePoints(ctx, d.body, &gone) })
+		return gone, err
+	}
+	err := d.each(ctx, func(name string) error {
+		err := notThere(d.c.RemoveClone(ctx, name))
+		if err == nil {
+			gone.Gone = append(gone.Gone, name)
 		}
 		return err
 	})

@@ -122,7 +122,7 @@ func reads(t *testing.T, device string, fill byte) {
 }
 
 // ends takes what is attached off when the test ends.
-func ends(t *testing.T, at *mount.Attachment) {
+func endsItself(t *testing.T, at *mount.Attachment) {
 	t.Cleanup(func() {
 		unix.Kill(at.PID(), unix.SIGKILL)
 		for i := 0; at.Alive() && i < 1000; i++ {
@@ -194,10 +194,10 @@ func TestTakeOverFromAnotherMachine(t *testing.T) {
 		t.Fatal(err)
 	}
 	one = attachment(t, away)
-	ends(t, one)
+	endsItself(t, one)
 	c = serverIn(t, dir)
 	two := attachment(t, state)
-	ends(t, two)
+	endsItself(t, two)
 	if two.PID() == one.PID() || served(c, one.Config().Export) {
 		t.Fatalf("%s is still served", one.Config().Export)
 	}

@@ -470,6 +470,13 @@ func (x *execution) try(ctx context.Context, s workflow.Step, resumed bool) (res
 		if !ok {
 			return nil, tidemark.Errorf(tidemark.Invalid, "this server knows no step %q", s.Kind).WithHint("was it applied to a newer release?")
 		}
-		return k.do(ctx, x, s, resumed)
+		if k.needs != nil { // what is decided is recorded when it was
+			return k.do(ctx, x, s, resumed)
+		}
+		err = x.recorded(s, func() (_ []Decided, err error) {
+			result, err = k.do(ctx, x, s, resumed)
+			return nil, err
+		})
+		return result, err
 	})
 }

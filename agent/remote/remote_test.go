@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -29,7 +30,7 @@ type owner struct {
 	admitting func()
 }
 
-func (o *owner) Redeem(_ context.Context, hash string) (string, error) {
+func (o *owner) Redeem(_ context.Context, hash string, _ netip.Addr) (string, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	host, ok := o.tokens[hash]
@@ -41,7 +42,7 @@ func (o *owner) Redeem(_ context.Context, hash string) (string, error) {
 	return host, nil
 }
 
-func (o *owner) Certified(_ context.Context, host, _, serial string) error {
+func (o *owner) Certified(_ context.Context, host, _, serial string, _ netip.Addr) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.serials[host] = append(o.serials[host], serial)

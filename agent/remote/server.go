@@ -19,11 +19,11 @@ import (
 
 // Owner decides who may come in, and takes connections. Its methods may be called concurrently.
 type Owner interface {
-	// Redeem returns the host that a token is for, by its [Token.Hash], and lets nobody redeem it again.
-	Redeem(ctx context.Context, hash string) (host string, err error)
-	// Certified notes that a host has a new certificate, by its serial number. It follows another one, which the host may still use, or what was
+	// Redeem returns the host that a token is for, by its [Token.Hash], and lets nobody redeem it again. from is who came with it.
+	Redeem(ctx context.Context, hash string, from netip.Addr) (host string, err error)
+	// Certified notes that a host, which came from an address, has a new certificate, by its serial number. It follows another one, which the host may still use, or what was
 	// redeemed, by the hash of the token: where that was replaced since, by whomever, it is an error of kind Denied.
-	Certified(ctx context.Context, host, follows, serial string) error
+	Certified(ctx context.Context, host, follows, serial string, from netip.Addr) error
 	// Admit says whether a host may come in with a certificate, and have what it asks for. An error is told to the agent.
 	Admit(ctx context.Context, host, serial string, r Request) error
 	// Take takes a connection of a host that was admitted, by a certificate that may have been replaced since, and returns when it is done with it. The
@@ -86,7 +86,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 // addressOf is where a connection comes from.
 func addressOf(conn net.Conn) netip.Addr {
 	if a, ok := conn.RemoteAddr().(*net.TCPAddr); ok {
-		return a.AddrPort().Addr()
+		return a.AddrPort().Addr().Unmap()
 	}
 	return netip.Addr{}
 }
@@ -142,7 +142,7 @@ func (s *Server) greet(ctx context.Context, conn *tls.Conn) (host string, r Requ
 	if err := readLine(conn, &o); err != nil {
 		return "", r, fmt.Errorf("read a greeting: %w", err)
 	}
-	a, err := s.admit(ctx, conn.ConnectionState().PeerCertificates, o)
+	a, err := s.admit(ctx, conn.ConnectionState().PeerCertificates, o, addressOf(conn))
 	if err != nil {
 		a = refusal(err)
 	}
@@ -152,14 +152,14 @@ func (s *Server) greet(ctx context.Context, conn *tls.Conn) (host string, r Requ
 	return a.Host, o.Request, errors.Join(err, conn.SetDeadline(time.Time{}))
 }
 
-func (s *Server) admit(ctx context.Context, certs []*x509.Certificate, o opening) (a answer, err error) {
+func (s *Server) admit(ctx context.Context, certs []*x509.Certificate, o opening, from netip.Addr) (a answer, err error) {
 	if o.For == join {
 		hash := Token{Secret: o.Secret}.Hash()
-		host, err := s.owner.Redeem(ctx, hash)
+		host, err := s.owner.Redeem(ctx, hash, from)
 		if err != nil {
 			return a, err
 		}
-		return s.certify(ctx, host, hash, o.PKCS10)
+		return s.certify(ctx, host, hash, o.PKCS10, from)
 	}
 	if len(certs) == 0 {
 		return a, tidemark.Errorf(tidemark.Denied, "an agent has to join before it is let in").WithHint("`tidemark host add NAME` on the server makes a token for it")
@@ -170,7 +170,7 @@ func (s *Server) admit(ctx context.Context, certs []*x509.Certificate, o opening
 		return a, err
 	}
 	if o.For == renew {
-		return s.certify(ctx, a.Host, serial, o.PKCS10)
+		return s.certify(ctx, a.Host, serial, o.PKCS10, from)
 	}
 	if o.known() {
 		return a, nil
@@ -179,12 +179,12 @@ func (s *Server) admit(ctx context.Context, certs []*x509.Certificate, o opening
 }
 
 // certify makes a certificate, which is noted before it is handed out.
-func (s *Server) certify(ctx context.Context, host, follows string, request []byte) (a answer, err error) {
+func (s *Server) certify(ctx context.Context, host, follows string, request []byte, from netip.Addr) (a answer, err error) {
 	cert, err := s.authority.issue(host, request)
 	if err != nil {
 		return a, err
 	}
-	return answer{Cert: cert.Raw, Host: host}, s.owner.Certified(ctx, host, follows, cert.SerialNumber.String())
+	return answer{Cert: cert.Raw, Host: host}, s.owner.Certified(ctx, host, follows, cert.SerialNumber.String(), from)
 }
 
 // refusal tells an error to an agent, if it says anything to somebody on another host.

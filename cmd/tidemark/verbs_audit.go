@@ -60,8 +60,8 @@ func printAudit(list []access.AuditRecord) {
 	var rows [][]string
 	for _, r := range list {
 		who := r.User
-		if r.Method == access.BySocket {
-			who = "(socket)"
+		if who == "" && r.Method != "" { // by the socket, or by nobody himself
+			who = "(" + string(r.Method) + ")"
 		}
 		rows = append(rows, []string{strconv.FormatInt(r.Seq, 10), when(r.Time), dash(who), string(r.Action), dash(r.Object), string(r.Outcome), dash(r.Detail)})
 	}
