@@ -44,7 +44,7 @@ type machine struct {
 
 func newMachine(t *testing.T, seed uint64) *machine {
 	h := &machine{t: t, seed: seed, compare: 2 * time.Millisecond, rng: rand.New(rand.NewPCG(seed, 3)), fs: vfs.NewMem(), words: map[string][]uint64{},
-		disk: &disk{now: sparse{}, durable: sparse{}, died: make(chan struct{})}, line: &timeline{now: sparse{}, marks: map[string]int{}}}
+		disk: &disk{now: sparse{}, durable: sparse{}, died: make(chan struct{})}, line: &timeline{now: sparse{}, marks: map[string]int{}, acknowledged: map[string]uint64{}}}
 	h.line.keep()
 	h.wired = h.rng.IntN(2) == 0
 	if h.rng.IntN(2) == 0 {
@@ -97,7 +97,7 @@ func (h *machine) kill() {
 	if h.line.open != nil {
 		h.line.open.end()
 	}
-	if n, d := h.tap.notes, h.line.durable; d.stream != n.Known || d.seq < n.Durable {
+	if n, d := h.tap.noted(), h.line.durable; d.stream != n.ID || d.seq < n.Durable {
 		return
 	}
 	marked := bitmap{words: h.words["/tap/dirty-0"], n: (testSize + regionSize - 1) / regionSize}
@@ -107,6 +107,13 @@ func (h *machine) kill() {
 			h.fail("block %d differs, and region %d is not marked", b, r)
 		}
 	}
+}
+
+// noted is what the tap's notes say of the stream that the sink has had last.
+func (t *Tap) noted() capture.Sent {
+	t.noting.Lock()
+	defer t.noting.Unlock()
+	return capture.Sent{ID: t.notes.Known, Durable: t.notes.Durable}
 }
 
 // powerCut takes the host down.
@@ -300,7 +307,9 @@ func (h *machine) happen() {
 	case 10:
 		restart(func() {
 			h.close()
-			h.line.putBack()
+			if h.line.mayBePutBack(h.tap.noted()) {
+				h.line.putBack()
+			}
 		})
 	case 0:
 		restart(h.kill)
