@@ -66,7 +66,8 @@ func clockSet(t *testing.T) {
 	x.setClock(2 * time.Hour)
 	x.stretch(true)
 	x.setClock(-time.Hour)
-	if w := ask[tidemark.Status](x.stage, "status").Warnings; len(w) != 1 || !strings.Contains(w[0], "behind the newest write of prod") {
+	behind := func(w string) bool { return strings.Contains(w, "behind the newest write of prod") } // where folding is slow, there is another one
+	if w := ask[tidemark.Status](x.stage, "status").Warnings; !slices.ContainsFunc(w, behind) {
 		x.t.Errorf("the clock was set back, and status warns of %q", w)
 	}
 	x.refused([]string{"the clock is", "behind the newest write of prod"}, "restore", "prod@-1s", "--to", filepath.Join(x.dir, "out"))
