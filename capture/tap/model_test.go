@@ -173,15 +173,13 @@ type timeline struct {
 	stream  string // the newest
 	seq     uint64
 	durable state
-	older   state // that it can be put back to
-	// acknowledged is how many changes of each stream were said to be durable.
-	acknowledged map[string]uint64
-	away         atomic.Bool // no connection, and none is made
-	hangs        atomic.Bool // nothing returns
-	open         *stream
-	wrong        []string
-	gaps         int
-	marks        map[string]int // how often each came
+	older   state       // that it can be put back to
+	away    atomic.Bool // no connection, and none is made
+	hangs   atomic.Bool // nothing returns
+	open    *stream
+	wrong   []string
+	gaps    int
+	marks   map[string]int // how often each came
 	// numbered, if it is not nil, has the newest write before each mark.
 	numbered   map[string]int64
 	took       atomic.Int64 // bytes of data
@@ -228,14 +226,6 @@ func (l *timeline) snapshot() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.older = l.durable
-}
-
-// mayBePutBack reports whether that can be noticed by what a tap has noted: one that was killed may have noted less than was acknowledged
-// (see DESIGN.md).
-func (l *timeline) mayBePutBack(noted capture.Sent) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.older.stream != noted.ID || l.older.seq < noted.Durable || l.older.seq >= l.acknowledged[noted.ID]
 }
 
 // putBack makes what is durable what that was at the last snapshot, if there was one.
@@ -418,6 +408,5 @@ func (s *stream) Sync() (uint64, error) {
 		return 0, errGone
 	}
 	s.l.keep()
-	s.l.acknowledged[s.l.stream] = s.l.seq
 	return s.l.seq, nil
 }
