@@ -76,6 +76,20 @@ func (x *flipped) read(i int) error {
 	return err
 }
 
+// reclaim takes away all that is not live.
+func (x *flipped) reclaim(live map[int]bool) {
+	x.t.Helper()
+	_, err := x.s.Reclaim(x.t.Context(), func(k *Keeper) error {
+		for i := range live {
+			if err := k.Name(x.names[i]); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	must(x.t, err)
+}
+
 func (x *flipped) reopen() {
 	x.t.Helper()
 	must(x.t, x.s.Close())
@@ -131,15 +145,7 @@ func TestReclaimBehindAFlip(t *testing.T) {
 				live[i] = true
 			}
 		}
-		_, err := x.s.Reclaim(t.Context(), func(k *Keeper) error {
-			for i := range live {
-				if err := k.Name(x.names[i]); err != nil {
-					return err
-				}
-			}
-			return nil
-		})
-		must(t, err)
+		x.reclaim(live)
 		for i := range live {
 			if err := x.read(i); err != nil {
 				t.Fatalf("chunk %d of %d, with chunk %d damaged, after a reclaim that was told of it: %v", i, len(x.names), x.victim, err)
@@ -378,15 +384,7 @@ func TestReclaimBehindABadPage(t *testing.T) {
 				live[i] = true
 			}
 		}
-		_, err := x.s.Reclaim(t.Context(), func(k *Keeper) error {
-			for i := range live {
-				if err := k.Name(x.names[i]); err != nil {
-					return err
-				}
-			}
-			return nil
-		})
-		must(t, err)
+		x.reclaim(live)
 		x.reopen()
 		for i := range live {
 			must(t, x.read(i))

@@ -145,22 +145,11 @@ func (p *pack) setSynced() {
 	p.synced, p.untold = p.written, p.written
 }
 
-// writeAgain writes the bytes from offset from on over themselves. A sync that failed may have left them in the page cache, where they look as if they
-// were on the disk; the next sync writes what was written since.
+// writeAgain writes all from offset from on over itself: see [vfs.WriteAgain].
 func (p *pack) writeAgain(from int64) error {
 	p.ioMu.Lock()
 	defer p.ioMu.Unlock()
-	buf := make([]byte, min(p.written-from, scanWindow))
-	for ; from < p.written; from += int64(len(buf)) {
-		buf = buf[:min(p.written-from, int64(len(buf)))]
-		if _, err := io.ReadFull(io.NewSectionReader(p.file, from, int64(len(buf))), buf); err != nil {
-			return err
-		}
-		if _, err := p.file.WriteAt(buf, from); err != nil {
-			return err
-		}
-	}
-	return nil
+	return vfs.WriteAgain(p.file, from, p.written)
 }
 
 // fail notes the failure of an fsync, after which no other of the file means anything: the kernel tells it once, and takes what was not written for

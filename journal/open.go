@@ -225,7 +225,7 @@ func (j *Journal) readSegment(s *Segment, f vfs.File, last bool) error {
 	if c.lost {
 		return fmt.Errorf("%w: the record at position %d in segment %s at %d is unreadable, and durable records follow it", ErrCorrupt, s.lastPos+1, s.path, c.end)
 	}
-	if err := writeAgain(f, c.doubtful(s.head.firstPos), min(c.end, st.Size())); err != nil {
+	if err := vfs.WriteAgain(f, c.doubtful(s.head.firstPos), min(c.end, st.Size())); err != nil {
 		return fmt.Errorf("make segment %s durable: %w", s.path, err)
 	}
 	return nil

@@ -3,8 +3,6 @@ package journal
 import (
 	"errors"
 	"io"
-
-	"tidemark/internal/vfs"
 )
 
 // scanWindow is how much is read at once of a segment whose records are looked for.
@@ -49,22 +47,6 @@ func (c *scanned) doubtful(firstPos uint64) int64 {
 		return int64(c.entries[n].at)
 	}
 	return c.end
-}
-
-// writeAgain writes the bytes in [from, to) of a file over themselves. A sync that failed may have left them in the page cache, where they look as if
-// they were on the disk; the next sync writes what was written since.
-func writeAgain(f vfs.File, from, to int64) error {
-	buf := make([]byte, min(to-from, scanWindow))
-	for ; from < to; from += int64(len(buf)) {
-		buf = buf[:min(to-from, int64(len(buf)))]
-		if _, err := io.ReadFull(io.NewSectionReader(f, from, int64(len(buf))), buf); err != nil {
-			return err
-		}
-		if _, err := f.WriteAt(buf, from); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // provesLoss looks for a header behind the end of the good records that was

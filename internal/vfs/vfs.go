@@ -120,6 +120,25 @@ func WriteFile(fs FS, path string, data []byte) (err error) {
 	return Rename(fs, tmp, path)
 }
 
+// rewriteWindow is how much WriteAgain has in memory.
+const rewriteWindow = 1 << 20
+
+// WriteAgain writes the bytes in [from, to) of a file, which has them, over themselves. A sync that failed may have left them in the page cache, where they look as if
+// they were on the disk; the next sync writes what was written since.
+func WriteAgain(f File, from, to int64) error {
+	buf := make([]byte, max(0, min(to-from, rewriteWindow)))
+	for ; from < to; from += int64(len(buf)) {
+		buf = buf[:min(to-from, int64(len(buf)))]
+		if _, err := io.ReadFull(io.NewSectionReader(f, from, int64(len(buf))), buf); err != nil {
+			return err
+		}
+		if _, err := f.WriteAt(buf, from); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // Rename gives a synced file its final name, durably.
 func Rename(fs FS, from, to string) error {
 	if err := fs.Rename(from, to); err != nil {
