@@ -179,14 +179,20 @@ func (t *Tap) learn(id string) error {
 	return nil
 }
 
+// newNotes returns the notes with all that was acknowledged of the stream. The caller holds noting.
+func (t *Tap) newNotes() notes {
+	n := t.notes
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	n.Durable = max(n.Durable, t.known.Durable)
+	return n
+}
+
 // keepKnown notes how much of the stream was acknowledged, if the notes have less.
 func (t *Tap) keepKnown() error {
 	t.noting.Lock()
 	defer t.noting.Unlock()
-	n := t.notes
-	t.mu.Lock()
-	n.Durable = max(n.Durable, t.known.Durable)
-	t.mu.Unlock()
+	n := t.newNotes()
 	if n.Durable == t.notes.Durable {
 		return nil
 	}
@@ -319,10 +325,7 @@ func (t *Tap) leaveClean() error {
 	}
 	t.noting.Lock()
 	defer t.noting.Unlock()
-	n := t.notes
-	t.mu.Lock()
-	n.Durable = max(n.Durable, t.known.Durable)
-	t.mu.Unlock()
+	n := t.newNotes()
 	n.Clean, n.Stamps = true, nil
 	for _, p := range t.o.Primaries {
 		s, err := stampOf(p)
