@@ -9,7 +9,10 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
+
+	"golang.org/x/time/rate"
 
 	"tidemark"
 	"tidemark/access"
@@ -46,6 +49,7 @@ type hosts struct {
 	web       net.Listener       // of those who speak HTTP; nil: nowhere
 	end       context.CancelFunc // of who is just coming in
 	served    chan struct{}
+	strangers strangers
 
 	mu   sync.Mutex           // held to change what the catalog has of hosts, too
 	live map[string]*hostLink // nil: the server stops
@@ -69,6 +73,7 @@ const maxCalls = 4
 func (c *Control) serveHosts(ctx context.Context) (err error) {
 	h := &c.hosts
 	h.c, h.live = c, map[string]*hostLink{}
+	h.strangers.pace = rate.NewLimiter(rate.Every(time.Minute), 100)
 	known, err := catalog.List[keptHost](ctx, c.catalog, catalog.Hosts)
 	if err != nil {
 		return err
@@ -255,7 +260,28 @@ func (h *hosts) record(host string, from netip.Addr, what string, err error) {
 			r.Outcome = access.Refused
 		}
 	}
+	if host == "" && !h.strangers.told(&r) {
+		return
+	}
 	h.c.RecordAudit(context.WithoutCancel(h.c.jobs.ctx), &r)
+}
+
+// strangers bounds how much those can add to the audit whom nobody knows. It may be used concurrently.
+type strangers struct {
+	pace   *rate.Limiter
+	untold atomic.Int64
+}
+
+// told reports whether a record is to be kept; if so, it says how many before it were not.
+func (s *strangers) told(r *access.AuditRecord) bool {
+	if !s.pace.Allow() {
+		s.untold.Add(1)
+		return false
+	}
+	if n := s.untold.Swap(0); n > 0 {
+		r.Detail += fmt.Sprintf("; before it, %d more of strangers were refused", n)
+	}
+	return true
 }
 
 // Admit implements [remote.Owner]. Whoever comes with the next certificate has it: the one before is not needed any more.
@@ -378,6 +404,9 @@ func (h *hosts) invite(ctx context.Context, name string, t remote.Token) (keptHo
 		return k, err
 	}
 	k.Token, k.Expires = t.Hash(), time.Now().Add(tokenLife)
+	if h.live == nil {
+		return k, tidemark.Errorf(tidemark.Unavailable, "the server stops")
+	}
 	if err := h.c.catalog.Put(ctx, catalog.Hosts, name, k); err != nil {
 		return k, err
 	}

@@ -3,10 +3,13 @@ package control
 import (
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"os"
 	"slices"
 	"strings"
 	"testing"
+
+	"golang.org/x/time/rate"
 
 	"tidemark"
 	"tidemark/access"
@@ -184,5 +187,38 @@ func TestHostsAreRecorded(t *testing.T) {
 	}
 	if _, err := os.Stat(c.path(auditDir, spoolFile)); err == nil {
 		t.Error("records wait for the catalog")
+	}
+}
+
+// Whoever guesses tokens does not fill the audit: of many refusals some are told, and how many are not.
+func TestStrangersAreCounted(t *testing.T) {
+	ctx := t.Context()
+	c, err := Open(ctx, Options{Dir: t.TempDir(), Logger: slog.New(slog.DiscardHandler), Reserve: -1, CacheBytes: 16 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closes(t, c)
+	guess := func() {
+		if _, err := c.hosts.Redeem(ctx, "guessed", netip.MustParseAddr("192.0.2.7")); tidemark.KindOf(err) != tidemark.Denied {
+			t.Fatal(err)
+		}
+	}
+	const tries = 300
+	for range tries {
+		guess()
+	}
+	told := len(audited(t, c, ""))
+	if told < 100 || told > 150 {
+		t.Fatalf("%d records of %d refusals", told, tries)
+	}
+	c.hosts.strangers.pace.SetLimit(rate.Inf)
+	guess()
+	guess()
+	list := audited(t, c, "")
+	if len(list) != told+2 {
+		t.Fatalf("%d records, not %d", len(list), told+2)
+	}
+	if want := fmt.Sprintf("; before it, %d more of strangers were refused", tries-told); !strings.HasSuffix(list[told].Detail, want) || strings.Contains(list[told+1].Detail, "strangers") {
+		t.Errorf("%q and %q, not %q", list[told].Detail, list[told+1].Detail, want)
 	}
 }
