@@ -211,22 +211,34 @@ func (l *live) use() error {
 			return "", err
 		}
 		l.pause(7 * time.Second)
-		p, err := l.points()
+		all, still, err := l.appShots()
 		if err != nil {
 			return "", err
 		}
-		still := 0
+		a, err := l.application()
+		return fmt.Sprintf("%d AppShots, %d of them application-consistent; nobody was held for them; the timeline is %.0f ms behind", all, still, a.Tap.Lag*1000), err
+	})
+}
+
+// appShots counts all of them and those that are application-consistent, of which it awaits one: a busy machine takes its time.
+func (l *live) appShots() (all, still int, err error) {
+	for until := time.Now().Add(time.Minute); ; l.pause(time.Second) {
+		p, err := l.points()
+		if err != nil {
+			return 0, 0, err
+		}
 		for _, x := range p.Points {
 			if x.Consistency == tidemark.ApplicationConsistent {
 				still++
 			}
 		}
-		if still == 0 {
-			return "", fmt.Errorf("no AppShot is application-consistent: %+v", p.Points)
+		if still > 0 {
+			return len(p.Points), still, nil
 		}
-		a, err := l.application()
-		return fmt.Sprintf("%d AppShots, %d of them application-consistent; nobody was held for them; the timeline is %.0f ms behind", len(p.Points), still, a.Tap.Lag*1000), err
-	})
+		if time.Now().After(until) {
+			return 0, 0, fmt.Errorf("no AppShot is application-consistent: %+v", p.Points)
+		}
+	}
 }
 
 // middleOf returns where on the disk the middle of a table lies, in bytes.
