@@ -16,6 +16,8 @@ import (
 type Job struct {
 	tidemark.Job
 	Args json.RawMessage // the request
+	// FirstID is that of [NewJob].
+	FirstID string
 	// Undo is what must be taken back if the job is cut: written before each step that makes something.
 	Undo json.RawMessage
 }
@@ -51,6 +53,7 @@ type jobRow struct {
 	Origin        string
 	Parent        int64
 	Part          string
+	FirstID       string
 }
 
 // ErrLost is in the chain of errors about a job that does not run here any more: another process of its owner took it over.
@@ -149,7 +152,7 @@ func (r *jobRow) job() *Job {
 		Progress: tidemark.Progress{Done: r.Done, Total: r.Total, Unit: r.Unit}, Created: time.Unix(0, r.Created),
 		Priority: int(r.Priority), Attempt: int(r.Attempts), MaxAttempts: int(r.MaxAttempts),
 		AskedBy: r.AskedBy, Origin: tidemark.JobOrigin(r.Origin), Parent: r.Parent},
-		Args: json.RawMessage(r.Args), Undo: json.RawMessage(r.Undo)}
+		Args: json.RawMessage(r.Args), Undo: json.RawMessage(r.Undo), FirstID: r.FirstID}
 	j.Started, j.Finished = timeOf(r.Started), timeOf(r.Finished)
 	if j.State == tidemark.JobQueued {
 		j.NotBefore = timeOf(r.NotBefore)

@@ -24,6 +24,7 @@ const LeaseFor = 30 * time.Second
 type NewJob struct {
 	Kind        string
 	Application string // of which one job runs at a time; empty: of none
+	FirstID     string // by which whoever asks knows it, for a name can be another's by the time the job begins; empty: whoever has the name
 	Host        string // that it works on; empty: on none
 	Args        any    // the request
 	// Now: it begins at once if it can, and is refused if its application is busy. Else it is queued.
@@ -108,7 +109,7 @@ func (c *Catalog) rowOf(n NewJob, args string) jobRow {
 	now := c.now().UnixNano()
 	row := jobRow{Kind: n.Kind, Application: n.Application, Host: n.Host, State: string(tidemark.JobQueued), Args: args,
 		Owner: c.owner, Priority: int64(n.Priority), Created: now, Queued: now, MaxAttempts: int64(n.MaxAttempts),
-		AskedBy: n.AskedBy, Origin: string(n.Origin), Parent: n.Parent, Part: n.Part}
+		AskedBy: n.AskedBy, Origin: string(n.Origin), Parent: n.Parent, Part: n.Part, FirstID: n.FirstID}
 	if !n.NotBefore.IsZero() {
 		row.NotBefore = n.NotBefore.UnixNano()
 	}

@@ -539,9 +539,8 @@ func (c *Control) Refresh(ctx context.Context, spec tidemark.RefreshSpec) (tidem
 // refreshing is a refresh as it is recorded.
 type refreshing struct {
 	tidemark.RefreshSpec
-	// From and First are the first IDs of the source and of the clone when it was asked for: others of these names are not meant.
-	From  string `json:"from,omitempty"`
-	First string `json:"first,omitempty"`
+	// From is the first ID of the source when it was asked for: another of that name is not meant.
+	From string `json:"from,omitempty"`
 	// Again is what is left to be done of a refresh that was cut or has failed, when the old clone was taken away for it.
 	Again *cloning `json:"again,omitempty"`
 }
@@ -561,15 +560,12 @@ func (c *Control) refreshWork(ctx context.Context, r refreshing) (*work, error) 
 	if err != nil {
 		return nil, err
 	}
-	if r.First != "" && r.First != again.First {
-		return nil, tidemark.Errorf(tidemark.Conflict, "%s is another clone than when its refresh was asked for", r.Name).WithHint("ask for it again, if you mean this one")
-	}
 	p, err := c.planClone(ctx, again.CloneSpec, cmp.Or(r.From, again.From))
 	if err != nil {
 		return nil, err
 	}
 	again.CloneSpec, again.From = fixedClone(again.CloneSpec), p.src.firstID()
-	r.From, r.First = again.From, again.First
+	r.From = again.From
 	if r.Point != "" {
 		_, r.Point, _ = strings.Cut(again.Ref, "@")
 	}

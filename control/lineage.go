@@ -10,7 +10,7 @@ import (
 )
 
 // A name is free again when what had it is removed, and whoever takes it then may have other data, of another application. So what a clone
-// is of is known by an ID as well, and a name alone is enough only for who asks now.
+// is of, and what a job is for, is known by an ID as well, and a name alone is enough only for who asks now.
 
 // cloning is a request for a clone as it is recorded. [tidemark.CloneSpec] names the source; this says which of that name is meant.
 type cloning struct {
@@ -36,6 +36,24 @@ func (a app) mustBe(firstID, clone string) error {
 func errAnother(source, clone string) error {
 	return tidemark.Errorf(tidemark.Conflict, "%s is not what %s is of: that was removed, and another has its name", source, clone).
 		WithHint("make a new clone of what you mean: `tidemark clone " + source + "[@POINT] NAME`")
+}
+
+// firstIDOf is the first ID of who has a name; empty: nobody has.
+func (c *Control) firstIDOf(name string) string {
+	a, err := c.app(name)
+	if err != nil {
+		return ""
+	}
+	return a.firstID()
+}
+
+// isStill refuses a job whose application's name is another's by now. That nobody has it may be as it should, as for a refresh that was cut.
+func (c *Control) isStill(j *catalog.Job) error {
+	if now := c.firstIDOf(j.Application); j.FirstID == "" || now == "" || now == j.FirstID {
+		return nil
+	}
+	return tidemark.Errorf(tidemark.Conflict, "this %s was asked for another %s, which was removed meanwhile", j.Kind, j.Application).
+		WithHint("ask for it again, if you mean the one that has the name now")
 }
 
 // sourceOf is the first ID of what a clone is of, which had that name. Where an older release has not noted it, it is that of who has the

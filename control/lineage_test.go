@@ -136,7 +136,10 @@ func TestQueuedOfAnotherOfTheName(t *testing.T) {
 			t.Fatal(err)
 		}
 		return func() error {
-			_, err := c.jobs.kinds[full.Kind].plan(c, t.Context(), full.Args)
+			err := c.isStill(full)
+			if err == nil {
+				_, err = c.jobs.kinds[full.Kind].plan(c, t.Context(), full.Args)
+			}
 			return err
 		}
 	}
@@ -152,8 +155,38 @@ func TestQueuedOfAnotherOfTheName(t *testing.T) {
 	conflicts(t, "a clone", clone())
 	conflicts(t, "a refresh of an old clone", refresh())
 	replace(t, c, "mine", "mid")
-	if err := refresh(); tidemark.KindOf(err) != tidemark.Conflict || !strings.Contains(err.Error(), "mine is another clone") {
+	if err := refresh(); tidemark.KindOf(err) != tidemark.Conflict || !strings.Contains(err.Error(), "asked for another mine") {
 		t.Errorf("a refresh of another clone: %v", err)
+	}
+}
+
+// What writes over something does so to what it was asked of, and to nothing that has its name by the time it begins.
+func TestQueuedForAnotherOfTheName(t *testing.T) {
+	c := payroll(t)
+	bookmark := func() {
+		t.Helper()
+		if _, err := c.Bookmark(t.Context(), tidemark.BookmarkSpec{Application: "mine", Name: "b"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	rewind := func() tidemark.Job {
+		t.Helper()
+		soon := Ask{Queue: true, NotBefore: time.Now().Add(3 * time.Second)}
+		j, err := c.Rewind(WithAsk(t.Context(), soon), tidemark.RewindSpec{Ref: "mine@b"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return j
+	}
+	bookmark()
+	ended(t, c)(rewind(), nil)
+	ended(t, c)(c.Refresh(t.Context(), tidemark.RefreshSpec{Name: "mine"})) // it is the same clone
+	bookmark()
+	j := rewind()
+	replace(t, c, "mine", "mid")
+	bookmark()
+	if j = lasted(t, c, j, nil); j.State != tidemark.JobFailed || j.Error.Kind != tidemark.Conflict || !strings.Contains(j.Error.Message, "asked for another mine") {
+		t.Errorf("%s: %+v", j.State, j.Error)
 	}
 }
 

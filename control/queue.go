@@ -75,7 +75,7 @@ func (c *Control) ask(ctx context.Context, name string, request any) (tidemark.J
 		c.jobs.claims.RLock()
 		defer c.jobs.claims.RUnlock()
 	}
-	j, err := c.addJob(ctx, catalog.NewJob{Kind: name, Application: w.app, Host: w.host, Args: w.args, Now: !how.Queue, Priority: how.Priority,
+	j, err := c.addJob(ctx, catalog.NewJob{Kind: name, Application: w.app, FirstID: c.firstIDOf(w.app), Host: w.host, Args: w.args, Now: !how.Queue, Priority: how.Priority,
 		NotBefore: how.NotBefore, MaxAttempts: k.attempts, AskedBy: how.By, Origin: how.Origin, Parent: how.Parent, Part: how.Part})
 	if err != nil {
 		release()
@@ -118,6 +118,9 @@ func (c *Control) prepare(ctx context.Context, t *task, j *catalog.Job) (*work, 
 	k, ok := c.jobs.kinds[j.Kind]
 	if !ok {
 		return nil, nil, tidemark.Errorf(tidemark.Invalid, "this server knows no job of kind %q", j.Kind).WithHint("was it asked of a newer release?")
+	}
+	if err := c.isStill(j); err != nil {
+		return nil, nil, err
 	}
 	w, err := k.plan(c, ctx, j.Args)
 	if err != nil {
