@@ -26,7 +26,8 @@ import (
 
 // TestMain makes this test binary an agent, too, with a few verbs for tests, and what it starts: taps and attachers.
 func TestMain(m *testing.M) {
-	processes := map[string]func(context.Context) error{"agent": Run, "tap": taps.Run, "attach": attach}
+	processes := map[string]func(context.Context) error{"agent": Run, "tap": taps.Run, "attach": attach,
+		"room": func(context.Context) error { return postgres.EnterRoom() }}
 	if len(os.Args) == 2 && processes[os.Args[1]] != nil {
 		verbs["test"] = on(doTest)
 		if err := processes[os.Args[1]](context.Background()); err != nil {

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"golang.org/x/sys/unix"
 
 	"tidemark"
 	"tidemark/app/postgres"
@@ -194,6 +195,7 @@ func doRewritePostgres(ctx context.Context, s *session, r Rewriting, note func(a
 			return none{}, err
 		}
 	}
+	r.Target.Room = s.room()
 	in, err := postgres.Find(r.Target.DataDir)
 	if err != nil {
 		return none{}, err
@@ -239,9 +241,25 @@ func (m masked) Unmount(ctx context.Context) (device string, err error) {
 	for until := time.Now().Add(unmountPatience); ; time.Sleep(50 * time.Millisecond) {
 		err := mount.Unmount(m.r.Target.Root)
 		if !errors.Is(err, mount.ErrBusy) || time.Now().After(until) || ctx.Err() != nil {
+			if err == nil {
+				err = mount.WhileBusy(ctx, unmountPatience, m.isFree)
+			}
 			return m.r.Device, err
 		}
 	}
+}
+
+// isFree returns [mount.ErrBusy] while something has the device, as the room of the database that was just stopped may for a moment: nobody may
+// write to it then.
+func (m masked) isFree() error {
+	f, err := os.OpenFile(m.r.Device, os.O_RDONLY|unix.O_EXCL, 0)
+	if errors.Is(err, unix.EBUSY) {
+		return fmt.Errorf("%s: %w", m.r.Device, mount.ErrBusy)
+	}
+	if err != nil {
+		return err
+	}
+	return f.Close()
 }
 
 func (m masked) Mount(context.Context) error {

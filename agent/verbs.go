@@ -333,8 +333,12 @@ func doRecover(ctx context.Context, s *session, t postgres.Target, _ func(any)) 
 			return nil, err
 		}
 	}
+	t.Room = s.room()
 	return postgres.Recover(ctx, t)
 }
+
+// room is where databases of clones run: whoever may be their superuser must not be the user of all that is below our directory.
+func (s *session) room() *postgres.Room { return &postgres.Room{Hide: []string{s.places.Dir}} }
 
 // LocatePostgres finds the data directory in a file system: see [postgres.FindDataDir].
 func (a *Agent) LocatePostgres(ctx context.Context, root string) (string, error) {

@@ -107,7 +107,7 @@ func quoteWord(s string) string {
 
 // livePostmaster returns the process that runs on dir and the lines of its
 // pid file (at least 8), or 0. A pid file that was copied along, whose number belongs
-// to somebody else, is not taken for a server.
+// to somebody else, is not taken for a server. The number in the file of a server that runs in a room is the one that it has there.
 func livePostmaster(dir string) (int, []string) {
 	text, err := os.ReadFile(filepath.Join(dir, "postmaster.pid"))
 	if err != nil {
@@ -124,12 +124,22 @@ func livePostmaster(dir string) (int, []string) {
 	if err != nil || pid <= 0 {
 		return 0, nil
 	}
-	cwd, err := os.Stat(fmt.Sprintf("/proc/%d/cwd", pid))
-	here, err2 := os.Stat(dir)
-	if err != nil || err2 != nil || !os.SameFile(cwd, here) {
+	here, err := os.Stat(dir)
+	if err != nil {
 		return 0, nil
 	}
+	if !worksIn(pid, here) {
+		if pid = outOfRoom(dir, here, pid); pid == 0 {
+			return 0, nil
+		}
+	}
 	return pid, lines
+}
+
+// worksIn reports whether a directory is the working directory of a process.
+func worksIn(pid int, dir os.FileInfo) bool {
+	cwd, err := os.Stat(fmt.Sprintf("/proc/%d/cwd", pid))
+	return err == nil && os.SameFile(cwd, dir)
 }
 
 // Status asks the process table and the server's own pid file.
@@ -202,6 +212,7 @@ func (in *Instance) Stop(ctx context.Context) error {
 	if err := exited.wait(10 * time.Second); err != nil {
 		return fmt.Errorf("stop clone %s: %w", in.Name, err)
 	}
+	seen.Delete(in.DataDir)
 	if err := os.Remove(in.SocketDir); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ENOTEMPTY) {
 		return err
 	}

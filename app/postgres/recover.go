@@ -66,6 +66,8 @@ type Target struct {
 	SharedBuffers string
 	// Settings are further settings of the clone. They cannot override isolation.
 	Settings map[string]string
+	// Room has the server run in a room of its own, if we are root. Nil: it runs with whatever we see.
+	Room *Room `json:"-"`
 	// Timeout of the whole, replay included. Zero means none but the context's.
 	Timeout time.Duration
 }
@@ -145,7 +147,7 @@ func (r *recovery) check(ctx context.Context) error {
 	if r.t.Root == "" {
 		r.t.Root = filepath.Dir(r.t.DataDir)
 	}
-	if err := r.staysInRoot(); err != nil {
+	if err := r.resolve(); err != nil {
 		return err
 	}
 	if r.major, err = dataVersion(r.t.DataDir); err != nil {
@@ -179,20 +181,24 @@ func (r *recovery) check(ctx context.Context) error {
 	return r.makeSocketDir()
 }
 
-// staysInRoot refuses a data directory that leads out of the copy: it would be somebody else's.
-func (r *recovery) staysInRoot() error {
-	root, err := filepath.EvalSymlinks(r.t.Root)
-	if err != nil {
+// resolve names the directories of a copy without links, as a room has none of them, and refuses a data directory that leads out of the copy: it would be
+// somebody else's.
+func (r *recovery) resolve() (err error) {
+	if r.t.Root, err = filepath.EvalSymlinks(r.t.Root); err != nil {
 		return err
 	}
 	dir, err := filepath.EvalSymlinks(r.t.DataDir)
 	if err != nil {
 		return tidemark.Errorf(tidemark.Invalid, "%s is no PostgreSQL data directory: %w", r.t.DataDir, err)
 	}
-	if rel, err := filepath.Rel(root, dir); err != nil || !filepath.IsLocal(rel) {
-		return tidemark.Errorf(tidemark.Invalid, "%s leads to %s, out of %s", r.t.DataDir, dir, root)
+	if rel, err := filepath.Rel(r.t.Root, dir); err != nil || !filepath.IsLocal(rel) {
+		return tidemark.Errorf(tidemark.Invalid, "%s leads to %s, out of %s", r.t.DataDir, dir, r.t.Root)
 	}
-	return nil
+	r.t.DataDir = dir
+	if r.t.WALDir != "" {
+		r.t.WALDir, err = filepath.EvalSymlinks(r.t.WALDir)
+	}
+	return err
 }
 
 // dataVersion reads the major version of a data directory.

@@ -38,16 +38,15 @@ func (r *recovery) start(ctx context.Context) (*Instance, error) {
 		return nil, err
 	}
 	// Its own session: the clone goes on when this process ends, however it ends.
-	cmd := exec.Command(filepath.Join(r.bin, "postgres"), "-D", r.t.DataDir)
-	cmd.Env = []string{"PATH=/usr/bin:/bin", "LC_ALL=C", "PGUSER="}
-	cmd.Stdout, cmd.Stderr = logFile, logFile
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := runAs(cmd, r.owner); err != nil {
+	cmd, err := r.command()
+	if err != nil {
 		return nil, err
 	}
+	cmd.Stdout, cmd.Stderr = logFile, logFile
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start postgres: %w", err)
 	}
+	seen.Store(r.t.DataDir, cmd.Process.Pid)
 	ended := make(chan struct{})
 	go func() {
 		cmd.Wait() // its log says more than its exit code
@@ -60,6 +59,17 @@ func (r *recovery) start(ctx context.Context) (*Instance, error) {
 		return nil, r.startError(ctx, logPath, err)
 	}
 	return in, nil
+}
+
+// command is the server, with a session of its own and, where that is asked for, a room.
+func (r *recovery) command() (*exec.Cmd, error) {
+	cmd := exec.Command(filepath.Join(r.bin, "postgres"), "-D", r.t.DataDir)
+	cmd.Env = []string{"PATH=/usr/bin:/bin", "LC_ALL=C", "PGUSER="}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := runAs(cmd, r.owner); err != nil || !r.inRoom() {
+		return cmd, err
+	}
+	return r.roomFor(cmd)
 }
 
 var errServerEnded = errors.New("the server ended")

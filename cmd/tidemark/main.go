@@ -84,7 +84,7 @@ as #8123, a time such as 2026-11-23T02:41:07Z, or -5m for five minutes ago.`,
 		}
 		job.Flags().BoolVar(&flags.queue, "queue", false, "wait until it can begin, where it would be refused because a job of its\napplication runs")
 	}
-	c.AddCommand(attachCommand(), tapCommand(), guardCommand(), sandboxCommand(), versionCommand())
+	c.AddCommand(attachCommand(), tapCommand(), guardCommand(), sandboxCommand(), roomCommand(), versionCommand())
 	tellFailures(c)
 	return c
 }

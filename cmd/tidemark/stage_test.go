@@ -28,6 +28,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"tidemark/agent/taps"
+	"tidemark/app/postgres"
 	"tidemark/mount"
 )
 
@@ -142,13 +143,8 @@ func (s *stage) strike() {
 func (s *stage) postmasters() (pids []int) {
 	files, _ := filepath.Glob(filepath.Join(s.dir, "*", "clones", "*", "*", "data", "postmaster.pid"))
 	for _, f := range files {
-		text, err := os.ReadFile(f)
-		if err != nil {
-			continue
-		}
-		line, _, _ := strings.Cut(string(text), "\n")
-		if pid, err := strconv.Atoi(line); err == nil && pid > 1 && syscall.Kill(pid, 0) == nil {
-			pids = append(pids, pid)
+		if in, err := postgres.Find(filepath.Dir(f)); err == nil {
+			pids = append(pids, in.PID)
 		}
 	}
 	return pids

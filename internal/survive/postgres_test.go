@@ -12,6 +12,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"tidemark/app/postgres"
 )
 
 // program is the path of one of PostgreSQL's programs.
@@ -209,19 +211,16 @@ func freePort(t *testing.T) int {
 func (s *stage) killDatabases() {
 	files, _ := filepath.Glob(filepath.Join(s.data, "clones", "*", "*", "data", "postmaster.pid"))
 	for _, f := range files {
-		text, err := os.ReadFile(f)
+		in, err := postgres.Find(filepath.Dir(f))
 		if err != nil {
 			continue
 		}
-		line, _, _ := strings.Cut(string(text), "\n")
-		if pid, err := strconv.Atoi(line); err == nil && pid > 1 {
-			syscall.Kill(pid, syscall.SIGQUIT)
-			for range 100 {
-				if syscall.Kill(pid, 0) != nil {
-					break
-				}
-				time.Sleep(20 * time.Millisecond)
+		syscall.Kill(in.PID, syscall.SIGQUIT)
+		for range 100 {
+			if syscall.Kill(in.PID, 0) != nil {
+				break
 			}
+			time.Sleep(20 * time.Millisecond)
 		}
 	}
 }
