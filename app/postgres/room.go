@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -28,7 +29,7 @@ import (
 //
 // The program that calls Recover must call [EnterRoom] when it is started with the one argument "room".
 type Room struct {
-	// Hide are directories that must not be seen, wherever they lie. The data directories of the host's clusters, as far as they are found, need not be named.
+	// Hide are directories that must not be seen, wherever they lie. /opt, and the data directories of the host's clusters that run or that Debian's configuration names, need not be named.
 	Hide []string
 }
 
@@ -51,12 +52,8 @@ func (r *recovery) roomFor(server *exec.Cmd) (*exec.Cmd, error) {
 	if c == nil {
 		return nil, tidemark.Errorf(tidemark.Internal, "the server would run as root")
 	}
-	hide, err := clusterDirs()
-	if err != nil {
-		return nil, err
-	}
 	s := seat{Args: server.Args, Env: server.Env, UID: int(c.Uid), GID: int(c.Gid), Room: room.Room{
-		Hide: append(hide, r.t.Room.Hide...), Keep: []room.Kept{{Path: r.t.Root}, {Path: r.t.SocketDir}}}}
+		Hide: slices.Concat(dataDirs(), r.t.Room.Hide, []string{optional}), Keep: []room.Kept{{Path: r.t.Root}, {Path: r.t.SocketDir}}}}
 	for _, dir := range []string{r.t.WALDir, resolverDir} {
 		if st, err := os.Stat(dir); err == nil && st.IsDir() {
 			s.Room.Keep = append(s.Room.Keep, room.Kept{Path: dir, ReadOnly: true})
@@ -75,21 +72,44 @@ func (r *recovery) roomFor(server *exec.Cmd) (*exec.Cmd, error) {
 // resolverDir is where /etc/resolv.conf leads to on hosts with systemd-resolved.
 const resolverDir = "/run/systemd/resolve"
 
-// clusterDirs are the directories of clusters of this host that are known, with what is linked from them.
-func clusterDirs() (dirs []string, err error) {
-	found := map[string]*Cluster{}
-	if err := errors.Join(stopped(found), running(found)); err != nil {
-		return nil, err
-	}
-	for dir := range found {
-		links, _ := filepath.Glob(filepath.Join(escapeGlob(dir), "pg_tblspc", "*")) // the pattern is a good one
-		for _, link := range append(links, dir, filepath.Join(dir, "pg_wal")) {
-			if real, err := filepath.EvalSymlinks(link); err == nil {
-				dirs = append(dirs, real)
-			}
+// optional is a directory of programs that a server of ours does not need, and where data lie on many hosts.
+const optional = "/opt"
+
+// dataDirs are the data directories of this host's clusters that lie where programs are, and so would be seen. None is looked into: its disk may hang, and a
+// clone is wanted all the more.
+func dataDirs() (dirs []string) {
+	add := func(dir string) {
+		if strings.HasPrefix(dir, "/usr/") || strings.HasPrefix(dir, "/etc/") {
+			dirs = append(dirs, dir)
 		}
 	}
-	return dirs, nil
+	confs, _ := filepath.Glob(filepath.Join(debianConf, "*", "*", "postgresql.conf")) // the patterns are good ones
+	for _, path := range confs {
+		if text, err := os.ReadFile(path); err == nil {
+			add(parseConf(string(text))["data_directory"])
+		}
+	}
+	for _, pid := range servers() {
+		if dir, err := os.Readlink(fmt.Sprintf("/proc/%d/cwd", pid)); err == nil {
+			add(dir)
+		}
+	}
+	return dirs
+}
+
+// servers are the processes of servers, and of their backends.
+func servers() (pids []int) {
+	procs, _ := filepath.Glob("/proc/[0-9]*/comm") // the pattern is a good one
+	for _, comm := range procs {
+		name, err := os.ReadFile(comm)
+		if n := strings.TrimSpace(string(name)); err != nil || n != "postgres" && n != "postmaster" {
+			continue
+		}
+		if pid, err := strconv.Atoi(filepath.Base(filepath.Dir(comm))); err == nil {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
 }
 
 // EnterRoom is all that the first process of a room does: it reads from standard input what it is to see, and becomes the server. It returns only with an
@@ -127,13 +147,8 @@ func outOfRoom(dir string, here os.FileInfo, inside int) int {
 	if pid, ok := seen.Load(dir); ok && isInRoom(pid.(int), here, inside) {
 		return pid.(int)
 	}
-	procs, _ := filepath.Glob("/proc/[0-9]*/comm") // the pattern is a good one
-	for _, comm := range procs {
-		name, err := os.ReadFile(comm)
-		if n := strings.TrimSpace(string(name)); err != nil || n != "postgres" && n != "postmaster" {
-			continue
-		}
-		if pid, err := strconv.Atoi(filepath.Base(filepath.Dir(comm))); err == nil && isInRoom(pid, here, inside) {
+	for _, pid := range servers() {
+		if isInRoom(pid, here, inside) {
 			seen.Store(dir, pid)
 			return pid
 		}
@@ -142,11 +157,9 @@ func outOfRoom(dir string, here os.FileInfo, inside int) int {
 	return 0
 }
 
-// isInRoom reports whether a process works in a directory, and has a number in its innermost process namespace.
+// isInRoom reports whether a process works in a directory, and has a number in its innermost process namespace. The directory of one without a room, which may be
+// on a disk that hangs, is not looked at.
 func isInRoom(pid int, dir os.FileInfo, inside int) bool {
-	if !worksIn(pid, dir) {
-		return false
-	}
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
 		return false
@@ -154,5 +167,5 @@ func isInRoom(pid int, dir os.FileInfo, inside int) bool {
 	_, line, _ := strings.Cut(string(status), "\nNSpid:")
 	line, _, _ = strings.Cut(line, "\n")
 	numbers := strings.Fields(line)
-	return len(numbers) > 1 && numbers[len(numbers)-1] == strconv.Itoa(inside)
+	return len(numbers) > 1 && numbers[len(numbers)-1] == strconv.Itoa(inside) && worksIn(pid, dir)
 }
