@@ -143,10 +143,27 @@ func (h Here) DetachDisk(ctx context.Context, d ShownDisk) error {
 		slog.Warn("a disk that is deleted could not be flushed", "application", d.Application, "disk", d.Disk, "error", err)
 		err = at.Detach(ctx, true)
 	}
+	if errors.Is(err, mount.ErrBusy) {
+		return tidemark.Errorf(tidemark.Conflict, "disk %s of %s is in use%s", d.Disk, d.Application, by(at.Device())).
+			WithHint("end what uses it, and try again")
+	}
 	if err != nil {
 		return fmt.Errorf("detach disk %s of %s: %w", d.Disk, d.Application, err)
 	}
 	return nil
+}
+
+// by says who uses a device, if that is known.
+func by(device string) string {
+	users, _ := mount.Users(device) // what is to be said can be said without
+	var names []string
+	for _, u := range users[:min(3, len(users))] {
+		names = append(names, u.String())
+	}
+	if len(names) == 0 {
+		return ""
+	}
+	return ": " + strings.Join(names, "; ")
 }
 
 // detachStrays takes off this host the disks of the server that are served as none of these exports.

@@ -482,7 +482,7 @@ func detach(ctx context.Context, at *mount.Attachment) error {
 		return at.Cleanup(false)
 	})
 	if errors.Is(err, mount.ErrBusy) {
-		return tidemark.Errorf(tidemark.Conflict, "the tapped disk %s is in use", at.Device()).
+		return tidemark.Errorf(tidemark.Conflict, "the tapped disk %s is in use%s", at.Device(), by(at.Device())).
 			WithHint("unmount it first (`findmnt " + at.Device() + "`); afterwards use the disk itself")
 	}
 	return err

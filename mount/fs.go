@@ -164,18 +164,23 @@ func Mounts(device string) (list []Mounted, err error) {
 	if err := unix.Stat(device, &st); err != nil {
 		return nil, err
 	}
-	want := fmt.Sprintf("%d:%d", unix.Major(st.Rdev), unix.Minor(st.Rdev))
-	b, err := os.ReadFile("/proc/self/mountinfo")
+	return mountsIn("/proc/self/mountinfo", st.Rdev)
+}
+
+// mountsIn returns where the device of a number is mounted in the mount namespace that a file tells of.
+func mountsIn(mountinfo string, number uint64) (list []Mounted, err error) {
+	b, err := os.ReadFile(mountinfo)
 	if err != nil {
 		return nil, err
 	}
+	want := fmt.Sprintf("%d:%d", unix.Major(number), unix.Minor(number))
 	for line := range strings.Lines(string(b)) {
 		f := strings.Fields(line)
 		if len(f) < 10 {
 			continue
 		}
 		source := unescape(f[slices.Index(f, "-")+2])
-		if f[2] == want || isDevice(source, st.Rdev) { // btrfs has device numbers of its own
+		if f[2] == want || isDevice(source, number) { // btrfs has device numbers of its own
 			readOnly := slices.Contains(strings.Split(f[5], ","), "ro") || slices.Contains(strings.Split(f[len(f)-1], ","), "ro")
 			list = append(list, Mounted{Dir: unescape(f[4]), ReadOnly: readOnly})
 		}
