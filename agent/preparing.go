@@ -238,15 +238,14 @@ func (m masked) Start(ctx context.Context) error {
 const unmountPatience = 5 * time.Second
 
 func (m masked) Unmount(ctx context.Context) (device string, err error) {
-	for until := time.Now().Add(unmountPatience); ; time.Sleep(50 * time.Millisecond) {
-		err := mount.Unmount(m.r.Target.Root)
-		if !errors.Is(err, mount.ErrBusy) || time.Now().After(until) || ctx.Err() != nil {
-			if err == nil {
-				err = mount.WhileBusy(ctx, unmountPatience, m.isFree)
-			}
-			return m.r.Device, err
-		}
+	err = mount.WhileBusy(ctx, unmountPatience, func() error { return mount.Unmount(m.r.Target.Root) })
+	if err == nil {
+		err = mount.WhileBusy(ctx, lettingGo, m.isFree)
 	}
+	if errors.Is(err, mount.ErrBusy) {
+		err = fmt.Errorf("%w%s", err, by(m.r.Device))
+	}
+	return m.r.Device, err
 }
 
 // isFree returns [mount.ErrBusy] while something has the device, as the room of the database that was just stopped may for a moment: nobody may

@@ -65,7 +65,7 @@ func (r *recovery) roomFor(server *exec.Cmd) (*exec.Cmd, error) {
 	}
 	cmd := exec.Command("/proc/self/exe", "room")
 	cmd.Args[0], cmd.Env, cmd.Dir, cmd.Stdin = os.Args[0], []string{roomMark + "=1"}, "/", bytes.NewReader(text)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWIPC}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWIPC}
 	return cmd, nil
 }
 
@@ -122,15 +122,21 @@ func EnterRoom() error {
 	if err := json.NewDecoder(os.Stdin).Decode(&s); err != nil {
 		return fmt.Errorf("read what is to be in the room: %w", err)
 	}
-	if err := s.Room.Enter(); err != nil {
+	// The mount namespace, and what comes behind it, is of the thread that becomes the server. It begins only now: what others unmount is in use by it
+	// for a few milliseconds.
+	runtime.LockOSThread()
+	err := unix.Unshare(unix.CLONE_NEWNS)
+	if err == nil {
+		err = s.Room.Enter()
+	}
+	if err != nil {
 		return fmt.Errorf("make a room for the database: %w", err)
 	}
 	null, err := unix.Open(os.DevNull, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("open %s: %w", os.DevNull, err)
 	}
-	// What is on the copy's disk, or makes it there, gains nothing by a setuid bit. This is of the thread that becomes the server.
-	runtime.LockOSThread()
+	// What is on the copy's disk, or makes it there, gains nothing by a setuid bit.
 	err = errors.Join(unix.Dup3(null, 0, 0), unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0),
 		syscall.Setgroups(nil), syscall.Setgid(s.GID), syscall.Setuid(s.UID))
 	if err != nil {

@@ -1,8 +1,9 @@
 // Package room gives a process a root of its own, in which nothing of the host has a name but its programs, their configuration, and
 // what the process is given.
 //
-// The process has to be the first one of a mount namespace and a process namespace of its own (CLONE_NEWNS, CLONE_NEWPID), and root. The namespace
-// keeps no mount of the host in use but what it shows and keeps; these, until its last process has ended and a moment longer.
+// The process has to be root, and the first one of a process namespace of its own (CLONE_NEWPID). Its mount namespace begins with all that is mounted on
+// the host, and so keeps all of that in use until the room is entered. Whoever becomes another program in there, by exec, does best to make it just before ([Room.Enter]).
+// Afterwards no mount of the host is in use by it but what it shows and keeps; these, until its last process has ended and a moment longer.
 package room
 
 import (
@@ -45,9 +46,11 @@ type Device struct {
 	Number uint64
 }
 
-// Enter gives this process the room. After an error it must end: it may have half of it.
+// Enter gives the calling thread, and the threads that share its mount namespace, the room. That must not be the host's. After an error the process must
+// end: it may have half of it.
 func (r Room) Enter() error {
-	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+	// What the host unmounts meanwhile goes here, too, where the host shares its mounts, as systemd does.
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
 		return fmt.Errorf("part from the host's mounts: %w", err)
 	}
 	const root = "/tmp" // any directory that is there: what is mounted on it only we see
@@ -76,6 +79,9 @@ func (r Room) Enter() error {
 	if err := makeNodes(root, r.Devices); err != nil {
 		return err
 	}
+	if err := unix.Mount("", root, "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("part from what the host will mount: %w", err)
+	}
 	if err := pivot(root); err != nil {
 		return err
 	}
@@ -97,7 +103,7 @@ func (r Room) openKept() (trees []int, err error) {
 // placeKept gives them their names in the new root. Nobody vouches for what is in them, so it has no privileges.
 func (r Room) placeKept(trees []int) error {
 	for i, k := range r.Keep {
-		attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV}
+		attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV, Propagation: unix.MS_PRIVATE}
 		if k.ReadOnly {
 			attr.Attr_set |= unix.MOUNT_ATTR_RDONLY
 		}
@@ -164,7 +170,7 @@ func cover(dir string) error {
 	if st, err := os.Stat(dir); err != nil || !st.IsDir() {
 		return nil
 	}
-	text, err := os.ReadFile("/proc/self/mounts")
+	text, err := os.ReadFile("/proc/thread-self/mounts")
 	if err != nil {
 		return err
 	}

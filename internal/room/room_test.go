@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -14,21 +15,40 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestMain makes this test binary the first process of a room, too: it enters, and becomes a shell that does what it is told.
+// TestMain makes this test binary the first process of a room, too, which becomes a shell, and a host that shares its mounts, which becomes one as well.
 func TestMain(m *testing.M) {
-	if len(os.Args) != 3 || os.Args[1] != "room" {
+	if len(os.Args) != 3 {
 		os.Exit(m.Run())
 	}
-	var r Room
-	err := json.NewDecoder(os.Stdin).Decode(&r)
+	become := map[string]func() error{"room": enter, "host": func() error { return unix.Mount("", "/", "", unix.MS_REC|unix.MS_SHARED, "") }}
+	err := become[os.Args[1]]()
 	if err == nil {
-		err = r.Enter()
-	}
-	if err == nil {
-		err = syscall.Exec("/bin/sh", []string{"sh", "-c", os.Args[2]}, []string{"PATH=/usr/bin:/bin"})
+		err = syscall.Exec("/bin/sh", []string{"sh", "-c", os.Args[2]}, os.Environ())
 	}
 	fmt.Println(err)
 	os.Exit(1)
+}
+
+func enter() error {
+	var r Room
+	if err := json.NewDecoder(os.Stdin).Decode(&r); err != nil {
+		return err
+	}
+	runtime.LockOSThread()
+	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+		return err
+	}
+	return r.Enter()
+}
+
+func needsRoot(t *testing.T) {
+	t.Helper()
+	if os.Getuid() != 0 {
+		if os.Getenv("CI") != "" {
+			t.Fatal("CI must be root")
+		}
+		t.Skip("needs root")
+	}
 }
 
 // inside runs a script in a room.
@@ -40,7 +60,7 @@ func inside(t *testing.T, r Room, script string) string {
 	}
 	cmd := exec.Command("/proc/self/exe", "room", script)
 	cmd.Stdin = strings.NewReader(string(text))
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWPID}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID}
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		t.Fatalf("%v: %s", err, out)
@@ -50,12 +70,7 @@ func inside(t *testing.T, r Room, script string) string {
 
 // What is hidden is not seen, though it lies where programs are; what is kept of it is, at its place, and nothing is in use when the room is gone.
 func TestKeptBelowHidden(t *testing.T) {
-	if os.Getuid() != 0 {
-		if os.Getenv("CI") != "" {
-			t.Fatal("CI must be root")
-		}
-		t.Skip("needs root")
-	}
+	needsRoot(t)
 	ours, err := os.MkdirTemp("/opt", "tidemark room-")
 	if err != nil {
 		t.Fatal(err)
@@ -87,5 +102,36 @@ func TestKeptBelowHidden(t *testing.T) {
 	}
 	if got, err := os.ReadFile(mine + "/file"); err != nil || string(got) != "mine\nmore\n" {
 		t.Errorf("%q, %v", got, err)
+	}
+}
+
+// What the host mounts later is not seen in a room, though the host shares its mounts.
+func TestMountedLater(t *testing.T) {
+	needsRoot(t)
+	dir, err := os.MkdirTemp("/usr/local", "tidemark room-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.Remove(dir) })
+	said := t.TempDir()
+	text, err := json.Marshal(Room{Keep: []Kept{{Path: said}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("/proc/self/exe", "host", `set -e; mount -t tmpfs before "$DIR"; touch "$DIR/before"
+		unshare --pid --fork "$PROGRAM" room 'touch "$SAID/in"; while ! [ -e "$SAID/mounted" ]; do sleep 0.01; done; ls "$DIR"; ls "$SAID"' <"$SAID/room" &
+		while ! [ -e "$SAID/in" ]; do sleep 0.01; done
+		mount -t tmpfs later "$DIR"; touch "$DIR/later" "$SAID/mounted"; wait`)
+	cmd.Env = append(os.Environ(), "DIR="+dir, "SAID="+said, "PROGRAM="+os.Args[0])
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS}
+	if err := os.WriteFile(said+"/room", text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if want := "before\nin\nmounted\nroom\n"; string(out) != want {
+		t.Errorf("%q, not %q", out, want)
 	}
 }
