@@ -243,13 +243,14 @@ func (a *attacher) presentLoop() error {
 	if err != nil {
 		return err
 	}
-	a.device, err = attachLoop(file, a.cfg.Sector, a.cfg.ReadOnly, a.tag())
+	a.device, err = a.putLoop(file)
 	if cerr := file.Close(); err == nil {
 		err = cerr
 	}
 	if err != nil {
 		return errors.Join(err, a.relay.Close(), front.Close())
 	}
+	front.InUse()
 	a.front, a.via = front, ViaFUSE
 	return nil
 }

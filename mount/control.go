@@ -27,6 +27,7 @@ type reply struct {
 	Busy   bool    `json:",omitempty"` // Error is ErrBusy
 	Status *Status `json:",omitempty"`
 	Record *record `json:",omitempty"`
+	Device string  `json:",omitempty"` // that was made
 }
 
 // Status is what an attacher says about itself.

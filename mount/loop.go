@@ -11,9 +11,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// loopShape is how a loop device is to be.
+type loopShape struct {
+	Sector   int
+	ReadOnly bool
+}
+
 // attachLoop puts a free loop device over a file and returns its path. The tag
 // is kept by the kernel as the name of the file, so that a device is known as ours.
-func attachLoop(file *os.File, sector int, readOnly bool, tag string) (string, error) {
+func attachLoop(file *os.File, as loopShape, tag string) (string, error) {
 	ctl, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
 	if err != nil {
 		return "", err
@@ -22,9 +28,9 @@ func attachLoop(file *os.File, sector int, readOnly bool, tag string) (string, e
 	if err := loopTurn(ctl); err != nil {
 		return "", err
 	}
-	cfg := unix.LoopConfig{Fd: uint32(file.Fd()), Size: uint32(sector)}
+	cfg := unix.LoopConfig{Fd: uint32(file.Fd()), Size: uint32(as.Sector)}
 	cfg.Info.Flags = unix.LO_FLAGS_DIRECT_IO
-	if readOnly {
+	if as.ReadOnly {
 		cfg.Info.Flags |= unix.LO_FLAGS_READ_ONLY
 	}
 	copy(cfg.Info.File_name[:len(cfg.Info.File_name)-1], tag)

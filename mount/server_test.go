@@ -4,6 +4,7 @@ import (
 	"os"
 	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -107,6 +108,9 @@ func (d *forgetful) Discard(off, n int64) error {
 
 // Flush puts all into the page cache, which outlives the process.
 func (d *forgetful) Flush() error {
+	for exists(d.file.Name() + stuck) {
+		time.Sleep(5 * time.Millisecond)
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for at, b := range d.dirty {
@@ -116,6 +120,14 @@ func (d *forgetful) Flush() error {
 		delete(d.dirty, at)
 	}
 	return nil
+}
+
+// stuck is behind the name of a disk's file in that of one that keeps flushes from ending.
+const stuck = ".stuck"
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
 }
 
 // serveForgetful is the process of a server: it serves the file at a path as the

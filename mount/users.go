@@ -19,6 +19,7 @@ type User struct {
 	Dir string
 }
 
+// String says who it is, and how it uses the device.
 func (u User) String() string {
 	if u.Dir == "" {
 		return fmt.Sprintf("%s (process %d) has it open", u.Program, u.PID)

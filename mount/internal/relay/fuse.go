@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"unsafe"
 
@@ -76,6 +77,7 @@ type Front struct {
 	done      chan struct{} // the kernel let go of the file system
 	doneOnce  sync.Once
 	closeOnce sync.Once
+	inUse     atomic.Bool
 }
 
 // Show mounts a file system whose only file is the relayed disk, in no directory,
@@ -136,6 +138,10 @@ func openDisk(mnt, mode int) (*os.File, error) {
 		}
 	}
 }
+
+// InUse says that the file may be written from now on. Before, a flush has nothing to flush, and is not sent: whoever puts a device over the file flushes it,
+// with locks that all users of such devices need, and would wait for a server that is away.
+func (f *Front) InUse() { f.inUse.Store(true) }
 
 // Done is closed when the kernel has let go of the file system.
 func (f *Front) Done() <-chan struct{} { return f.done }
@@ -282,6 +288,10 @@ func (rd *reader) handle(b []byte) {
 		}
 		rd.transfer(op, unique, b)
 	case fuseFsync:
+		if !rd.f.inUse.Load() {
+			rd.to.end(unique, 0)
+			return
+		}
 		rd.take().flush(rd.to, unique)
 	case fuseForget, fuseBatchForget: // have no answer
 	case fuseInterrupt:
