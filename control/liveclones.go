@@ -241,24 +241,35 @@ func (c *Control) readSecrets(name string) ([]byte, error) {
 
 // Unpublish ends that a point of a LiveClone may be cloned by others. Clones of it stay.
 func (c *Control) Unpublish(ctx context.Context, name, bookmark string) error {
-	a, err := c.liveClone(name)
-	if err != nil {
-		return err
-	}
-	found := false
-	err = c.annotate(ctx, a, func(n *about) {
-		n.Live.Published = slices.DeleteFunc(n.Live.Published, func(p published) bool {
-			found = found || p.Bookmark == bookmark
-			return p.Bookmark == bookmark
-		})
+	gone, err := c.unpublish(ctx, name, func(all []published) []published {
+		return slices.DeleteFunc(all, func(p published) bool { return p.Bookmark != bookmark })
 	})
-	if err == nil && !found {
+	if err == nil && len(gone) == 0 {
 		err = tidemark.Errorf(tidemark.NotFound, "%s@%s is not published", name, bookmark).WithHint("`tidemark liveclones` says what is")
 	}
-	if err == nil {
+	return err
+}
+
+// unpublish takes back those of the publications of a LiveClone that which returns of all of them, and returns their bookmarks.
+func (c *Control) unpublish(ctx context.Context, name string, which func([]published) []published) (gone []string, err error) {
+	a, err := c.liveClone(name)
+	if err != nil {
+		return nil, err
+	}
+	err = c.annotate(ctx, a, func(n *about) {
+		gone = []string{}
+		for _, p := range which(slices.Clone(n.Live.Published)) {
+			gone = append(gone, p.Bookmark)
+		}
+		n.Live.Published = slices.DeleteFunc(n.Live.Published, func(p published) bool { return slices.Contains(gone, p.Bookmark) })
+	})
+	if err != nil {
+		return nil, err
+	}
+	for _, bookmark := range gone {
 		c.event("info", name, "%s@%s is no longer published", name, bookmark)
 	}
-	return err
+	return gone, nil
 }
 
 // noteSources changes what the data of a LiveClone may be of.

@@ -28,18 +28,19 @@ type stepKind struct {
 // stepKinds are the verbs of workflows, by the names that [workflow.Item] gives them. Whoever adds one adds it here.
 func stepKinds() map[string]stepKind {
 	return map[string]stepKind{
-		"capture":  {do: stepOf(doCapture), needs: needsOf(captureNeeds)},
-		"bookmark": {do: stepOf(doBookmark), needs: needsOf(bookmarkNeeds)},
-		"clone":    {do: stepOf(doClone), needs: needsOf(cloneNeeds)},
-		"refresh":  {do: stepOf(doRefresh), needs: needsOf(refreshNeeds)},
-		"prepare":  {do: stepOf(doPrepare), needs: needsOf(prepareNeeds)},
-		"publish":  {do: stepOf(doPublish), needs: needsOf(publishNeeds)},
-		"prove":    {do: stepOf(doProve), needs: needsOf(proveNeeds)},
-		"wait":     {do: stepOf(doWait), needs: needsOf(waitNeeds), looks: true},
-		"remove":   {do: stepOf(doRemove), needs: needsOf(removeNeeds)},
-		"expire":   {do: stepOf(doExpire), needs: needsOf(expireNeeds)},
-		"script":   {do: stepOf(doScript)},
-		"notify":   {do: stepOf(doNotify)},
+		"capture":   {do: stepOf(doCapture), needs: needsOf(captureNeeds)},
+		"bookmark":  {do: stepOf(doBookmark), needs: needsOf(bookmarkNeeds)},
+		"clone":     {do: stepOf(doClone), needs: needsOf(cloneNeeds)},
+		"refresh":   {do: stepOf(doRefresh), needs: needsOf(refreshNeeds)},
+		"prepare":   {do: stepOf(doPrepare), needs: needsOf(prepareNeeds)},
+		"publish":   {do: stepOf(doPublish), needs: needsOf(publishNeeds)},
+		"unpublish": {do: stepOf(doUnpublish), needs: needsOf(unpublishNeeds)},
+		"prove":     {do: stepOf(doProve), needs: needsOf(proveNeeds)},
+		"wait":      {do: stepOf(doWait), needs: needsOf(waitNeeds), looks: true},
+		"remove":    {do: stepOf(doRemove), needs: needsOf(removeNeeds)},
+		"expire":    {do: stepOf(doExpire), needs: needsOf(expireNeeds)},
+		"script":    {do: stepOf(doScript)},
+		"notify":    {do: stepOf(doNotify)},
 	}
 }
 
@@ -367,6 +368,31 @@ func doPublish(ctx context.Context, d doing[*workflow.Publish]) (any, error) {
 	})
 }
 
+func unpublishNeeds(_ *Control, _ context.Context, b *workflow.Unpublish) ([]Need, error) {
+	return []Need{{Action: access.ApplicationPublish, Kind: access.KindApplication, Ref: b.Clone}}, nil
+}
+
+// unpublished is what an unpublish step did.
+type unpublished struct {
+	Gone []string `json:"gone"`
+}
+
+// doUnpublish takes publications back. That there is none any more is fine.
+func doUnpublish(ctx context.Context, d doing[*workflow.Unpublish]) (any, error) {
+	gone := unpublished{Gone: []string{}}
+	err := d.entered(ctx, func() (err error) {
+		gone.Gone, err = d.c.unpublish(ctx, d.body.Clone, func(all []published) []published {
+			if d.body.Bookmark != "" {
+				return slices.DeleteFunc(all, func(p published) bool { return p.Bookmark != d.body.Bookmark })
+			}
+			slices.SortStableFunc(all, func(x, y published) int { return y.At.Compare(x.At) })
+			return slices.DeleteFunc(all[min(d.body.Keep, len(all)):], func(p published) bool { return !old(p.At, d.body.OlderThan, time.Now()) })
+		})
+		return err
+	})
+	return gone, err
+}
+
 func proveNeeds(_ *Control, _ context.Context, b *workflow.Prove) ([]Need, error) {
 	return []Need{{Action: access.ApplicationProve, Kind: access.KindApplication, Ref: b.Ref}}, nil
 }
@@ -496,7 +522,7 @@ func (c *Control) expirePoints(ctx context.Context, b *workflow.Expire, gone *ex
 	points := slices.DeleteFunc(a.t.Points(), func(p tidemark.RecoveryPoint) bool { return p.Bookmark == "" || !b.Matches(p.Bookmark) })
 	slices.Reverse(points) // newest first
 	for _, p := range points[min(b.Keep, len(points)):] {
-		if !old(p.Time, b.OlderThan, time.Now()) {
+		if !old(p.Time, b.OlderThan, time.Now()) || a.publication(p) != nil {
 			continue
 		}
 		if _, err := c.Expire(ctx, a.name+"@"+p.Position.String()); err != nil {

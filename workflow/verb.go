@@ -169,6 +169,30 @@ func (b *Publish) String() string {
 	return fmt.Sprintf("publish %s@%s", b.Clone, cmp.Or(b.Bookmark, "latest"))
 }
 
+// Unpublish takes back what is published: one point, or all by age and number. Clones of them stay.
+type Unpublish struct {
+	Clone     string          `json:"clone"`
+	Bookmark  string          `json:"bookmark,omitempty"` // empty: all that are old
+	OlderThan policy.Duration `json:"older_than,omitzero"`
+	Keep      int             `json:"keep,omitempty"` // the newest so many stay published
+}
+
+func (b *Unpublish) check(c *checks, at string) {
+	c.Name(at+".clone", b.Clone)
+	if b.Bookmark != "" {
+		c.Name(at+".bookmark", b.Bookmark)
+	}
+	c.which(at, b.OlderThan, b.Keep, b.Bookmark != "")
+}
+
+// String says what is done.
+func (b *Unpublish) String() string {
+	if b.Bookmark != "" {
+		return fmt.Sprintf("unpublish %s@%s", b.Clone, b.Bookmark)
+	}
+	return "unpublish points of " + b.Clone + but(b.OlderThan, b.Keep)
+}
+
 // Prove brings a point up in a sandbox and checks it. A point that is not good is a failure.
 type Prove struct {
 	Ref   string `json:"ref"`
@@ -218,9 +242,7 @@ type Expire struct {
 func (b *Expire) check(c *checks, at string) {
 	c.That((b.Clones != "") != (b.App != ""), at, `write clones: "qa-*", or app: shop and points: "nightly-*"`, "it is about clones, or about points of an application")
 	c.That((b.App != "") == (b.Points != ""), at, `write app: shop and points: "nightly-*"`, "app goes with points")
-	c.That(b.OlderThan > 0 || b.Keep > 0, at, "write older_than: 7d, or keep: 3, or both", "it does not say which stay")
-	c.duration(at+".older_than", b.OlderThan)
-	c.That(b.Keep >= 0 && b.Keep <= 100_000, at+".keep", "write 1 to 100000", "%d is not possible", b.Keep)
+	c.which(at, b.OlderThan, b.Keep, false)
 	if b.App != "" {
 		c.Name(at+".app", b.App)
 	}
@@ -242,11 +264,23 @@ func (b *Expire) String() string {
 	if b.App != "" {
 		s = fmt.Sprintf("forget points %s of %s", b.Points, b.App)
 	}
-	if b.OlderThan > 0 {
-		s += " older than " + b.OlderThan.String()
+	return s + but(b.OlderThan, b.Keep)
+}
+
+// which checks what says which of many are meant, by age and number, unless one is named.
+func (c *checks) which(at string, olderThan policy.Duration, keep int, named bool) {
+	c.That((olderThan > 0 || keep > 0) != named, at, "write older_than: 7d, or keep: 3, or both", "it does not say which stay")
+	c.duration(at+".older_than", olderThan)
+	c.That(keep >= 0 && keep <= 100_000, at+".keep", "write 1 to 100000", "%d is not possible", keep)
+}
+
+// but says which are meant.
+func but(olderThan policy.Duration, keep int) (s string) {
+	if olderThan > 0 {
+		s += " older than " + olderThan.String()
 	}
-	if b.Keep > 0 {
-		s += fmt.Sprintf(", but the newest %d", b.Keep)
+	if keep > 0 {
+		s += fmt.Sprintf(", but the newest %d", keep)
 	}
 	return s
 }

@@ -87,18 +87,19 @@ type Item struct {
 	// Timeout is how long the step may take, waiting for its turn included. 0: as long as the workflow.
 	Timeout policy.Duration `json:"timeout,omitzero"`
 
-	Capture  *Capture  `json:"capture,omitempty"`
-	Bookmark *Bookmark `json:"bookmark,omitempty"`
-	Clone    *Clone    `json:"clone,omitempty"`
-	Refresh  *Refresh  `json:"refresh,omitempty"`
-	Prepare  *Prepare  `json:"prepare,omitempty"`
-	Publish  *Publish  `json:"publish,omitempty"`
-	Prove    *Prove    `json:"prove,omitempty"`
-	Wait     *Wait     `json:"wait,omitempty"`
-	Remove   *Remove   `json:"remove,omitempty"`
-	Expire   *Expire   `json:"expire,omitempty"`
-	Script   *Script   `json:"script,omitempty"`
-	Notify   *Notify   `json:"notify,omitempty"`
+	Capture   *Capture   `json:"capture,omitempty"`
+	Bookmark  *Bookmark  `json:"bookmark,omitempty"`
+	Clone     *Clone     `json:"clone,omitempty"`
+	Refresh   *Refresh   `json:"refresh,omitempty"`
+	Prepare   *Prepare   `json:"prepare,omitempty"`
+	Publish   *Publish   `json:"publish,omitempty"`
+	Unpublish *Unpublish `json:"unpublish,omitempty"`
+	Prove     *Prove     `json:"prove,omitempty"`
+	Wait      *Wait      `json:"wait,omitempty"`
+	Remove    *Remove    `json:"remove,omitempty"`
+	Expire    *Expire    `json:"expire,omitempty"`
+	Script    *Script    `json:"script,omitempty"`
+	Notify    *Notify    `json:"notify,omitempty"`
 
 	// Parallel are steps that are done at the same time.
 	Parallel []Item `json:"parallel,omitempty"`

@@ -338,7 +338,7 @@ func TestDue(t *testing.T) {
 
 // Every verb is told in the list of verbs, and each of its fields has a name.
 func TestVerbs(t *testing.T) {
-	want := []string{"capture", "bookmark", "clone", "refresh", "prepare", "publish", "prove", "wait", "remove", "expire", "script", "notify"}
+	want := []string{"capture", "bookmark", "clone", "refresh", "prepare", "publish", "unpublish", "prove", "wait", "remove", "expire", "script", "notify"}
 	if got := Verbs(); !slices.Equal(got, want) {
 		t.Errorf("%q", got)
 	}

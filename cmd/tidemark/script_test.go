@@ -79,7 +79,11 @@ func stageOf(ts *testscript.TestScript) *stage { return ts.Value(stageKey{}).(*s
 func setup(env *testscript.Env) error {
 	s := &stage{dir: env.WorkDir, servers: map[string]*exec.Cmd{}}
 	env.Values[stageKey{}] = s
-	env.Vars = append(env.Vars, "LC_ALL=C", "TIDEMARK_SOCKET="+filepath.Join(env.WorkDir, "d", socketName))
+	docs, err := filepath.Abs("../../docs")
+	if err != nil {
+		return err
+	}
+	env.Vars = append(env.Vars, "LC_ALL=C", "TIDEMARK_SOCKET="+filepath.Join(env.WorkDir, "d", socketName), "DOCS="+docs)
 	env.Defer(s.strike)
 	// PostgreSQL does not run as root, and has to reach its files below.
 	for _, dir := range []string{env.WorkDir, filepath.Dir(env.WorkDir)} {
