@@ -42,7 +42,8 @@ var errReplaced = tidemark.Errorf(tidemark.Conflict, "another connection of the 
 // Feed opens the stream with the name id, which is resumed if it was open before: Applied says
 // where. before is of the stream that the source sent last. If the timeline did not get that one last, or has fewer of its
 // changes than were acknowledged, because the server was put back to an older state, it reports known as false: what the source believes
-// to have sent is not what is here, and all of it has to come again.
+// to have sent is not what is here, and all of it has to come again. If it was id that it sent last, the timeline has none of it then, and does not know
+// what follows it.
 //
 // An older feed takes nothing any more.
 func (t *Timeline) Feed(id string, before capture.Sent) (f *Feed, known bool, err error) {
@@ -63,8 +64,12 @@ func (t *Timeline) Feed(id string, before capture.Sent) (f *Feed, known bool, er
 	} else {
 		known = last.ID == id && !last.Unknown
 	}
-	if last.ID != id {
-		if err := t.register(id, !known); err != nil {
+	name := id
+	if !known && id == before.ID { // it may end without having heard that, and who follows would name this stream
+		name = noStream
+	}
+	if last.ID != name {
+		if err := t.register(name, !known); err != nil {
 			return nil, false, err
 		}
 	}

@@ -229,7 +229,7 @@ func TestFeedWithLessIsUnknown(t *testing.T) {
 		{"more", "b", capture.Sent{ID: "a", Durable: 4}, false, false},
 		{"of another stream", "b", capture.Sent{ID: "c", Durable: 1}, false, false},
 		{"the same, as many", "a", capture.Sent{ID: "a", Durable: 3}, true, true},
-		{"the same, more", "a", capture.Sent{ID: "a", Durable: 4}, false, true},
+		{"the same, more", "a", capture.Sent{ID: "a", Durable: 4}, false, false},
 		{"the same, behind more of the one before", "a", capture.Sent{ID: "z", Durable: 9}, true, true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -295,5 +295,56 @@ func TestCutOfOurOwnIsNoNews(t *testing.T) {
 	}
 	if _, err := line.Resolve(tidemark.Point{Time: written.Add(10 * time.Millisecond)}); tidemark.KindOf(err) != tidemark.Unavailable {
 		t.Errorf("a time in which nobody listened names a point: %v", err)
+	}
+}
+
+// Whoever resumes a stream that is not known any more, and ends before it hears that, has noted nothing: the next source names the same stream, with
+// fewer changes than were acknowledged, and is not known either. It is when it follows a stream that was told to be unknown.
+func TestUnheardLossIsToldAgain(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		lose func(line *Timeline, f *Feed) error
+		told uint64 // that were acknowledged
+	}{
+		{"it was put back", func(*Timeline, *Feed) error { return nil }, 3},
+		{"a sample differs", func(line *Timeline, f *Feed) error {
+			if err := f.Sample(capture.SampleOf(0, 0, pattern(9))); !errors.Is(err, ErrDiffers) {
+				return errors.Join(errors.New("the sample is believed"), err)
+			}
+			return nil
+		}, 2},
+		{"it has another stream", func(line *Timeline, _ *Feed) error {
+			_, _, err := line.Feed("z", capture.Sent{ID: "y"})
+			return err
+		}, 2},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			mem := vfs.NewMem()
+			w := open(t, mem, "/d")
+			defer func() { w.close(t) }()
+			line := oneLine(t, w)
+			f, _, err := line.Feed("a", capture.Sent{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			change := []capture.Change{{Len: 4096, Data: pattern(1)}}
+			if err := errors.Join(f.Apply(change), f.Apply(change), c.lose(line, f)); err != nil {
+				t.Fatal(err)
+			}
+			feed := func(id string, before capture.Sent, want bool) {
+				t.Helper()
+				for range 2 {
+					if _, known, err := line.Feed(id, before); err != nil || known != want {
+						t.Errorf("stream %q behind %+v is known: %v, and should be %v: %v", id, before, known, want, err)
+					}
+					w.close(t)
+					w = open(t, mem, "/d")
+					line = w.set.List()[0]
+				}
+			}
+			feed("a", capture.Sent{ID: "a", Durable: c.told}, false)
+			feed("b", capture.Sent{ID: "a"}, false)
+			feed("c", capture.Sent{ID: "b"}, true)
+		})
 	}
 }
