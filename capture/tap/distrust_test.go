@@ -106,7 +106,7 @@ func TestNotesAreRemovedInTheEnd(t *testing.T) {
 // The tap tries it again by itself.
 func TestNotesAreRemovedByThemselves(t *testing.T) {
 	f := &noteFaults{also: removal}
-	mem, line := vfs.NewMem(), &timeline{now: sparse{}, marks: map[string]int{}}
+	mem, line := vfs.NewMem(), &timeline{now: sparse{}, marks: map[string]int{}, acknowledged: map[string]uint64{}}
 	h := newMachine(t, 1)
 	h.fs, h.line, h.faults, h.settle = mem, line, f, 5*time.Millisecond
 	h.open()

@@ -17,8 +17,11 @@ import (
 
 const testSize = 2*extentSize + 10<<20 + 512 // three extents; the last region and block are not whole
 
-// sparse is the content of a disk.
+// sparse is the content of a disk. What a block points to does not change.
 type sparse map[int64]*[block.BlockSize]byte
+
+// zeroBlock is of all blocks of zeros: a whole disk is mostly that.
+var zeroBlock = new([block.BlockSize]byte)
 
 func (s sparse) each(off, n int64, fn func(b, from, to int64)) {
 	for end := off + n; off < end; {
@@ -45,6 +48,10 @@ func (s sparse) read(p []byte, off int64) {
 func (s sparse) write(data []byte, off, n int64) {
 	at := int64(0)
 	s.each(off, n, func(b, from, to int64) {
+		if data == nil && to-from == block.BlockSize {
+			s[b] = zeroBlock
+			return
+		}
 		c := new([block.BlockSize]byte)
 		if old := s[b]; old != nil {
 			*c = *old
@@ -68,12 +75,11 @@ func (s sparse) clone() sparse {
 
 // differs returns a block in which two disks differ, or -1.
 func (s sparse) differs(o sparse) int64 {
-	zero := new([block.BlockSize]byte)
 	at := func(s sparse, b int64) *[block.BlockSize]byte {
 		if p := s[b]; p != nil {
 			return p
 		}
-		return zero
+		return zeroBlock
 	}
 	for _, m := range []sparse{s, o} {
 		for b := range m {
@@ -162,6 +168,8 @@ type state struct {
 	last   int64
 	stream string
 	seq    uint64
+
+	unknown bool // stream does not follow the one before
 }
 
 // timeline is a sink that checks what it is given. The time of a change is the number of its write.
@@ -171,15 +179,18 @@ type timeline struct {
 	lost    bool
 	last    int64  // number of the newest write that it has, outside of gaps
 	stream  string // the newest
+	unknown bool   // see state
 	seq     uint64
 	durable state
-	older   state       // that it can be put back to
-	away    atomic.Bool // no connection, and none is made
-	hangs   atomic.Bool // nothing returns
-	open    *stream
-	wrong   []string
-	gaps    int
-	marks   map[string]int // how often each came
+	older   state // that it can be put back to
+	// acknowledged is how many changes of each stream were said to be durable.
+	acknowledged map[string]uint64
+	away         atomic.Bool // no connection, and none is made
+	hangs        atomic.Bool // nothing returns
+	open         *stream
+	wrong        []string
+	gaps         int
+	marks        map[string]int // how often each came
 	// numbered, if it is not nil, has the newest write before each mark.
 	numbered   map[string]int64
 	took       atomic.Int64 // bytes of data
@@ -204,12 +215,18 @@ func (l *timeline) begin(id string, before capture.Sent) (*stream, error) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	known := l.stream == id || l.stream == before.ID && l.seq >= before.Durable
-	if l.stream == before.ID && l.seq < before.Durable && !l.wasPutBack {
-		l.complain("%d changes of %s were acknowledged, it is said, and there are %d", before.Durable, before.ID, l.seq)
+	known := l.stream == id && !l.unknown
+	if l.stream == before.ID {
+		known = l.seq >= before.Durable
+		if !known && !l.wasPutBack {
+			l.complain("%d changes of %s were acknowledged, it is said, and there are %d", before.Durable, before.ID, l.seq)
+		}
+	}
+	if !known && id == before.ID { // as in timeline.Feed
+		id = "none"
 	}
 	if l.stream != id {
-		l.stream, l.seq = id, 0
+		l.stream, l.unknown, l.seq = id, !known, 0
 		l.keep()
 	}
 	l.open = &stream{l: l, applied: l.seq, known: known, closed: make(chan struct{})}
@@ -218,7 +235,7 @@ func (l *timeline) begin(id string, before capture.Sent) (*stream, error) {
 
 // keep makes durable what it has.
 func (l *timeline) keep() {
-	l.durable = state{l.now.clone(), l.lost, l.last, l.stream, l.seq}
+	l.durable = state{l.now.clone(), l.lost, l.last, l.stream, l.seq, l.unknown}
 }
 
 // snapshot keeps what is durable now, to be put back to.
@@ -226,6 +243,14 @@ func (l *timeline) snapshot() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.older = l.durable
+}
+
+// mayBePutBack reports whether that can be noticed by who knows so much of what was sent: of a tap that was killed less may have been noted than
+// was acknowledged (see DESIGN.md).
+func (l *timeline) mayBePutBack(known capture.Sent) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.older.stream != known.ID || l.older.seq < known.Durable || l.older.seq >= l.acknowledged[known.ID]
 }
 
 // putBack makes what is durable what that was at the last snapshot, if there was one.
@@ -238,14 +263,16 @@ func (l *timeline) putBack() {
 	l.crash()
 }
 
-// crash goes back to what was durable.
+// crash goes back to what was durable. What was still on its way to it comes to nobody.
 func (l *timeline) crash() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.open != nil {
 		l.open.end()
+		l.open = nil
 	}
-	l.now, l.lost, l.last, l.stream, l.seq = l.durable.now.clone(), l.durable.lost, l.durable.last, l.durable.stream, l.durable.seq
+	d := &l.durable
+	l.now, l.lost, l.last, l.stream, l.seq, l.unknown = d.now.clone(), d.lost, d.last, d.stream, d.seq, d.unknown
 }
 
 func (l *timeline) complain(format string, args ...any) {
@@ -332,8 +359,10 @@ func (s *stream) Lose(since int64, why string) error {
 	if !s.l.lost && since != 0 && s.l.last < since-1 {
 		s.l.complain("changes are missing since write %d, and the last to come was %d", since, s.l.last)
 	}
+	if !s.l.lost {
+		s.l.gaps++
+	}
 	s.l.lost = true
-	s.l.gaps++
 	s.l.keep()
 	return nil
 }
@@ -408,5 +437,6 @@ func (s *stream) Sync() (uint64, error) {
 		return 0, errGone
 	}
 	s.l.keep()
+	s.l.acknowledged[s.l.stream] = s.l.seq
 	return s.l.seq, nil
 }

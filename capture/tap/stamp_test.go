@@ -18,7 +18,7 @@ func lacking(t *testing.T, dir, path, boot string) int64 {
 	if err != nil {
 		t.Fatal(err)
 	}
-	line := &timeline{now: sparse{}, marks: map[string]int{}}
+	line := &timeline{now: sparse{}, marks: map[string]int{}, acknowledged: map[string]uint64{}}
 	line.away.Store(true)
 	tap, err := Open(Options{Dir: dir, Primaries: []Primary{p}, Sink: line, Logger: slog.New(slog.NewTextHandler(io.Discard, nil)), boot: boot})
 	if err != nil {
@@ -45,7 +45,7 @@ func mirrored(t *testing.T, dir, path, boot string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	line := &timeline{now: sparse{}, marks: map[string]int{}}
+	line := &timeline{now: sparse{}, marks: map[string]int{}, acknowledged: map[string]uint64{}}
 	tap, err := Open(Options{Dir: dir, Primaries: []Primary{p}, Sink: line, Logger: slog.New(slog.NewTextHandler(io.Discard, nil)), boot: boot})
 	if err != nil {
 		t.Fatal(err)

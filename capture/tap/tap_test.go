@@ -44,7 +44,7 @@ type machine struct {
 
 func newMachine(t *testing.T, seed uint64) *machine {
 	h := &machine{t: t, seed: seed, compare: 2 * time.Millisecond, rng: rand.New(rand.NewPCG(seed, 3)), fs: vfs.NewMem(), words: map[string][]uint64{},
-		disk: &disk{now: sparse{}, durable: sparse{}, died: make(chan struct{})}, line: &timeline{now: sparse{}, marks: map[string]int{}}}
+		disk: &disk{now: sparse{}, durable: sparse{}, died: make(chan struct{})}, line: &timeline{now: sparse{}, marks: map[string]int{}, acknowledged: map[string]uint64{}}}
 	h.line.keep()
 	h.wired = h.rng.IntN(2) == 0
 	if h.rng.IntN(2) == 0 {
@@ -274,6 +274,9 @@ func (h *machine) round() {
 			if h.rng.IntN(40) == 0 {
 				h.tap.keepNotes()
 			}
+			if h.rng.IntN(40) == 0 {
+				h.line.snapshot()
+			}
 		}
 		h.happen()
 	}
@@ -301,6 +304,13 @@ func (h *machine) happen() {
 	default:
 	}
 	switch h.rng.IntN(12) {
+	case 10:
+		restart(func() {
+			h.close()
+			if h.line.mayBePutBack(h.tap.noted()) {
+				h.line.putBack()
+			}
+		})
 	case 0:
 		restart(h.kill)
 	case 1:
