@@ -74,7 +74,8 @@ type Stream interface {
 	// It keeps nothing of list.
 	Apply(list []Change) error
 	// Lose says that changes are missing from here on: since a time in Unix nanoseconds, or 0 if that is
-	// not known, and why. What comes then mends that in no order of time.
+	// not known, and why. What comes then mends that in no order of time. It may be said again where
+	// the stream is resumed, as may Whole: that changes nothing if it is so.
 	Lose(since int64, why string) error
 	// Bookmark marks the point between the changes before and after it. After a connection
 	// was lost it may come a second time.

@@ -65,13 +65,13 @@ func (t *Tap) connect(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	c := &connection{t: t, stream: s, cancel: cancel}
-	skip, err := c.resume(id)
+	skip, gap, err := c.resume(id)
 	if err != nil {
 		return err
 	}
 	defer context.AfterFunc(ctx, func() { c.fail(ctx.Err()) })()
 	var both sync.WaitGroup
-	both.Go(func() { c.fail(c.send(skip)) })
+	both.Go(func() { c.fail(c.send(gap, skip)) })
 	both.Go(func() { c.fail(c.acknowledge(ctx)) })
 	both.Wait()
 	return c.failed
@@ -85,15 +85,15 @@ func (t *Tap) letGoMemory(m *shared.Memory) {
 }
 
 // resume makes the connection the one that the queue goes to, from where the sink has what came before, and
-// returns how many changes of the first segment it has already.
-func (c *connection) resume(id string) (skip int, err error) {
+// returns how many changes of the first segment it has already, and what it has to be told of a gap there.
+func (c *connection) resume(id string) (skip int, gap *mark, err error) {
 	t := c.t
 	t.mu.Lock()
 	if t.stream != id { // it was given up meanwhile
 		t.mu.Unlock()
-		return 0, errAnew
+		return 0, nil, errAnew
 	}
-	skip, ok := t.queue.resume(c.stream.Applied())
+	skip, gap, ok := t.queue.resume(c.stream.Applied())
 	if ok {
 		t.online, t.trouble, t.live, t.asked = true, nil, c, time.Time{}
 		t.applied = t.queue.gone + uint64(t.queue.next)
@@ -103,9 +103,9 @@ func (c *connection) resume(id string) (skip int, err error) {
 	t.mu.Unlock()
 	if !ok {
 		t.loseAll("the server has lost a part of what it had")
-		return 0, errAnew
+		return 0, nil, errAnew
 	}
-	return skip, nil
+	return skip, gap, nil
 }
 
 // fail ends the connection.
@@ -122,8 +122,12 @@ func (c *connection) fail(err error) {
 	c.stream.Close()
 }
 
-// send sends segments as they come, without the first changes of the first.
-func (c *connection) send(skip int) error {
+// send says whether a gap lasts, and sends segments as they come, without the first changes of the first. A sink that was put back to an older
+// state may have all changes, and not that a gap began or ended behind them.
+func (c *connection) send(gap *mark, skip int) error {
+	if err := c.say(gap); err != nil {
+		return err
+	}
 	for {
 		s, again, data, err := c.take()
 		if err == nil {
@@ -189,19 +193,7 @@ func (c *connection) give(s *segment, h held, skip int) error {
 	if err := c.stream.Apply(s.changes(h, skip, c.stream.Shares())); err != nil {
 		return err
 	}
-	var err error
-	switch {
-	case s.mark == nil:
-	case s.mark.bookmark != nil:
-		err = c.stream.Bookmark(*s.mark.bookmark)
-	case s.mark.sample != nil:
-		err = c.stream.Sample(*s.mark.sample)
-	case s.mark.whole:
-		err = c.stream.Whole()
-	default:
-		err = c.stream.Lose(s.mark.since, s.mark.why)
-	}
-	if err != nil {
+	if err := c.say(s.mark); err != nil {
 		return err
 	}
 	c.t.mu.Lock()
@@ -212,6 +204,21 @@ func (c *connection) give(s *segment, h held, skip int) error {
 	c.t.applied++
 	c.t.changed.Broadcast()
 	return nil
+}
+
+// say gives the stream a mark, if it is not nil.
+func (c *connection) say(m *mark) error {
+	switch {
+	case m == nil:
+		return nil
+	case m.bookmark != nil:
+		return c.stream.Bookmark(*m.bookmark)
+	case m.sample != nil:
+		return c.stream.Sample(*m.sample)
+	case m.whole:
+		return c.stream.Whole()
+	}
+	return c.stream.Lose(m.since, m.why)
 }
 
 // acknowledge has what was sent made durable, and lets go of it.

@@ -103,3 +103,101 @@ func TestNotesWithoutCount(t *testing.T) {
 	}
 	h.kill()
 }
+
+// putBackTo puts the timeline back to a state, and waits until the tap has noticed.
+func (h *machine) putBackTo(s state) {
+	h.t.Helper()
+	h.line.mu.Lock()
+	h.line.older = s
+	h.line.mu.Unlock()
+	h.line.putBack()
+	h.write()
+	h.eventually("the tap is back", func() bool {
+		h.line.mu.Lock()
+		defer h.line.mu.Unlock()
+		return h.line.open != nil
+	})
+}
+
+// A server that is put back while the tap runs may have all changes, and lack that a gap began or ended behind them. It is told that again, before
+// anything else, and nothing is sent again.
+func TestGapIsToldToServerPutBack(t *testing.T) {
+	for seed := range uint64(2) {
+		h := newMachine(t, seed)
+		h.compare = time.Hour
+		h.open()
+		h.fill(0, 1<<20)
+		h.settled()
+		h.tap.mu.Lock()
+		h.tap.failedAt = time.Now().Add(time.Hour) // the gap lasts
+		h.tap.lose(h.tap.disks[0], 0, regionSize, h.wrote.Load(), "a test")
+		h.tap.changed.Broadcast()
+		h.tap.mu.Unlock()
+		h.eventually("all is sent but the end of the gap", func() bool {
+			h.tap.mu.Lock()
+			defer h.tap.mu.Unlock()
+			return h.tap.lost == 0 && len(h.tap.queue.list) == 0
+		})
+		reread, before := h.tap.Status().Reread, h.line.durable
+		if !before.lost {
+			h.fail("no gap began")
+		}
+		before.lost = false
+		h.putBackTo(before)
+		h.eventually("a gap begins again", func() bool {
+			h.line.mu.Lock()
+			defer h.line.mu.Unlock()
+			return h.line.lost
+		})
+		h.tap.mu.Lock()
+		h.tap.failedAt = time.Time{}
+		h.tap.mu.Unlock()
+		h.settled()
+
+		before = h.line.durable
+		before.lost = true
+		h.putBackTo(before)
+		h.settled()
+		h.marked()
+		if n := h.tap.Status().Reread; n != reread {
+			h.fail("%d bytes were sent again", n-reread)
+		}
+		h.kill()
+	}
+}
+
+// Whether a gap lasts is said where a stream is resumed, unless what is sent next says it: a gap that has ended does not begin again for that.
+func TestWhereAGapIsSaid(t *testing.T) {
+	begin, end := &mark{why: "a test"}, &mark{whole: true}
+	for _, c := range []struct {
+		released, applied uint64
+		skip              int
+		gap               *mark
+	}{
+		{released: 0, applied: 0, skip: 0, gap: nil},
+		{released: 0, applied: 1, skip: 1, gap: nil}, // begin is next
+		{released: 0, applied: 2, skip: 1, gap: begin},
+		{released: 0, applied: 3, skip: 2, gap: nil}, // end is next
+		{released: 0, applied: 4, skip: 1, gap: end},
+		{released: 0, applied: 5, skip: 0, gap: end},
+		{released: 1, applied: 1, skip: 0, gap: begin},
+		{released: 1, applied: 3, skip: 2, gap: nil},
+		{released: 2, applied: 4, skip: 1, gap: end},
+		{released: 3, applied: 5, skip: 0, gap: end},
+	} {
+		q := queue{limit: 8 << 20}
+		for _, m := range []*mark{begin, nil, end, nil, nil} {
+			q.put(&capture.Change{Len: 4096}, false)
+			if m != nil {
+				q.putMark(m)
+			}
+		}
+		for s, _ := q.take(); s != nil; s, _ = q.take() {
+		}
+		q.release(c.released, q.seq, func(*segment) {})
+		skip, gap, ok := q.resume(c.applied)
+		if !ok || skip != c.skip || gap != c.gap {
+			t.Errorf("of %d changes, with %d segments released, %d are left out, and %+v is said: %v", c.applied, c.released, skip, gap, ok)
+		}
+	}
+}

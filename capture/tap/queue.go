@@ -25,6 +25,7 @@ type queue struct {
 	spare  []*slab    // to be used again, that which was used last first
 	least  int        // how many of these there were at least since trim looked
 	spill  spill
+	said   *mark // the newest of a gap that is not in list any more; nil: the present stream has had none
 }
 
 // slab is memory for the data of segments that follow each other. It is never moved: a segment that grows
@@ -87,7 +88,10 @@ type mark struct {
 }
 
 // loss reports whether it says that something is missing.
-func (m *mark) loss() bool { return m.bookmark == nil && m.sample == nil && !m.whole }
+func (m *mark) loss() bool { return m.ofGap() && !m.whole }
+
+// ofGap reports whether it begins or ends a gap.
+func (m *mark) ofGap() bool { return m != nil && m.bookmark == nil && m.sample == nil }
 
 func (s *segment) end() uint64 { return s.first + uint64(len(s.entries)) }
 
@@ -304,10 +308,11 @@ func (q *queue) take() (s *segment, again bool) {
 }
 
 // resume makes the first segment that the timeline, which has so many changes, may lack the next to be
-// sent, and returns how many of its changes to leave out. It reports false if that is no longer in the queue.
-func (q *queue) resume(applied uint64) (skip int, ok bool) {
+// sent, and returns how many of its changes to leave out, and the mark of a gap that has to be said before it, or nil. It reports false if
+// that segment is no longer in the queue.
+func (q *queue) resume(applied uint64) (skip int, gap *mark, ok bool) {
 	if applied > q.seq {
-		return 0, false
+		return 0, nil, false
 	}
 	for _, s := range q.list { // a server that does not take samples would get the same one for ever
 		if s.mark != nil && s.mark.sample != nil {
@@ -318,17 +323,30 @@ func (q *queue) resume(applied uint64) (skip int, ok bool) {
 		// A mark right behind the last change that is there may not have come through.
 		if !s.sent || s.end() > applied || s.mark != nil && s.end() == applied {
 			if s.sent && s.first > applied || !s.sent && applied != q.seq {
-				return 0, false
+				return 0, nil, false
 			}
 			q.next = i
 			if s.sent {
 				skip = int(applied - s.first)
 			}
-			return skip, true
+			if s.mark.ofGap() && skip == len(s.entries) { // it says it itself, at once
+				return skip, nil, true
+			}
+			return skip, q.gapBefore(i), true
 		}
 	}
 	q.next = len(q.list)
-	return 0, applied == q.seq
+	return 0, q.gapBefore(q.next), applied == q.seq
+}
+
+// gapBefore returns the newest mark of a gap before the segment with the index i, which says whether one lasts there; nil if the stream has none so far.
+func (q *queue) gapBefore(i int) *mark {
+	for _, s := range slices.Backward(q.list[:i]) {
+		if s.mark.ofGap() {
+			return s.mark
+		}
+	}
+	return q.said
 }
 
 // release drops the segments in front, up to the one with the absolute number last, that are durable when so many
@@ -336,6 +354,9 @@ func (q *queue) resume(applied uint64) (skip int, ok bool) {
 func (q *queue) release(last, durable uint64, drop func(*segment)) {
 	n := 0
 	for n < q.next && q.gone+uint64(n) < last && q.list[n].end() <= durable {
+		if m := q.list[n].mark; m.ofGap() {
+			q.said = m
+		}
 		q.forget(q.list[n])
 		drop(q.list[n])
 		q.list[n] = nil
@@ -354,7 +375,7 @@ func (q *queue) clear(drop func(*segment)) {
 		drop(s)
 	}
 	q.gone += uint64(len(q.list))
-	q.list, q.next, q.seq, q.spare = nil, 0, 0, nil
+	q.list, q.next, q.seq, q.spare, q.said = nil, 0, 0, nil, nil
 }
 
 // leave gives the area up. What is in it stays as it is until those let go of it who hold it.

@@ -311,6 +311,8 @@ func (h *machine) happen() {
 				h.line.putBack()
 			}
 		})
+	case 11:
+		h.putBackInRun()
 	case 0:
 		restart(h.kill)
 	case 1:
@@ -336,6 +338,30 @@ func (h *machine) happen() {
 		h.disk.dying, h.disk.late = 1+h.rng.IntN(30), h.rng.IntN(2) == 0
 		h.disk.mu.Unlock()
 	}
+}
+
+// putBackInRun puts the timeline back while the tap runs, which ends no sooner than it has noticed: what it has noted may be less than it knows.
+func (h *machine) putBackInRun() {
+	h.t.Helper()
+	h.disk.mu.Lock()
+	h.disk.dying = 0
+	h.disk.mu.Unlock()
+	h.line.away.Store(false)
+	h.line.hangs.Store(false)
+	h.tap.mu.Lock()
+	known := h.tap.known
+	h.tap.mu.Unlock()
+	if !h.line.mayBePutBack(known) {
+		return
+	}
+	h.line.putBack()
+	h.write()
+	h.eventually("the tap is back", func() bool {
+		h.line.mu.Lock()
+		defer h.line.mu.Unlock()
+		return h.line.open != nil
+	})
+	h.settled()
 }
 
 // forget lets the tap note that nothing is being written.
