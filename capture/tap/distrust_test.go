@@ -111,6 +111,8 @@ func TestNotesAreRemovedByThemselves(t *testing.T) {
 	h.fs, h.line, h.faults, h.settle = mem, line, f, 5*time.Millisecond
 	h.open()
 	h.settled()
+	sure := h.tap.disks[0].active.sure
+	h.eventually("nothing is noted as being written", func() bool { return !sure.any(0, sure.n) })
 	f.armed.Store(true)
 	h.eventually("a write that cannot be noted", func() bool { h.fill(64<<20, 4096); return h.tap.Status().Unsafe != "" })
 	tried := f.tried.Load()
