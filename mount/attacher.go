@@ -90,6 +90,9 @@ func RunAttacher(ctx context.Context, dial Dialer) error {
 	starter := process.FromStarter()
 	a := &attacher{cfg: cfg, dial: dial, dir: cfg.dir(), forced: make(chan error, 1), log: slog.New(slog.NewTextHandler(os.Stderr, nil))}
 	stop, err := a.start(ctx, starter, held)
+	if err != nil {
+		a.undone()
+	}
 	sig := make(chan os.Signal, 1)
 	signal.Notify(sig, unix.SIGTERM, unix.SIGINT) // before anybody knows of the device: it would be left
 	signal.Ignore(unix.SIGHUP, unix.SIGPIPE)
@@ -105,7 +108,7 @@ func RunAttacher(ctx context.Context, dial Dialer) error {
 	left := a.wait(ctx, sig)
 	err = errors.Join(left, a.relay.Close(), a.front.Close())
 	if left == nil && a.known() { // else whoever asked cleans up, by what is noted there
-		err = errors.Join(err, os.RemoveAll(a.dir))
+		err = errors.Join(err, removeDir(a.dir, cfg.Token))
 	}
 	a.answering.Lock()
 	defer a.answering.Unlock()
@@ -118,6 +121,9 @@ var errOrphan = errors.New("the process that asked for the disk is gone")
 
 // start brings the device up. On error nothing of it is left.
 func (a *attacher) start(ctx context.Context, starter *process.Starter, held error) (stop func(), err error) {
+	if starter.Gone() {
+		return nil, errOrphan
+	}
 	if err := process.OwnLog(a.dir, logName); err != nil {
 		return nil, err
 	}
@@ -135,7 +141,11 @@ func (a *attacher) start(ctx context.Context, starter *process.Starter, held err
 	if a.cfg.Identity != "" {
 		o.Address, o.Dial = "the server", a.dialServer
 	}
-	a.relay, err = relay.Open(ctx, o)
+	opening, stopOpening := context.WithCancel(ctx)
+	stopWatch := starter.Watch(stopOpening)
+	a.relay, err = relay.Open(opening, o)
+	stopWatch()
+	stopOpening()
 	if err != nil {
 		return nil, err
 	}
@@ -144,12 +154,16 @@ func (a *attacher) start(ctx context.Context, starter *process.Starter, held err
 	// loop device on the host needs. The next server undoes what was being attached and never serves it again:
 	// unless we end, all of them would wait for ever.
 	orphan := false
-	stopWatch := starter.Watch(func() { orphan = true; a.relay.Close() })
+	stopWatch = starter.Watch(func() { orphan = true; a.relay.Close() })
 	if err := a.present(); err != nil {
 		stopWatch()
 		return nil, errors.Join(err, a.relay.Close())
 	}
-	l, err := a.listen()
+	// What it makes in the directory stays there: by now that may be another's, who has it from a server that cannot see us.
+	var l net.Listener
+	if err = a.displaced(); err == nil {
+		l, err = a.listen()
+	}
 	if err == nil {
 		go process.Answer(l, a.answer) // before there is a record: who finds one learns whether we are of any use
 		if starter.Gone() {

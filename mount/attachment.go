@@ -24,9 +24,10 @@ const (
 
 // Attachment is one attached disk. Its methods may be called concurrently.
 type Attachment struct {
-	rec     record
-	dir     string
-	damaged error // its record cannot be read, and its attacher does not answer
+	rec      record
+	dir      string
+	starting starting // who was to attach it, if there is no record
+	damaged  error    // its record cannot be read, and its attacher does not answer
 }
 
 // List returns the attachments below a state directory: alive, stale, and those whose
@@ -61,8 +62,8 @@ func Find(stateDir, name string) (*Attachment, error) {
 	return load(stateDir, name)
 }
 
-// load reads an attachment's record. A directory without a whole record is of an
-// attacher that died while it started: a stale attachment without a device. Where
+// load reads an attachment's record. A directory without one is of an attacher that
+// starts, or died while it started: a stale attachment without a device. Where
 // the record is damaged, a living attacher is asked for it.
 func load(stateDir, name string) (*Attachment, error) {
 	a := &Attachment{dir: filepath.Join(stateDir, name)}
@@ -72,6 +73,7 @@ func load(stateDir, name string) (*Attachment, error) {
 		if _, serr := os.Stat(a.dir); serr != nil {
 			return nil, fmt.Errorf("%s: %w", name, ErrNotFound)
 		}
+		a.starting = readStarting(a.dir)
 		return a, nil
 	}
 	var rec record
@@ -216,12 +218,17 @@ func WhileBusy(ctx context.Context, patience time.Duration, fn func() error) err
 // with force the mounts are taken away even from programs that use them.
 // It refuses with ErrBusy if the attachment is alive, and, unless forced, with
 // ErrDamaged if its record is damaged: its device is not known then, and stays.
+// An attacher whose starter died while it started is waited for, some 20 seconds at most: until
+// it has ended, its directory stays. While its starter lives, it is ErrBusy.
 func (a *Attachment) Cleanup(force bool) error {
 	if a.Alive() {
 		return fmt.Errorf("%s has a living attacher: %w", a.Name(), ErrBusy)
 	}
 	if a.damaged != nil && !force {
 		return fmt.Errorf("clean up %s: %w", a.Name(), a.damaged)
+	}
+	if err := a.endStarting(); err != nil {
+		return fmt.Errorf("clean up %s: %w", a.Name(), err)
 	}
 	if a.rec.Device != "" {
 		if err := a.removeDevice(force); err != nil {

@@ -123,6 +123,10 @@ func startAttacher() (*process.Process, error) { return process.Start("attach") 
 
 // tellAttacher has a process attach a disk. Of one that ends without a word, what it made is undone here.
 func tellAttacher(ctx context.Context, p *process.Process, cfg attachConfig) error {
+	if err := noteStarting(p, cfg); err != nil { // who is told without that would be known to nobody if we were killed now
+		p.Dismiss()
+		return err
+	}
 	err := p.Tell(ctx, cfg)
 	if errors.Is(err, process.ErrSilent) {
 		err = errors.Join(fmt.Errorf("%w: %s", err, process.LastLine(filepath.Join(cfg.dir(), logName))), sweepDevices(tagOf(cfg.Token)))

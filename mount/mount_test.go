@@ -17,6 +17,7 @@ import (
 // TestMain makes the test binary its own attacher.
 func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == "attach" {
+		startSlowly()
 		if err := RunAttacher(context.Background(), nil); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
@@ -25,6 +26,10 @@ func TestMain(m *testing.M) {
 	}
 	if len(os.Args) == 4 && os.Args[1] == "serve" {
 		fmt.Fprintln(os.Stderr, serveForgetful(os.Args[2], os.Args[3]))
+		os.Exit(1)
+	}
+	if len(os.Args) == 3 && os.Args[1] == "attachfor" {
+		fmt.Fprintln(os.Stderr, attachFor(os.Args[2]))
 		os.Exit(1)
 	}
 	os.Exit(m.Run())

@@ -19,13 +19,17 @@ type ID struct {
 }
 
 // Self returns the name of the present process.
-func Self() (ID, error) {
+func Self() (ID, error) { return Of(os.Getpid()) }
+
+// Of returns the name of the process that has a number now; ErrEnded if it is one that only waits to be reaped. The number of a child
+// is its own for as long as it was not waited for.
+func Of(pid int) (ID, error) {
 	boot, err := bootID()
 	if err != nil {
 		return ID{}, err
 	}
-	started, err := startOf(os.Getpid())
-	return ID{PID: os.Getpid(), Started: started, Boot: boot}, err
+	started, err := startOf(pid)
+	return ID{PID: pid, Started: started, Boot: boot}, err
 }
 
 // Alive reports whether the process runs.
