@@ -68,7 +68,8 @@ type Here struct {
 }
 
 // AttachDisk has a disk attached, and returns its device. One that is attached already is left as it is; what is left of an attacher that
-// has died, or shows another disk by this name, is taken away first.
+// has died, or shows another disk by this name, is taken away first. What the host could not do now, and may do in a moment, is an error of kind
+// Unavailable.
 func (h Here) AttachDisk(ctx context.Context, d ShownDisk) (device string, err error) {
 	at, err := h.find(d)
 	if err != nil {
@@ -79,7 +80,7 @@ func (h Here) AttachDisk(ctx context.Context, d ShownDisk) (device string, err e
 			return at.Device(), nil
 		}
 		if err := h.Remove(ctx, at); err != nil {
-			return "", err
+			return "", notAttached(d, err)
 		}
 	}
 	attach := mount.Attach
@@ -91,9 +92,18 @@ func (h Here) AttachDisk(ctx context.Context, d ShownDisk) (device string, err e
 		cfg.Socket = h.Places.Disks
 	}
 	if at, err = attach(ctx, cfg); err != nil {
-		return "", fmt.Errorf("attach disk %s of %s: %w", d.Disk, d.Application, err)
+		return "", notAttached(d, err)
 	}
 	return at.Device(), nil
+}
+
+// notAttached is why a disk was not attached. What is neither told already nor a fault of ours passes: a process was killed, a device was busy.
+func notAttached(d ShownDisk, err error) error {
+	var told *tidemark.Error
+	if errors.As(err, &told) || errors.Is(err, mount.ErrConfig) || errors.Is(err, mount.ErrExists) || errors.Is(err, context.Canceled) || errors.Is(err, unix.ENOSPC) {
+		return fmt.Errorf("attach disk %s of %s: %w", d.Disk, d.Application, err)
+	}
+	return tidemark.Errorf(tidemark.Unavailable, "attach disk %s of %s: %w", d.Disk, d.Application, err).WithHint("try again in a moment")
 }
 
 // LookDisk says how a disk is shown.

@@ -5,12 +5,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"tidemark"
 	"tidemark/block"
 	"tidemark/export/nbd"
 	"tidemark/mount"
@@ -193,5 +195,18 @@ func TestRemoveOfAnotherBoot(t *testing.T) {
 	}
 	if err := h.DetachDisk(t.Context(), d); err != nil {
 		t.Error(err)
+	}
+}
+
+// What a host cannot do now is told as such, for it may pass; what is wrong with the request is not.
+func TestNotAttached(t *testing.T) {
+	h, d, server := shownHere(t)
+	server.Close()
+	if _, err := h.AttachDisk(t.Context(), d); tidemark.KindOf(err) != tidemark.Unavailable || !strings.Contains(err.Error(), "attach disk disk of a: attach a@disk: ") {
+		t.Errorf("attached without a server: %v", err)
+	}
+	d.Application = "/"
+	if _, err := h.AttachDisk(t.Context(), d); err == nil || tidemark.KindOf(err) == tidemark.Unavailable {
+		t.Errorf("attached by a bad name: %v", err)
 	}
 }

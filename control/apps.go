@@ -163,7 +163,20 @@ func (c *Control) at(ctx context.Context, ref string) (app, tidemark.Position, e
 }
 
 // claim reserves a name until release is called. By then the timeline of that name exists, or nobody wants it.
-func (c *Control) claim(name string) (release func(), err error) {
+func (c *Control) claim(ctx context.Context, name string) (release func(), err error) {
+	var k keptClone
+	if err := c.catalog.Get(ctx, catalog.Clones, name, &k); notThere(err) != nil {
+		return nil, err
+	}
+	if k.Again != nil {
+		return nil, tidemark.Errorf(tidemark.Conflict, "there is a clone %s, whose refresh is not done", name).
+			WithHint("`tidemark refresh " + name + "` makes it again, `tidemark clone rm " + name + "` removes it")
+	}
+	return c.claimAnew(ctx, name)
+}
+
+// claimAnew is claim for a clone that a refresh has taken away: its name is still its own.
+func (c *Control) claimAnew(_ context.Context, name string) (release func(), err error) {
 	if err := tidemark.CheckName(name); err != nil {
 		return nil, err
 	}
@@ -185,7 +198,7 @@ func (c *Control) claim(name string) (release func(), err error) {
 
 // claiming is claim for the work of a job.
 func (c *Control) claiming(name string) func(context.Context) (func(), error) {
-	return func(context.Context) (func(), error) { return c.claim(name) }
+	return func(ctx context.Context) (func(), error) { return c.claim(ctx, name) }
 }
 
 // work keeps others from what is done to a clone or mount until leave is called.

@@ -23,6 +23,9 @@ import (
 type keptClone struct {
 	tidemark.Clone
 	Spec tidemark.CloneSpec `json:"spec"`
+	// Again is how it is made again, from when its refresh takes the old one away until the new one runs. A clone that has it and no
+	// timeline was not lost: its refresh has failed, or goes on.
+	Again *cloning `json:"again,omitempty"`
 }
 
 // Clone makes a thin writable copy of a point and brings its application up.
@@ -30,7 +33,13 @@ func (c *Control) Clone(ctx context.Context, spec tidemark.CloneSpec) (tidemark.
 	return c.ask(ctx, "clone", spec)
 }
 
+// cloneWork makes a clone whose name nobody has.
 func (c *Control) cloneWork(ctx context.Context, spec cloning) (*work, error) {
+	return c.cloneAs(ctx, spec, c.claim)
+}
+
+// cloneAs makes a clone whose name is had by claim.
+func (c *Control) cloneAs(ctx context.Context, spec cloning, claim func(ctx context.Context, name string) (release func(), err error)) (*work, error) {
 	src, err := c.planClone(ctx, spec.CloneSpec, spec.From)
 	if err == nil {
 		_, err = c.hostAgent(ctx, spec.Host)
@@ -52,10 +61,10 @@ func (c *Control) cloneWork(ctx context.Context, spec cloning) (*work, error) {
 	args := cloning{CloneSpec: fixedClone(spec.CloneSpec), From: src.src.firstID(), First: spec.First}
 	w := &work{app: spec.Name, host: cmp.Or(spec.Host, hostname()), args: args}
 	w.holding = func(ctx context.Context) (func(), error) {
-		if err := c.portIsFree(ctx, spec.Host, spec.Port); err != nil {
+		if err := c.portIsFree(ctx, spec); err != nil {
 			return nil, err
 		}
-		return c.claim(spec.Name)
+		return claim(ctx, spec.Name)
 	}
 	w.run = func(ctx context.Context, t *task) (any, error) {
 		if err := t.doing(ctx, "branch", undoing{Remove: spec.Name}); err != nil {
@@ -137,11 +146,11 @@ func newestPoint(a app) (tidemark.RecoveryPoint, error) {
 
 // portIsFree refuses a port that another clone was given: databases that only
 // have a socket each would not notice, but whoever reads their port would.
-func (c *Control) portIsFree(ctx context.Context, host string, port int) error {
+func (c *Control) portIsFree(ctx context.Context, spec cloning) error {
 	kept, err := catalog.List[keptClone](ctx, c.catalog, catalog.Clones)
 	for _, k := range kept {
-		if port != 0 && k.Port == port && k.Host == host {
-			return tidemark.Errorf(tidemark.Conflict, "port %d is that of the clone %s", port, k.Name).WithHint("choose another, or leave it out for a free one")
+		if spec.Port != 0 && k.Port == spec.Port && k.Host == spec.Host && k.Name != spec.Name {
+			return tidemark.Errorf(tidemark.Conflict, "port %d is that of the clone %s", k.Port, k.Name).WithHint("choose another, or leave it out for a free one")
 		}
 	}
 	return err
@@ -463,9 +472,9 @@ func (c *Control) Clones(ctx context.Context) ([]tidemark.Clone, error) {
 	for i, k := range kept {
 		all.Go(func() {
 			a, err := c.app(k.Name)
-			if err != nil {
+			if err != nil && k.Again == nil {
 				k.State = "its timeline is gone"
-			} else {
+			} else if err == nil {
 				k.OwnBytes = a.t.StoredBytes() + a.t.JournalBytes()
 				k.State = c.cloneState(ctx, a, k.State)
 				k.describeLive(a)
@@ -518,7 +527,8 @@ func (c *Control) RemoveClone(ctx context.Context, name string) error {
 	if err := c.removeClone(ctx, name); err != nil {
 		return err
 	}
-	return c.disown(ctx, name, access.KindClone)
+	return errors.Join(c.catalog.Delete(ctx, catalog.Clones, name), // a refresh may have kept it
+		c.disown(ctx, name, access.KindClone))
 }
 
 // removeClone does so, while nobody else works on it.
@@ -526,6 +536,9 @@ func (c *Control) removeClone(ctx context.Context, name string) error {
 	var k keptClone
 	if err := c.catalog.Get(ctx, catalog.Clones, name, &k); err != nil {
 		return err
+	}
+	if a, err := c.app(name); err == nil && (a.Role == "" || a.Role == roleMount) { // of the clone, the catalog's entry alone is left
+		return tidemark.Errorf(tidemark.Conflict, "%s is no clone any more: another has its name", name).WithHint("`tidemark status` says what it is")
 	}
 	return c.demolish(ctx, k.Name)
 }
@@ -547,7 +560,7 @@ type refreshing struct {
 
 func (c *Control) refreshWork(ctx context.Context, r refreshing) (*work, error) {
 	if r.Again != nil { // a clone that has its name now is another one, and stays
-		w, err := c.cloneWork(ctx, *r.Again)
+		w, err := c.cloneAs(ctx, *r.Again, c.claimAnew)
 		if err == nil {
 			w.args, w.run = r, c.refreshAgain(*r.Again)
 		}
@@ -573,8 +586,11 @@ func (c *Control) refreshWork(ctx context.Context, r refreshing) (*work, error) 
 		if err := t.doing(ctx, "remove", undoing{Remove: r.Name, Again: &again}); err != nil {
 			return nil, err
 		}
+		if err := c.noteRefresh(ctx, r.Name, stateRefreshing, &again); err != nil {
+			return nil, err
+		}
 		if err := c.removeClone(ctx, r.Name); err != nil {
-			return nil, fmt.Errorf("take the old clone away: %w", err)
+			return nil, errors.Join(fmt.Errorf("take the old clone away: %w", err), c.notTakenAway(context.WithoutCancel(ctx), again))
 		}
 		return c.refresh(ctx, t, p, again)
 	}
@@ -586,6 +602,9 @@ func (c *Control) refreshWork(ctx context.Context, r refreshing) (*work, error) 
 func (c *Control) refreshAgain(again cloning) func(context.Context, *task) (any, error) {
 	return func(ctx context.Context, t *task) (any, error) {
 		if err := t.doing(ctx, "branch", undoing{Remove: again.Name, Again: &again}); err != nil {
+			return nil, err
+		}
+		if err := c.noteRefresh(ctx, again.Name, stateRefreshing, &again); err != nil {
 			return nil, err
 		}
 		p, err := c.planClone(ctx, again.CloneSpec, again.From)
@@ -601,7 +620,43 @@ func (c *Control) refresh(ctx context.Context, t *task, p plan, again cloning) (
 	t.again = mustJSON(refreshing{RefreshSpec: tidemark.RefreshSpec{Name: again.Name}, Again: &again})
 	n, err := c.makeClone(ctx, p, again)
 	if err != nil {
-		return nil, errors.Join(err, c.abandon(context.WithoutCancel(ctx), again.Name, doom{Refreshed: true}))
+		ctx, e := context.WithoutCancel(ctx), Explain(err)
+		err = e.WithHint(strings.TrimPrefix(e.Hint+"; `tidemark refresh "+again.Name+"` makes the clone again", "; "))
+		return nil, errors.Join(err, c.noteRefresh(ctx, again.Name, stateUnrefreshed, &again), c.abandon(ctx, again.Name, doom{Refreshed: true}))
 	}
 	return n.Clone, nil
+}
+
+// States of a clone that a refresh has taken away.
+const (
+	stateRefreshing  = "being refreshed"
+	stateUnrefreshed = "refresh failed" // or was cut; it may be begun again by itself
+)
+
+// noteRefresh notes that a clone is made again, and how, so that whatever becomes of that it is still known: it can be refreshed once more, or
+// removed, by who might do so before.
+func (c *Control) noteRefresh(ctx context.Context, name, state string, again *cloning) error {
+	var k keptClone
+	if err := c.catalog.Get(ctx, catalog.Clones, name, &k); err != nil {
+		return notThere(err)
+	}
+	k.State, k.Again = state, again
+	return c.catalog.Put(ctx, catalog.Clones, name, k)
+}
+
+// notTakenAway notes what is left of a clone that a refresh has failed to take away: the clone, or nothing.
+func (c *Control) notTakenAway(ctx context.Context, again cloning) error {
+	if _, err := c.app(again.Name); tidemark.KindOf(err) == tidemark.NotFound {
+		return c.noteRefresh(ctx, again.Name, stateUnrefreshed, &again)
+	}
+	return c.noteRefresh(ctx, again.Name, "running", nil)
+}
+
+// forgetClone deletes the catalog's entry of a clone that was taken apart, unless it is made again.
+func (c *Control) forgetClone(ctx context.Context, name string) error {
+	var k keptClone
+	if err := c.catalog.Get(ctx, catalog.Clones, name, &k); err != nil || k.Again != nil {
+		return notThere(err)
+	}
+	return c.catalog.Delete(ctx, catalog.Clones, name)
 }

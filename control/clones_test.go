@@ -2,8 +2,10 @@ package control
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -142,4 +144,86 @@ func TestUsageDuringRefresh(t *testing.T) {
 		t.Fatal(err)
 	}
 	uses("ann", 0)
+}
+
+// A clone whose refresh fails is still known: it is whose it was, its name is taken, and it can be refreshed again, or removed.
+func TestRefreshFails(t *testing.T) {
+	c := serving(t)
+	owned(t, c)
+	was, err := c.app("k")
+	if err != nil {
+		t.Fatal(err)
+	}
+	fail := func() {
+		t.Helper()
+		again, err := c.cloneAnew(t.Context(), tidemark.RefreshSpec{Name: "k"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		p, err := c.planClone(t.Context(), again.CloneSpec, again.From)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(c.noteRefresh(t.Context(), "k", stateRefreshing, &again), c.removeClone(t.Context(), "k")); err != nil {
+			t.Fatal(err)
+		}
+		cut, cancel := context.WithCancelCause(t.Context())
+		cancel(errStopping)
+		if _, err := c.refresh(cut, &task{}, p, again); err == nil || !strings.Contains(err.Error(), "`tidemark refresh k` makes the clone again") {
+			t.Fatalf("a refresh that fails says %v", err)
+		}
+	}
+	is := func(state string) {
+		t.Helper()
+		list, err := c.Clones(t.Context())
+		if err != nil || len(list) != 1 || list[0].Name != "k" || list[0].State != state {
+			t.Fatalf("not one clone k that is %q: %+v, %v", state, list, err)
+		}
+		for _, kind := range []access.Kind{access.KindClone, access.KindApplication} {
+			if o, err := c.Object(t.Context(), kind, "k"); err != nil || o.Kind != access.KindClone || o.Owner != "ann" || o.Source != "v" || o.Host != access.ServerHost {
+				t.Errorf("%+v, %v", o, err)
+			}
+		}
+	}
+	fail()
+	is(stateUnrefreshed)
+	if j, err := c.Clone(t.Context(), tidemark.CloneSpec{Ref: "v@pub-1", Name: "k"}); tidemark.KindOf(err) != tidemark.Conflict {
+		t.Errorf("its name is taken by %+v, %v", j, err)
+	}
+	if _, err := c.CreateVolume(t.Context(), tidemark.VolumeSpec{Name: "k", Size: 1 << 20}); tidemark.KindOf(err) != tidemark.Conflict {
+		t.Errorf("its name is taken by a volume: %v", err)
+	}
+	ended(t, c)(c.Refresh(t.Context(), tidemark.RefreshSpec{Name: "k", Point: "pub-1"}))
+	is("running")
+	if now, err := c.app("k"); err != nil || now.firstID() != was.firstID() || now.From != was.From {
+		t.Errorf("it is %+v, %v, and was %+v", now.about, err, was.about)
+	}
+	fail()
+	if err := c.RemoveClone(t.Context(), "k"); err != nil {
+		t.Fatal(err)
+	}
+	if list, err := c.Clones(t.Context()); err != nil || len(list) != 0 {
+		t.Errorf("removed, and there is %+v, %v", list, err)
+	}
+	if o, err := c.Object(t.Context(), access.KindClone, "k"); err != nil || o.Owner != "" {
+		t.Errorf("%+v, %v", o, err)
+	}
+}
+
+// So is one whose refresh was cut, and not begun again.
+func TestRefreshIsCut(t *testing.T) {
+	c := serving(t)
+	owned(t, c)
+	again, err := c.cloneAnew(t.Context(), tidemark.RefreshSpec{Name: "k"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.undo(t.Context(), undoing{Remove: "k", Again: &again}); err != nil {
+		t.Fatal(err)
+	}
+	if list, err := c.Clones(t.Context()); err != nil || len(list) != 1 || list[0].State != stateUnrefreshed {
+		t.Fatalf("%+v, %v", list, err)
+	}
+	ended(t, c)(c.Refresh(t.Context(), tidemark.RefreshSpec{Name: "k"}))
+	isOwned(t, c, "when it is made again")
 }

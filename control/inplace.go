@@ -347,7 +347,7 @@ func (p *inPlace) keepPresent(ctx context.Context) (err error) {
 
 // keepClone makes a clone of a tapped application that is not served.
 func (c *Control) keepClone(ctx context.Context, a app, name string, pos tidemark.Position) error {
-	release, err := c.claim(name)
+	release, err := c.claim(ctx, name)
 	if err != nil {
 		return err
 	}

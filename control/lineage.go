@@ -99,6 +99,8 @@ func (c *Control) cloneAnew(ctx context.Context, spec tidemark.RefreshSpec) (aga
 		again.First = a.firstID()
 	} else if a.name = spec.Name; notThere(err) != nil { // one that is in the catalog alone is made anew, too
 		return again, err
+	} else if k.Again != nil {
+		again.First, a.From = k.Again.First, k.Again.From
 	}
 	again.From, err = c.sourceOf(ctx, a, ref.App)
 	return again, err

@@ -42,7 +42,7 @@ func (c *Control) Mount(ctx context.Context, spec tidemark.MountSpec) (m tidemar
 	if name == "" {
 		name = c.freeName(src.name + "-mount")
 	}
-	release, err := c.claim(name)
+	release, err := c.claim(ctx, name)
 	if err != nil {
 		return m, err
 	}
@@ -220,7 +220,7 @@ func (c *Control) Unmount(ctx context.Context, name string) error {
 func (c *Control) demolish(ctx context.Context, name string) error {
 	a, err := c.app(name)
 	if tidemark.KindOf(err) == tidemark.NotFound {
-		return errors.Join(c.catalog.Delete(ctx, catalog.Mounts, name), c.catalog.Delete(ctx, catalog.Clones, name))
+		return errors.Join(c.catalog.Delete(ctx, catalog.Mounts, name), c.forgetClone(ctx, name))
 	}
 	if err != nil {
 		return err
@@ -248,7 +248,7 @@ func (c *Control) demolish(ctx context.Context, name string) error {
 		return err
 	}
 	return errors.Join(c.endExports(ctx, a), // those that were begun meanwhile
-		c.catalog.Delete(ctx, catalog.Mounts, name), c.catalog.Delete(ctx, catalog.Clones, name), c.catalog.Delete(ctx, catalog.Applications, name),
+		c.catalog.Delete(ctx, catalog.Mounts, name), c.forgetClone(ctx, name), c.catalog.Delete(ctx, catalog.Applications, name),
 		c.forgetProofs(ctx, a))
 }
 

@@ -193,7 +193,7 @@ func (x *publishing) add(f *residue.Fingerprints) {
 // aside makes a throw-away branch for something, and removes it when that is done. If the job is cut, it is removed, too.
 func (c *Control) aside(ctx context.Context, t *task, x *publishing, step string, p plan, do func(app) error) (err error) {
 	name := c.freeName(x.a.name + "-check")
-	release, err := c.claim(name)
+	release, err := c.claim(ctx, name)
 	if err != nil {
 		return err
 	}

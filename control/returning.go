@@ -49,6 +49,11 @@ func (c *Control) abandoned(a app) bool {
 // abandon takes apart a clone or mount that was half made. Where its host cannot do its part now, that is done when it comes back; that the clone
 // is to be made again is then up to that moment, too, and an error here.
 func (c *Control) abandon(ctx context.Context, name string, d doom) error {
+	if d.Again != nil {
+		if err := c.noteRefresh(ctx, name, stateUnrefreshed, d.Again); err != nil {
+			return err
+		}
+	}
 	err := c.demolish(ctx, name)
 	if err == nil {
 		if !d.owned() {

@@ -24,7 +24,7 @@ func (c *Control) Object(ctx context.Context, k access.Kind, name string) (acces
 	case access.KindApplication, access.KindClone, access.KindMount:
 		a, err := c.app(name)
 		if tidemark.KindOf(err) == tidemark.NotFound {
-			return o, nil
+			return c.takenAway(ctx, o)
 		}
 		if err != nil {
 			return o, err
@@ -67,6 +67,20 @@ func notThere(err error) error {
 		return nil
 	}
 	return err
+}
+
+// takenAway is what a decision has to know of a name that nothing has now. A clone that a refresh has taken away is whose it was.
+func (c *Control) takenAway(ctx context.Context, o access.Object) (access.Object, error) {
+	var k keptClone
+	if err := c.catalog.Get(ctx, catalog.Clones, o.Name, &k); err != nil || k.Again == nil {
+		return o, notThere(err)
+	}
+	noted, err := c.catalog.Object(ctx, access.KindClone, o.Name)
+	if err != nil {
+		return o, notThere(err)
+	}
+	noted.Host = serverHost(k.Host)
+	return noted, nil
 }
 
 // JobObject is what a decision has to know of a job.

@@ -28,7 +28,7 @@ func (c *Control) CreateVolume(ctx context.Context, spec tidemark.VolumeSpec) (t
 }
 
 func (c *Control) createVolume(ctx context.Context, spec tidemark.VolumeSpec) (app, error) {
-	release, err := c.claim(spec.Name)
+	release, err := c.claim(ctx, spec.Name)
 	if err != nil {
 		return app{}, err
 	}

@@ -13,20 +13,6 @@ import (
 	"tidemark/internal/process"
 )
 
-// childOf returns a process that another one has started, or 0.
-func childOf(pid int) int {
-	stats, _ := filepath.Glob("/proc/[0-9]*/stat")
-	for _, s := range stats {
-		b, _ := os.ReadFile(s)
-		_, rest, _ := strings.Cut(string(b), ") ")
-		if f := strings.Fields(rest); len(f) > 1 && f[1] == strconv.Itoa(pid) {
-			n, _ := strconv.Atoi(strings.Split(s, "/")[2])
-			return n
-		}
-	}
-	return 0
-}
-
 // loops are the loop devices that have a tag.
 func loops(t *testing.T, tag string) (devices []string) {
 	t.Helper()

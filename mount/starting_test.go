@@ -80,7 +80,7 @@ func TestAttachBehindOrphan(t *testing.T) {
 		if err := unix.Flock(int(ctl.Fd()), unix.LOCK_EX); err != nil {
 			t.Fatal(err)
 		}
-		testAttachBehindOrphan(t, func(pid int) bool { return opened(pid, "/dev/loop-control") })
+		testAttachBehindOrphan(t, func(pid int) bool { return opened(childOf(pid), "/dev/loop-control") })
 	})
 }
 
