@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"time"
 
 	"tidemark"
 	"tidemark/catalog"
@@ -214,6 +215,19 @@ func (c *Control) work(name string) (leave func(), err error) {
 		defer c.mu.Unlock()
 		delete(c.working, name)
 	}, nil
+}
+
+// workPatience is how long a removal waits for who works on what it removes, as who brings it back when its host is.
+const workPatience = 5 * time.Second
+
+// workSoon is work for who can wait a moment.
+func (c *Control) workSoon(ctx context.Context, name string) (leave func(), err error) {
+	for end := time.Now().Add(workPatience); ; {
+		leave, err = c.work(name)
+		if err == nil || time.Now().After(end) || !rest(ctx, 50*time.Millisecond) {
+			return leave, err
+		}
+	}
 }
 
 func mustJSON(v any) json.RawMessage {

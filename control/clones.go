@@ -516,7 +516,7 @@ func (c *Control) cloneState(ctx context.Context, a app, last string) string {
 
 // RemoveClone stops a clone and deletes it. Clones of it stay.
 func (c *Control) RemoveClone(ctx context.Context, name string) error {
-	leave, err := c.work(name)
+	leave, err := c.workSoon(ctx, name)
 	if err != nil {
 		return err
 	}

@@ -205,7 +205,7 @@ func (c *Control) Unmount(ctx context.Context, name string) error {
 	if err := c.catalog.Get(ctx, catalog.Mounts, name, &m); err != nil {
 		return err
 	}
-	leave, err := c.work(name)
+	leave, err := c.workSoon(ctx, name)
 	if err != nil {
 		return err
 	}
