@@ -83,7 +83,8 @@ func setup(env *testscript.Env) error {
 	if err != nil {
 		return err
 	}
-	env.Vars = append(env.Vars, "LC_ALL=C", "TIDEMARK_SOCKET="+filepath.Join(env.WorkDir, "d", socketName), "DOCS="+docs)
+	env.Vars = append(env.Vars, "LC_ALL=C", "TIDEMARK_SOCKET="+filepath.Join(env.WorkDir, "d", socketName), "DOCS="+docs,
+		"LOSSY="+filepath.Join(docs, "../cmd/tidemark/testdata/lossy"))
 	env.Defer(s.strike)
 	// PostgreSQL does not run as root, and has to reach its files below.
 	for _, dir := range []string{env.WorkDir, filepath.Dir(env.WorkDir)} {
