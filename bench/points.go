@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"strconv"
+	"strings"
 	"time"
 
 	"tidemark"
@@ -43,11 +45,22 @@ func benchPoints(ctx context.Context, e *env, r *Result) error {
 			return err
 		}
 	}
+	if err := promiseHourly(ctx, p, apps); err != nil {
+		return err
+	}
 	many, err := p.resting(ctx)
 	if err != nil {
 		return err
 	}
+	before := cpuOf(p.cmd.Process.Pid)
+	if err := rest(ctx, idleTime); err != nil {
+		return err
+	}
+	idle := cpuOf(p.cmd.Process.Pid) - before
 	p.kill()
+	if err := benchTick(ctx, r); err != nil {
+		return err
+	}
 	count := e.size(manyPoints, 2000)
 	if err := addPoints(ctx, p.data, "app0000", count); err != nil {
 		return err
@@ -68,18 +81,87 @@ func benchPoints(ctx context.Context, e *env, r *Result) error {
 	}
 	pages := r.values(tide, "page", "ms")
 	r.row("a page of the list of an application's points: p99", percentile(pages, 99), "ms", atMost(100), atMost(20), "%d pages of %d, one after the other, of a list of %d; p50 %s ms", len(pages), pageLength, count, number(percentile(pages, 50)))
-	r.row("memory of an idle server", float64(many)/(1<<20), "MiB", atMost(150), atMost(100), "%d applications; %s MiB when it was new, %s MiB with these points, of which it knows all by heart, %s s after it was asked to start",
+	r.row("memory of an idle server", float64(many)/(1<<20), "MiB", atMost(150), atMost(100), "%d applications with an hourly template, each captured; %s MiB when it was new, %s MiB with these points, of which it knows all by heart, %s s after it was asked to start",
 		apps, number(float64(fresh)/(1<<20)), number(float64(full)/(1<<20)), number(started.Seconds()))
+	r.row("processor time of an idle server", idle.Seconds()/idleTime.Seconds()*100, "%", atMost(5), atMost(1), "of one processor, in %v, with these applications", idleTime)
 	r.note("Applications are volumes of 1 GiB; each point is a bookmark with an image. Memory is what the kernel says is resident of the server's process, VmRSS, after ten seconds of rest.")
 	return nil
 }
 
-// resting returns the bytes that are resident of the server after some rest.
-func (p *product) resting(ctx context.Context) (int64, error) {
+// promiseHourly gives the applications a template with hourly captures, and waits until each was captured once.
+func promiseHourly(ctx context.Context, p *product, apps int64) error {
+	const template = "kind: Template\nname: hourly\nspread: 0s\ncapture:\n  every: 1h\nkeep:\n  count: 100\n"
+	if _, err := p.Apply(ctx, tidemark.ApplySpec{Documents: template}); err != nil {
+		return err
+	}
+	for i := range apps {
+		if err := p.SetSLA(ctx, tidemark.SLASpec{Application: fmt.Sprintf("app%04d", i), Template: "hourly"}); err != nil {
+			return err
+		}
+	}
+	for {
+		done := int64(0)
+		for j, err := range p.Jobs(ctx, tidemark.JobFilter{Kind: "capture", States: []tidemark.JobState{tidemark.JobDone, tidemark.JobFailed}, Limit: 1000}) {
+			if err != nil {
+				return err
+			}
+			if j.State == tidemark.JobFailed {
+				return fmt.Errorf("a capture failed: %w", j.Error)
+			}
+			done++
+		}
+		if done >= apps {
+			return nil
+		}
+		if err := rest(ctx, 2*time.Second); err != nil {
+			return err
+		}
+	}
+}
+
+// benchTick has the scheduler's own benchmark run, which looks at a thousand applications.
+func benchTick(ctx context.Context, r *Result) error {
+	out, err := exec.CommandContext(ctx, "go", "test", "./control", "-run", "^$", "-bench", "^BenchmarkTick$", "-benchtime", "20x").CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("the benchmark of the scheduler: %w: %s", err, out)
+	}
+	took := map[string]float64{} // ms
+	for line := range strings.Lines(string(out)) {
+		f := strings.Fields(line)
+		if len(f) < 4 || !strings.HasPrefix(f[0], "BenchmarkTick/") {
+			continue
+		}
+		ns, err := strconv.ParseFloat(f[2], 64)
+		if err != nil {
+			return fmt.Errorf("the benchmark of the scheduler says %q: %w", line, err)
+		}
+		name, _, _ := strings.Cut(strings.TrimPrefix(f[0], "BenchmarkTick/"), "-")
+		took[name] = ns / 1e6
+	}
+	anew, ok := took["all_anew"]
+	if !ok {
+		return fmt.Errorf("the benchmark of the scheduler says nothing: %s", out)
+	}
+	r.row("a tick of the scheduler that looks at all anew", anew, "ms", atMost(50), atMost(50), "1000 applications with an hourly template and ten points each; %s ms when nothing is due", number(took["nothing_due"]))
+	return nil
+}
+
+// idleTime is for how long the processor time of an idle server is measured.
+const idleTime = 30 * time.Second
+
+func rest(ctx context.Context, d time.Duration) error {
 	select {
 	case <-ctx.Done():
-		return 0, ctx.Err()
-	case <-time.After(10 * time.Second):
+		return ctx.Err()
+	case <-time.After(d):
+		return nil
+	}
+}
+
+// resting returns the bytes that are resident of the server after some rest.
+func (p *product) resting(ctx context.Context) (int64, error) {
+	if err := rest(ctx, 10*time.Second); err != nil {
+		return 0, err
 	}
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
 	if err != nil {
