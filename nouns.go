@@ -38,6 +38,7 @@ type Application struct {
 	Disks    []Disk            `json:"disks" doc:"Its disks."`
 	Created  time.Time         `json:"created" doc:"When it was made."`
 	Options  map[string]string `json:"options,omitempty" doc:"Settings of the application's type."`
+	Labels   map[string]string `json:"labels,omitempty" doc:"What people call it by."`
 	State    string            `json:"state" doc:"One of ok, capturing, degraded and others."`
 	Detail   string            `json:"detail,omitempty" doc:"One line about its state."`
 	Latest   *RecoveryPoint    `json:"latest,omitempty" doc:"Its newest bookmark."`
@@ -151,6 +152,7 @@ type Group struct {
 	Name    string            `json:"name" doc:"Its name."`
 	Members []string          `json:"members" doc:"Its members."`
 	Options map[string]string `json:"options,omitempty" doc:"How often it is bookmarked by itself."`
+	Labels  map[string]string `json:"labels,omitempty" doc:"What people call it by."`
 }
 
 // GroupPoint is one moment of all members of a group.
@@ -360,12 +362,13 @@ const (
 
 // Host is a machine with an agent, which is not the server's own.
 type Host struct {
-	Name         string     `json:"name" doc:"Its name."`
-	State        HostState  `json:"state" enum:"invited,connected,away" doc:"Whether its agent is there."`
-	Joined       *time.Time `json:"joined,omitempty" doc:"When it joined."`
-	Applications []string   `json:"applications" doc:"The applications that are tapped there."`
-	Shown        []string   `json:"shown" doc:"The clones and mounts that are there."`
-	Limit        int64      `json:"limit,omitempty" doc:"Of what is sent to it, and taken from it, in bits per second; missing: none."`
+	Name         string            `json:"name" doc:"Its name."`
+	State        HostState         `json:"state" enum:"invited,connected,away" doc:"Whether its agent is there."`
+	Joined       *time.Time        `json:"joined,omitempty" doc:"When it joined."`
+	Applications []string          `json:"applications" doc:"The applications that are tapped there."`
+	Shown        []string          `json:"shown" doc:"The clones and mounts that are there."`
+	Limit        int64             `json:"limit,omitempty" doc:"Of what is sent to it, and taken from it, in bits per second; missing: none."`
+	Labels       map[string]string `json:"labels,omitempty" doc:"What people call it by."`
 }
 
 // User is somebody who may log in. He has a password, or an OpenID provider that vouches for him under Issuer and Subject, or

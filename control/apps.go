@@ -43,6 +43,8 @@ type about struct {
 	Groups []string `json:"groups,omitempty"`
 	// Schedules are the options of these groups, by name: how often the group is bookmarked.
 	Schedules map[string]map[string]string `json:"schedules,omitempty"`
+	// Notes are what else is noted of these groups, by name.
+	Notes map[string]groupNote `json:"group_notes,omitempty"`
 	// Promise is the SLA template that it has; nil: nothing is promised.
 	Promise *promise          `json:"promise,omitempty"`
 	Labels  map[string]string `json:"labels,omitempty"`
@@ -249,7 +251,7 @@ func hostname() string {
 // describe returns the application as a noun.
 func (c *Control) describe(ctx context.Context, a app) tidemark.Application {
 	d := tidemark.Application{Name: a.name, Type: a.Type, Clone: a.Role == roleClone, Source: a.Source, Host: a.Host,
-		Timeline: a.t.Describe(), Created: a.t.Describe().Created, Options: a.Options, State: "ok"}
+		Timeline: a.t.Describe(), Created: a.t.Describe().Created, Options: a.Options, Labels: a.Labels, State: "ok"}
 	for _, disk := range a.t.Disks() {
 		d.Disks = append(d.Disks, disk.Describe())
 	}

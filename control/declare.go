@@ -1,8 +1,11 @@
 package control
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -106,6 +109,11 @@ func (c *Control) Apply(ctx context.Context, documents []byte, dryRun bool) (pol
 	if err != nil {
 		return done, err
 	}
+	begun, err := c.protecting(ctx)
+	if err != nil {
+		return done, err
+	}
+	have.Applications = withProtecting(have.Applications, begun)
 	if err := policy.CheckReferences(have, want); err != nil {
 		return done, err
 	}
@@ -116,10 +124,13 @@ func (c *Control) Apply(ctx context.Context, documents []byte, dryRun bool) (pol
 	for _, t := range want.Templates {
 		done.Notes = append(done.Notes, t.Notes()...)
 	}
-	if err := c.canApply(ctx, have, want, done.Changes); err != nil || dryRun {
+	if done.UnderWay, err = underWay(done.Changes, begun); err != nil {
 		return done, err
 	}
-	done.Jobs, err = c.applyAll(ctx, want, done.Changes)
+	if err := c.canApply(ctx, have, want, done.Changes, begun); err != nil || dryRun {
+		return done, err
+	}
+	done.Jobs, err = c.applyAll(ctx, want, done.Changes, done.UnderWay)
 	return done, err
 }
 
@@ -133,7 +144,7 @@ func (c *Control) declared(ctx context.Context) (s policy.Set, err error) {
 		return s, err
 	}
 	for _, k := range known {
-		s.Hosts = append(s.Hosts, policy.Host{Name: k.Name})
+		s.Hosts = append(s.Hosts, policy.Host{Name: k.Name, Labels: k.Labels})
 	}
 	for _, a := range c.apps() {
 		if a.Role == "" {
@@ -142,7 +153,7 @@ func (c *Control) declared(ctx context.Context) (s policy.Set, err error) {
 	}
 	groups, err := c.Groups(ctx)
 	for _, g := range groups {
-		s.Groups = append(s.Groups, policy.Group{Name: g.Name, Members: g.Members, Options: g.Options})
+		s.Groups = append(s.Groups, policy.Group{Name: g.Name, Members: g.Members, Options: g.Options, Labels: g.Labels})
 	}
 	return s, err
 }
@@ -156,12 +167,16 @@ func (a app) declared() policy.Application {
 }
 
 // canApply refuses what cannot be done: changes that only a new protection makes, hosts that have to join by themselves, and promises that cannot be kept.
-func (c *Control) canApply(ctx context.Context, have, want policy.Set, changes []policy.Change) error {
+// Of what is being protected as it is wanted, there may be half.
+func (c *Control) canApply(ctx context.Context, have, want policy.Set, changes []policy.Change, begun map[string]begunProtect) error {
 	templates := map[string]policy.Template{}
 	for _, t := range slices.Concat(have.Templates, want.Templates) { // what is wanted comes last
 		templates[t.Name] = t
 	}
 	for _, x := range changes {
+		if _, is := begun[x.Name]; is && x.Kind == policy.KindApplication {
+			continue
+		}
 		if err := c.canChange(x, want, templates); err != nil {
 			return err
 		}
@@ -212,13 +227,18 @@ func (c *Control) canChange(x policy.Change, want policy.Set, templates map[stri
 	return c.canPromise(a, templates[d.SLA])
 }
 
-func (c *Control) applyAll(ctx context.Context, want policy.Set, changes []policy.Change) (jobs []tidemark.Job, err error) {
+// applyAll makes the changes. Before a group is changed, the jobs that make its members have ended: those that are begun here, and those that are
+// under way.
+func (c *Control) applyAll(ctx context.Context, want policy.Set, changes []policy.Change, underWay []tidemark.Job) (jobs []tidemark.Job, err error) {
 	for _, x := range changes {
 		if x.Action == policy.ActionLeave {
 			continue
 		}
 		var j *tidemark.Job
 		switch x.Kind {
+		case policy.KindHost:
+			i := slices.IndexFunc(want.Hosts, func(h policy.Host) bool { return h.Name == x.Name })
+			err = c.labelHost(ctx, x.Name, want.Hosts[i].Labels)
 		case policy.KindTemplate:
 			i := slices.IndexFunc(want.Templates, func(t policy.Template) bool { return t.Name == x.Name })
 			err = c.catalog.Put(ctx, catalog.Templates, x.Name, want.Templates[i])
@@ -228,7 +248,7 @@ func (c *Control) applyAll(ctx context.Context, want policy.Set, changes []polic
 			j, err = c.applyApplication(ctx, want.Applications[i], x.Action)
 		case policy.KindGroup:
 			i := slices.IndexFunc(want.Groups, func(g policy.Group) bool { return g.Name == x.Name })
-			if err = c.awaitAll(ctx, jobs); err == nil {
+			if err = c.awaitAll(ctx, slices.Concat(underWay, jobs)); err == nil {
 				err = c.applyGroup(ctx, want.Groups[i])
 			}
 		}
@@ -254,8 +274,7 @@ func (c *Control) applyApplication(ctx context.Context, d policy.Application, ac
 				spec.Window = &tidemark.Window{Seconds: int64(time.Duration(t.CDP.Window).Seconds()), Bytes: int64(t.CDP.Bytes)}
 			}
 		}
-		j, err := c.Protect(queued(ctx), spec)
-		return &j, err
+		return c.protectOnce(ctx, spec)
 	}
 	a, err := c.app(d.Name)
 	if err != nil {
@@ -267,6 +286,80 @@ func (c *Control) applyApplication(ctx context.Context, d policy.Application, ac
 			n.Promise = newPromise(d.SLA)
 		}
 	})
+}
+
+// begunProtect is a job that protects an application, or waits to, with what was asked for.
+type begunProtect struct {
+	job  tidemark.Job
+	spec tidemark.ProtectSpec
+}
+
+// protecting are the applications that are being protected, by name.
+func (c *Control) protecting(ctx context.Context) (map[string]begunProtect, error) {
+	list, err := c.coming(ctx, "protect")
+	if err != nil {
+		return nil, err
+	}
+	begun := map[string]begunProtect{}
+	for _, j := range list {
+		full, err := c.catalog.Job(ctx, j.ID)
+		if err != nil {
+			return nil, err
+		}
+		b := begunProtect{job: j}
+		if json.Unmarshal(full.Args, &b.spec) == nil && b.spec.Name == j.Application { // else it taps a volume, which is there
+			begun[j.Application] = b
+		}
+	}
+	return begun, nil
+}
+
+// withProtecting are applications, with those that are being protected as they will be.
+func withProtecting(list []policy.Application, begun map[string]begunProtect) []policy.Application {
+	list = slices.DeleteFunc(list, func(a policy.Application) bool { _, is := begun[a.Name]; return is })
+	for _, b := range begun {
+		s := b.spec
+		list = append(list, policy.Application{Name: s.Name, Source: s.Source, Also: s.Also, Host: s.Host, SLA: s.SLA, Options: s.Options, Labels: s.Labels})
+	}
+	return list
+}
+
+// underWay are the jobs that make what is wanted already. One that makes it other than it is wanted has to end first.
+func underWay(changes []policy.Change, begun map[string]begunProtect) (jobs []tidemark.Job, err error) {
+	for _, x := range changes {
+		b, is := begun[x.Name]
+		switch {
+		case x.Kind != policy.KindApplication || !is:
+		case x.Action == policy.ActionLeave:
+			jobs = append(jobs, b.job)
+		default:
+			return nil, errBegun(b, fmt.Sprintf("%s %q, and not %q", x.Fields[0].Field, x.Fields[0].From, x.Fields[0].To))
+		}
+	}
+	return jobs, nil
+}
+
+func errBegun(b begunProtect, as string) error {
+	return tidemark.Errorf(tidemark.Conflict, "job %d is protecting %s, with %s", b.job.ID, b.spec.Name, as).
+		WithHint(fmt.Sprintf("apply again when it has ended: `tidemark job show %d`", b.job.ID))
+}
+
+// protectOnce asks for the job that protects an application, or returns the one that somebody asked for just now.
+func (c *Control) protectOnce(ctx context.Context, spec tidemark.ProtectSpec) (*tidemark.Job, error) {
+	c.declaring.Lock()
+	defer c.declaring.Unlock()
+	begun, err := c.protecting(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if b, is := begun[spec.Name]; is {
+		if !bytes.Equal(mustJSON(b.spec), mustJSON(spec)) {
+			return nil, errBegun(b, "what somebody else has applied")
+		}
+		return &b.job, nil
+	}
+	j, err := c.Protect(queued(ctx), spec)
+	return &j, err
 }
 
 // newPromise is a promise from now on; none for no template.
@@ -306,7 +399,7 @@ func (c *Control) applyGroup(ctx context.Context, g policy.Group) error {
 			spec.Join = append(spec.Join, m)
 		}
 	}
-	_, err := c.ChangeGroup(ctx, spec)
+	_, err := c.changeGroup(ctx, spec, func(n *groupNote) { n.Labels = g.Labels })
 	return err
 }
 

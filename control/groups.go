@@ -32,7 +32,7 @@ func (c *Control) Groups(context.Context) ([]tidemark.Group, error) {
 			i := slices.IndexFunc(list, func(g tidemark.Group) bool { return g.Name == name })
 			if i < 0 {
 				i = len(list)
-				list = append(list, tidemark.Group{Name: name, Options: a.Schedules[name]})
+				list = append(list, tidemark.Group{Name: name, Options: a.Schedules[name], Labels: a.Notes[name].Labels})
 			}
 			list[i].Members = append(list[i].Members, a.name)
 		}
@@ -41,8 +41,28 @@ func (c *Control) Groups(context.Context) ([]tidemark.Group, error) {
 	return list, nil
 }
 
+// groupNote is what is noted of a group beside its options. All of its members carry it, as they do these.
+type groupNote struct {
+	Labels map[string]string `json:"labels,omitempty"`
+}
+
+func (n groupNote) equal(m groupNote) bool { return maps.Equal(n.Labels, m.Labels) }
+
+// noteOf is what is noted of a group. If a change was cut, it is what its first member carries.
+func (c *Control) noteOf(group string) groupNote {
+	for _, a := range c.membersOf(group) {
+		return a.Notes[group]
+	}
+	return groupNote{}
+}
+
 // ChangeGroup lets applications join and leave a group, and changes its options, which needs no stop of anything.
 func (c *Control) ChangeGroup(ctx context.Context, spec tidemark.GroupSpec) (tidemark.Group, error) {
+	return c.changeGroup(ctx, spec, nil)
+}
+
+// changeGroup is ChangeGroup; beyond it, note changes what is noted of the group, unless it is nil.
+func (c *Control) changeGroup(ctx context.Context, spec tidemark.GroupSpec, note func(*groupNote)) (tidemark.Group, error) {
 	c.groups.change.Lock()
 	defer c.groups.change.Unlock()
 	g := tidemark.Group{Name: spec.Name}
@@ -60,14 +80,18 @@ func (c *Control) ChangeGroup(ctx context.Context, spec tidemark.GroupSpec) (tid
 	if err != nil {
 		return g, err
 	}
+	noted := c.noteOf(spec.Name)
+	if note != nil {
+		note(&noted)
+	}
 	defer c.keepGroup(spec.Name) // also if it fails in the middle
 	members := append(c.membersOf(spec.Name), join...)
 	if len(members) == 0 {
 		return g, errNoGroup(spec.Name)
 	}
 	slices.SortStableFunc(members, func(a, b app) int { return compare(a.name, b.name) })
-	for _, a := range members {
-		if err := c.joinGroup(ctx, a, spec.Name, options); err != nil {
+	for _, a := range slices.Backward(members) { // the first, which counts, comes last: a change that was cut is seen as none, and made when it is asked for again
+		if err := c.joinGroup(ctx, a, spec.Name, options, noted); err != nil {
 			return g, err
 		}
 	}
@@ -77,7 +101,7 @@ func (c *Control) ChangeGroup(ctx context.Context, spec tidemark.GroupSpec) (tid
 		}
 	}
 	for _, a := range c.membersOf(spec.Name) {
-		g.Members, g.Options = append(g.Members, a.name), a.Schedules[spec.Name]
+		g.Members, g.Options, g.Labels = append(g.Members, a.name), a.Schedules[spec.Name], a.Notes[spec.Name].Labels
 	}
 	return g, nil
 }
@@ -111,9 +135,9 @@ func (c *Control) comeAndGo(spec tidemark.GroupSpec) (join, leave []app, err err
 	return join, leave, nil
 }
 
-// joinGroup makes an application a member of a group with these options.
-func (c *Control) joinGroup(ctx context.Context, a app, group string, options map[string]string) error {
-	if slices.Contains(a.Groups, group) && maps.Equal(a.Schedules[group], options) {
+// joinGroup makes an application a member of a group with these options, of which this is noted.
+func (c *Control) joinGroup(ctx context.Context, a app, group string, options map[string]string, noted groupNote) error {
+	if slices.Contains(a.Groups, group) && maps.Equal(a.Schedules[group], options) && a.Notes[group].equal(noted) {
 		return nil
 	}
 	return c.annotate(ctx, a, func(n *about) {
@@ -127,6 +151,13 @@ func (c *Control) joinGroup(ctx context.Context, a app, group string, options ma
 		if len(options) == 0 {
 			delete(n.Schedules, group)
 		}
+		if n.Notes == nil {
+			n.Notes = map[string]groupNote{}
+		}
+		n.Notes[group] = noted
+		if noted.equal(groupNote{}) {
+			delete(n.Notes, group)
+		}
 	})
 }
 
@@ -135,6 +166,7 @@ func (c *Control) leaveGroup(ctx context.Context, a app, group string) error {
 	return c.annotate(ctx, a, func(n *about) {
 		n.Groups = slices.DeleteFunc(n.Groups, func(name string) bool { return name == group })
 		delete(n.Schedules, group)
+		delete(n.Notes, group)
 	})
 }
 

@@ -38,7 +38,8 @@ type keptHost struct {
 	// Serials are those of its certificates that are good: the one in use, and the next one, if that was not seen yet.
 	Serials []string `json:"serials,omitempty"`
 	// Limit is how much is sent to it, and taken from it, in bits per second; 0: as much as there is.
-	Limit int64 `json:"limit,omitempty"`
+	Limit  int64             `json:"limit,omitempty"`
+	Labels map[string]string `json:"labels,omitempty"`
 }
 
 // hosts are the hosts that may come in. It is the [remote.Owner] of their connections.
@@ -351,7 +352,7 @@ func (c *Control) Hosts(ctx context.Context) ([]tidemark.Host, error) {
 	known, err := catalog.List[keptHost](ctx, c.catalog, catalog.Hosts)
 	list := []tidemark.Host{}
 	for _, k := range known {
-		v := tidemark.Host{Name: k.Name, State: tidemark.HostAway, Joined: k.Joined, Applications: c.namesOn(k.Name), Shown: c.shownNames(k.Name), Limit: k.Limit}
+		v := tidemark.Host{Name: k.Name, State: tidemark.HostAway, Joined: k.Joined, Applications: c.namesOn(k.Name), Shown: c.shownNames(k.Name), Limit: k.Limit, Labels: k.Labels}
 		if x, err := c.agentOn(k.Name); err == nil && x.Connected() {
 			v.State = tidemark.HostConnected
 		} else if k.Joined == nil {
@@ -432,6 +433,16 @@ func (c *Control) SetHost(ctx context.Context, r tidemark.HostChange) error {
 		l.limit.set(r.Limit)
 	}
 	return err
+}
+
+// labelHost makes the labels of a host these.
+func (c *Control) labelHost(ctx context.Context, name string, labels map[string]string) error {
+	c.hosts.mu.Lock()
+	defer c.hosts.mu.Unlock()
+	return c.hosts.change(ctx, name, func(k *keptHost) error {
+		k.Labels = labels
+		return nil
+	})
 }
 
 // RemoveHost shuts a host out: its certificates are good for nothing any more. By force it does so though disks are tapped there: their

@@ -158,4 +158,6 @@ type Applied struct {
 	DryRun  bool           `json:"dry_run,omitempty" doc:"Nothing was changed."`
 	Notes   []string       `json:"notes,omitempty" doc:"What a template says that is not acted on."`
 	Jobs    []tidemark.Job `json:"jobs,omitempty" doc:"The jobs that protect what was not protected."`
+	// UnderWay are jobs that were asked for before, and make what is wanted.
+	UnderWay []tidemark.Job `json:"under_way,omitempty" doc:"The jobs that were asked for before, and are protecting what is wanted."`
 }

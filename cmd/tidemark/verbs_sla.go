@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -38,7 +39,7 @@ waits for.`,
 			if err := tell(printApplied)(applied, err); err != nil || !wait {
 				return err
 			}
-			return awaitAll(cmd, applied.Jobs)
+			return awaitAll(cmd, slices.Concat(applied.UnderWay, applied.Jobs))
 		}}
 	c.Flags().StringArrayVarP(&files, "file", "f", nil, "`FILE` of documents; - for standard input")
 	c.Flags().BoolVar(&dry, "dry-run", false, "only say what would be changed")
@@ -96,6 +97,8 @@ func printApplied(a policy.Applied) {
 		}
 	}
 	switch {
+	case changed == 0 && len(a.UnderWay) > 0:
+		fmt.Println("all is as it is wanted, or is being made so")
 	case changed == 0:
 		fmt.Println("all is as it is wanted")
 	case a.DryRun:
@@ -103,6 +106,9 @@ func printApplied(a policy.Applied) {
 	}
 	for _, n := range a.Notes {
 		fmt.Println("note:", n)
+	}
+	for _, j := range a.UnderWay {
+		fmt.Printf("job %d is protecting %s already: `tidemark job show %d`\n", j.ID, j.Application, j.ID)
 	}
 	for _, j := range a.Jobs {
 		fmt.Printf("job %d protects %s: `tidemark job show %d`\n", j.ID, j.Application, j.ID)
