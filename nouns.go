@@ -153,6 +153,7 @@ type Group struct {
 	Members []string          `json:"members" doc:"Its members."`
 	Options map[string]string `json:"options,omitempty" doc:"How often it is bookmarked by itself."`
 	Labels  map[string]string `json:"labels,omitempty" doc:"What people call it by."`
+	SLA     string            `json:"sla,omitempty" doc:"The SLA template that its members have."`
 }
 
 // GroupPoint is one moment of all members of a group.

@@ -218,3 +218,9 @@ type SLASpec struct {
 	Application string `json:"application,omitempty" doc:"The application. In the API the path says it."`
 	Template    string `json:"template,omitempty" doc:"The template; missing: nothing is promised."`
 }
+
+// GroupSLASpec asks that the members of a consistency group have a template of what is promised to them.
+type GroupSLASpec struct {
+	Group    string `json:"group,omitempty" doc:"The group. In the API the path says it."`
+	Template string `json:"template,omitempty" doc:"The template; missing: nothing is promised by the group."`
+}

@@ -262,6 +262,7 @@ func TestClientHasEveryOperation(t *testing.T) {
 
 	people(ctx, x, works, refuses)
 	refuses(tidemark.NotFound, x.SetSLA(ctx, tidemark.SLASpec{Application: "nobody"}))
+	refuses(tidemark.NotFound, x.SetGroupSLA(ctx, tidemark.GroupSLASpec{Group: "nobody"}))
 	refuses(tidemark.NotFound, x.RemoveTemplate(ctx, "nothing"))
 	refuses(tidemark.NotFound, x.ChangeHost(ctx, tidemark.HostChange{Name: "nobody"}))
 	_, err = x.Prove(ctx, tidemark.ProveSpec{Ref: "nobody"})

@@ -188,11 +188,21 @@ func slaTable() []operation {
 				}
 				return c.SetSLA(ctx, name, in.Body.Template)
 			}),
+		do(operation{id: "set-group-sla", method: http.MethodPut, path: "/v1/groups/{name}/sla", tag: "SLA", summary: "Give the members of a group a template",
+			description: "Or none. Who joins later has it, too, who leaves has it no more, and a template of a member's own comes before it. It takes the right to give it to each member.",
+			errors:      refused, rule: mayToAll(access.ApplicationConfigure, "path.name")},
+			func(ctx context.Context, c *control.Control, in *ofNameAndBody[tidemark.GroupSLASpec]) error {
+				name, err := sameName(in.Name, in.Body.Group)
+				if err != nil {
+					return err
+				}
+				return c.SetGroupSLA(ctx, name, in.Body.Template)
+			}),
 		list(operation{id: "list-templates", method: http.MethodGet, path: "/v1/templates", tag: "SLA", summary: "SLA templates",
 			description: "By name.", errors: wrong, rule: may(access.SLAView, access.KindSLA)},
 			func(t policy.Template) string { return t.Name },
 			func(ctx context.Context, c *control.Control) ([]policy.Template, error) { return c.Templates(ctx) }),
-		do(operation{id: "remove-template", method: http.MethodDelete, path: "/v1/templates/{name}", tag: "SLA", summary: "Forget a template that no application has",
+		do(operation{id: "remove-template", method: http.MethodDelete, path: "/v1/templates/{name}", tag: "SLA", summary: "Forget a template that no application and no group has",
 			description: "Nothing else is changed.", errors: refused, rule: may(access.SLAManage, access.KindSLA, "path.name")},
 			func(ctx context.Context, c *control.Control, in *ByName) error {
 				return c.RemoveTemplate(ctx, string(in.Name))

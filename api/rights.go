@@ -184,6 +184,11 @@ func (s *server) objects(ctx context.Context, n need, in any) (list []access.Obj
 	for _, from := range n.from {
 		names = append(names, filled(in, from)...)
 	}
+	if n.members {
+		if names, err = s.members(ctx, names); err != nil {
+			return nil, err
+		}
+	}
 	if len(names) == 0 {
 		names = []string{""}
 	}
@@ -214,6 +219,18 @@ func (s *server) objects(ctx context.Context, n need, in any) (list []access.Obj
 		list = append(list, o)
 	}
 	return list, nil
+}
+
+// members are the applications of groups.
+func (s *server) members(ctx context.Context, groups []string) (names []string, err error) {
+	for _, g := range groups {
+		o, err := s.c.Object(ctx, access.KindGroup, g)
+		if err != nil {
+			return nil, err
+		}
+		names = append(names, o.Members...)
+	}
+	return names, nil
 }
 
 // decide decides about one object, and fixes the point that is taken from it.

@@ -39,6 +39,7 @@ var samples = map[string]string{
 	"change-application":   `{"window":{"seconds":60}}`,
 	"bookmark-application": `{"name":"one"}`,
 	"set-sla":              `{"template":"gold"}`,
+	"set-group-sla":        `{"template":"gold"}`,
 	"apply":                `{"documents":"kind: Template"}`,
 	"change-group":         `{"join":["NAME"]}`,
 	"bookmark-group":       `{"name":"one"}`,
@@ -291,7 +292,7 @@ func expected(o operation, role access.Role, scope string, covered bool, name, o
 				return false, true
 			}
 			continue
-		case n.kind == access.KindGroup || n.kind == access.KindJob || n.kind == access.KindMount || n.kind == access.KindExport || len(n.from) == 0:
+		case n.members || n.kind == access.KindGroup || n.kind == access.KindJob || n.kind == access.KindMount || n.kind == access.KindExport || len(n.from) == 0:
 			return false, false // there is none of the name
 		case n.kind == access.KindClone && !copyOfData:
 			if n.volume == "" {

@@ -56,6 +56,8 @@ type need struct {
 	steps bool
 	// source: it is about what the clones of these names are of, as that is now.
 	source bool
+	// members: it is about the members of the consistency groups of these names.
+	members bool
 }
 
 // open is the rule of what everybody may be told, and self of what everybody who is known may do to himself.
@@ -86,6 +88,11 @@ func (r rule) ofSource(a access.Action, only, from string) rule {
 // and adds what has to be allowed as well.
 func (r rule) and(a access.Action, k access.Kind, from ...string) rule {
 	return rule{needs: append(slices.Clone(r.needs), need{action: a, kind: k, from: from})}
+}
+
+// mayToAll is the rule that somebody may do something to all members of the group that a part of the request names.
+func mayToAll(a access.Action, from string) rule {
+	return rule{needs: []need{{action: a, kind: access.KindApplication, from: []string{from}, members: true}}}
 }
 
 // where adds what has to be allowed as well if the request has a part.

@@ -150,6 +150,11 @@ func (c *Client) SetSLA(ctx context.Context, spec tidemark.SLASpec) error {
 	return c.do(ctx, http.MethodPut, path("/v1/applications/%s/sla", spec.Application), spec, nil)
 }
 
+// SetGroupSLA gives the members of a group a template of what is promised to them, or none.
+func (c *Client) SetGroupSLA(ctx context.Context, spec tidemark.GroupSLASpec) error {
+	return c.do(ctx, http.MethodPut, path("/v1/groups/%s/sla", spec.Group), spec, nil)
+}
+
 // Compliance says of each application whether what is promised to it is kept.
 func (c *Client) Compliance(ctx context.Context) ([]policy.Compliance, error) {
 	return get[[]policy.Compliance](ctx, c, "/v1/compliance")

@@ -22,6 +22,42 @@ type promise struct {
 	Since    time.Time `json:"since"`
 }
 
+// template is the name of the template; empty: nothing is promised.
+func (p *promise) template() string {
+	if p == nil {
+		return ""
+	}
+	return p.Template
+}
+
+// promised is what is promised to an application: its own template, or else that of the first of its groups, by name, that has one. That group is
+// returned, too.
+func (a app) promised() (p *promise, group string) {
+	if a.Promise != nil {
+		return a.Promise, ""
+	}
+	for _, g := range slices.Sorted(slices.Values(a.Groups)) {
+		if p := a.Notes[g].Promise; p != nil {
+			return p, g
+		}
+	}
+	return nil, ""
+}
+
+// templates are the templates that an application has now, or has when it loses one: its own, and those of its groups.
+func (a app) templates() []string {
+	var list []string
+	if a.Promise != nil {
+		list = append(list, a.Promise.Template)
+	}
+	for _, g := range a.Groups {
+		if p := a.Notes[g].Promise; p != nil {
+			list = append(list, p.Template)
+		}
+	}
+	return list
+}
+
 // template returns an SLA template.
 func (c *Control) template(ctx context.Context, name string) (t policy.Template, err error) {
 	err = c.catalog.Get(ctx, catalog.Templates, name, &t)
@@ -46,17 +82,27 @@ func (c *Control) templates(ctx context.Context) (map[string]policy.Template, er
 	return all, nil
 }
 
-// RemoveTemplate forgets a template that no application has.
+// RemoveTemplate forgets a template that no application and no group has.
 func (c *Control) RemoveTemplate(ctx context.Context, name string) error {
 	if _, err := c.template(ctx, name); err != nil {
 		return err
 	}
 	for _, a := range c.apps() {
-		if promised(a) == name {
-			return tidemark.Errorf(tidemark.Conflict, "%s has the template %s", a.name, name).WithHint("give it another one: `tidemark sla set " + a.name + " TEMPLATE`, or none")
+		if a.Promise.template() == name {
+			return errInUse(a.name, name)
+		}
+		for _, g := range a.Groups {
+			if a.Notes[g].Promise.template() == name {
+				return errInUse("group "+g, name)
+			}
 		}
 	}
 	return c.catalog.Delete(ctx, catalog.Templates, name)
+}
+
+func errInUse(who, template string) error {
+	return tidemark.Errorf(tidemark.Conflict, "%s has the template %s", who, template).
+		WithHint("give it another one: `tidemark sla set " + strings.TrimPrefix(who, "group ") + " TEMPLATE`, or none")
 }
 
 // SetSLA gives an application a template, or, with an empty name, none. What was forgotten or made meanwhile stays so.
@@ -77,10 +123,17 @@ func (c *Control) SetSLA(ctx context.Context, application, template string) erro
 			return err
 		}
 	}
-	if promised(a) == template {
+	if a.Promise.template() == template {
 		return nil
 	}
 	return c.describeAnew(ctx, a, func(n *about) { n.Promise = newPromise(template) })
+}
+
+// SetGroupSLA gives a group a template, or, with an empty name, none. Each member has it, now and when it joins later, but for those that have
+// one of their own.
+func (c *Control) SetGroupSLA(ctx context.Context, group, template string) error {
+	_, err := c.changeGroup(ctx, tidemark.GroupSpec{Name: group}, func(n *groupNote) { n.Promise = newPromise(template) })
+	return err
 }
 
 // canPromise refuses what cannot be kept, because of how the application is protected.
@@ -153,13 +206,13 @@ func (c *Control) declared(ctx context.Context) (s policy.Set, err error) {
 	}
 	groups, err := c.Groups(ctx)
 	for _, g := range groups {
-		s.Groups = append(s.Groups, policy.Group{Name: g.Name, Members: g.Members, Options: g.Options, Labels: g.Labels})
+		s.Groups = append(s.Groups, policy.Group{Name: g.Name, Members: g.Members, Options: g.Options, Labels: g.Labels, SLA: g.SLA})
 	}
 	return s, err
 }
 
 func (a app) declared() policy.Application {
-	d := policy.Application{Name: a.name, Source: a.Source, Host: a.Agent, SLA: promised(a), Options: a.Options, Labels: a.Labels}
+	d := policy.Application{Name: a.name, Source: a.Source, Host: a.Agent, SLA: a.Promise.template(), Options: a.Options, Labels: a.Labels}
 	if len(a.Taps) > 1 {
 		d.Also = a.Taps[1:]
 	}
@@ -177,26 +230,25 @@ func (c *Control) canApply(ctx context.Context, have, want policy.Set, changes [
 		if _, is := begun[x.Name]; is && x.Kind == policy.KindApplication {
 			continue
 		}
+		if x.Kind == policy.KindGroup {
+			if err := c.canChangeGroup(x.Name, want, templates, begun); err != nil {
+				return err
+			}
+		}
 		if err := c.canChange(x, want, templates); err != nil {
 			return err
 		}
 	}
 	for _, a := range c.apps() { // who has a template that changes
-		if t, ok := templates[promised(a)]; ok && slices.ContainsFunc(want.Templates, func(w policy.Template) bool { return w.Name == t.Name }) {
-			if err := c.canPromise(a, t); err != nil {
-				return err
+		for _, name := range a.templates() {
+			if slices.ContainsFunc(want.Templates, func(w policy.Template) bool { return w.Name == name }) {
+				if err := c.canPromise(a, templates[name]); err != nil {
+					return err
+				}
 			}
 		}
 	}
 	return ctx.Err()
-}
-
-// promised is the template that an application has; empty: none.
-func promised(a app) string {
-	if a.Promise == nil {
-		return ""
-	}
-	return a.Promise.Template
 }
 
 func (c *Control) canChange(x policy.Change, want policy.Set, templates map[string]policy.Template) error {
@@ -227,6 +279,28 @@ func (c *Control) canChange(x policy.Change, want policy.Set, templates map[stri
 	return c.canPromise(a, templates[d.SLA])
 }
 
+// canChangeGroup refuses a template that a member cannot keep. One that is still to be protected is tapped: no other can be a member.
+func (c *Control) canChangeGroup(name string, want policy.Set, templates map[string]policy.Template, begun map[string]begunProtect) error {
+	i := slices.IndexFunc(want.Groups, func(g policy.Group) bool { return g.Name == name })
+	g := want.Groups[i]
+	if g.SLA == "" {
+		return nil
+	}
+	for _, m := range g.Members {
+		a, err := c.app(m)
+		if _, is := begun[m]; is || tidemark.KindOf(err) == tidemark.NotFound {
+			a, err = app{name: m, about: about{Type: tidemark.TypeVolume, Taps: []string{""}}}, nil
+		}
+		if err == nil {
+			err = c.canPromise(a, templates[g.SLA])
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // applyAll makes the changes. Before a group is changed, the jobs that make its members have ended: those that are begun here, and those that are
 // under way.
 func (c *Control) applyAll(ctx context.Context, want policy.Set, changes []policy.Change, underWay []tidemark.Job) (jobs []tidemark.Job, err error) {
@@ -245,7 +319,7 @@ func (c *Control) applyAll(ctx context.Context, want policy.Set, changes []polic
 			c.promises.anew()
 		case policy.KindApplication:
 			i := slices.IndexFunc(want.Applications, func(a policy.Application) bool { return a.Name == x.Name })
-			j, err = c.applyApplication(ctx, want.Applications[i], x.Action)
+			j, err = c.applyApplication(ctx, want, want.Applications[i], x.Action)
 		case policy.KindGroup:
 			i := slices.IndexFunc(want.Groups, func(g policy.Group) bool { return g.Name == x.Name })
 			if err = c.awaitAll(ctx, slices.Concat(underWay, jobs)); err == nil {
@@ -262,11 +336,26 @@ func (c *Control) applyAll(ctx context.Context, want policy.Set, changes []polic
 	return jobs, nil
 }
 
+// wantedTemplate is the template that an application will have, by itself or by a group.
+func wantedTemplate(want policy.Set, d policy.Application) string {
+	if d.SLA != "" {
+		return d.SLA
+	}
+	first := policy.Group{}
+	for _, g := range want.Groups {
+		if g.SLA != "" && slices.Contains(g.Members, d.Name) && (first.SLA == "" || g.Name < first.Name) {
+			first = g
+		}
+	}
+	return first.SLA
+}
+
 // applyApplication protects an application, or gives it what may change while it is protected.
-func (c *Control) applyApplication(ctx context.Context, d policy.Application, action policy.Action) (*tidemark.Job, error) {
+func (c *Control) applyApplication(ctx context.Context, want policy.Set, d policy.Application, action policy.Action) (*tidemark.Job, error) {
 	if action == policy.ActionMake {
 		spec := tidemark.ProtectSpec{Name: d.Name, Source: d.Source, Also: d.Also, Host: d.Host, Options: d.Options, SLA: d.SLA, Labels: d.Labels}
-		if t, err := c.template(ctx, d.SLA); d.SLA != "" {
+		if template := wantedTemplate(want, d); template != "" {
+			t, err := c.template(ctx, template)
 			if err != nil {
 				return nil, err
 			}
@@ -282,7 +371,7 @@ func (c *Control) applyApplication(ctx context.Context, d policy.Application, ac
 	}
 	return nil, c.describeAnew(ctx, a, func(n *about) {
 		n.Labels = d.Labels
-		if promised(a) != d.SLA {
+		if a.Promise.template() != d.SLA {
 			n.Promise = newPromise(d.SLA)
 		}
 	})
@@ -399,7 +488,7 @@ func (c *Control) applyGroup(ctx context.Context, g policy.Group) error {
 			spec.Join = append(spec.Join, m)
 		}
 	}
-	_, err := c.changeGroup(ctx, spec, func(n *groupNote) { n.Labels = g.Labels })
+	_, err := c.changeGroup(ctx, spec, func(n *groupNote) { n.Labels, n.Promise = g.Labels, newPromise(g.SLA) })
 	return err
 }
 

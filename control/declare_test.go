@@ -132,3 +132,112 @@ func TestProtectedOnce(t *testing.T) {
 		t.Errorf("at the end, it does %q, by %v, while there is %v", changes, a.Jobs, a.UnderWay)
 	}
 }
+
+// standing is the template of each application, and the group that it has it by.
+func standing(t *testing.T, c *Control) map[string]string {
+	t.Helper()
+	list, err := c.Compliance(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := map[string]string{}
+	for _, x := range list {
+		all[x.Application] = x.Template + " " + x.Group
+	}
+	return all
+}
+
+// The members of a group have its template while they are members, unless they have one of their own, and the schedule goes by it.
+func TestGroupPromises(t *testing.T) {
+	c, _ := listens(t)
+	tappedVolume(t, c, "ledger")
+	tappedVolume(t, c, "queue")
+	const templates = "kind: Template\nname: gold\ncdp: {window: 2h}\n---\nkind: Template\nname: silver\ncdp: {window: 3h}\n---\nkind: Template\nname: logged\nlog: {keep: 1d}\n---\n"
+	const bank = "kind: Group\nname: bank\nmembers: [ledger]\nsla: "
+	if _, err := c.Apply(t.Context(), []byte(templates+bank+"nickel\n"), false); tidemark.KindOf(err) != tidemark.NotFound || !strings.Contains(err.Error(), "Group bank names the Template nickel") {
+		t.Errorf("a template that is not there: %v", err)
+	}
+	if changes, _ := declared(t, c, templates+bank+"gold\n"); !slices.Contains(changes, "make Group bank: members: [ledger], sla: gold") {
+		t.Errorf("it does %q", changes)
+	}
+	if changes, _ := declared(t, c, bank+"gold\n"); len(changes) != 0 {
+		t.Errorf("again, it does %q", changes)
+	}
+	is := func(ledger, queue string) {
+		t.Helper()
+		if all := standing(t, c); all["ledger"] != ledger || all["queue"] != queue {
+			t.Errorf("the templates are %q", all)
+		}
+	}
+	is("gold bank", " ")
+	window := func(name string, want time.Duration) {
+		t.Helper()
+		a, err := c.app(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for end := time.Now().Add(time.Minute); a.t.Window().For != want; time.Sleep(10 * time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatalf("the window of %s is %v, and not %v", name, a.t.Window().For, want)
+			}
+		}
+	}
+	window("ledger", 2*time.Hour)
+	joined := time.Now()
+	do := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	change := func(spec tidemark.GroupSpec) error { _, err := c.ChangeGroup(t.Context(), spec); return err }
+	do(change(tidemark.GroupSpec{Name: "bank", Join: []string{"queue"}}))
+	is("gold bank", "gold bank")
+	window("queue", 2*time.Hour)
+	a, err := c.app("ledger")
+	do(err)
+	b, err := c.app("queue")
+	do(err)
+	if since := a.Notes["bank"].Promise.Since; !since.Before(joined) || b.Notes["bank"].Promise.Since.Before(joined) {
+		t.Errorf("ledger has it since %v, and queue, which joined at %v, since %v", since, joined, b.Notes["bank"].Promise.Since)
+	}
+
+	// A template of one's own comes first, and the group's is there when that goes.
+	do(c.SetSLA(t.Context(), "ledger", "silver"))
+	is("silver ", "gold bank")
+	window("ledger", 3*time.Hour)
+	do(c.SetSLA(t.Context(), "ledger", ""))
+	is("gold bank", "gold bank")
+	window("ledger", 2*time.Hour)
+
+	// What a member cannot keep is refused, for all, and names it; whatever the way.
+	for _, template := range []string{"logged", "nickel"} {
+		if err := c.SetGroupSLA(t.Context(), "bank", template); err == nil {
+			t.Errorf("bank has %s", template)
+		}
+	}
+	for _, documents := range []string{"kind: Group\nname: bank\nmembers: [ledger, queue]\nsla: logged\n", "kind: Template\nname: gold\nlog: {keep: 1d}\n"} {
+		if _, err := c.Apply(t.Context(), []byte(documents), false); tidemark.KindOf(err) != tidemark.Invalid || !strings.Contains(err.Error(), "ledger is no database") {
+			t.Errorf("%s: %v", documents, err)
+		}
+	}
+	is("gold bank", "gold bank")
+	if err := c.RemoveTemplate(t.Context(), "gold"); tidemark.KindOf(err) != tidemark.Conflict || !strings.Contains(err.Error(), "group bank has the template gold") {
+		t.Errorf("it is removed: %v", err)
+	}
+	if err := c.SetGroupSLA(t.Context(), "none", "gold"); tidemark.KindOf(err) != tidemark.NotFound {
+		t.Errorf("a group that is not there: %v", err)
+	}
+
+	// Of several groups, the first by name counts; who leaves has its template no more.
+	do(change(tidemark.GroupSpec{Name: "accounts", Join: []string{"queue"}}))
+	do(c.SetGroupSLA(t.Context(), "accounts", "silver"))
+	is("gold bank", "silver accounts")
+	do(change(tidemark.GroupSpec{Name: "accounts", Leave: []string{"queue"}}))
+	is("gold bank", "gold bank")
+	do(change(tidemark.GroupSpec{Name: "bank", Leave: []string{"queue"}}))
+	is("gold bank", " ")
+	do(c.SetGroupSLA(t.Context(), "bank", ""))
+	is(" ", " ")
+	do(c.RemoveTemplate(t.Context(), "gold"))
+}

@@ -32,7 +32,7 @@ func (c *Control) Groups(context.Context) ([]tidemark.Group, error) {
 			i := slices.IndexFunc(list, func(g tidemark.Group) bool { return g.Name == name })
 			if i < 0 {
 				i = len(list)
-				list = append(list, tidemark.Group{Name: name, Options: a.Schedules[name], Labels: a.Notes[name].Labels})
+				list = append(list, tidemark.Group{Name: name, Options: a.Schedules[name], Labels: a.Notes[name].Labels, SLA: a.Notes[name].Promise.template()})
 			}
 			list[i].Members = append(list[i].Members, a.name)
 		}
@@ -44,9 +44,21 @@ func (c *Control) Groups(context.Context) ([]tidemark.Group, error) {
 // groupNote is what is noted of a group beside its options. All of its members carry it, as they do these.
 type groupNote struct {
 	Labels map[string]string `json:"labels,omitempty"`
+	// Promise is the SLA template that the group has, since when this member has it by that; nil: none.
+	Promise *promise `json:"promise,omitempty"`
 }
 
-func (n groupNote) equal(m groupNote) bool { return maps.Equal(n.Labels, m.Labels) }
+func (n groupNote) equal(m groupNote) bool {
+	return maps.Equal(n.Labels, m.Labels) && n.Promise.template() == m.Promise.template()
+}
+
+// forMember is what a member carries for n, that carried something else before: what it was promised already, it still is.
+func (n groupNote) forMember(before groupNote) groupNote {
+	if n.Promise = newPromise(n.Promise.template()); n.Promise.template() == before.Promise.template() {
+		n.Promise = before.Promise
+	}
+	return n
+}
 
 // noteOf is what is noted of a group. If a change was cut, it is what its first member carries.
 func (c *Control) noteOf(group string) groupNote {
@@ -80,15 +92,22 @@ func (c *Control) changeGroup(ctx context.Context, spec tidemark.GroupSpec, note
 	if err != nil {
 		return g, err
 	}
-	noted := c.noteOf(spec.Name)
-	if note != nil {
-		note(&noted)
-	}
-	defer c.keepGroup(spec.Name) // also if it fails in the middle
 	members := append(c.membersOf(spec.Name), join...)
 	if len(members) == 0 {
 		return g, errNoGroup(spec.Name)
 	}
+	before := c.noteOf(spec.Name)
+	noted, anew := before, join
+	if note != nil {
+		note(&noted)
+	}
+	if noted.Promise.template() != before.Promise.template() {
+		anew = members
+	}
+	if err := c.canPromiseAll(ctx, anew, noted.Promise.template()); err != nil {
+		return g, err
+	}
+	defer c.keepGroup(spec.Name) // also if it fails in the middle
 	slices.SortStableFunc(members, func(a, b app) int { return compare(a.name, b.name) })
 	for _, a := range slices.Backward(members) { // the first, which counts, comes last: a change that was cut is seen as none, and made when it is asked for again
 		if err := c.joinGroup(ctx, a, spec.Name, options, noted); err != nil {
@@ -101,9 +120,27 @@ func (c *Control) changeGroup(ctx context.Context, spec tidemark.GroupSpec, note
 		}
 	}
 	for _, a := range c.membersOf(spec.Name) {
-		g.Members, g.Options, g.Labels = append(g.Members, a.name), a.Schedules[spec.Name], a.Notes[spec.Name].Labels
+		note := a.Notes[spec.Name]
+		g.Members, g.Options, g.Labels, g.SLA = append(g.Members, a.name), a.Schedules[spec.Name], note.Labels, note.Promise.template()
 	}
 	return g, nil
+}
+
+// canPromiseAll refuses a template that a member of a group cannot keep, whether it has one of its own now or not.
+func (c *Control) canPromiseAll(ctx context.Context, members []app, template string) error {
+	if template == "" || len(members) == 0 {
+		return nil
+	}
+	t, err := c.template(ctx, template)
+	if err != nil {
+		return err
+	}
+	for _, a := range members {
+		if err := c.canPromise(a, t); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func errNoGroup(name string) error {
@@ -140,6 +177,7 @@ func (c *Control) joinGroup(ctx context.Context, a app, group string, options ma
 	if slices.Contains(a.Groups, group) && maps.Equal(a.Schedules[group], options) && a.Notes[group].equal(noted) {
 		return nil
 	}
+	defer c.promises.anewFor(a.t.ID())
 	return c.annotate(ctx, a, func(n *about) {
 		if !slices.Contains(n.Groups, group) {
 			n.Groups = append(n.Groups, group)
@@ -154,7 +192,7 @@ func (c *Control) joinGroup(ctx context.Context, a app, group string, options ma
 		if n.Notes == nil {
 			n.Notes = map[string]groupNote{}
 		}
-		n.Notes[group] = noted
+		n.Notes[group] = noted.forMember(n.Notes[group])
 		if noted.equal(groupNote{}) {
 			delete(n.Notes, group)
 		}
@@ -163,6 +201,7 @@ func (c *Control) joinGroup(ctx context.Context, a app, group string, options ma
 
 // leaveGroup ends the membership of an application in a group.
 func (c *Control) leaveGroup(ctx context.Context, a app, group string) error {
+	defer c.promises.anewFor(a.t.ID())
 	return c.annotate(ctx, a, func(n *about) {
 		n.Groups = slices.DeleteFunc(n.Groups, func(name string) bool { return name == group })
 		delete(n.Schedules, group)

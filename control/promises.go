@@ -192,7 +192,8 @@ func (c *Control) keepAll(ctx context.Context, now time.Time) (next time.Time) {
 		if err != nil {
 			continue // that is told elsewhere
 		}
-		t, ok := templates[promised(a)]
+		p, _ := a.promised()
+		t, ok := templates[p.template()]
 		if !ok { // of a template that is not known, Compliance says so
 			continue
 		}
@@ -467,7 +468,8 @@ func (c *Control) note(id string, change func(*record)) {
 
 // history is what was done for an application, as its template is judged by. With judged, what is covered by a log is asked for as well, which takes longer.
 func (c *Control) history(ctx context.Context, a app, t policy.Template, judged bool) policy.History {
-	h := policy.History{Application: a.name, Since: a.Promise.Since, From: a.Promise.Since}
+	promise, _ := a.promised()
+	h := policy.History{Application: a.name, Since: promise.Since, From: promise.Since}
 	p, id := &c.promises, a.t.ID()
 	p.mu.Lock()
 	h.Resumed = p.resumed
@@ -556,20 +558,23 @@ func (c *Control) Compliance(ctx context.Context) ([]policy.Compliance, error) {
 		return nil, err
 	}
 	for _, a := range c.apps() {
-		if a.Role == roleMount || a.Role == roleClone && a.Promise == nil {
+		p, group := a.promised()
+		if a.Role == roleMount || a.Role == roleClone && p == nil {
 			continue
 		}
-		if a.Promise == nil {
+		if p == nil {
 			list = append(list, policy.Compliance{Application: a.name, Judged: now, State: policy.Unprotected, Reasons: []string{"nothing is promised to it"}})
 			continue
 		}
-		t, ok := templates[a.Promise.Template]
+		t, ok := templates[p.Template]
 		if !ok {
-			list = append(list, policy.Compliance{Application: a.name, Template: a.Promise.Template, Judged: now, State: policy.Unprotected,
+			list = append(list, policy.Compliance{Application: a.name, Template: p.Template, Group: group, Judged: now, State: policy.Unprotected,
 				Reasons: []string{"its template is not known: `tidemark apply` brings it back"}})
 			continue
 		}
-		list = append(list, policy.Judge(t, c.history(ctx, a, t, true), now))
+		kept := policy.Judge(t, c.history(ctx, a, t, true), now)
+		kept.Group = group
+		list = append(list, kept)
 	}
 	return list, nil
 }

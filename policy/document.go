@@ -42,7 +42,8 @@ type Host struct {
 // Group is the wanted state of a consistency group.
 type Group struct {
 	Name    string            `json:"name"`
-	Members []string          `json:"members"` // names of applications
+	Members []string          `json:"members"`       // names of applications
+	SLA     string            `json:"sla,omitempty"` // the template that the members have, but for those with one of their own. Empty: nothing is promised by the group
 	Options map[string]string `json:"options,omitempty"`
 	Labels  map[string]string `json:"labels,omitempty"`
 }
@@ -169,6 +170,9 @@ func (g Group) Validate() error {
 		c.Name(field, m)
 		c.That(!slices.Contains(g.Members[:i], m), field, "name it once", "%.60q is named twice", m)
 	}
+	if g.SLA != "" {
+		c.Name("sla", g.SLA)
+	}
 	c.pairs("options", g.Options)
 	c.pairs("labels", g.Labels)
 	return c.Err()
@@ -198,6 +202,9 @@ func CheckReferences(have, want Set) error {
 				return err
 			}
 		case *Group:
+			if err := missing(n.kind, n.name, KindTemplate, o.SLA); err != nil {
+				return err
+			}
 			for _, m := range o.Members {
 				if err := missing(n.kind, n.name, KindApplication, m); err != nil {
 					return err

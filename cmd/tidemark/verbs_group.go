@@ -43,6 +43,9 @@ func printGroup(g tidemark.Group) {
 	if len(g.Options) > 0 {
 		fmt.Println("options:", groupOptions(g))
 	}
+	if g.SLA != "" {
+		fmt.Println("template:", g.SLA)
+	}
 }
 
 // groupOptions are the options of a group in one line.
@@ -101,9 +104,9 @@ func groupList() *cobra.Command {
 		return printList(server().Groups(cmd.Context()), func(list []tidemark.Group) {
 			var rows [][]string
 			for _, g := range list {
-				rows = append(rows, []string{g.Name, strings.Join(g.Members, ", "), dash(groupOptions(g))})
+				rows = append(rows, []string{g.Name, strings.Join(g.Members, ", "), dash(groupOptions(g)), dash(g.SLA)})
 			}
-			table("GROUP MEMBERS OPTIONS", rows)
+			table("GROUP MEMBERS OPTIONS TEMPLATE", rows)
 		})
 	}}
 }

@@ -135,9 +135,17 @@ func printCompliance(list []policy.Compliance) {
 		for _, o := range x.Overdue {
 			reasons = append(reasons, fmt.Sprintf("%s is due since %s: %s", o.Policy, when(o.Since), o.Why))
 		}
-		rows = append(rows, []string{x.Application, dash(x.Template), string(x.State), objective(x.RPO), objective(x.RTO), dash(strings.Join(reasons, "; "))})
+		rows = append(rows, []string{x.Application, templateOf(x), string(x.State), objective(x.RPO), objective(x.RTO), dash(strings.Join(reasons, "; "))})
 	}
 	table("APPLICATION TEMPLATE STATE RPO RTO WHY", rows)
+}
+
+// templateOf is the template of an application, with the group that it has it by.
+func templateOf(x policy.Compliance) string {
+	if x.Group != "" {
+		return x.Template + " (group " + x.Group + ")"
+	}
+	return dash(x.Template)
 }
 
 // objective is what was measured of what was promised.
@@ -153,24 +161,44 @@ func objective(o policy.Objective) string {
 }
 
 func slaSet() *cobra.Command {
-	return &cobra.Command{Use: "set APP TEMPLATE|none", Short: "Give an application or clone a template, or none", Args: takes(0, aName, aName), ValidArgsFunction: appNames,
-		Example: "  tidemark sla set orders gold\n  tidemark sla set scratch none",
+	return &cobra.Command{Use: "set APP|GROUP TEMPLATE|none", Short: "Give an application, clone or group a template, or none", Args: takes(0, aName, aName), ValidArgsFunction: appNames,
+		Long: `Give an application, clone or group a template, or none. That of a group is for
+all of its members, also those that join later, and for none that has left; a
+template of a member's own comes before it.`,
+		Example: "  tidemark sla set orders gold\n  tidemark sla set bank gold\n  tidemark sla set scratch none",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			spec := tidemark.SLASpec{Application: args[0], Template: args[1]}
 			if spec.Template == "none" {
 				spec.Template = ""
 			}
-			if err := server().SetSLA(cmd.Context(), spec); err != nil {
+			ofGroup := tidemark.GroupSLASpec{Group: spec.Application, Template: spec.Template}
+			if _, err := server().Group(cmd.Context(), ofGroup.Group); err == nil { // no application has the name of a group
+				return showGroupSet(ofGroup, server().SetGroupSLA(cmd.Context(), ofGroup))
+			}
+			err := server().SetSLA(cmd.Context(), spec)
+			if tidemark.KindOf(err) == tidemark.Denied && server().SetGroupSLA(cmd.Context(), ofGroup) == nil {
+				return showGroupSet(ofGroup, nil) // of which he sees no more than its members
+			}
+			if err != nil {
 				return err
 			}
-			return show(spec, func() {
-				if spec.Template == "" {
-					fmt.Println("nothing is promised to", spec.Application, "any more")
-					return
-				}
-				fmt.Println(spec.Application, "has the template", spec.Template)
-			})
+			return show(spec, func() { printSet(spec.Application, spec.Template) })
 		}}
+}
+
+func showGroupSet(spec tidemark.GroupSLASpec, err error) error {
+	if err != nil {
+		return err
+	}
+	return show(spec, func() { printSet("group "+spec.Group, spec.Template) })
+}
+
+func printSet(who, template string) {
+	if template == "" {
+		fmt.Println("nothing is promised to", who, "any more")
+		return
+	}
+	fmt.Println(who, "has the template", template)
 }
 
 func slaTemplates() *cobra.Command {
@@ -210,7 +238,7 @@ func printTemplates(list []policy.Template) {
 }
 
 func slaRemove() *cobra.Command {
-	return &cobra.Command{Use: "rm TEMPLATE", Short: "Forget a template that no application has", Args: takes(0, aName), Example: "  tidemark sla rm bronze",
+	return &cobra.Command{Use: "rm TEMPLATE", Short: "Forget a template that no application and no group has", Args: takes(0, aName), Example: "  tidemark sla rm bronze",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := server().RemoveTemplate(cmd.Context(), args[0]); err != nil {
 				return err
