@@ -2,8 +2,10 @@ package control
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"maps"
+	"os"
 	"regexp"
 	"slices"
 	"strings"
@@ -93,13 +95,53 @@ func (c *Control) recallJobs(ctx context.Context) error {
 		return err
 	}
 	for _, j := range list {
-		if pol, ok := policyOf(j.Kind); ok && j.Origin == tidemark.FromSchedule {
-			if a, err := c.app(j.Application); err == nil {
-				c.promises.begun(a.t.ID(), pol, run{job: j.ID, begun: j.Created})
+		pol, ok := policyOf(j.Kind)
+		if !ok || j.Origin != tidemark.FromSchedule {
+			continue
+		}
+		begun, id := run{job: j.ID, begun: j.Created}, ""
+		if pol == policy.PolicyVerify {
+			full, err := c.catalog.Job(ctx, j.ID)
+			if err != nil {
+				return err
 			}
+			id, begun.point = c.keptPoint(verifiedRef(full))
+		} else if a, err := c.app(j.Application); err == nil {
+			id = a.t.ID()
+		}
+		if id != "" {
+			c.promises.begun(id, pol, begun)
 		}
 	}
 	return nil
+}
+
+// verifiedRef is the reference to the point that a verify or recovery proof takes, as it was asked for.
+func verifiedRef(j *catalog.Job) (ref string) {
+	var spec tidemark.ProveSpec
+	if json.Unmarshal(j.Args, &ref) == nil || json.Unmarshal(j.Args, &spec) != nil { // of a verify, it is all of the request
+		return ref
+	}
+	return spec.Ref
+}
+
+// keptPoint is the timeline, by ID, and the position of a point that a reference names. The position is 0 if it names none that is kept, and the ID
+// empty if it is of no application.
+func (c *Control) keptPoint(ref string) (id string, pos tidemark.Position) {
+	r, err := tidemark.ParseRef(ref)
+	if err != nil {
+		return "", 0
+	}
+	a, err := c.app(r.App)
+	if err != nil {
+		return "", 0
+	}
+	if r.Point.Bookmark != "" || r.Point.IsPosition() {
+		if pos, err = a.t.Resolve(r.Point); err != nil {
+			pos = 0
+		}
+	}
+	return a.t.ID(), pos
 }
 
 // policyOf is the policy that a job of a kind does.
@@ -296,7 +338,7 @@ func (c *Control) doDue(ctx context.Context, a app, t policy.Template, h policy.
 			return
 		}
 		begun.point = p.Position
-		job, err = c.verifyPoint(WithAsk(ctx, how), a.name+"@"+p.Position.String(), t.Verify.Probe)
+		job, err = c.verifyPoint(WithAsk(ctx, how), a.name+"@"+p.Position.String(), *t.Verify)
 	case d.Policy == policy.PolicyCapture && !c.onlyMarked(a):
 		job, err = c.Capture(WithAsk(ctx, how), tidemark.CaptureSpec{Application: a.name, Bookmark: timedName(a, promisedPrefix, time.Now())})
 	default:
@@ -312,12 +354,13 @@ func (c *Control) doDue(ctx context.Context, a app, t policy.Template, h policy.
 	c.promises.begun(a.t.ID(), d.Policy, begun)
 }
 
-// verifyPoint reads and checks all bytes of a point; with a probe, it brings the point up and has that look at it.
-func (c *Control) verifyPoint(ctx context.Context, ref, probe string) (tidemark.Job, error) {
-	if probe == "" {
-		return c.Verify(ctx, ref)
+// verifyPoint proves a point: it is brought up in a sandbox and checked, and a probe looks at it, if there is one. Where nothing can be brought up, or
+// is not to be, all bytes of the point are read and checked instead.
+func (c *Control) verifyPoint(ctx context.Context, ref string, v policy.Verify) (tidemark.Job, error) {
+	if v.Proves() && (os.Geteuid() == 0 || v.Probe != "") { // a sandbox takes root, and without it a probe is not left out, but fails
+		return c.Prove(ctx, tidemark.ProveSpec{Ref: ref, Probe: v.Probe, Timeout: int64(time.Duration(v.Limit()) / time.Second)})
 	}
-	return c.Prove(ctx, tidemark.ProveSpec{Ref: ref, Probe: probe})
+	return c.Verify(ctx, ref)
 }
 
 // onlyMarked reports whether nothing has to be copied to have a point of an application.
@@ -352,8 +395,9 @@ func (c *Control) jobEnded(j tidemark.Job, e end) {
 		source, _, _ := strings.Cut(made.Source, "@")
 		c.measured(source, time.Duration(made.Seconds*float64(time.Second)))
 	}
-	if p, ok := e.result.(tidemark.Proof); ok && e.state == tidemark.JobDone && p.RecoverySeconds > 0 {
-		c.measured(p.Application, time.Duration(p.RecoverySeconds*float64(time.Second)))
+	proof, _ := e.result.(tidemark.Proof)
+	if e.state == tidemark.JobDone && proof.RecoverySeconds > 0 {
+		c.measured(proof.Application, time.Duration(proof.RecoverySeconds*float64(time.Second)))
 	}
 	if j.Kind == catalog.KindWorkflow {
 		c.promises.stir()
@@ -363,7 +407,13 @@ func (c *Control) jobEnded(j tidemark.Job, e end) {
 		return
 	}
 	id, began := c.promises.ofJob(j.ID, pol)
-	if a, err := c.app(j.Application); err == nil && id == "" {
+	if pol == policy.PolicyVerify && id == "" { // it was asked for by hand
+		ref := proof.Ref
+		if full, err := c.catalog.Job(context.Background(), j.ID); err == nil && ref == "" {
+			ref = verifiedRef(full)
+		}
+		id, began.point = c.keptPoint(ref)
+	} else if a, err := c.app(j.Application); err == nil && id == "" {
 		id = a.t.ID()
 	}
 	if id == "" {

@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"testing"
@@ -102,4 +103,48 @@ func BenchmarkTick(b *testing.B) {
 			c.keepAll(ctx, time.Now())
 		}
 	})
+}
+
+// A recovery proof that a schedule has asked for is known as such when the server comes back: it is not asked for again.
+func TestProofIsRecalled(t *testing.T) {
+	o := Options{Dir: t.TempDir(), Logger: slog.New(slog.DiscardHandler), Reserve: -1, CacheBytes: 16 << 20}
+	c, err := Open(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { c.Close() }()
+	_, err = c.CreateVolume(t.Context(), tidemark.VolumeSpec{Name: "v", Size: 1 << 20})
+	if err == nil {
+		_, err = c.Bookmark(t.Context(), tidemark.BookmarkSpec{Application: "v", Name: "one"})
+	}
+	a, e := c.app("v")
+	if err = errors.Join(err, e); err != nil {
+		t.Fatal(err)
+	}
+	pos, err := a.t.Resolve(tidemark.Point{Bookmark: "one"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	how := Ask{Queue: true, NotBefore: time.Now().Add(time.Hour), Origin: tidemark.FromSchedule}
+	for i, ask := range []func() (tidemark.Job, error){
+		func() (tidemark.Job, error) {
+			return c.Prove(WithAsk(t.Context(), how), tidemark.ProveSpec{Ref: "v@" + pos.String()})
+		},
+		func() (tidemark.Job, error) { return c.Verify(WithAsk(t.Context(), how), "v@one") },
+	} {
+		j, err := ask()
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Close()
+		if c, err = Open(t.Context(), o); err != nil {
+			t.Fatal(err)
+		}
+		if id, r := c.promises.ofJob(j.ID, policy.PolicyVerify); id != a.t.ID() || r.point != pos {
+			t.Errorf("%d: it is of %q, and takes %v", i, id, r.point)
+		}
+		if err := c.CancelJob(t.Context(), j.ID); err != nil {
+			t.Fatal(err)
+		}
+	}
 }

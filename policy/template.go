@@ -1,5 +1,7 @@
 package policy
 
+import "time"
+
 // Policy names one line of a template: what it is about.
 type Policy string
 
@@ -111,13 +113,24 @@ const (
 	WhichRandom Which = "random" // of the last Of points
 )
 
-// Verify is how often a point is proved good.
+// Verify is how often a point is proved good: brought up in a sandbox and checked, by a recovery proof.
 type Verify struct {
 	Every Duration `json:"every"`
 	Point Which    `json:"point,omitempty"`
-	Of    int      `json:"of,omitempty"`    // with random: of the newest so many. 0: 10
-	Probe string   `json:"probe,omitempty"` // the name of what is run on a copy of the point. Empty: all bytes are read and checked
+	Of    int      `json:"of,omitempty"` // with random: of the newest so many. 0: 10
+	// Prove, if it is false, has all bytes of the point read and checked instead. Nil: true.
+	Prove *bool  `json:"prove,omitempty"`
+	Probe string `json:"probe,omitempty"` // the name of what looks at the point once it is brought up, beside the checks. Empty: nothing
 }
+
+// Proves reports whether the point is to be brought up.
+func (v Verify) Proves() bool { return v.Prove == nil || *v.Prove }
+
+// leastProof and mostProof bound how long a proof may take.
+const leastProof, mostProof = Duration(30 * time.Minute), Duration(24 * time.Hour)
+
+// Limit is how long a proof may take: until the next one is due, but half an hour at least, and a day at most.
+func (v Verify) Limit() Duration { return min(max(v.Every, leastProof), mostProof) }
 
 // Copy is how often points go to another site (replicate) or to a store that nobody can
 // change (vault). It is read and checked; nothing acts on it yet, and [Template.Notes] says so.

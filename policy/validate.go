@@ -145,6 +145,7 @@ func (v *Verify) validate(c *checks) {
 	c.That(v.Of == 0 || v.Point == WhichRandom, "verify.of", "write point: random, or leave it away", "it goes with point: random only")
 	if v.Probe != "" {
 		c.Name("verify.probe", v.Probe)
+		c.That(v.Proves(), "verify.probe", "leave prove: false away, or the probe", "a probe looks at what is brought up, and nothing is")
 	}
 }
 
