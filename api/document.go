@@ -67,6 +67,13 @@ func (o operation) describe(api huma.API) huma.Operation {
 	if o.stream {
 		h.Responses["200"] = &huma.Response{Description: http.StatusText(http.StatusOK), Content: map[string]*huma.MediaType{"text/event-stream": {Schema: &huma.Schema{Type: huma.TypeString}}}}
 	}
+	if len(o.sends) > 0 {
+		data := map[string]*huma.Schema{}
+		for event, t := range o.sends {
+			data[event] = api.OpenAPI().Components.Schemas.Schema(t, true, "")
+		}
+		h.Extensions["x-tidemark-events"] = data
+	}
 	if o.once {
 		h.Parameters = []*huma.Param{keyParam()}
 		h.Responses["422"] = &huma.Response{Description: "invalid: the Idempotency-Key was used for another request.", Content: map[string]*huma.MediaType{tidemark.MediaProblem: {Schema: problem}}}

@@ -548,12 +548,13 @@ func jobTable() []operation {
 				return j, err
 			}),
 		with(operation{id: "follow-job", method: http.MethodGet, path: "/v1/jobs/{id}/events", tag: "Jobs", summary: "A job as it goes on",
-			description: "Server-sent events until it has ended: progress, and at last end, each with the job as data.", status: http.StatusOK, errors: missing, apart: true, stream: true, rule: may(access.JobView, access.KindJob, "path.id")}, followJob),
+			description: "Server-sent events until it has ended: progress, and at last end, each with the job as data.", status: http.StatusOK, errors: missing, apart: true, stream: true, sends: sending[tidemark.Job]("progress", "end"), rule: may(access.JobView, access.KindJob, "path.id")}, followJob),
 		cancelJob(),
 		with(operation{id: "list-events", method: http.MethodGet, path: "/v1/events", tag: "Jobs", summary: "What happened, newest first",
 			description: "What an operator may want to know. The newest 100,000 are kept.", status: http.StatusOK, errors: wrong, apart: true, rule: may(access.ServerView, access.KindServer)}, events),
 		with(operation{id: "follow-events", method: http.MethodGet, path: "/v1/events/stream", tag: "Jobs", summary: "What happens, as it happens",
-			description: "Server-sent events without end: info, warning and error, each with an event as data and its number as id. Last-Event-ID resumes.", status: http.StatusOK, errors: wrong, apart: true, stream: true, rule: may(access.ServerView, access.KindServer)}, followEvents),
+			description: "Server-sent events without end: info, warning and error, each with an event as data and its number as id. Last-Event-ID resumes.", status: http.StatusOK, errors: wrong, apart: true, stream: true, sends: sending[tidemark.Event]("info", "warning", "error"), rule: may(access.ServerView, access.KindServer)}, followEvents),
+		followingChanges(),
 	}
 }
 

@@ -46,6 +46,7 @@ type rig struct {
 	t       *testing.T
 	dir     string
 	catalog string // its URL; empty: in dir
+	changes int    // how many are kept; 0: as many as usual
 	c       *control.Control
 	http    *httptest.Server
 	socket  string
@@ -79,7 +80,7 @@ func newValidator(t *testing.T) validator.Validator {
 
 func (x *rig) start() {
 	x.t.Helper()
-	c, err := control.Open(context.Background(), control.Options{Dir: filepath.Join(x.dir, "data"), Logger: slog.New(slog.DiscardHandler), CacheBytes: 16 << 20, Catalog: x.catalog})
+	c, err := control.Open(context.Background(), control.Options{Dir: filepath.Join(x.dir, "data"), Logger: slog.New(slog.DiscardHandler), CacheBytes: 16 << 20, Catalog: x.catalog, Changes: x.changes})
 	if err != nil {
 		x.t.Fatal(err)
 	}

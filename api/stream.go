@@ -60,9 +60,18 @@ func (s *stream) write(text string) error {
 
 // send sends an event with an ID, where it has one, and its data as JSON, which has no line ends.
 func (s *stream) send(event string, id int64, data []byte) error {
-	head := ""
+	text := ""
 	if id > 0 {
-		head = fmt.Sprintf("id: %d\n", id)
+		text = formatInt(id)
+	}
+	return s.sendAs(event, text, data)
+}
+
+// sendAs is send for an ID that is no number; empty: there is none.
+func (s *stream) sendAs(event, id string, data []byte) error {
+	head := ""
+	if id != "" {
+		head = "id: " + id + "\n"
 	}
 	return s.write(fmt.Sprintf("%sevent: %s\ndata: %s\n\n", head, event, data))
 }

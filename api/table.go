@@ -23,12 +23,13 @@ type operation struct {
 	status       int             // of an answer that is no error
 	errors       []tidemark.Kind // that it may be answered with, besides those of every operation
 	rule         rule
-	once         bool // it makes something: a request with a key is done once
-	secret       bool // its answer has a secret, which is not kept for who asks again
-	stream       bool // its answer is a stream of events
-	queues       bool // its jobs wait if that is asked for
-	filtered     bool // its answer has what who asks may see, and no more
-	apart        bool // it needs no stores, and does not wait while they are opened anew
+	once         bool                    // it makes something: a request with a key is done once
+	secret       bool                    // its answer has a secret, which is not kept for who asks again
+	stream       bool                    // its answer is a stream of events
+	sends        map[string]reflect.Type // the data of these events, by their names, where the document says it
+	queues       bool                    // its jobs wait if that is asked for
+	filtered     bool                    // its answer has what who asks may see, and no more
+	apart        bool                    // it needs no stores, and does not wait while they are opened anew
 
 	input  reflect.Type // the request, as it is read; nil: none
 	result reflect.Type // of the job that it begins
@@ -239,6 +240,15 @@ func begin[T, I any](o operation, fn func(context.Context, *control.Control, *I)
 		}
 		return &begun{Location: jobPath(j.ID), Body: j}, nil
 	})
+}
+
+// sending says that events of some names have a T as data.
+func sending[T any](events ...string) map[string]reflect.Type {
+	m := map[string]reflect.Type{}
+	for _, e := range events {
+		m[e] = reflect.TypeFor[T]()
+	}
+	return m
 }
 
 // raw makes o answer by fn alone, which is not shown to the framework, with a media type.

@@ -7,6 +7,7 @@ import (
 	"io"
 	"iter"
 	"net/http"
+	"net/url"
 	"strconv"
 	"strings"
 
@@ -99,4 +100,59 @@ func (c *Client) Follow(ctx context.Context, after int64) iter.Seq2[tidemark.Eve
 			}
 		}
 	}
+}
+
+// FollowChanges lists what changes on timelines, as it changes. The first message is a sync, unless it goes on behind the change that f names: then all
+// that comes behind that is told, or a sync says that it cannot be. It goes on until ctx is done or the connection breaks.
+func (c *Client) FollowChanges(ctx context.Context, f tidemark.ChangeFilter) iter.Seq2[tidemark.ChangeMessage, error] {
+	return func(yield func(tidemark.ChangeMessage, error) bool) {
+		q := url.Values{}
+		if f.Application != "" {
+			q.Set("application", f.Application)
+		}
+		if f.Advances {
+			q.Set("advances", "true")
+		}
+		path := "/v1/timelines/changes"
+		if len(q) > 0 {
+			path += "?" + q.Encode()
+		}
+		resp, err := c.sendWith(ctx, http.MethodGet, path, nil, "Last-Event-ID", f.After)
+		if err != nil {
+			yield(tidemark.ChangeMessage{}, err)
+			return
+		}
+		defer resp.Body.Close()
+		for m, err := range messages(resp.Body) {
+			var got tidemark.ChangeMessage
+			if err == nil {
+				got, err = changeMessage(m)
+			}
+			if err == nil && got == (tidemark.ChangeMessage{}) {
+				continue // a message of a newer server
+			}
+			if !yield(got, err) || err != nil {
+				return
+			}
+		}
+	}
+}
+
+// changeMessage reads a message of a stream of changes.
+func changeMessage(m message) (got tidemark.ChangeMessage, err error) {
+	var into any
+	switch m.event {
+	case "change":
+		got.Change = &tidemark.TimelineChange{}
+		into = got.Change
+	case "sync":
+		got.Sync = &tidemark.Sync{}
+		into = got.Sync
+	case "advance":
+		got.Advance = &tidemark.Advance{}
+		into = got.Advance
+	default:
+		return got, nil
+	}
+	return got, json.Unmarshal([]byte(m.data), into)
 }

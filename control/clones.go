@@ -267,7 +267,10 @@ func (c *Control) makeClone(ctx context.Context, p plan, spec cloning) (keptClon
 	}
 	k.State, k.Seconds = "running", time.Since(begun).Seconds()
 	k.Expires, _ = endOf(begun, spec.Lifetime) // it was checked when it was asked for
-	return k, c.catalog.Put(ctx, catalog.Clones, k.Name, k)
+	if err = c.catalog.Put(ctx, catalog.Clones, k.Name, k); err == nil {
+		c.changed(tidemark.CloneMade, a, nil)
+	}
+	return k, err
 }
 
 // completeLog makes sure that the log reaches as far as asked, and lets the
@@ -540,7 +543,7 @@ func (c *Control) removeClone(ctx context.Context, name string) error {
 	if a, err := c.app(name); err == nil && (a.Role == "" || a.Role == roleMount) { // of the clone, the catalog's entry alone is left
 		return tidemark.Errorf(tidemark.Conflict, "%s is no clone any more: another has its name", name).WithHint("`tidemark status` says what it is")
 	}
-	return c.demolish(ctx, k.Name)
+	return c.remove(ctx, tidemark.CloneRemoved, k.Name)
 }
 
 // Refresh makes a clone anew from a point of what it was made of, under the

@@ -34,6 +34,7 @@
 package control
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -81,6 +82,8 @@ type Options struct {
 	Lost func(error)
 	// HostJobs is how many jobs work on one host at a time, and Jobs how many run in all. 0: 4, and by the number of processors.
 	HostJobs, Jobs int
+	// Changes is how many changes are kept for those who follow them; 0: 4,096, each of some hundred bytes.
+	Changes int
 	// Agent is the command that works on mounted disks; empty: this program with "agent".
 	Agent []string
 }
@@ -120,6 +123,7 @@ type Control struct {
 	hosts     hosts
 	mirrors   mirrors
 	bell      bell
+	changes   changes
 	webhooks  webhooks
 	lateKeys  lateKeys
 	captured  captures
@@ -163,6 +167,7 @@ func Open(ctx context.Context, o Options) (_ *Control, err error) {
 	}
 	c := &Control{o: o, log: o.Logger, started: time.Now(), exports: nbd.NewTable(), sockets: map[string]*socket{}, names: map[string]bool{}, working: map[string]bool{},
 		undone: make(chan struct{}), back: make(chan struct{})}
+	c.changes.keep = cmp.Or(o.Changes, keptChanges)
 	c.jobs.init()
 	if err := c.takeDir(ctx); err != nil {
 		return nil, err
@@ -306,7 +311,8 @@ func (c *Control) openPool(ctx context.Context) (err error) {
 		return fmt.Errorf("open the pool: %w", err)
 	}
 	t := timeline.Options{FS: c.fs, Dir: c.path("timelines"), Bucket: c.bucket, Logger: c.log,
-		Reserve: c.o.Reserve, HotBytes: c.o.HotBytes, HotFor: c.o.HotFor, Notify: c.notify}
+		Reserve: c.o.Reserve, HotBytes: c.o.HotBytes, HotFor: c.o.HotFor, Notify: c.notify,
+		Changed: func(id string, change tidemark.TimelineChange) { c.changes.tell(id, change, nil) }}
 	apart, err := c.poolApart()
 	if err != nil {
 		return err
@@ -383,6 +389,7 @@ func (c *Control) Close() error {
 		errs = append(errs, c.set.Close())
 	}
 	errs = append(errs, c.closeTrail())
+	c.changes.turnOff()
 	if c.catalog != nil {
 		errs = append(errs, c.catalog.Close())
 	}

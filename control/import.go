@@ -53,6 +53,7 @@ func (c *Control) importPool(ctx context.Context, t *task, dir string) (res tide
 		res.Names = append(res.Names, a.name)
 		c.keepPoint(ctx, a)
 	}
+	c.changes.lose()
 	c.event("info", "", "imported %d timelines with %d points from %s", res.Applications, res.Points, dir)
 	return res, nil
 }

@@ -170,6 +170,7 @@ func (p *inPlace) run(ctx context.Context, ref string) (_ any, err error) {
 
 func (p *inPlace) tell(ref string) {
 	for _, m := range p.members {
+		p.c.changed(tidemark.ApplicationRestored, m.a, changedPoint(m.a, m.Position))
 		p.c.event("warning", m.Application, "%s was taken back to %s in place; what it held is the clone %s", m.Application, ref, m.Clone)
 	}
 }
@@ -340,6 +341,11 @@ func (p *inPlace) keepPresent(ctx context.Context) (err error) {
 				err = errors.Join(err, p.c.demolish(context.WithoutCancel(ctx), made.Clone))
 			}
 			return err
+		}
+	}
+	for _, m := range p.members {
+		if a, err := p.c.app(m.Clone); err == nil {
+			p.c.changed(tidemark.CloneMade, a, nil)
 		}
 	}
 	return nil

@@ -256,10 +256,11 @@ func (c *Control) unpublish(ctx context.Context, name string, which func([]publi
 	if err != nil {
 		return nil, err
 	}
+	at := map[string]tidemark.Position{}
 	err = c.annotate(ctx, a, func(n *about) {
 		gone = []string{}
 		for _, p := range which(slices.Clone(n.Live.Published)) {
-			gone = append(gone, p.Bookmark)
+			gone, at[p.Bookmark] = append(gone, p.Bookmark), p.Position
 		}
 		n.Live.Published = slices.DeleteFunc(n.Live.Published, func(p published) bool { return slices.Contains(gone, p.Bookmark) })
 	})
@@ -267,6 +268,7 @@ func (c *Control) unpublish(ctx context.Context, name string, which func([]publi
 		return nil, err
 	}
 	for _, bookmark := range gone {
+		c.changed(tidemark.PointUnpublished, a, changedPoint(a, at[bookmark]))
 		c.event("info", name, "%s@%s is no longer published", name, bookmark)
 	}
 	return gone, nil

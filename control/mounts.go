@@ -72,7 +72,10 @@ func (c *Control) Mount(ctx context.Context, spec tidemark.MountSpec) (m tidemar
 		return m, err
 	}
 	m.Seconds = time.Since(begun).Seconds()
-	return m, c.catalog.Put(ctx, catalog.Mounts, name, m)
+	if err = c.catalog.Put(ctx, catalog.Mounts, name, m); err == nil {
+		c.changed(tidemark.MountMade, a, nil)
+	}
+	return m, err
 }
 
 // mountDisk attaches the disk of a mount, and mounts its file system where that was asked for. fresh: the mount is being made.
@@ -210,7 +213,7 @@ func (c *Control) Unmount(ctx context.Context, name string) error {
 		return err
 	}
 	defer leave()
-	if err := c.demolish(ctx, name); err != nil {
+	if err := c.remove(ctx, tidemark.MountRemoved, name); err != nil {
 		return err
 	}
 	return c.disown(ctx, name, access.KindMount)

@@ -42,6 +42,7 @@ func (c *Control) stamp(ctx context.Context, x *proving) error {
 	if err := errors.Join(c.noteUnproven(ctx, k), c.pruneMoments(ctx, x.plan.src)); err != nil {
 		return err
 	}
+	c.changedProof(x.plan.src, p)
 	if p.Result == tidemark.Proven {
 		c.event("info", p.Application, "%s is proven: it answered %.1f s after it was asked for", p.Ref, p.RecoverySeconds)
 		return nil

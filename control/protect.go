@@ -68,6 +68,7 @@ func (c *Control) protectWork(ctx context.Context, spec tidemark.ProtectSpec) (*
 		} else {
 			c.keepPoint(ctx, a)
 		}
+		c.changed(tidemark.ApplicationMade, a, nil)
 		c.event("info", a.name, "%s is protected", a.Source)
 		return c.describe(ctx, a), nil
 	}
@@ -286,7 +287,7 @@ func (c *Control) Unprotect(ctx context.Context, name string) error {
 			c.event("warning", name, "the replication slot was not dropped: %v: drop tidemark_%s by hand", err, a.t.ID())
 		}
 	}
-	return c.demolish(ctx, name)
+	return c.remove(ctx, tidemark.ApplicationRemoved, name)
 }
 
 // Capture brings the changes of an application in, and ends in a bookmark.

@@ -103,6 +103,7 @@ func (c *Control) publish(ctx context.Context, t *task, x *publishing) error {
 	if err := c.notePublished(ctx, x); err != nil {
 		return err
 	}
+	c.changed(tidemark.PointPublished, x.a, x.point.Changed())
 	c.event("info", x.a.name, "%s@%s is published: %d values were searched in %s, and not found", x.a.name, x.point.Bookmark, x.res.Fingerprints, tidemark.FormatSize(x.res.ReadBytes))
 	return nil
 }

@@ -174,6 +174,7 @@ func (c *Control) rewind(ctx context.Context, t *task, a app, pos tidemark.Posit
 	if err := a.t.Fold(ctx); err != nil { // it is asked for again
 		c.log.Warn("folding after a rewind", "application", a.name, "error", err)
 	}
+	c.changed(tidemark.ApplicationRewound, a, changedPoint(a, pos))
 	c.keepPoint(ctx, a)
 	return res, nil
 }

@@ -44,6 +44,7 @@ func (c *Control) createVolume(ctx context.Context, spec tidemark.VolumeSpec) (a
 	a, err := appOf(t)
 	if err == nil {
 		c.keepPoint(ctx, a)
+		c.changed(tidemark.ApplicationMade, a, nil)
 	}
 	return a, err
 }
@@ -129,7 +130,7 @@ func (c *Control) importVolume(ctx context.Context, t *task, spec tidemark.Impor
 	}
 	if res, err = c.importInto(ctx, t, a, spec, size); err != nil {
 		if fresh {
-			if e := c.demolish(context.WithoutCancel(ctx), spec.Name); e != nil {
+			if e := c.remove(context.WithoutCancel(ctx), tidemark.ApplicationRemoved, spec.Name); e != nil {
 				c.log.Error("a half-imported volume was not removed", "volume", spec.Name, "error", e)
 			}
 		}
@@ -216,7 +217,7 @@ func (c *Control) RemoveVolume(ctx context.Context, name string) error {
 	if err := c.free(ctx, a); err != nil {
 		return err
 	}
-	if err := a.t.Remove(ctx); err != nil {
+	if err := c.tellRemoval(ctx, tidemark.ApplicationRemoved, name, func() error { return a.t.Remove(ctx) }); err != nil {
 		return err
 	}
 	return c.catalog.Delete(ctx, catalog.Applications, name)

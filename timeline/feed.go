@@ -331,6 +331,7 @@ func (t *Timeline) addGap(g Gap) error {
 		t.state.Gaps = t.state.Gaps[:len(t.state.Gaps)-1]
 		return err
 	}
+	t.tellGap(tidemark.GapBegun, g)
 	return nil
 }
 
@@ -355,11 +356,14 @@ func (t *Timeline) Void(from, to tidemark.Position, why string) error {
 	for i > 0 && (old[i-1].To == 0 || old[i-1].From > from) { // one that lasts stays the last
 		i--
 	}
-	t.state.Gaps = slices.Insert(slices.Clone(old), i, Gap{From: from, To: to, Start: start.UTC(), End: end.UTC(), Why: why})
+	g := Gap{From: from, To: to, Start: start.UTC(), End: end.UTC(), Why: why}
+	t.state.Gaps = slices.Insert(slices.Clone(old), i, g)
 	if err := t.saveState(); err != nil {
 		t.state.Gaps = old
 		return err
 	}
+	t.tellGap(tidemark.GapBegun, g)
+	t.tellGap(tidemark.GapClosed, g)
 	return nil
 }
 
@@ -384,6 +388,7 @@ func (t *Timeline) closeGapWith(anchor string) error {
 		g.To, g.End, t.state.Anchor = 0, time.Time{}, old
 		return err
 	}
+	t.tellGap(tidemark.GapClosed, *g)
 	t.set.askFold(t)
 	return nil
 }

@@ -235,6 +235,7 @@ func (t *Timeline) addPoint(m manifest) {
 	defer t.facts.Unlock()
 	if i := t.firstPointFrom(m.Position); i == len(t.points) || t.points[i].Position != m.Position {
 		t.points = slices.Insert(t.points, i, m)
+		t.tellPoint(tidemark.PointMade, m)
 	}
 }
 

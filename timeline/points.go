@@ -506,9 +506,14 @@ func (t *Timeline) Expire(ctx context.Context, pos tidemark.Position) error {
 	if marked && t.standsOn(i, oldest) {
 		return t.unmark(i)
 	}
+	gone := manifest{}
+	if marked {
+		gone = t.points[i]
+	}
 	if err := t.deleteImage(ctx, pos); err != nil {
 		return err
 	}
+	t.tellPoint(tidemark.PointRemoved, gone)
 	if marked && t.state.Window.open() {
 		t.set.askFold(t) // without its image, the points behind it may be too far from one
 	}
@@ -541,6 +546,7 @@ func (t *Timeline) unmark(i int) error {
 		t.state.Unmarked = before
 		return err
 	}
+	t.tellPoint(tidemark.PointRemoved, t.points[i])
 	t.points[i].Mark = nil
 	return nil
 }

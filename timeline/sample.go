@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 
+	"tidemark"
 	"tidemark/capture"
 )
 
@@ -76,12 +77,17 @@ func (t *Timeline) distrust(why string) error {
 	defer t.facts.Unlock()
 	old, gaps := t.state.Feed, t.state.Gaps
 	t.state.Feed.ID = noStream
-	if t.state.openGap() == nil {
-		t.state.Gaps = append(slices.Clip(gaps), Gap{From: head, Start: last.UTC(), Why: why})
+	g := Gap{From: head, Start: last.UTC(), Why: why}
+	begins := t.state.openGap() == nil
+	if begins {
+		t.state.Gaps = append(slices.Clip(gaps), g)
 	}
 	if err := t.saveState(); err != nil {
 		t.state.Feed, t.state.Gaps = old, gaps
 		return err
+	}
+	if begins {
+		t.tellGap(tidemark.GapBegun, g)
 	}
 	return nil
 }

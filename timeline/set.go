@@ -46,6 +46,10 @@ type Options struct {
 	// Notify is told what an operator must know, of a timeline by its name. It may be called at any time until
 	// Close returns. What it fails to record is told again. nil means that it is logged.
 	Notify func(level, timeline, message string) error
+	// Changed is told what has become true of a timeline, by its ID, when that is durable: that a bookmark is among its
+	// [Timeline.Points] or is not any more, and that a gap has begun or was closed. It is called with locks of the timeline held, so
+	// that all is told in the order in which it happens: it must return at once, and ask nothing of timelines. nil: nobody is told.
+	Changed func(id string, c tidemark.TimelineChange)
 	// SegmentSize is that of journals in bytes; 0 means [journal.DefaultSegmentSize].
 	SegmentSize int64
 	// Manual turns off folding, archiving and keeping room in the background: for tests that decide when.
@@ -111,6 +115,9 @@ func Open(ctx context.Context, store *image.Store, o Options) (*Set, error) {
 			o.Logger.Error(message, "timeline", timeline, "level", level)
 			return nil
 		}
+	}
+	if o.Changed == nil {
+		o.Changed = func(string, tidemark.TimelineChange) {}
 	}
 	s := &Set{o: o, store: store, lines: map[string]*Timeline{}, damaged: map[string]error{}, work: make(chan *Timeline, 256)}
 	if err := vfs.MkdirAll(o.FS, o.Dir); err != nil {

@@ -70,7 +70,7 @@ as #8123, a time such as 2026-11-23T02:41:07Z, or -5m for five minutes ago.`,
 		"protect": {discoverCommand(), protectCommand(), unprotectCommand(), captureCommand(), bookmarkCommand(), groupCommand(), applyCommand(), slaCommand(), workflowCommand(), resyncCommand(), volumeCommand()},
 		"use":     {pointsCommand(), exportCommand(), exportsCommand(), unexportCommand(), mountCommand(), mountsCommand(), unmountCommand(), cloneCommand(), clonesCommand(), refreshCommand(), liveCloneCommand(), liveClonesCommand(), rewindCommand(), proveCommand(), restoreCommand(), diffCommand(), bisectCommand()},
 		"access":  {loginCommand(), logoutCommand(), whoamiCommand(), userCommand(), userGroupCommand(), grantCommand(), tokenCommand(), auditCommand()},
-		"keep":    {expireCommand(), reclaimCommand(), forgetCommand(), verifyCommand()},
+		"keep":    {changesCommand(), expireCommand(), reclaimCommand(), forgetCommand(), verifyCommand()},
 	} {
 		for _, sub := range commands {
 			sub.GroupID = group
