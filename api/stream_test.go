@@ -144,7 +144,7 @@ func TestQuietStreamEndsWithRights(t *testing.T) {
 	}
 	for user, shut := range shutOut(ctx, x) {
 		secret := x.person(user, access.Grant{Role: access.Admin, Scope: access.Scope{Kind: access.Everything}})
-		ended := make(chan error, 2)
+		ended := make(chan error, 3)
 		quick := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			who, err := srv.identify(operation{}, r, false)
 			if err != nil {
@@ -153,14 +153,17 @@ func TestQuietStreamEndsWithRights(t *testing.T) {
 			}
 			s := &stream{w: w, rc: http.NewResponseController(w), say: 10 * time.Millisecond}
 			ctx := context.WithValue(r.Context(), callerKey{}, who)
-			if r.URL.Path == "/job" {
+			switch r.URL.Path {
+			case "/job":
 				ended <- s.job(ctx, x.c, j.Job)
-			} else {
+			case "/changes":
+				ended <- s.changes(ctx, x.c, &ofChanges{})
+			default:
 				ended <- s.events(ctx, x.c, 0)
 			}
 		}))
 		defer quick.Close()
-		for _, path := range []string{"/job", "/events"} {
+		for _, path := range []string{"/job", "/events", "/changes"} {
 			r, err := http.NewRequestWithContext(ctx, "GET", quick.URL+path, nil)
 			if err != nil {
 				t.Fatal(err)
@@ -181,7 +184,7 @@ func TestQuietStreamEndsWithRights(t *testing.T) {
 		if err := shut(user); err != nil {
 			t.Fatal(err)
 		}
-		for range 2 {
+		for range 3 {
 			if err := <-ended; tidemark.KindOf(err) != tidemark.Denied {
 				t.Errorf("a stream of %s ended with %v", user, err)
 			}

@@ -110,3 +110,77 @@ func TestKeptChanges(t *testing.T) {
 		t.Errorf("when all is other than before: %+v", again)
 	}
 }
+
+// TestVerdictsAreTold holds that publications and recovery proofs are told, with the point that they are about, and nothing of a check that failed.
+func TestVerdictsAreTold(t *testing.T) {
+	ctx := t.Context()
+	c, a, p := liveVolume(t)
+	f, err := c.FollowChanges("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	f.Next(1) // the sync
+	next := func(kind tidemark.ChangeKind) tidemark.TimelineChange {
+		t.Helper()
+		list, again, _ := f.Next(10)
+		if again != nil || len(list) != 1 || list[0].Kind != kind || list[0].Application != a.name || list[0].Point == nil || *list[0].Point != *p.Changed() {
+			t.Fatalf("%+v, %+v: not that of %+v: %s", list, again, p, kind)
+		}
+		if o, known, err := c.OfTimeline(ctx, list[0].Timeline); err != nil || !known || o.Name != a.name || o.Kind != access.KindClone {
+			t.Errorf("it is about %+v, %v, %v", o, known, err)
+		}
+		return list[0].TimelineChange
+	}
+	j, err := c.Publish(ctx, tidemark.PublishSpec{Name: "present"})
+	if j = lasted(t, c, j, err); j.State != tidemark.JobFailed {
+		t.Errorf("a point with a value in it: %+v", j)
+	}
+	ended(t, c)(c.Publish(ctx, tidemark.PublishSpec{Name: a.name, Bookmark: p.Bookmark}))
+	next(tidemark.PointPublished)
+	if err := c.Unpublish(ctx, a.name, "other"); err == nil {
+		t.Error("what is not published was unpublished")
+	}
+	if err := c.Unpublish(ctx, a.name, p.Bookmark); err != nil {
+		t.Fatal(err)
+	}
+	next(tidemark.PointUnpublished)
+
+	x := &proving{plan: plan{src: a}, kept: true, proof: tidemark.Proof{Application: a.name, Ref: a.name + "@" + p.Bookmark, Position: p.Position, Time: p.Time}}
+	x.proof.Result = tidemark.Proven
+	if err := c.stamp(ctx, x); err != nil {
+		t.Fatal(err)
+	}
+	next(tidemark.PointProven)
+	x.proof.Result, x.proof.Reason = tidemark.Unproven, "it did not answer"
+	if err := c.stamp(ctx, x); err == nil {
+		t.Error("it is proven")
+	}
+	if got := next(tidemark.PointUnproven); got.Reason != "it did not answer" {
+		t.Errorf("the reason is %q", got.Reason)
+	}
+
+	// What a job has going on is nobody's to see, and what is being removed is still whose it was.
+	hidden, err := c.branch(ctx, a, "aside", "", p.Position, nil, roleProof)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, known, err := c.OfTimeline(ctx, hidden.t.ID()); known || err != nil {
+		t.Errorf("a sandbox is shown: %v", err)
+	}
+	err = c.tellRemoval(ctx, tidemark.CloneRemoved, a.name, func() error {
+		if err := a.t.Remove(ctx); err != nil {
+			return err
+		}
+		if o, known, err := c.OfTimeline(ctx, a.t.ID()); err != nil || !known || o.Name != a.name {
+			t.Errorf("while it is removed it is %+v, %v, %v", o, known, err)
+		}
+		return tidemark.Errorf(tidemark.Unavailable, "the catalog is away")
+	})
+	if list, _, _ := f.Next(10); err == nil || len(list) != 1 || list[0].Kind != tidemark.CloneRemoved {
+		t.Errorf("%v: %+v is told", err, list)
+	}
+	if len(c.changes.leaving) > 0 {
+		t.Errorf("%+v is still being removed", c.changes.leaving)
+	}
+}
