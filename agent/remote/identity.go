@@ -126,6 +126,9 @@ func (i *Identity) adopt(key *ecdsa.PrivateKey, der []byte, authority *x509.Cert
 	if err != nil {
 		return fmt.Errorf("read the certificate from the server: %w", err)
 	}
+	if err := goodNow(cert); err != nil { // one clock is off by more than a certificate lasts
+		return err
+	}
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	if err := writeIdentity(i.path, key, cert.Raw, authority.Raw); err != nil {
@@ -226,9 +229,8 @@ func (i *Identity) try(ctx context.Context, address string, o opening) (net.Conn
 	roots := x509.NewCertPool()
 	roots.AddCert(i.authority)
 	i.mu.Unlock()
-	if now := time.Now(); now.After(cert.Leaf.NotAfter) || now.Before(cert.Leaf.NotBefore) {
-		return nil, answer{}, tidemark.Errorf(tidemark.Denied, "the certificate of this host is good from %s to %s, and its clock says %s", cert.Leaf.NotBefore.Format(time.RFC3339),
-			cert.Leaf.NotAfter.Format(time.RFC3339), now.Format(time.RFC3339)).WithHint("set the clock; or join again with a new token: `tidemark host add NAME` on the server")
+	if err := goodNow(cert.Leaf); err != nil {
+		return nil, answer{}, err
 	}
 	conn, err := dial(ctx, address, &tls.Config{MinVersion: tls.VersionTLS13, ServerName: serverName, RootCAs: roots, Certificates: []tls.Certificate{cert}})
 	if err != nil {
@@ -236,9 +238,20 @@ func (i *Identity) try(ctx context.Context, address string, o opening) (net.Conn
 	}
 	a, err := ask(conn, o)
 	if err != nil {
-		return nil, a, errors.Join(err, conn.Close())
+		_ = conn.Close() // who was refused is cut off, and is not told that as well
+		return nil, a, err
 	}
 	return conn, a, nil
+}
+
+// goodNow returns an error unless a certificate of this host is good by its clock.
+func goodNow(cert *x509.Certificate) error {
+	now := time.Now()
+	if now.Before(cert.NotBefore) || now.After(cert.NotAfter) {
+		return tidemark.Errorf(tidemark.Denied, "the certificate of this host is good from %s to %s, and its clock says %s", cert.NotBefore.Format(time.RFC3339),
+			cert.NotAfter.Format(time.RFC3339), now.Format(time.RFC3339)).WithHint("set the clock; or join again with a new token: `tidemark host add NAME` on the server")
+	}
+	return nil
 }
 
 // dial connects, and makes sure who is there.
@@ -277,9 +290,10 @@ func explain(err error) error {
 
 // ask says what a connection is for, and hears the answer.
 func ask(conn *tls.Conn, o opening) (a answer, err error) {
-	if err := errors.Join(conn.SetDeadline(time.Now().Add(greetTime)), writeLine(conn, o)); err != nil {
+	if err := conn.SetDeadline(time.Now().Add(greetTime)); err != nil {
 		return a, err
 	}
+	_ = writeLine(conn, o) // if the server has cut it off meanwhile, an alert says why
 	if err := readLine(conn, &a); err != nil {
 		return a, explain(err)
 	}

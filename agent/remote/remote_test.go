@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -77,6 +78,7 @@ type site struct {
 	*owner
 	authority *Authority
 	address   string
+	shown     atomic.Pointer[tls.Certificate] // by the server, instead of its own; nil: its own
 }
 
 func newSite(t *testing.T) *site {
@@ -94,6 +96,14 @@ func newSite(t *testing.T) *site {
 	if err != nil {
 		t.Fatal(err)
 	}
+	at := &site{owner: o, authority: a, address: l.Addr().String()}
+	own := &s.config.Certificates[0]
+	s.config.GetCertificate = func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+		if other := at.shown.Load(); other != nil {
+			return other, nil
+		}
+		return own, nil
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error)
 	go func() { done <- s.Serve(ctx, l) }()
@@ -104,7 +114,7 @@ func newSite(t *testing.T) *site {
 			t.Error(err)
 		}
 	})
-	return &site{o, a, l.Addr().String()}
+	return at
 }
 
 // invite makes a token.
