@@ -182,6 +182,15 @@ func TestCloneNames(t *testing.T) {
 	if (Scope{Applications, []Pattern{"orders"}}).Covers(group) || (Scope{Applications, []Pattern{"*"}}).Covers(Object{Kind: KindGroup}) {
 		t.Error("a group is covered though a member is not")
 	}
+	run := Object{Kind: KindJob, Name: "7", Owner: "bob", Parts: []Object{clone, {Kind: KindApplication, Name: "billing"}}}
+	for pattern, want := range map[Pattern]bool{"hr": false, "billing": false, "orders-mine": false, "*": true} {
+		if got := (Scope{Applications, []Pattern{pattern}}).Covers(run); got != want {
+			t.Errorf("%s covers a run about what is of hr and billing: %v", pattern, got)
+		}
+	}
+	if !(Scope{Applications, []Pattern{"billing", "orders-live"}}).Covers(run) || (Scope{Applications, []Pattern{"*"}}).Covers(Object{Kind: KindJob, Name: "7"}) {
+		t.Error("a run is covered by what covers its parts, and nothing else")
+	}
 }
 
 func TestPoints(t *testing.T) {

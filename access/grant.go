@@ -92,7 +92,8 @@ type Scope struct {
 	// An application covers all that was made of it: clones, clones of these,
 	// mounts, exports and jobs. A clone is covered by its own name only if that
 	// stands here without wildcards, as the name of a LiveClone would: nobody gets
-	// rights over a copy by choosing its name.
+	// rights over a copy by choosing its name. A run of a workflow is covered if
+	// all that its steps are about is.
 	//
 	// A host covers itself, and what is on it.
 	Names []Pattern `json:"names,omitempty"`
@@ -140,6 +141,9 @@ func (s Scope) coversData(o Object) bool {
 	case KindGroup:
 		return len(o.Members) > 0 && !slices.ContainsFunc(o.Members, func(m string) bool { return !matchAny(s.Names, m) })
 	case KindClone, KindMount, KindExport, KindJob:
+		if len(o.Parts) > 0 {
+			return !slices.ContainsFunc(o.Parts, func(part Object) bool { return !s.coversData(part) })
+		}
 		return o.Source != "" && matchAny(s.Names, o.Source) ||
 			o.Kind == KindClone && exactly(s.Names, o.Name) ||
 			slices.ContainsFunc(o.Via, func(c string) bool { return exactly(s.Names, c) })

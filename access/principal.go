@@ -98,6 +98,8 @@ type Object struct {
 	Via    []string
 	// Members are the applications of a consistency group.
 	Members []string
+	// Parts are what the steps of a run of a workflow, which is a job, are about.
+	Parts []Object
 	// Host is where it is, or where an application's production is.
 	Host string
 	// Shared are those with whom a clone was shared.

@@ -233,7 +233,7 @@ func groupTable() []operation {
 				return c.Group(ctx, string(in.Name))
 			}),
 		get(operation{id: "change-group", method: http.MethodPatch, path: "/v1/groups/{name}", tag: "Groups", summary: "Change the members and options of a group",
-			description: "A group is there while it has members: it is made by its first, and goes with its last.", errors: refused, rule: may(access.GroupManage, access.KindGroup, "path.name").and(access.ApplicationConfigure, access.KindApplication, "body.join")},
+			description: "A group is there while it has members: it is made by its first, and goes with its last.", errors: refused, rule: may(access.GroupManage, access.KindGroup, "path.name").where("body.join", access.ApplicationConfigure, access.KindApplication, "body.join")},
 			func(ctx context.Context, c *control.Control, in *ofNameAndBody[tidemark.GroupSpec]) (g tidemark.Group, err error) {
 				if in.Body.Name, err = sameName(in.Name, in.Body.Name); err != nil {
 					return g, err

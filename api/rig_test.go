@@ -23,19 +23,23 @@ import (
 	"tidemark/agent"
 	"tidemark/client"
 	"tidemark/control"
+	"tidemark/mount"
 )
 
-// TestMain is also the agent of the servers, which they start as this program with "agent". As anything else that servers start it
-// ends at once: the tests, run by a server of the tests, would start servers without end.
+// TestMain is also what the servers start as this program: with "agent" their agent, and with "attach" what attaches a disk. As anything else
+// it ends at once: the tests, run by a server of the tests, would start servers without end.
 func TestMain(m *testing.M) {
-	switch {
-	case len(os.Args) < 2 || strings.HasPrefix(os.Args[1], "-"):
+	processes := map[string]func(context.Context) error{"agent": agent.Run,
+		"attach": func(ctx context.Context) error { return mount.RunAttacher(ctx, agent.DialDisk) }}
+	if len(os.Args) < 2 || strings.HasPrefix(os.Args[1], "-") {
 		os.Exit(m.Run())
-	case os.Args[1] != "agent":
+	}
+	run := processes[os.Args[1]]
+	if run == nil {
 		fmt.Fprintln(os.Stderr, "the tests of the API are no", os.Args[1])
 		os.Exit(1)
 	}
-	if err := agent.Run(context.Background()); err != nil {
+	if err := run(context.Background()); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
@@ -47,6 +51,7 @@ type rig struct {
 	dir     string
 	catalog string // its URL; empty: in dir
 	changes int    // how many are kept; 0: as many as usual
+	listen  string // where hosts are let in; empty: nowhere
 	c       *control.Control
 	http    *httptest.Server
 	socket  string
@@ -80,7 +85,7 @@ func newValidator(t *testing.T) validator.Validator {
 
 func (x *rig) start() {
 	x.t.Helper()
-	c, err := control.Open(context.Background(), control.Options{Dir: filepath.Join(x.dir, "data"), Logger: slog.New(slog.DiscardHandler), CacheBytes: 16 << 20, Catalog: x.catalog, Changes: x.changes})
+	c, err := control.Open(context.Background(), control.Options{Dir: filepath.Join(x.dir, "data"), Logger: slog.New(slog.DiscardHandler), CacheBytes: 16 << 20, Catalog: x.catalog, Changes: x.changes, Listen: x.listen})
 	if err != nil {
 		x.t.Fatal(err)
 	}

@@ -1,17 +1,15 @@
 package api
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
-	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
-	"reflect"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -23,10 +21,10 @@ import (
 	"tidemark/access/oidc"
 	"tidemark/access/oidc/oidctest"
 	"tidemark/catalog"
-	"tidemark/control"
 )
 
-// samples are requests of operations, with NAME where what they are about is named. What is not here has no body and only NAME in its path.
+// samples are requests of operations, with NAME where what they are about is named, and APP where an application is. What is not here has no
+// body and only NAME in its path.
 var samples = map[string]string{
 	"login":                `{"user":"NAME","password":"wrong"}`,
 	"finish-device-login":  `{"login":"NAME"}`,
@@ -41,7 +39,7 @@ var samples = map[string]string{
 	"set-sla":              `{"template":"gold"}`,
 	"set-group-sla":        `{"template":"gold"}`,
 	"apply":                `{"documents":"kind: Template"}`,
-	"change-group":         `{"join":["NAME"]}`,
+	"change-group":         `{"join":["APP"]}`,
 	"bookmark-group":       `{"name":"one"}`,
 	"restore-group":        `{"ref":"NAME@one","in_place":true}`,
 	"add-host":             `{"name":"NAME"}`,
@@ -66,14 +64,24 @@ var samples = map[string]string{
 
 // sample makes a request of an operation about something of a name.
 func sample(o operation, name string) *http.Request {
-	path := regexp.MustCompile(`\{(id|position)\}`).ReplaceAllString(o.path, "1")
-	path = regexp.MustCompile(`\{\w+\}`).ReplaceAllString(path, name)
-	path += map[string]string{"expire-point": "?point=latest", "unpublish-point": "?bookmark=one"}[o.id]
-	var body io.Reader
-	if text, ok := samples[o.id]; ok {
-		body = strings.NewReader(strings.ReplaceAll(text, "NAME", name))
+	query := map[string]string{"expire-point": "?point=latest", "unpublish-point": "?bookmark=one"}[o.id]
+	return request(o, query, samples[o.id], name, name)
+}
+
+// request makes a request of an operation about something of a name, and an application. What has a number has the one that is its name.
+func request(o operation, query, text, name, application string) *http.Request {
+	number := "1"
+	if _, err := strconv.Atoi(name); err == nil {
+		number = name
 	}
-	r := httptest.NewRequest(o.method, path, body)
+	path := strings.NewReplacer("{id}", number, "{position}", "1").Replace(o.path)
+	path = regexp.MustCompile(`\{\w+\}`).ReplaceAllString(path, name)
+	named := strings.NewReplacer("NAME", name, "APP", application)
+	var body io.Reader
+	if text != "" {
+		body = strings.NewReader(named.Replace(text))
+	}
+	r := httptest.NewRequest(o.method, path+named.Replace(query), body)
 	r.RemoteAddr = "192.0.2.7:4711"
 	if body != nil {
 		r.Header.Set("Content-Type", "application/json")
@@ -182,166 +190,6 @@ func TestPanicIsNoSuccess(t *testing.T) {
 	if err != nil || w.Code != http.StatusInternalServerError || len(list) != 1 || list[0].Action != access.PoolManage || list[0].Outcome != access.Failed {
 		t.Errorf("%d, %v, %+v", w.Code, err, list)
 	}
-}
-
-// TestRights is the matrix of all operations, roles, and objects that are nobody's, one's own and somebody else's: what is decided about a
-// request is what the roles say of what it is about.
-func TestRights(t *testing.T) {
-	x := newRig(t)
-	ctx := context.Background()
-	s := newServer(x.c, slog.New(slog.DiscardHandler))
-	works := func(err error) {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	for _, name := range []string{"orders", "secret"} {
-		_, err := x.CreateVolume(ctx, tidemark.VolumeSpec{Name: name, Size: 1 << 20})
-		works(err)
-		_, err = x.Bookmark(ctx, tidemark.BookmarkSpec{Application: name, Name: "one"})
-		works(err)
-	}
-	x.person("alice")
-	x.person("bob")
-	for name, user := range map[string]string{"mine": "alice", "his": "bob"} {
-		j, err := x.c.Clone(control.WithAsk(ctx, control.Ask{By: user}), tidemark.CloneSpec{Ref: "orders@one", Name: name})
-		works(err)
-		works(x.Wait(ctx, j.ID, nil, nil))
-	}
-	scopes := map[string]access.Scope{
-		"everything": {Kind: access.Everything},
-		"orders":     {Kind: access.Applications, Names: []access.Pattern{"ord*"}},
-		"hosts":      {Kind: access.Hosts, Names: []access.Pattern{access.ServerHost}},
-	}
-	covered := map[string]map[string]bool{ // what a scope holds, written by hand
-		"everything": {"orders": true, "secret": true, "mine": true, "his": true},
-		"orders":     {"orders": true, "mine": true, "his": true},
-		"hosts":      {"orders": true, "secret": true, "mine": true, "his": true},
-	}
-	asked := 0
-	for _, role := range access.Roles() {
-		for scope := range scopes {
-			g := access.Grant{Subject: access.Subject{Kind: access.User, Name: "alice"}, Role: role, Scope: scopes[scope]}
-			if role.Limited() {
-				g.Limits = access.Limits{Clones: access.Unlimited, Bytes: access.Unlimited, Lifetime: access.Unlimited, Hosts: []access.Pattern{"*"}, Points: access.PointRule{Any: true}}
-			}
-			for _, o := range table() {
-				if o.rule.open || o.rule.self || o.filtered || o.input == nil {
-					continue
-				}
-				for name, of := range map[string]string{"orders": "", "secret": "", "mine": "alice", "his": "bob"} {
-					in := read(t, o, name)
-					who := &caller{principal: access.Principal{User: "alice", Method: access.ByPassword}, grants: []access.Grant{g}}
-					done, err := s.allow(context.WithValue(ctx, callerKey{}, who), o, in)
-					done()
-					if o.id == "run-workflow" && tidemark.KindOf(err) == tidemark.NotFound {
-						continue // there is no workflow of that name: TestRunByRights is about such
-					}
-					if tidemark.KindOf(err) != tidemark.Denied && err != nil {
-						t.Fatalf("%s on %s: %v", o.id, name, err)
-					}
-					want, known := expected(o, role, scope, covered[scope][name], name, of)
-					if !known {
-						continue
-					}
-					if asked++; want != (err == nil) {
-						t.Errorf("%s of %s over %s: on %s it is %v, and should be %v", o.id, role, scope, name, err, want)
-					}
-				}
-			}
-		}
-	}
-	if asked < 2000 {
-		t.Errorf("%d questions: does this test still test?", asked)
-	}
-}
-
-// expected says from the level of the role, and nothing else, whether something is allowed; known: it is about data or the whole server.
-func expected(o operation, role access.Role, scope string, covered bool, name, owner string) (allowed, known bool) {
-	for _, n := range o.rule.needs {
-		action := n.action
-		copyOfData := owner != ""
-		switch {
-		case n.only != "" && len(samplesPart(o, n.only)) == 0:
-			continue
-		case n.kind == access.KindToken: // each is about a user of that name
-			return false, false
-		case n.kind == access.KindHost && len(n.from) > 0 && !strings.HasPrefix(n.from[0], "body.host") && n.from[0] != "query.host":
-			covered := scope == "everything" // no host has the name of an application
-			if role.Level(action) == access.None || !covered && !role.Limited() || action == access.HostManage && !covered {
-				return false, true
-			}
-			return false, false
-		case n.kind == access.KindHost: // the server's own
-			if role.Level(action) == access.None {
-				return false, true
-			}
-			if scope == "orders" && !(role.Limited() && action == access.HostUse) {
-				return false, true
-			}
-			continue
-		case n.kind == access.KindServer || n.kind == access.KindSLA || n.kind == access.KindWorkflow:
-			common := []access.Action{access.ServerView, access.SLAView, access.WorkflowView}
-			if role.Level(action) == access.None || !slices.Contains(common, action) && scope != "everything" {
-				return false, true
-			}
-			continue
-		case n.kind == access.KindPool || n.kind == access.KindAccess || n.kind == access.KindAudit || n.kind == access.KindWebhook:
-			if role.Level(action) == access.None || scope != "everything" {
-				return false, true
-			}
-			continue
-		case n.members || n.kind == access.KindGroup || n.kind == access.KindJob || n.kind == access.KindMount || n.kind == access.KindExport || len(n.from) == 0:
-			return false, false // there is none of the name
-		case n.kind == access.KindClone && !copyOfData:
-			if n.volume == "" {
-				return false, true // it is no clone
-			}
-			action = n.volume
-		}
-		level := role.Level(action)
-		reached := level == access.All || level == access.Open && (owner == "" || owner == "alice") || level == access.Own && owner == "alice"
-		if !covered || !reached {
-			return false, true
-		}
-	}
-	return true, len(o.rule.needs) > 0
-}
-
-func samplesPart(o operation, part string) string {
-	var body map[string]any
-	_ = json.Unmarshal([]byte(samples[o.id]), &body)
-	if v, ok := body[strings.TrimPrefix(part, "body.")]; ok {
-		return fmt.Sprint(v)
-	}
-	return ""
-}
-
-// read makes of a sample what the framework would.
-func read(t *testing.T, o operation, name string) any {
-	t.Helper()
-	in := reflect.New(o.input)
-	for _, f := range reflect.VisibleFields(o.input) {
-		v := in.Elem().FieldByIndex(f.Index)
-		switch {
-		case f.Name == "Body":
-			text := samples[o.id]
-			if text == "" {
-				continue
-			}
-			d := json.NewDecoder(bytes.NewReader([]byte(strings.ReplaceAll(text, "NAME", name))))
-			if err := d.Decode(v.Addr().Interface()); err != nil {
-				t.Fatalf("%s: %v", o.id, err)
-			}
-		case f.Tag.Get("path") == "":
-		case v.Kind() == reflect.String:
-			v.SetString(name)
-		case v.CanInt():
-			v.SetInt(1)
-		}
-	}
-	return in.Interface()
 }
 
 // TestLoginAtProvider: somebody logs in at a real OpenID provider, and has what was granted to him here.

@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"encoding/json"
 	"time"
 
 	"tidemark"
@@ -111,6 +112,11 @@ func (c *Control) RunNeeds(ctx context.Context, name string, spec tidemark.RunSp
 	if err != nil {
 		return nil, err
 	}
+	return c.stepNeeds(ctx, p)
+}
+
+// stepNeeds says what somebody has to be allowed who has the steps of a plan done.
+func (c *Control) stepNeeds(ctx context.Context, p planned) (list []Decided, err error) {
 	on := map[string]bool{}
 	for _, s := range p.steps {
 		k := stepKinds()[s.Kind]
@@ -137,6 +143,46 @@ func (c *Control) RunNeeds(ctx context.Context, name string, spec tidemark.RunSp
 		list = append(list, Decided{access.WorkflowRun, access.Object{Kind: access.KindApplication}, true})
 	}
 	return list, nil
+}
+
+// runParts are what the steps of a run are about, which is what a run has in place of an application; but not what the run itself makes. Where
+// something of it is not there any more nobody knows whose that was, and there are no parts: the run is covered by everything alone.
+func (c *Control) runParts(ctx context.Context, id int64) (parts []access.Object, err error) {
+	j, err := c.catalog.Job(ctx, id)
+	if err != nil {
+		return nil, notThere(err)
+	}
+	var r running
+	if json.Unmarshal(j.Args, &r) != nil {
+		return nil, nil
+	}
+	p, err := c.planRun(ctx, r, id)
+	var needs []Decided
+	if err == nil {
+		needs, err = c.stepNeeds(ctx, p)
+	}
+	if k := tidemark.KindOf(err); k == tidemark.NotFound || k == tidemark.Conflict || k == tidemark.Invalid {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	made := map[string]bool{}
+	for _, s := range p.steps {
+		if k, ok := s.Body.(*workflow.Clone); ok {
+			made[k.Name] = true
+		}
+	}
+	for _, n := range needs {
+		switch {
+		case n.Object.Kind == access.KindHost, n.Object.Name == "", made[n.Object.Name]:
+		case !n.There:
+			return nil, nil
+		default:
+			parts = append(parts, n.Object)
+		}
+	}
+	return parts, nil
 }
 
 // foresee refuses a run that cannot come to its end, as far as that can be known: what it names has to be there, or to be made by a step

@@ -38,6 +38,7 @@ func (c *Control) Object(ctx context.Context, k access.Kind, name string) (acces
 		var kept keptExport
 		err := c.catalog.Get(ctx, catalog.Exports, name, &kept)
 		if err == nil {
+			o.Host = access.ServerHost // which serves it, wherever its application is
 			o, err = c.copyOf(ctx, o, kept.Ref)
 		}
 		return o, notThere(err)
@@ -88,6 +89,11 @@ func (c *Control) JobObject(ctx context.Context, j tidemark.Job) (access.Object,
 	o := access.Object{Kind: access.KindJob, Name: strconv.FormatInt(j.ID, 10), Owner: j.AskedBy, Host: serverHost(j.Host)}
 	if j.Application == "" {
 		return o, nil
+	}
+	if j.Kind == catalog.KindWorkflow {
+		parts, err := c.runParts(ctx, j.ID)
+		o.Parts = parts
+		return o, err
 	}
 	if _, err := c.app(j.Application); tidemark.KindOf(err) == tidemark.NotFound {
 		return c.madeBy(ctx, o, j)
