@@ -134,6 +134,10 @@ func (s *server) handle(h *huma.Operation, next http.HandlerFunc) {
 		}
 		ctx := context.WithValue(r.Context(), callerKey{}, who)
 		r = r.WithContext(control.WithAsk(ctx, control.Ask{Queue: o.queues && takeQueue(r) == "true", By: who.principal.User}))
+		if strings.Contains(r.URL.RawQuery, "%00") { // which no catalog can search for
+			s.fail(rec, tidemark.Errorf(tidemark.Invalid, "the query has a NUL in it").WithHint("nothing has such a name: leave it out"))
+			return
+		}
 		if o.once && r.Header.Get(keyHeader) != "" {
 			s.once(o, rec, r, next)
 			return

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -313,6 +314,9 @@ func (s *server) check(ctx context.Context, user, password string) (hash string,
 	address := callerOf(ctx).address
 	if wait := s.limiter.Try(time.Now(), user, address); wait > 0 {
 		return "", tidemark.Errorf(tidemark.Denied, "too many logins failed").WithHint(fmt.Sprintf("try again in %d seconds", int(wait.Seconds())+1))
+	}
+	if strings.Contains(user, "\x00") { // which no catalog can search for
+		return "", tidemark.Errorf(tidemark.Denied, "the user or the password is wrong")
 	}
 	passwords, err := s.passwords()
 	if err != nil {

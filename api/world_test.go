@@ -151,6 +151,12 @@ func makeThing(t *testing.T, x *rig, v *thing) {
 		v.name = e.Name
 	case access.KindMount:
 		_, err = x.c.Mount(ctx, tidemark.MountSpec{Ref: v.app + "@one", Name: v.name})
+		name := v.name
+		t.Cleanup(func() { // what attaches a disk outlives the server
+			if err := x.c.Unmount(context.Background(), name); err != nil && tidemark.KindOf(err) != tidemark.NotFound {
+				t.Error(err)
+			}
+		})
 	case access.KindHost:
 		_, err = x.AddHost(ctx, tidemark.HostSpec{Name: v.name})
 	case access.KindSLA:
