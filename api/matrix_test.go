@@ -37,11 +37,13 @@ var others = map[string][]variant{
 	"prepare-liveclone": {{body: `{"refresh":true}`}},
 	"restore":           {{body: `{"ref":"NAME@one","in_place":true}`}},
 	"change-group":      {{body: `{"leave":["APP"]}`}},
+	"follow-changes":    {{query: "?application=NAME"}},
 }
 
 // about are the kinds of what an operation is asked about, where its rule does not say it by what it reads of the path or body.
 var about = map[string]access.Kind{"run-workflow": access.KindWorkflow, "remove-template": access.KindSLA, "set-password": access.KindToken,
-	"make-token": access.KindToken, "revoke-token": access.KindToken, "list-tokens": access.KindToken}
+	"make-token": access.KindToken, "revoke-token": access.KindToken, "list-tokens": access.KindToken,
+	"set-group-sla": access.KindGroup, "follow-changes": access.KindApplication}
 
 // kindsOf are the kinds of things that an operation is asked about: an application may be a clone, and a clone that is asked for none.
 func kindsOf(o operation) []access.Kind {
@@ -95,7 +97,8 @@ func mayDo(role access.Role, scope string, a access.Action, v thing) bool {
 
 // parts are what a need of a cell's request is about; nil: the request does not have it.
 func (c cell) parts(n need, world []thing) []thing {
-	if n.only != "" && !strings.Contains(c.body, `"`+strings.TrimPrefix(n.only, "body.")+`"`) {
+	part, of, _ := strings.Cut(n.only, ".")
+	if part == "body" && !strings.Contains(c.body, `"`+of+`"`) || part == "query" && !strings.Contains(c.query, of+"=") {
 		return nil
 	}
 	host := func(name string) []thing {
@@ -103,6 +106,16 @@ func (c cell) parts(n need, world []thing) []thing {
 		return world[i : i+1]
 	}
 	switch {
+	case n.members && !c.thing.none:
+		var list []thing
+		for _, v := range world {
+			if v.kind == access.KindApplication && slices.Contains(groupsOf[v.name], c.thing.name) {
+				list = append(list, v)
+			}
+		}
+		return list
+	case n.members: // of a group that is not there, so it takes the right over all
+		return []thing{{kind: n.kind}}
 	case n.source: // c.thing is a clone, or the need before it has refused
 		return []thing{application(world, c.thing.app)}
 	case n.kind == access.KindHost && c.thing.kind != access.KindHost && strings.Contains(c.body, `"host":"db1"`):

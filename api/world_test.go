@@ -34,6 +34,9 @@ type thing struct {
 	none  bool     // it is not there
 }
 
+// groupsOf are the groups of applications.
+var groupsOf = map[string][]string{"orders": {"alone", "both"}, "secret": {"both", "hidden"}}
+
 // The scopes that alice is given roles over. The limits of a developer have the hosts of the last one.
 var scopes = map[string]access.Scope{
 	"everything": {Kind: access.Everything},
@@ -93,7 +96,7 @@ func makeWorld(t *testing.T, x *rig) []thing {
 	t.Helper()
 	works := worksIn(t)
 	x.applications("orders", "secret")
-	groupsInto(t, x, map[string][]string{"orders": {"alone", "both"}, "secret": {"both", "hidden"}})
+	groupsInto(t, x, groupsOf)
 	x.person("alice")
 	x.person("bob", access.Grant{Role: access.Admin, Scope: scopes["everything"]})
 	world := slices.DeleteFunc(theWorld(), func(v thing) bool { return v.kind == access.KindMount && !mountable() })
