@@ -64,9 +64,11 @@ func (c *Client) open(ctx context.Context, h greeting, m *shared.Memory) (*strea
 type stream struct {
 	conn    net.Conn
 	memory  *shared.Memory // that the server reads; nil: none
+	packs   bool           // the data of changes are compressed
 	known   bool
 	applied uint64
 	buf     []byte
+	packer  packer // of who calls Apply
 
 	sending sync.Mutex // a frame goes out whole
 }
@@ -87,7 +89,7 @@ func (s *stream) greet(h greeting, m *shared.Memory) (err error) {
 		err = s.send(frameHello, h.encode())
 	}
 	if err == nil && h.version > 1 {
-		err = s.agree(m)
+		err = s.agree(h, m)
 	}
 	if err != nil {
 		return err
@@ -103,8 +105,8 @@ func (s *stream) greet(h greeting, m *shared.Memory) (err error) {
 // errOlder: the server does not know this version of the protocol, whose greeting it refuses.
 var errOlder = errors.New("the server has an older version of the protocol")
 
-// agree hears whether the server takes the memory that was passed, or nil.
-func (s *stream) agree(m *shared.Memory) error {
+// agree hears whether the server takes the memory that was passed, or nil, and whether it wants data compressed.
+func (s *stream) agree(h greeting, m *shared.Memory) error {
 	body, err := s.answer(frameAgreed, 1)
 	var refused *RefusedError
 	if errors.As(err, &refused) {
@@ -113,8 +115,11 @@ func (s *stream) agree(m *shared.Memory) error {
 	if err != nil {
 		return err
 	}
-	if body[0] == 1 {
+	switch {
+	case body[0] == agreedShared:
 		s.memory = m
+	case body[0] == agreedPacked && h.version >= 4:
+		s.packs = true
 	}
 	return nil
 }
@@ -174,7 +179,13 @@ func (s *stream) sendSome(list []capture.Change) (n int, err error) {
 	if shares {
 		return n, s.send(frameShared, encodeShared(list[:n]))
 	}
-	return n, s.send(frameChanges, encodeChanges(list[:n])...)
+	parts := encodeChanges(list[:n])
+	if s.packs {
+		if packed := s.packer.pack(parts); packed != nil {
+			return n, s.send(framePacked, packed)
+		}
+	}
+	return n, s.send(frameChanges, parts...)
 }
 
 // inMemory reports whether the server is told where the data of a change lie.

@@ -13,7 +13,7 @@ import (
 	"tidemark/capture"
 )
 
-// Kinds of frames. Those up to frameShared are the client's.
+// Kinds of frames. Those up to framePacked are the client's.
 const (
 	frameHello   = 1
 	frameChanges = 2
@@ -23,14 +23,22 @@ const (
 	frameMark    = 6
 	frameSample  = 7
 	frameShared  = 8
+	framePacked  = 9
 	frameWelcome = 65
 	frameSynced  = 66
 	frameRefused = 67
 	frameAgreed  = 68
 )
 
+// What a server says in frameAgreed about the data of changes.
+const (
+	agreedCarried = 0
+	agreedShared  = 1
+	agreedPacked  = 2 // carried, and compressed where that helps; from version 4 on
+)
+
 // magics begin the greetings of the versions, from 1 on.
-var magics = [...]string{"TMWIRE01", "TMWIRE02", "TMWIRE03"}
+var magics = [...]string{"TMWIRE01", "TMWIRE02", "TMWIRE03", "TMWIRE04"}
 
 const (
 	headSize   = 12
@@ -103,7 +111,7 @@ func noEOF(err error) error {
 	return err
 }
 
-// greeting is what a client says first. Each version says more than the one before.
+// greeting is what a client says first. Each version says more than the one before, but for version 4: who speaks it can compress.
 type greeting struct {
 	version  int
 	timeline string
@@ -141,7 +149,7 @@ func parseHello(kind byte, body []byte) (h greeting, err error) {
 			return h, err
 		}
 	}
-	if len(body) != 8*(h.version-1) {
+	if len(body) != 8*(min(h.version, 3)-1) {
 		return h, fmt.Errorf("%w: a greeting of version %d with %d bytes behind its names", ErrProtocol, h.version, len(body))
 	}
 	if h.version >= 3 {

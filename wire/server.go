@@ -62,7 +62,9 @@ type session struct {
 	conn    net.Conn
 	feed    Feed
 	memory  *shared.Memory // of the client; nil: none
+	packs   bool           // the client compresses the data of changes
 	buf     []byte
+	plain   []byte // what was compressed
 	syncing sync.WaitGroup
 	sending sync.Mutex // a frame goes out whole
 }
@@ -112,7 +114,8 @@ func (s *session) welcome(ctx context.Context, open Opener) error {
 	return nil
 }
 
-// hello reads the client's greeting, and says whether memory is taken before anything else, from version 2 on.
+// hello reads the client's greeting, and says how data are to come before anything else, from version 2 on: in memory that is shared, or
+// as they are, or, from version 4 on, compressed. That is for networks: who comes through a unix socket is on this host.
 func (s *session) hello() (h greeting, err error) {
 	var passed passing
 	defer passed.close()
@@ -131,11 +134,14 @@ func (s *session) hello() (h greeting, err error) {
 	if s.memory, err = passed.memory(h.memory); err != nil || h.version == 1 {
 		return h, err
 	}
-	answer := []byte{0}
-	if s.memory != nil {
-		answer[0] = 1
+	answer := byte(agreedCarried)
+	switch {
+	case s.memory != nil:
+		answer = agreedShared
+	case passed.conn == nil && h.version >= 4:
+		answer, s.packs = agreedPacked, true
 	}
-	return h, s.send(frameAgreed, answer)
+	return h, s.send(frameAgreed, []byte{answer})
 }
 
 // handle does what a frame asks for.
@@ -147,6 +153,16 @@ func (s *session) handle(kind byte, body []byte) error {
 			return err
 		}
 		return s.feed.Apply(list)
+	case framePacked:
+		if !s.packs {
+			return fmt.Errorf("%w: compressed changes, of which nothing was said", ErrProtocol)
+		}
+		plain, err := unpack(body, s.plain)
+		if err != nil {
+			return err
+		}
+		s.plain = plain
+		return s.handle(frameChanges, plain)
 	case frameShared:
 		list, err := parseShared(body, s.memory)
 		if err != nil {

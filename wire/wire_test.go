@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -123,21 +124,32 @@ func dialer(network string, l net.Listener) func(context.Context) (net.Conn, err
 	}
 }
 
-// TestWhatIsSentArrives holds a client and a server to what they are for, whether or not data are shared.
+// TestWhatIsSentArrives holds a client and a server to what they are for, whether data are shared, carried or compressed.
 func TestWhatIsSentArrives(t *testing.T) {
 	for _, c := range []struct {
 		name   string
 		serve  func(*testing.T, Opener) (*Client, <-chan error)
 		offers bool
 		shares bool
-		older  bool // nothing is said of what was acknowledged before
+		packs  bool
+		speaks int // the version of who speaks the older one
 	}{
-		{"carried", serve, false, false, false},
-		{"shared", serve, true, true, false},
-		{"by somebody who carries", carry, true, false, false},
-		{"to a server of version 2", serveOlder(2), true, true, true},
-		{"to a server of version 1", serveOlder(1), true, false, true},
-		{"not over a unix socket", serveTCP, true, false, false},
+		{"carried", serve, false, false, false, 4},
+		{"shared", serve, true, true, false, 4},
+		{"by somebody who carries", carry, true, false, false, 4},
+		{"to a server of version 3", serveOlder("unix", 3), true, true, false, 3},
+		{"to a server of version 2", serveOlder("unix", 2), true, true, false, 2},
+		{"to a server of version 1", serveOlder("unix", 1), true, false, false, 1},
+		{"from a client of version 3", serve, true, true, false, 3},
+		{"from a client of version 2", serve, true, true, false, 2},
+		{"from a client of version 1", serve, true, false, false, 1},
+		{"compressed", serveTCP, true, false, true, 4},
+		{"by somebody who carries to another host", carryFar, true, false, true, 4},
+		{"to another host, of version 3", serveOlder("tcp", 3), true, false, false, 3},
+		{"to another host, of version 1", serveOlder("tcp", 1), true, false, false, 1},
+		{"from another host, of version 3", serveTCP, true, false, false, 3},
+		{"from another host, of version 2", serveTCP, true, false, false, 2},
+		{"from another host, of version 1", serveTCP, true, false, false, 1},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			var m *shared.Memory
@@ -145,10 +157,14 @@ func TestWhatIsSentArrives(t *testing.T) {
 				m = newMemory(t, 8<<20)
 			}
 			before := capture.Sent{ID: "old", Durable: 1<<63 + 5}
-			if c.older {
+			if c.speaks < 3 {
 				before.Durable = 0
 			}
-			arrives(t, c.serve, before, m, c.shares)
+			version := len(magics)
+			if strings.HasPrefix(c.name, "from ") {
+				version = c.speaks
+			}
+			arrives(t, c.serve, version, before, m, c.shares, c.packs)
 		})
 	}
 }
@@ -167,7 +183,15 @@ func newMemory(t testing.TB, size int) *shared.Memory {
 	return m
 }
 
-func arrives(t *testing.T, serve func(*testing.T, Opener) (*Client, <-chan error), told capture.Sent, m *shared.Memory, shares bool) {
+// openAs opens a stream as a client does whose newest version that is.
+func (c *Client) openAs(ctx context.Context, version int, id string, before capture.Sent, m *shared.Memory) (capture.Stream, error) {
+	if version == len(magics) {
+		return c.Open(ctx, id, before, m)
+	}
+	return c.open(ctx, greeting{version: version, timeline: c.Timeline, stream: id, before: before}, m)
+}
+
+func arrives(t *testing.T, serve func(*testing.T, Opener) (*Client, <-chan error), version int, told capture.Sent, m *shared.Memory, shares, packs bool) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	rng := rand.New(rand.NewPCG(seed, 1))
@@ -178,12 +202,12 @@ func arrives(t *testing.T, serve func(*testing.T, Opener) (*Client, <-chan error
 		}
 		return b, true, nil
 	})
-	s, err := client.Open(t.Context(), "new", capture.Sent{ID: "old", Durable: 1<<63 + 5}, m)
+	s, err := client.openAs(t.Context(), version, "new", capture.Sent{ID: "old", Durable: 1<<63 + 5}, m)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if s.Applied() != 7 || !s.Known() || s.Shares() != shares {
-		t.Errorf("applied %d, known %v, shares %v", s.Applied(), s.Known(), s.Shares())
+	if s.Applied() != 7 || !s.Known() || s.Shares() != shares || s.(*stream).packs != packs {
+		t.Errorf("applied %d, known %v, shares %v, packs %v", s.Applied(), s.Known(), s.Shares(), s.(*stream).packs)
 	}
 	var want []string
 	sent := uint64(7)
@@ -194,8 +218,9 @@ func arrives(t *testing.T, serve func(*testing.T, Opener) (*Client, <-chan error
 			c := capture.Change{Disk: uint16(rng.IntN(3)), Off: rng.Int64(), Time: rng.Int64(), Len: rng.Int64N(1 << rng.IntN(20))}
 			if rng.IntN(4) > 0 {
 				c.Data = make([]byte, c.Len)
+				kinds := uint32(1) << rng.IntN(9) // of bytes: from one to all
 				for i := range c.Data {
-					c.Data[i] = byte(rng.Uint32())
+					c.Data[i] = byte(rng.Uint32() % kinds)
 				}
 			}
 			want = append(want, note(c))
@@ -248,6 +273,15 @@ func put(c *capture.Change, m *shared.Memory, at int) int {
 
 // carry serves a book behind somebody who carries bytes between two sockets, and nothing else.
 func carry(t *testing.T, open Opener) (*Client, <-chan error) {
+	return carryTo(t, serve, open)
+}
+
+// carryFar is carry, with the book on another host, as an agent carries.
+func carryFar(t *testing.T, open Opener) (*Client, <-chan error) {
+	return carryTo(t, serveTCP, open)
+}
+
+func carryTo(t *testing.T, serve func(*testing.T, Opener) (*Client, <-chan error), open Opener) (*Client, <-chan error) {
 	client, ended := serve(t, open)
 	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
 	if err != nil {
@@ -275,9 +309,9 @@ func carry(t *testing.T, open Opener) (*Client, <-chan error) {
 }
 
 // serveOlder serves a book as a server of an older version does: it refuses newer greetings.
-func serveOlder(version int) func(*testing.T, Opener) (*Client, <-chan error) {
+func serveOlder(network string, version int) func(*testing.T, Opener) (*Client, <-chan error) {
 	return func(t *testing.T, open Opener) (*Client, <-chan error) {
-		return serveOn(t, "unix", func(ctx context.Context, conn net.Conn) error {
+		return serveOn(t, network, func(ctx context.Context, conn net.Conn) error {
 			if slices.Contains(magics[:version], peek(t, conn)) {
 				return Serve(ctx, conn, open)
 			}
@@ -287,9 +321,9 @@ func serveOlder(version int) func(*testing.T, Opener) (*Client, <-chan error) {
 	}
 }
 
-// peek returns what the greeting begins with that comes on a unix socket, and leaves it there.
+// peek returns what the greeting begins with that comes on a socket, and leaves it there.
 func peek(t *testing.T, conn net.Conn) string {
-	raw, err := conn.(*net.UnixConn).SyscallConn()
+	raw, err := conn.(syscall.Conn).SyscallConn()
 	if err != nil {
 		t.Error(err)
 		return ""
@@ -319,6 +353,7 @@ func TestGreetings(t *testing.T) {
 		{"TMWIRE01\x04\x00line\x01\x00a\x03\x00old", capture.Sent{ID: "old"}, false},
 		{"TMWIRE02\x04\x00line\x01\x00a\x03\x00old\x00\x00\x00\x00\x00\x00\x00\x00", capture.Sent{ID: "old"}, true},
 		{"TMWIRE03\x04\x00line\x01\x00a\x03\x00old\x07\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00", capture.Sent{ID: "old", Durable: 263}, true},
+		{"TMWIRE04\x04\x00line\x01\x00a\x03\x00old\x07\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00", capture.Sent{ID: "old", Durable: 263}, true},
 	} {
 		t.Run(c.hello[:8], func(t *testing.T) {
 			client, _ := serve(t, func(_ context.Context, line, id string, before capture.Sent) (Feed, bool, error) {
@@ -385,7 +420,7 @@ func TestUnsafeMemoryIsRefused(t *testing.T) {
 		size    uint64
 		files   []*os.File
 	}{
-		{"not sealed", 3, 1 << 20, []*os.File{unsealed}},
+		{"not sealed", 4, 1 << 20, []*os.File{unsealed}},
 		{"a file", 3, 1 << 20, []*os.File{file}},
 		{"smaller than said", 3, 2 << 20, []*os.File{good.File()}},
 		{"larger than said", 3, 1 << 19, []*os.File{good.File()}},
@@ -606,7 +641,7 @@ func FuzzFrames(f *testing.F) {
 		if x, err := parseSample(body); err == nil && !bytes.Equal(encodeSample(&x), body) {
 			t.Errorf("a sample that is not what it says")
 		}
-		for _, s := range []*session{{feed: &book{}}, {feed: &book{}, memory: m}} {
+		for _, s := range []*session{{feed: &book{}}, {feed: &book{}, memory: m}, {feed: &book{}, packs: true}} {
 			if kind != frameSync {
 				_ = s.handle(kind, body)
 			}

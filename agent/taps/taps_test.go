@@ -5,12 +5,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -269,5 +271,81 @@ func TestTapRefuses(t *testing.T) {
 	x := f.start() // what failed has let go of everything
 	if err := x.Stop(t.Context()); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// carryCounted gives each connection to a socket one to a server of another host, as an agent does, and counts what it brings there.
+func carryCounted(t *testing.T, socket, address string) *atomic.Int64 {
+	t.Helper()
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	n := new(atomic.Int64)
+	go func() {
+		for {
+			near, err := l.Accept()
+			if err != nil {
+				return
+			}
+			far, err := net.Dial("tcp", address)
+			if err != nil {
+				near.Close()
+				continue
+			}
+			t.Cleanup(func() { near.Close(); far.Close() })
+			go func() {
+				buf := make([]byte, 64<<10)
+				for {
+					k, err := near.Read(buf)
+					n.Add(int64(k))
+					if _, werr := far.Write(buf[:k]); err != nil || werr != nil {
+						far.Close()
+						return
+					}
+				}
+			}()
+			go func() {
+				io.Copy(struct{ io.Writer }{near}, far)
+				near.Close()
+			}()
+		}
+	}()
+	return n
+}
+
+// What a tap sends to a server of another host is compressed on its way, and arrives as it was.
+func TestTapOfAnotherHostCompresses(t *testing.T) {
+	f := newFixture(t)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go wire.Serve(t.Context(), conn, f.copy.open)
+		}
+	}()
+	sent := carryCounted(t, f.cfg.Server, l.Addr().String())
+	x := f.start()
+	f.follows(x) // all of the disk, which is text
+	if s, err := x.Status(t.Context()); err != nil || s.Shared {
+		t.Errorf("the server reads memory of another host: %+v, %v", s, err)
+	}
+	if n := sent.Load(); n > diskSize/10 {
+		t.Errorf("%d bytes went for a disk of %d", n, diskSize)
+	}
+	before := sent.Load()
+	f.write(x, 0xa5, 1<<20, 4<<20)
+	f.follows(x)
+	t.Logf("%d bytes went for the disk, and %d for 4 MiB of one byte", before, sent.Load()-before)
+	if n := sent.Load() - before; n > 4<<20/50 {
+		t.Errorf("%d bytes went for 4 MiB of one byte", n)
 	}
 }
