@@ -7,11 +7,13 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"tidemark"
+	"tidemark/policy"
 	"tidemark/timeline"
 )
 
@@ -100,20 +102,14 @@ func promiseHourly(ctx context.Context, p *product, apps int64) error {
 		}
 	}
 	for {
-		done := int64(0)
-		for j, err := range p.Jobs(ctx, tidemark.JobFilter{Kind: "capture", States: []tidemark.JobState{tidemark.JobDone, tidemark.JobFailed}, Limit: 1000}) {
-			if err != nil {
-				return err
-			}
-			if j.State == tidemark.JobFailed {
-				return fmt.Errorf("a capture failed: %w", j.Error)
-			}
-			done++
+		list, err := p.Compliance(ctx)
+		if err != nil {
+			return err
 		}
-		if done >= apps {
+		if !slices.ContainsFunc(list, func(c policy.Compliance) bool { return c.State != policy.OK }) {
 			return nil
 		}
-		if err := rest(ctx, 2*time.Second); err != nil {
+		if err := rest(ctx, time.Second); err != nil {
 			return err
 		}
 	}
