@@ -209,7 +209,9 @@ func (s *server) objects(ctx context.Context, n need, in any) (list []access.Obj
 		}
 		o := access.Object{Kind: n.kind}
 		if name != "" {
-			if o, err = s.c.Object(ctx, n.kind, name); err != nil {
+			if o, err = s.c.Object(ctx, n.kind, name); err != nil { // it is recorded what it was about
+				who := callerOf(ctx)
+				who.asked = append(who.asked, asked{n.action, o})
 				return nil, err
 			}
 		}
