@@ -144,7 +144,7 @@ func TestAuditAway(t *testing.T) {
 			name := fmt.Sprintf("v%d-3", round)
 			say(name, "volume", "rm", name)
 		}
-		q.answers()
+		q.runs("jobs")
 	}
 	var list []access.AuditRecord
 	for end := time.Now().Add(time.Minute); len(list) < len(all) && time.Now().Before(end); time.Sleep(100 * time.Millisecond) {

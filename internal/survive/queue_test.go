@@ -383,7 +383,7 @@ func TestCatalogAway(t *testing.T) {
 			t.Fatal(err)
 		}
 		db.start()
-		q.answers()
+		q.runs("jobs")
 		if j := q.over(running.ID); j.State != tidemark.JobDone {
 			t.Errorf("the job that ran: %+v: %v", j, j.Error)
 		}
@@ -401,19 +401,6 @@ func TestCatalogAway(t *testing.T) {
 		}
 		q.run("capture", "files")
 	}
-}
-
-// answers waits until the catalog's database is found again.
-func (q *queueing) answers() {
-	q.t.Helper()
-	var err error
-	for range 300 {
-		if _, err = q.try("jobs"); err == nil {
-			return
-		}
-		time.Sleep(100 * time.Millisecond)
-	}
-	q.t.Fatalf("verbs do not work again: %v", err)
 }
 
 // TestSharedCatalog has two servers share a catalog: neither takes what is the other's for its own, not even when it is killed.

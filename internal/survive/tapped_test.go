@@ -35,7 +35,14 @@ func newTapping(t *testing.T, size int64, prepare func(disk string), options ...
 // newTappingOn is newTapping with a file system of another size for the data directory.
 func newTappingOn(t *testing.T, room string, size int64, prepare func(disk string), options ...string) *tapping {
 	t.Helper()
-	x := &tapping{stage: newStage(t), rng: seeded(t)}
+	return newTappingIn(newStage(t), room, size, prepare, options...)
+}
+
+// newTappingIn is newTappingOn on a stage.
+func newTappingIn(s *stage, room string, size int64, prepare func(disk string), options ...string) *tapping {
+	t := s.t
+	t.Helper()
+	x := &tapping{stage: s, rng: seeded(t)}
 	x.disk = filepath.Join(x.dir, "disk")
 	if err := os.WriteFile(x.disk, nil, 0o600); err != nil {
 		t.Fatal(err)
