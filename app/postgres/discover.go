@@ -3,6 +3,7 @@ package postgres
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"os/user"
@@ -47,9 +48,7 @@ func Discover(ctx context.Context) ([]Cluster, error) {
 	if err := stopped(found); err != nil {
 		return nil, err
 	}
-	if err := running(found); err != nil {
-		return nil, err
-	}
+	running(found)
 	list := make([]Cluster, 0, len(found))
 	for _, c := range found {
 		if err := ctx.Err(); err != nil {
@@ -86,22 +85,14 @@ func stopped(found map[string]*Cluster) error {
 
 // running adds the servers of the process table: a process whose working
 // directory has a pid file that names it.
-func running(found map[string]*Cluster) error {
-	procs, err := filepath.Glob("/proc/[0-9]*/comm")
-	if err != nil {
-		return err
-	}
-	for _, comm := range procs {
-		name, err := os.ReadFile(comm)
-		if n := strings.TrimSpace(string(name)); err != nil || n != "postgres" && n != "postmaster" {
-			continue
-		}
-		dir, err := os.Readlink(filepath.Join(filepath.Dir(comm), "cwd"))
+func running(found map[string]*Cluster) {
+	for _, server := range servers() {
+		dir, err := os.Readlink(fmt.Sprintf("/proc/%d/cwd", server))
 		if err != nil {
 			continue
 		}
 		pid, lines := livePostmaster(dir)
-		if strconv.Itoa(pid) != filepath.Base(filepath.Dir(comm)) || isClone(dir) {
+		if pid != server || isClone(dir) {
 			continue
 		}
 		c := &Cluster{Name: dir, DataDir: dir}
@@ -117,7 +108,6 @@ func running(found map[string]*Cluster) error {
 		}
 		c.add(found)
 	}
-	return nil
 }
 
 func isClone(dir string) bool {
