@@ -146,17 +146,11 @@ func (a *Agent) Unmount(ctx context.Context, dir string, patience time.Duration)
 
 func doUnmount(ctx context.Context, s *session, args unmountArgs, _ func(any)) (none, error) {
 	args.Dir = s.places.abs(args.Dir)
-	for until := time.Now().Add(args.Patience); ; {
-		err := mount.Unmount(args.Dir)
-		if errors.Is(err, mount.ErrBusy) && time.Now().Before(until) && ctx.Err() == nil {
-			time.Sleep(50 * time.Millisecond)
-			continue
-		}
-		if errors.Is(err, mount.ErrBusy) {
-			err = tidemark.Errorf(tidemark.Conflict, "%s is in use", args.Dir).WithHint("end the programs that use it: `fuser -vm " + args.Dir + "`")
-		}
-		return none{}, err
+	err := mount.WhileBusy(ctx, args.Patience, func() error { return mount.Unmount(args.Dir) })
+	if errors.Is(err, mount.ErrBusy) {
+		err = tidemark.Errorf(tidemark.Conflict, "%s is in use", args.Dir).WithHint("end the programs that use it: `fuser -vm " + args.Dir + "`")
 	}
+	return none{}, err
 }
 
 // Freeze writes back file systems and stops their writes until Thaw, all or none. They are
