@@ -372,14 +372,9 @@ func unpublishNeeds(_ *Control, _ context.Context, b *workflow.Unpublish) ([]Nee
 	return []Need{{Action: access.ApplicationPublish, Kind: access.KindApplication, Ref: b.Clone}}, nil
 }
 
-// unpublished is what an unpublish step did.
-type unpublished struct {
-	Gone []string `json:"gone"`
-}
-
 // doUnpublish takes publications back. That there is none any more is fine.
 func doUnpublish(ctx context.Context, d doing[*workflow.Unpublish]) (any, error) {
-	gone := unpublished{Gone: []string{}}
+	gone := expired{Gone: []string{}}
 	err := d.entered(ctx, func() (err error) {
 		gone.Gone, err = d.c.unpublish(ctx, d.body.Clone, func(all []published) []published {
 			if d.body.Bookmark != "" {
@@ -479,7 +474,7 @@ func expireNeeds(c *Control, ctx context.Context, b *workflow.Expire) (needs []N
 	return needs, err
 }
 
-// expired is what an expire step did.
+// expired is what an expire or unpublish step did.
 type expired struct {
 	Gone []string `json:"gone"`
 }
