@@ -143,6 +143,7 @@ type CaptureResult struct {
 	ChangedBytes int64         `json:"changed_bytes" doc:"What differed, at a grain of 4 KiB."`
 	StoredBytes  int64         `json:"stored_bytes" doc:"What was added to the pool."`
 	ShippedBytes int64         `json:"shipped_bytes,omitempty" doc:"What came from another host, compressed."`
+	FoundBytes   int64         `json:"found_bytes,omitempty" doc:"What another host need not send, for it is staged of that host elsewhere."`
 	Seconds      float64       `json:"seconds" doc:"How long it took, in seconds."`
 	Notes        []string      `json:"notes,omitempty" doc:"What is worth knowing about it, one line each."`
 }

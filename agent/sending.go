@@ -197,8 +197,20 @@ func doSendSource(ctx context.Context, s *session, args sendArgs, _ func(any)) (
 	return r, nil
 }
 
+// Staging is where a tree is staged.
+type Staging struct {
+	Dir string `json:"dir"`
+	// Index and Known are as in [delta.Options].
+	Index string        `json:"index,omitempty"`
+	Known []delta.Known `json:"known,omitempty"`
+}
+
 // stageArgs say what comes on a socket, and where it is staged.
-type stageArgs struct{ Socket, Staging, Kind string }
+type stageArgs struct {
+	Socket  string
+	Staging Staging
+	Kind    string
+}
 
 // Staged is what came of a tree.
 type Staged struct {
@@ -209,7 +221,7 @@ type Staged struct {
 
 // StageTree stages what a [Sending] brings, which the caller hands on at a socket, once somebody connects there. Where the connection ended too
 // soon, that is in the result.
-func (a *Agent) StageTree(ctx context.Context, t Tree, socket, staging string, progress func(tidemark.Progress)) (Staged, error) {
+func (a *Agent) StageTree(ctx context.Context, t Tree, socket string, staging Staging, progress func(tidemark.Progress)) (Staged, error) {
 	kind := ""
 	if t.Postgres != nil {
 		kind = "postgres"
@@ -226,14 +238,15 @@ func doStage(ctx context.Context, _ *session, args stageArgs, note func(any)) (r
 	if err != nil {
 		return r, err
 	}
-	r.Stats, err = delta.Receive(ctx, conn, args.Staging, delta.Options{Tops: t.tops(), Progress: rarely(note)}, func(st delta.Stats) error {
+	opts := delta.Options{Tops: t.tops(), Index: args.Staging.Index, Known: args.Staging.Known, Progress: rarely(note)}
+	r.Stats, err = delta.Receive(ctx, conn, args.Staging.Dir, opts, func(st delta.Stats) error {
 		if t.Postgres == nil {
 			return nil
 		}
 		if err := json.Unmarshal(st.Result, &r.Postgres); err != nil || r.Postgres == nil {
 			return tidemark.Errorf(tidemark.Invalid, "the agent does not say what it has captured").WithHint("server and agent must be of one version")
 		}
-		return postgres.NoteStaged(args.Staging, r.Postgres)
+		return postgres.NoteStaged(args.Staging.Dir, r.Postgres)
 	})
 	if errors.Is(err, delta.ErrLost) {
 		r.Lost, err = true, nil

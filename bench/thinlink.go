@@ -47,7 +47,7 @@ func benchThinLink(ctx context.Context, e *env, r *Result) error {
 	}
 	defer end()
 	defer func() { // their staging disks are mounted here
-		for _, name := range []string{"tree", "cluster"} {
+		for _, name := range []string{"tree", "copy", "cluster"} {
 			_ = p.Unprotect(context.Background(), name) // one that is not there was not made
 		}
 	}()
@@ -158,7 +158,29 @@ func (e *env) thinTree(ctx context.Context, r *Result, p *product, l *link) erro
 		return err
 	}
 	time.Sleep(6 * time.Second)
-	return e.thinCapture(ctx, r, p, l, "tree", "tree, unchanged", 0)
+	if err := e.thinCapture(ctx, r, p, l, "tree", "tree, unchanged", 0); err != nil {
+		return err
+	}
+	return e.thinKnown(ctx, r, p, l, root)
+}
+
+// thinKnown captures what is staged of the host already: the same tree with its directories renamed, and a copy of it as an application of its own.
+func (e *env) thinKnown(ctx context.Context, r *Result, p *product, l *link, root string) error {
+	if out, err := exec.CommandContext(ctx, "cp", "-a", root, e.disk+"/copy").CombinedOutput(); err != nil {
+		return fmt.Errorf("copy the tree: %s: %w", out, err)
+	}
+	for i := range 50 {
+		if err := os.Rename(fmt.Sprintf("%s/d%d", root, i), fmt.Sprintf("%s/renamed%d", root, i)); err != nil {
+			return err
+		}
+	}
+	if err := e.thinCapture(ctx, r, p, l, "tree", "tree, renamed", 0); err != nil {
+		return err
+	}
+	if err := p.protected(ctx, tidemark.ProtectSpec{Name: "copy", Source: e.disk + "/copy", Host: "far"}); err != nil {
+		return err
+	}
+	return e.thinCapture(ctx, r, p, l, "copy", "tree, copied", 0)
 }
 
 // thinCluster captures a running database, and again after some transactions.
@@ -204,6 +226,11 @@ func rowsThinLink(r *Result) {
 		v := func(unit string) float64 { return r.median(fromHost, what, unit) }
 		r.row("shipped ÷ stored: "+what, v("ratio"), "x", atMost(1.1), atMost(1),
 			"%s MB shipped, %s MB stored; %s MB changed at a grain of 4 KiB; %s MB went the other way", number(v("shipped")/1e6), number(v("stored")/1e6), number(v("changed")/1e6), number(v("asked")/1e6))
+	}
+	for _, what := range []string{"tree, renamed", "tree, copied"} {
+		v := func(unit string) float64 { return r.median(fromHost, what, unit) }
+		r.row("shipped ÷ staged anew, of what the host has elsewhere: "+what, v("shipped")/v("changed"), "x", atMost(0.1), atMost(0.1),
+			"%s MB of %s MB, %s MB stored, in %s s", number(v("shipped")/1e6), number(v("changed")/1e6), number(v("stored")/1e6), number(v("s")))
 	}
 	r.row("a capture of a tree in which nothing changed", r.median(fromHost, "tree, unchanged", "s"), "s", Bound{}, Bound{}, "%s kB shipped", number(r.median(fromHost, "tree, unchanged", "shipped")/1e3))
 }

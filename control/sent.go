@@ -10,6 +10,7 @@ import (
 
 	"tidemark"
 	"tidemark/agent"
+	"tidemark/app/delta"
 	"tidemark/app/postgres"
 	"tidemark/export/nbd"
 	"tidemark/timeline"
@@ -73,7 +74,7 @@ func (c *Control) captureSent(ctx context.Context, t *task, a app, bookmark stri
 	if err != nil {
 		return res, err
 	}
-	res.ReadBytes, res.ChangedBytes, res.Notes = r.ReadBytes, r.ChangedBytes, append(res.Notes, r.Warnings...)
+	res.ReadBytes, res.ChangedBytes, res.FoundBytes, res.Notes = r.ReadBytes, r.ChangedBytes, r.FoundBytes, append(res.Notes, r.Warnings...)
 	for _, f := range r.Inconsistent {
 		res.Notes = append(res.Notes, "changed while it was read: "+f)
 	}
@@ -86,6 +87,19 @@ func (c *Control) captureSent(ctx context.Context, t *task, a app, bookmark stri
 	}
 	res.Point, err = c.markCapture(ctx, t, a, mark)
 	return res, err
+}
+
+// chunksOf is where it is noted what is staged of an application that is sent: a cache.
+func (c *Control) chunksOf(a app) string { return filepath.Join(c.printsOf(a), "chunks") }
+
+// knownOf is what else is staged of an application's host: what is there need not be sent. Of other hosts nothing is, whatever they have: see app/delta/DESIGN.md.
+func (c *Control) knownOf(a app) (known []delta.Known) {
+	for _, x := range c.apps() {
+		if x.sent() && x.Agent == a.Agent && x.name != a.name {
+			known = append(known, delta.Known{Dir: c.dirOf(x, dataDisk), Index: c.chunksOf(x)})
+		}
+	}
+	return known
 }
 
 const (
@@ -171,7 +185,7 @@ func (c *Control) stageOnce(ctx context.Context, t *task, a app, x *agent.Agent,
 			handOn(s.Conn, ours)
 		}
 	}()
-	r, err = c.agent.StageTree(ctx, tree, socket, dir, t.report)
+	r, err = c.agent.StageTree(ctx, tree, socket, agent.Staging{Dir: dir, Index: c.chunksOf(a), Known: c.knownOf(a)}, t.report)
 	l.Close()
 	<-handed
 	if cause := s.Close(); cause != nil && (err != nil || r.Lost) {

@@ -56,6 +56,13 @@ func (r *receiver) want(ctx context.Context, f *file, buf []byte) error {
 		r.mu.Unlock()
 		return r.settle(ctx, f)
 	}
+	if have != nil && have.Size()/2 > f.attr.Size && have.Sys().(*syscall.Stat_t).Nlink == 1 {
+		// Less is there than is gone, and that may be elsewhere now: a log that is written anew has gone on by another name.
+		if err := r.dismiss(f.path); err != nil {
+			return err
+		}
+		have = nil
+	}
 	if f.out, err = r.top.OpenFile(f.path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600); err != nil {
 		return err
 	}
@@ -76,6 +83,9 @@ func (r *receiver) want(ctx context.Context, f *file, buf []byte) error {
 			m.size = min(part, m.size)
 			if m.body, err = printsOf(f.out, off, m.size, r.seed, buf); err != nil {
 				return err
+			}
+			if have != nil && (r.old == nil || r.prev.Dirty) { // of what came before a cut not all was noted
+				r.noteChunks(f, off, buf[:min(m.size, max(have.Size()-off, 0))])
 			}
 		}
 		off += m.size
@@ -175,14 +185,17 @@ func (r *receiver) content(ctx context.Context, m message) error {
 		if f.probe {
 			return nil
 		}
+		if m.flag != dataTaken && r.notes != nil {
+			f.touch(m.off, max(m.size, int64(len(m.body))))
+		}
 		if m.kind == msgZero {
 			return r.zero(f, m)
 		}
 		if len(m.body) > maxData {
 			return malformed("%d bytes at once", len(m.body))
 		}
-		n, err := f.out.WriteAt(m.body, m.off)
-		if m.flag == 0 {
+		n, err := r.write(f, m.body, m.off)
+		if m.flag != dataFiner {
 			r.changed(int64(n))
 		}
 		if f.behind += n; f.behind >= writeBackAfter {
@@ -199,6 +212,8 @@ func (r *receiver) content(ctx context.Context, m message) error {
 		return r.release(f)
 	case msgDiffer:
 		return r.refine(ctx, f, m.body)
+	case msgOffer:
+		return r.offer(ctx, f, m.body)
 	}
 	if err := r.release(f); err != nil {
 		return err
@@ -264,7 +279,7 @@ func (r *receiver) zero(f *file, m message) error {
 	if n = min(n, st.Size()-off); n <= 0 {
 		return nil
 	}
-	if m.flag == 0 {
+	if m.flag != dataFiner {
 		r.changed(n)
 	}
 	err = unix.Fallocate(int(f.out.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
@@ -298,6 +313,9 @@ func (r *receiver) end(ctx context.Context, f *file, m message) error {
 	st, err := f.out.Stat()
 	if err == nil && st.Size() != f.attr.Size {
 		err = f.out.Truncate(f.attr.Size)
+	}
+	if err == nil {
+		err = r.noteTouched(f)
 	}
 	if f.behind >= writeBackOf {
 		f.writeBack()
@@ -371,7 +389,7 @@ func (r *receiver) sample(ctx context.Context) error {
 	}
 	buf := make([]byte, block.BlockSize)
 	for _, x := range list {
-		f := &file{path: x.file.path, attr: x.file.attr, probe: true}
+		f := &file{named: named{path: x.file.path}, attr: x.file.attr, probe: true}
 		off := rand.Int64N((f.attr.Size+block.BlockSize-1)/block.BlockSize) * block.BlockSize
 		n := min(block.BlockSize, f.attr.Size-off)
 		in, err := r.top.OpenFile(f.path, os.O_RDONLY|unix.O_NOFOLLOW, 0)

@@ -5,7 +5,9 @@
 // walks the tree and tells what is in it; the receiver compares that with what is
 // staged, and asks for the files that are not proven unchanged by their dates. With the
 // question it sends fingerprints of the staged blocks, so that the answer is those
-// blocks of 4 KiB that differ, and nothing else. Everything is under way at
+// blocks of 4 KiB that differ, and nothing else. Where nothing is staged, the sender
+// offers chunks by the name of their content, and sends those that the receiver does not
+// find in what is staged of the same host. Everything is under way at
 // once, in both directions, each as one compressed stream: what a round trip takes
 // is paid a few times for a capture, not for each file.
 //
@@ -14,5 +16,5 @@
 //
 // The receiver trusts the sender with the content of its own tree and with nothing
 // else: names, links, numbers and lengths may be made by an enemy. The sender can
-// learn fingerprints of what was staged of its tree, and of no other. See DESIGN.md.
+// learn fingerprints of what was staged of its tree, and what is staged of its host; nothing of any other. See DESIGN.md.
 package delta

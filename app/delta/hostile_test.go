@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"net"
 	"os"
@@ -92,6 +93,10 @@ func TestHostileSender(t *testing.T) {
 		"a file with a link's mode":    {[]message{enter("data"), {kind: msgFile, name: "x", attr: linkAttr}}, true},
 		"a file of no attributes":      {[]message{enter("data"), {kind: msgFile, name: "x"}}, true},
 		"a file that nobody wanted":    {[]message{enter("data"), {kind: msgData, id: 9, body: []byte("x")}}, true},
+		"an offer that nobody wanted":  {[]message{enter("data"), {kind: msgOffer, id: 9, body: make([]byte, 33)}}, true},
+		"half an offer":                {[]message{enter("data"), file(0, "silent"), {kind: msgOffer, id: 1, body: make([]byte, 20)}}, true},
+		"an offer beyond all files":    {[]message{enter("data"), file(0, "silent"), {kind: msgOffer, id: 1, body: append(binary.AppendUvarint(nil, 1<<60), make([]byte, 32)...)}}, true},
+		"an offer of too much":         {[]message{enter("data"), file(0, "silent"), {kind: msgOffer, id: 1, body: make([]byte, 33*(offerOf+1))}}, true},
 		"an end that nobody wanted":    {[]message{enter("data"), {kind: msgEnd, id: 9, attr: fileAttr}}, true},
 		"a question":                   {[]message{{kind: msgWant, name: "data/x"}}, true},
 		"more behind a round":          {[]message{enter("data"), file(0, "silent"), {kind: msgLeave, flag: 1}, round, enter("data")}, true},

@@ -9,7 +9,7 @@ import (
 )
 
 // version is what is said first. Another one is not understood.
-const version = 1
+const version = 2
 
 // kind says what a message is.
 type kind byte
@@ -25,10 +25,11 @@ const (
 	msgHard                    // one more name in dir of the file whose path is target
 	msgLeave                   // directory dir was told; flag: what was not named is gone
 	msgWarn                    // body: a warning
-	msgData                    // body: bytes of file id at off; flag 1: of a block that was said to differ, as in msgZero
+	msgData                    // body: bytes of file id at off; flag: see dataNew, as in msgZero
 	msgZero                    // size zeros of file id at off
 	msgDiffer                  // body: the numbers of blocks of file id that differ from what is staged there: their fingerprints are wanted at a finer grain
 	msgPart                    // what was wanted of file id last is sent
+	msgOffer                   // body: for chunks of file id of which nothing is staged, the number and the name of the content
 	msgEnd                     // and it was the last of that file; flag: see endOK
 	msgRound                   // this walk has ended; flag: it is the last
 	msgDone                    // body: the result as JSON
@@ -37,6 +38,7 @@ const (
 	msgAnswer  // off: the seed of fingerprints; the first that it says
 	msgWant    // of the file id with path name: size bytes at off; body: fingerprints; flag: see wantMore
 	msgFiner   // body: for each of these blocks its number, and the fingerprints of its pieces
+	msgTake    // body: the numbers of the chunks of the eldest offer of file id that are wanted
 	msgSettled // off: so many files are dealt with
 	msgNext    // all that was wanted has come; flag: walk the same once more
 	msgLast    // its sentinel; never sent
@@ -47,6 +49,13 @@ const (
 	endOK      = 0
 	endChanged = 1 // it changed while it was read
 	endGone    = 2 // it is not there any more
+)
+
+// What the flag of msgData and msgZero says.
+const (
+	dataNew   = 0
+	dataFiner = 1 // of a block that was said to differ
+	dataTaken = 2 // of a chunk that was offered
 )
 
 // What the flag of msgWant says.

@@ -22,6 +22,9 @@ const fine = 256
 // finePrints is the length of the fingerprints of a block's pieces.
 const finePrints = block.BlockSize / fine * printSize
 
+// chunkPrints is the length of the fingerprints of a chunk's blocks.
+const chunkPrints = chunkSize / block.BlockSize * printSize
+
 var zeros [block.BlockSize]byte
 
 // printsOf returns the fingerprints of what a file has of the n bytes at off, one for each block. A block of zeros, and one behind the end, has
@@ -63,7 +66,14 @@ func appendFine(to []byte, f *os.File, list []byte, seed uint64) ([]byte, int, e
 	return to, n, nil
 }
 
-func isZero(b []byte) bool { return string(b) == string(zeros[:len(b)]) }
+func isZero(b []byte) bool {
+	for ; len(b) > len(zeros); b = b[len(zeros):] {
+		if [block.BlockSize]byte(b) != zeros {
+			return false
+		}
+	}
+	return string(b) == string(zeros[:len(b)])
+}
 
 // appendPrint appends the fingerprint of a block: 16 zeros for one that is nothing but zeros, whatever its length.
 func appendPrint(to, b []byte, seed uint64) []byte {

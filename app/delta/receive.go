@@ -50,6 +50,11 @@ type Options struct {
 	Samples int
 	// Progress is told the bytes of files looked at so far, of all that were named. It may be nil.
 	Progress func(tidemark.Progress)
+	// Index is the file in which it is noted what is staged, so that it is found when it is elsewhere in a tree, of this application or another one of
+	// [Options.Known]. It is a cache, and should be in no staging directory. Empty: nothing is noted, or found.
+	Index string
+	// Known are the other staging directories of the sender's host.
+	Known []Known
 	// Margin is how much older than the last capture dates must be to prove anything. Zero means 5 s, which is right for all but tests that have no time.
 	Margin time.Duration
 }
@@ -62,6 +67,7 @@ type Stats struct {
 	Bytes        int64 `json:"bytes"`        // of all files
 	ReadBytes    int64 `json:"readBytes"`    // of files that were read
 	ChangedBytes int64 `json:"changedBytes"` // written, without metadata
+	FoundBytes   int64 `json:"foundBytes"`   // of these, found elsewhere in what is staged of the host: they were not sent
 	Shipped      int64 `json:"shipped"`      // came over the connection, compressed
 	Asked        int64 `json:"asked"`        // went over it to the sender, compressed
 	Sampled      int   `json:"sampled"`
@@ -90,9 +96,15 @@ type receiver struct {
 	trust bool
 	room  *semaphore.Weighted
 
+	// notes are of what is staged now, old and indexes of what was before, here and in the directories of opts.Known. nil: nobody wants to know.
+	notes   *notes
+	old     *index
+	indexes []*index
+
 	// Used by listen alone.
 	byNumber []*directory
 	heard    bool // the sender's first word
+	chunk    []byte
 
 	mu       sync.Mutex
 	turn     *sync.Cond
@@ -129,8 +141,8 @@ type directory struct {
 
 // file is one of the tree that is being compared.
 type file struct {
+	named
 	id      uint64
-	path    string
 	known   bool // its directory is
 	attr    Attr
 	again   int   // how often it was wanted before
@@ -140,8 +152,9 @@ type file struct {
 	out     *os.File
 	probe   bool
 	differs bool
-	at      int64 // how far what has come of it reaches
-	behind  int   // bytes written since the kernel was last told to write back
+	touched map[int64]bool // chunks that were written, and of which something was staged
+	at      int64          // how far what has come of it reaches
+	behind  int            // bytes written since the kernel was last told to write back
 }
 
 type hardLink struct{ path, to string }
@@ -172,10 +185,14 @@ func Receive(ctx context.Context, conn net.Conn, staging string, opts Options, f
 		opts.Margin = dateMargin
 	}
 	r := &receiver{stream: st, opts: opts, root: staging, top: top, prev: readState(staging), seed: rand.Uint64() >> 2, room: semaphore.NewWeighted(wanting),
-		dirs: map[string]*directory{}, live: map[uint64]*file{}, claimed: map[uint64]uint64{}}
+		dirs: map[string]*directory{}, live: map[uint64]*file{}, claimed: map[uint64]uint64{}, chunk: make([]byte, chunkSize)}
 	r.turn = sync.NewCond(&r.mu)
 	defer r.closeFiles()
+	if err := r.openIndexes(); err != nil {
+		return Stats{}, err
+	}
 	err = r.run(ctx, finish)
+	r.closeIndexes()
 	r.st.Shipped, r.st.Asked, r.st.Warnings = r.taken.Load(), r.sent.Load(), r.warnings
 	return r.st, err
 }
@@ -315,6 +332,9 @@ func (r *receiver) conclude(finish func(Stats) error) error {
 			return err
 		}
 	}
+	if err := r.top.RemoveAll(goneDir); err != nil {
+		return err
+	}
 	r.st.Result = append(json.RawMessage(nil), r.done.body...)
 	if finish != nil {
 		if err := finish(r.st); err != nil {
@@ -382,7 +402,7 @@ func (r *receiver) hear(ctx context.Context, m message) error {
 	case msgWarn:
 		r.warn("%s", m.body)
 		return nil
-	case msgData, msgZero, msgDiffer, msgPart, msgEnd:
+	case msgData, msgZero, msgDiffer, msgPart, msgOffer, msgEnd:
 		return r.content(ctx, m)
 	case msgRound:
 		r.mu.Lock()

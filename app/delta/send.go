@@ -57,12 +57,15 @@ type sender struct {
 
 	mu      sync.Mutex
 	wants   []message // guarded by mu, like all below
+	answers []message // to what was asked of a file that is being sent: they come first
 	told    int64     // files
 	settled int64
 	changed *sync.Cond
 
-	open map[uint64]*sending // used by serve alone
-	buf  []byte
+	open  map[uint64]*sending // used by serve alone, like all below
+	buf   []byte
+	asked map[sum][]waiting // what is offered, and what has the same content
+	ahead int               // chunks that are offered, or wait for that
 }
 
 // sending is a file of which something is wanted.
@@ -70,9 +73,12 @@ type sending struct {
 	f      *os.File
 	before Attr
 	gone   bool
-	differ []byte // numbers of blocks of this part that differ, for msgDiffer
-	finer  int    // how often fingerprints of a finer grain are still to come
-	ending bool   // all else was sent
+	differ []byte    // numbers of blocks of this part that differ, for msgDiffer
+	offers []offered // chunks of this part, for msgOffer
+	// unanswered are the offers that were sent, the eldest first.
+	unanswered [][]offered
+	owed       int  // how many answers are still to come, and chunks to be offered
+	ending     bool // all else was sent
 }
 
 // farAhead is how many files may be told that the receiver has not dealt with yet: what it has to remember is bounded so.
@@ -88,7 +94,7 @@ func Send(ctx context.Context, conn net.Conn, src Source) error {
 	}
 	defer st.close()
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
-	s := &sender{stream: st, src: src, next: make(chan bool, 1), open: map[uint64]*sending{}, buf: make([]byte, maxData)}
+	s := &sender{stream: st, src: src, next: make(chan bool, 1), open: map[uint64]*sending{}, buf: make([]byte, maxData), asked: map[sum][]waiting{}}
 	s.changed = sync.NewCond(&s.mu)
 	defer func() {
 		for _, o := range s.open {
@@ -215,9 +221,12 @@ func (s *sender) listen(over chan<- struct{}, parted <-chan struct{}) error {
 			return err
 		}
 		switch m.kind {
-		case msgWant, msgFiner:
+		case msgWant:
 			m.body = append([]byte(nil), m.body...)
 			s.note(func() { s.wants = append(s.wants, m) })
+		case msgFiner, msgTake:
+			m.body = append([]byte(nil), m.body...)
+			s.note(func() { s.answers = append(s.answers, m) })
 		case msgSettled:
 			s.note(func() { s.settled += m.off })
 		case msgNext:
@@ -246,36 +255,55 @@ func (s *sender) stopServing() {
 	s.note(func() { s.wants = append(s.wants, message{}) })
 }
 
-// serveAll sends what is wanted, in the order in which that is said.
+// serveAll sends what is wanted, in the order in which that is said; what finishes a file that is being sent, before anything else.
 func (s *sender) serveAll(ctx context.Context) error {
 	for {
-		s.mu.Lock()
-		for len(s.wants) == 0 && ctx.Err() == nil {
-			s.changed.Wait()
-		}
-		if ctx.Err() != nil {
-			s.mu.Unlock()
-			return context.Cause(ctx)
-		}
-		m := s.wants[0]
-		s.wants[0] = message{}
-		s.wants = s.wants[1:]
-		s.mu.Unlock()
-		if m.kind == 0 {
-			return nil
+		m, err := s.take(ctx, &s.answers, &s.wants)
+		if err != nil || m.kind == 0 {
+			return err
 		}
 		if err := s.serve(ctx, m); err != nil {
-			return fmt.Errorf("send %q: %w", m.name, err)
+			return err
 		}
 	}
 }
 
-// serve sends what is wanted of a file.
-func (s *sender) serve(ctx context.Context, m message) error {
-	o := s.open[m.id]
-	if m.kind == msgFiner {
-		return s.serveFine(ctx, m, o)
+// take waits for a message in one of several lists, and takes it from the first that has one.
+func (s *sender) take(ctx context.Context, lists ...*[]message) (message, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for ctx.Err() == nil {
+		for _, list := range lists {
+			if len(*list) > 0 {
+				m := (*list)[0]
+				(*list)[0] = message{}
+				*list = (*list)[1:]
+				return m, nil
+			}
+		}
+		s.changed.Wait()
 	}
+	return message{}, context.Cause(ctx)
+}
+
+// serve deals with what the receiver has said of a file.
+func (s *sender) serve(ctx context.Context, m message) (err error) {
+	switch o := s.open[m.id]; m.kind {
+	case msgFiner:
+		err = s.serveFine(ctx, m, o)
+	case msgTake:
+		err = s.serveTaken(ctx, m, o)
+	default:
+		err = s.serveWanted(ctx, m, o)
+	}
+	if err != nil {
+		err = fmt.Errorf("send %q: %w", m.name, err)
+	}
+	return err
+}
+
+// serveWanted sends what is wanted of a file.
+func (s *sender) serveWanted(ctx context.Context, m message, o *sending) error {
 	if o == nil {
 		var err error
 		if o, err = s.openFile(m.name); err != nil {
@@ -293,24 +321,35 @@ func (s *sender) serve(ctx context.Context, m message) error {
 			return err
 		}
 		o.differ = nil
-		o.finer++
+		o.owed++
+	}
+	if err := s.sendOffers(ctx, m.id, o); err != nil {
+		return err
 	}
 	switch {
 	case m.flag == wantMore:
 		return s.send(ctx, message{kind: msgPart, id: m.id})
-	case o.finer > 0:
+	case o.owed > 0:
 		o.ending = true
 		return nil
 	}
 	return s.end(ctx, m.id, o)
 }
 
+// endServed ends a file of which nothing is owed any more.
+func (s *sender) endServed(ctx context.Context, id uint64, o *sending) error {
+	if !o.ending || o.owed > 0 {
+		return nil
+	}
+	return s.end(ctx, id, o)
+}
+
 // serveFine sends those pieces of blocks that differ.
 func (s *sender) serveFine(ctx context.Context, m message, o *sending) error {
-	if o == nil || o.finer == 0 {
+	if o == nil || o.owed <= len(o.unanswered) {
 		return errMalformed
 	}
-	o.finer--
+	o.owed--
 	p := parser{b: m.body}
 	for len(p.b) > 0 && p.err == nil {
 		number := p.length()
@@ -323,14 +362,14 @@ func (s *sender) serveFine(ctx context.Context, m message, o *sending) error {
 		if err != nil && !errors.Is(err, io.EOF) {
 			return err
 		}
-		if err := s.differing(ctx, message{flag: 1, id: m.id, off: number * block.BlockSize}, nil, fine, s.buf[:n], prints); err != nil {
+		if err := s.differing(ctx, message{flag: dataFiner, id: m.id, off: number * block.BlockSize}, nil, fine, s.buf[:n], prints); err != nil {
 			return err
 		}
 	}
-	if p.err == nil && o.ending && o.finer == 0 {
-		return s.end(ctx, m.id, o)
+	if p.err != nil {
+		return p.err
 	}
-	return p.err
+	return s.endServed(ctx, m.id, o)
 }
 
 func (s *sender) openFile(name string) (*sending, error) {
@@ -366,7 +405,7 @@ func (s *sender) end(ctx context.Context, id uint64, o *sending) error {
 	return s.send(ctx, m)
 }
 
-// compare sends those blocks of a part of a file that have other fingerprints than the receiver's.
+// compare sends those blocks of a part of a file that have other fingerprints than the receiver's, and offers chunks of which that has none.
 func (s *sender) compare(ctx context.Context, m message, o *sending) error {
 	end := m.off + m.size
 	if m.flag == wantLast {
@@ -386,10 +425,15 @@ func (s *sender) compare(ctx context.Context, m message, o *sending) error {
 		if m.flag == wantProbe {
 			look = nil
 		}
-		if err := s.differing(ctx, message{id: m.id, off: off}, look, block.BlockSize, s.buf[:n], prints); err != nil {
+		if look != nil && n > block.BlockSize && off%chunkSize == 0 && isZero(prints[:min(len(prints), chunkPrints)]) {
+			err = s.offer(ctx, m.id, o, off/chunkSize, s.buf[:n])
+		} else {
+			err = s.differing(ctx, message{id: m.id, off: off}, look, block.BlockSize, s.buf[:n], prints)
+		}
+		if err != nil {
 			return err
 		}
-		prints = prints[min(len(prints), maxData/block.BlockSize*printSize):]
+		prints = prints[min(len(prints), chunkPrints):]
 		if off += int64(n); n < maxData {
 			return nil // the end, perhaps sooner than it was
 		}

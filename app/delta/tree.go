@@ -112,7 +112,7 @@ func (r *receiver) entry(m message) error {
 		r.left++
 		r.st.Files++
 		r.st.Bytes += m.attr.Size
-		r.queue = append(r.queue, &file{path: path, known: d.known, attr: *m.attr})
+		r.queue = append(r.queue, &file{named: named{path: path}, known: d.known, attr: *m.attr})
 		r.turn.Broadcast()
 		return nil
 	case m.kind == msgLink && m.attr.Mode&unix.S_IFMT == unix.S_IFLNK || m.kind == msgSpecial && special(m.attr.Mode):
@@ -167,7 +167,7 @@ func (r *receiver) leave(m message) error {
 		}
 		path := filepath.Join(d.path, name)
 		r.forget(path)
-		if err := r.top.RemoveAll(path); err != nil {
+		if err := r.dismiss(path); err != nil {
 			return fmt.Errorf("remove %q from the copy: %w", path, err)
 		}
 		r.st.Removed++

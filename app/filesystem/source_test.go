@@ -99,12 +99,14 @@ func TestShipModel(t *testing.T) {
 		}
 	}
 	skipped, cut := 0, 0
+	var found int64
+	index := t.TempDir() + "/cache/index"
 	for range 80 {
 		for range rng.IntN(12) {
 			mutate(t, rng, src)
 		}
 		time.Sleep(12 * time.Millisecond)
-		opts := delta.Options{Margin: 5 * time.Millisecond}
+		opts := delta.Options{Margin: 5 * time.Millisecond, Index: index}
 		if rng.IntN(3) == 0 {
 			if _, err := ship(t, src, staging, opts, 1+rng.Int64N(30_000)); err != nil {
 				if !errors.Is(err, delta.ErrLost) {
@@ -118,10 +120,11 @@ func TestShipModel(t *testing.T) {
 			t.Fatalf("seed %d: %+v, %v", seed, st, err)
 		}
 		skipped += st.Skipped
+		found += st.FoundBytes
 		equal(t, seed, src, filepath.Join(staging, DataDir))
 	}
-	if skipped == 0 || cut == 0 {
-		t.Errorf("seed %d: %d were proven unchanged, %d were cut", seed, skipped, cut)
+	if skipped == 0 || cut == 0 || found == 0 {
+		t.Errorf("seed %d: %d were proven unchanged, %d were cut, %d bytes were found elsewhere", seed, skipped, cut, found)
 	}
 }
 

@@ -126,7 +126,7 @@ func mutate(t testing.TB, rng *rand.Rand, root string) {
 	}
 	regular := func(p string) bool { fi, err := os.Lstat(p); return err == nil && fi.Mode().IsRegular() }
 	ignore := func(error) {} // many of these cannot be done to what is there; any outcome is a tree
-	switch rng.IntN(14) {
+	switch rng.IntN(15) {
 	case 0, 1, 2:
 		overwrite(path, os.O_TRUNC, 0, data)
 	case 3:
@@ -162,6 +162,12 @@ func mutate(t testing.TB, rng *rand.Rand, root string) {
 		ignore(os.Mkdir(path, 0o755))
 		if fi, err := os.Lstat(path); err == nil && fi.IsDir() {
 			overwrite(path+"/x\ny", os.O_TRUNC, 0, data)
+		}
+	case 14: // the same content twice, in one place or two
+		if regular(path) {
+			data, err := os.ReadFile(path)
+			ignore(err)
+			overwrite(other, os.O_TRUNC, rng.Int64N(2)*65536, data)
 		}
 	}
 }
