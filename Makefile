@@ -3,7 +3,7 @@ GO ?= go
 # No C: the binary is static, and builds wherever Go does.
 export CGO_ENABLED ?= 0
 
-.PHONY: build demo test test-deps demo-deps bench-deps bench lint clean
+.PHONY: build demo test test-deps demo-deps bench-deps bench fuzz lint clean
 
 build: ## the binary
 	$(GO) build -o bin/tidemark ./cmd/tidemark
@@ -18,6 +18,9 @@ test: test-deps lint ## installs what the tests need, and runs all of them
 lint: ## format and vet; the other rules are tests in internal/tidy
 	test -z "$$(gofmt -l .)" || { gofmt -l .; exit 1; }
 	$(GO) vet ./...
+
+fuzz: ## each fuzz test for FUZZTIME, 30s if not given; tests run their seeds only
+	GO=$(GO) ./scripts/fuzz
 
 test-deps demo-deps bench-deps: ## what they need of Debian 12
 	./scripts/install-$@

@@ -3,6 +3,7 @@ package tidemark
 import (
 	"net/url"
 	"strconv"
+	"strings"
 )
 
 // maxPostURL is how long a URL may be that is posted to, in bytes.
@@ -29,8 +30,9 @@ func OnlyHost(s string) string {
 	if err != nil || u.Host == "" {
 		return ""
 	}
+	host := u.Scheme + "://" + strings.TrimSuffix(u.Host, ":") // a port that is empty is none
 	if rest := u.RequestURI(); rest != "/" {
-		return u.Scheme + "://" + u.Host + "/…"
+		return host + "/…"
 	}
-	return u.Scheme + "://" + u.Host
+	return host
 }
