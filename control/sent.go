@@ -74,7 +74,7 @@ func (c *Control) captureSent(ctx context.Context, t *task, a app, bookmark stri
 	if err != nil {
 		return res, err
 	}
-	res.ReadBytes, res.ChangedBytes, res.FoundBytes, res.Notes = r.ReadBytes, r.ChangedBytes, r.FoundBytes, append(res.Notes, r.Warnings...)
+	res.ReadBytes, res.ChangedBytes, res.Notes = r.ReadBytes, r.ChangedBytes, append(res.Notes, r.Warnings...)
 	for _, f := range r.Inconsistent {
 		res.Notes = append(res.Notes, "changed while it was read: "+f)
 	}
@@ -123,7 +123,7 @@ func (c *Control) stageSent(ctx context.Context, t *task, a app, dir string, res
 	}
 	for fruitless := 0; ; {
 		r, err := c.stageOnce(ctx, t, a, x, tree, dir)
-		res.ShippedBytes += r.Shipped
+		res.ShippedBytes, res.FoundBytes = res.ShippedBytes+r.Shipped, res.FoundBytes+r.FoundBytes
 		if fruitless++; r.Shipped >= fruit {
 			fruitless = 0
 		}

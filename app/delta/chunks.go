@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"iter"
 	"math"
 	"os"
@@ -174,8 +173,9 @@ type notes struct {
 const (
 	// tailSize is how many places are noted before they are sorted.
 	tailSize = 4096
-	// mostNoted bounds what is noted in one Receive: 1 TiB of new content, for which it needs 256 MiB. The rest is not found by its content.
-	mostNoted = 16 << 20
+	// mostNoted bounds what is noted in one Receive: 256 GiB of new content, or 4 million files. That needs 64 MiB of memory, and twice as much when it is
+	// saved. The rest is not found by its content.
+	mostNoted = 4 << 20
 )
 
 // newNotes makes notes, whose table is in a directory.
@@ -277,17 +277,12 @@ func (n *notes) path(off uint32) (string, error) {
 	return pathAt(n.table, 0, n.size, off)
 }
 
-// save writes the index of a staging directory: what was noted, and what an older index has of files that are still there and of chunks that
-// were not noted anew. What is in it is not synced: it is a hint.
-func (n *notes) save(path string, old *index, staged *os.Root) error {
+// save writes the index of a staging directory: what was noted, and what an older index has of files that are still there, or elsewhere by
+// now as gone says, and of chunks that were not noted anew. What is in it is not synced: it is a hint.
+func (n *notes) save(path string, old *index, staging string, gone func(path string) (string, bool)) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.sortTail()
-	var fresh []place
-	for _, run := range slices.Backward(n.runs) {
-		fresh = merge(run, fresh)
-	}
-	kept, err := n.keep(old, staged)
+	kept, err := n.keep(old, staging, gone)
 	if err != nil {
 		return err
 	}
@@ -295,7 +290,7 @@ func (n *notes) save(path string, old *index, staged *os.Root) error {
 	if err != nil {
 		return err
 	}
-	err = errors.Join(n.write(f, both(fresh, kept)), f.Close())
+	err = errors.Join(n.write(f, both(n.all(), kept)), f.Close())
 	if err == nil {
 		err = vfs.Rename(vfs.OS, f.Name(), path)
 	}
@@ -303,6 +298,18 @@ func (n *notes) save(path string, old *index, staged *os.Root) error {
 		os.Remove(f.Name())
 	}
 	return err
+}
+
+// all takes all places that were noted, sorted by file.
+func (n *notes) all() (list []place) {
+	n.sortTail()
+	for _, run := range slices.Backward(n.runs) {
+		list = append(list, run...)
+	}
+	n.runs = nil
+	slices.SortStableFunc(list, byFile)
+	// The same chunk of a file that changed while it was read.
+	return slices.CompactFunc(list, func(a, b place) bool { return byFile(a, b) == 0 })
 }
 
 // write writes an index with the table that was noted.
@@ -330,11 +337,15 @@ func (n *notes) write(f *os.File, places iter.Seq[place]) error {
 	return err
 }
 
-// both are the places that were noted and those of an older index, as far as they are of other chunks, sorted by key.
-func both(fresh []place, kept iter.Seq[place]) iter.Seq[place] {
-	noted := slices.Clone(fresh)
-	slices.SortFunc(noted, byFile)
+// mostPlacesKept bounds an index, in places: 1 GiB, of 4 TiB of content. What is beyond is not found by its content.
+const mostPlacesKept = 64 << 20
+
+// both are the places that were noted, which come sorted by file, and those of an older index, as far as they are of other chunks, sorted by key.
+func both(noted []place, kept iter.Seq[place]) iter.Seq[place] {
+	fresh := slices.Clone(noted)
+	slices.SortFunc(fresh, byKey)
 	return func(yield func(place) bool) {
+		left := mostPlacesKept - len(fresh)
 		for p := range kept {
 			if _, again := slices.BinarySearchFunc(noted, p, byFile); again {
 				continue
@@ -343,6 +354,9 @@ func both(fresh []place, kept iter.Seq[place]) iter.Seq[place] {
 				if !yield(fresh[0]) {
 					return
 				}
+			}
+			if left--; left < 0 {
+				break
 			}
 			if !yield(p) {
 				return
@@ -356,12 +370,18 @@ func both(fresh []place, kept iter.Seq[place]) iter.Seq[place] {
 	}
 }
 
+// moved is a path of an older index: where it was in its table, where it is in ours, and how many chunks its file has.
+type moved struct {
+	from, to uint32
+	chunks   int64
+}
+
 // keep takes over the paths of an older index whose files are still there, and returns its places of these, sorted by key.
-func (n *notes) keep(old *index, staged *os.Root) (iter.Seq[place], error) {
+func (n *notes) keep(old *index, staging string, gone func(string) (string, bool)) (iter.Seq[place], error) {
 	if old == nil {
 		return func(func(place) bool) {}, nil
 	}
-	moved, err := n.move(old, staged)
+	paths, err := n.move(old, staging, gone)
 	if err != nil {
 		return nil, err
 	}
@@ -373,11 +393,11 @@ func (n *notes) keep(old *index, staged *os.Root) (iter.Seq[place], error) {
 				return // what is left is not found any more
 			}
 			p := readPlace(b[:])
-			i, ok := slices.BinarySearchFunc(moved, p.path, func(m [2]uint32, from uint32) int { return cmp.Compare(m[0], from) })
-			if !ok {
+			i, ok := slices.BinarySearchFunc(paths, p.path, func(m moved, from uint32) int { return cmp.Compare(m.from, from) })
+			if !ok || int64(p.number) >= paths[i].chunks {
 				continue
 			}
-			p.path = moved[i][1]
+			p.path = paths[i].to
 			if !yield(p) {
 				return
 			}
@@ -385,8 +405,8 @@ func (n *notes) keep(old *index, staged *os.Root) (iter.Seq[place], error) {
 	}, nil
 }
 
-// move puts the paths of an older index whose files are still there into the table, and returns the offsets of both, sorted.
-func (n *notes) move(old *index, staged *os.Root) (moved [][2]uint32, err error) {
+// move puts the paths of an older index whose files are still there into the table, and returns them in the order of the older one.
+func (n *notes) move(old *index, staging string, gone func(string) (string, bool)) (list []moved, err error) {
 	noted := map[string]uint32{}
 	err = eachPath(n.table, 0, n.size, func(at uint32, path string) error {
 		noted[path] = at
@@ -395,24 +415,34 @@ func (n *notes) move(old *index, staged *os.Root) (moved [][2]uint32, err error)
 	if err != nil {
 		return nil, err
 	}
-	err = eachPath(old.f, indexHead, old.table, func(at uint32, path string) error {
+	err = eachPath(old.f, indexHead, old.table, func(at uint32, path string) (err error) {
+		size := staged(staging, path)
+		if elsewhere, ok := gone(path); ok && size == 0 {
+			path, size = elsewhere, staged(staging, elsewhere)
+		}
+		if size == 0 {
+			return nil
+		}
 		to, ok := noted[path]
 		if !ok {
-			if fi, err := staged.Lstat(path); errors.Is(err, fs.ErrNotExist) || err == nil && !fi.Mode().IsRegular() {
-				return nil
-			}
-			var err error
-			if to, err = n.appendPath(path); err != nil {
-				return err
-			}
+			to, err = n.appendPath(path)
 		}
-		moved = append(moved, [2]uint32{at, to})
-		return nil
+		list = append(list, moved{at, to, (size + chunkSize - 1) / chunkSize})
+		return err
 	})
 	if errors.Is(err, errNoIndex) { // what is before the damage is kept
 		err = nil
 	}
-	return moved, err
+	return list, err
+}
+
+// staged returns how long a file is, 0 if it is none. A link on its way leads to a wrong answer, and so to a place in which nothing is found.
+func staged(dir, path string) int64 {
+	fi, err := os.Lstat(filepath.Join(dir, path))
+	if err != nil || !fi.Mode().IsRegular() {
+		return 0
+	}
+	return fi.Size()
 }
 
 // eachPath calls fn with each path of a table.

@@ -56,14 +56,18 @@ func (r *receiver) want(ctx context.Context, f *file, buf []byte) error {
 		r.mu.Unlock()
 		return r.settle(ctx, f)
 	}
-	if have != nil && have.Size()/2 > f.attr.Size && have.Sys().(*syscall.Stat_t).Nlink == 1 {
-		// Less is there than is gone, and that may be elsewhere now: a log that is written anew has gone on by another name.
-		if err := r.dismiss(f.path); err != nil {
+	if have != nil && f.attr.Size < have.Size()/8 && r.gone.keeps() {
+		// Nearly all of it is gone, and may be elsewhere now: a log that is written anew has gone on by another name.
+		if err := r.gone.dismiss(f.path); err != nil {
 			return err
 		}
 		have = nil
 	}
-	if f.out, err = r.top.OpenFile(f.path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600); err != nil {
+	err = r.gone.room(func() (err error) {
+		f.out, err = r.top.OpenFile(f.path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+		return err
+	})
+	if err != nil {
 		return err
 	}
 	// What it is longer by when it is sent is compared with nothing: so nothing may be there.
@@ -132,7 +136,7 @@ func (r *receiver) staged(f *file) (fs.FileInfo, error) {
 		r.claimed[st.Ino] = f.attr.Inode
 		return have, nil
 	}
-	return nil, r.top.Remove(f.path)
+	return nil, r.gone.dismiss(f.path)
 }
 
 // unchanged is the proof rule: see DESIGN.md.
@@ -185,16 +189,16 @@ func (r *receiver) content(ctx context.Context, m message) error {
 		if f.probe {
 			return nil
 		}
-		if m.flag != dataTaken && r.notes != nil {
-			f.touch(m.off, max(m.size, int64(len(m.body))))
+		if max(m.size, int64(len(m.body))) > maxData {
+			return malformed("%d bytes at once", max(m.size, int64(len(m.body))))
+		}
+		if m.flag != dataTaken {
+			r.touch(f, m.off, max(m.size, int64(len(m.body))))
 		}
 		if m.kind == msgZero {
 			return r.zero(f, m)
 		}
-		if len(m.body) > maxData {
-			return malformed("%d bytes at once", len(m.body))
-		}
-		n, err := r.write(f, m.body, m.off)
+		n, err := r.gone.write(f, m.body, m.off)
 		if m.flag != dataFiner {
 			r.changed(int64(n))
 		}
@@ -302,10 +306,7 @@ func (r *receiver) end(ctx context.Context, f *file, m message) error {
 		return r.endProbe(f, m)
 	case m.flag == endGone:
 		err := f.out.Close()
-		if gone := r.top.Remove(f.path); !errors.Is(gone, fs.ErrNotExist) {
-			err = errors.Join(err, gone)
-		}
-		return errors.Join(err, r.settle(ctx, f))
+		return errors.Join(err, r.gone.dismiss(f.path), r.settle(ctx, f))
 	case m.attr == nil || m.attr.Mode&unix.S_IFMT != unix.S_IFREG:
 		return malformed("the end of a file that is none")
 	}
@@ -315,7 +316,7 @@ func (r *receiver) end(ctx context.Context, f *file, m message) error {
 		err = f.out.Truncate(f.attr.Size)
 	}
 	if err == nil {
-		err = r.noteTouched(f)
+		err = r.noteTouched(ctx, f)
 	}
 	if f.behind >= writeBackOf {
 		f.writeBack()
@@ -447,7 +448,7 @@ func (r *receiver) link(h hardLink) error {
 			return err
 		}
 	}
-	if err := r.top.Link(h.to, h.path); err != nil {
+	if err := r.gone.room(func() error { return r.top.Link(h.to, h.path) }); err != nil {
 		return fmt.Errorf("link %q to %q: %w", h.path, h.to, err)
 	}
 	return nil
@@ -476,11 +477,12 @@ func (r *receiver) special(path string, m message) error {
 			return err
 		}
 	}
-	if m.kind == msgLink {
-		err = r.top.Symlink(m.target, path) // any target: nothing of ours follows it
-	} else {
-		err = unix.Mknod(full, m.attr.Mode&unix.S_IFMT|0o600, int(m.attr.Device))
-	}
+	err = r.gone.room(func() error {
+		if m.kind == msgLink {
+			return r.top.Symlink(m.target, path) // any target: nothing of ours follows it
+		}
+		return unix.Mknod(full, m.attr.Mode&unix.S_IFMT|0o600, int(m.attr.Device))
+	})
 	if err != nil {
 		return fmt.Errorf("make %q: %w", path, err)
 	}

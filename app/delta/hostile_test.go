@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"net"
 	"os"
 	"path/filepath"
@@ -94,9 +95,6 @@ func TestHostileSender(t *testing.T) {
 		"a file of no attributes":      {[]message{enter("data"), {kind: msgFile, name: "x"}}, true},
 		"a file that nobody wanted":    {[]message{enter("data"), {kind: msgData, id: 9, body: []byte("x")}}, true},
 		"an offer that nobody wanted":  {[]message{enter("data"), {kind: msgOffer, id: 9, body: make([]byte, 33)}}, true},
-		"half an offer":                {[]message{enter("data"), file(0, "silent"), {kind: msgOffer, id: 1, body: make([]byte, 20)}}, true},
-		"an offer beyond all files":    {[]message{enter("data"), file(0, "silent"), {kind: msgOffer, id: 1, body: append(binary.AppendUvarint(nil, 1<<60), make([]byte, 32)...)}}, true},
-		"an offer of too much":         {[]message{enter("data"), file(0, "silent"), {kind: msgOffer, id: 1, body: make([]byte, 33*(offerOf+1))}}, true},
 		"an end that nobody wanted":    {[]message{enter("data"), {kind: msgEnd, id: 9, attr: fileAttr}}, true},
 		"a question":                   {[]message{{kind: msgWant, name: "data/x"}}, true},
 		"more behind a round":          {[]message{enter("data"), file(0, "silent"), {kind: msgLeave, flag: 1}, round, enter("data")}, true},
@@ -142,6 +140,135 @@ func TestHostileSender(t *testing.T) {
 			}
 		})
 	}
+}
+
+// An answer to what was wanted that makes no sense is refused.
+func TestHostileAnswer(t *testing.T) {
+	for name, m := range map[string]message{
+		"half an offer":             {kind: msgOffer, body: make([]byte, 20)},
+		"an offer beyond all files": {kind: msgOffer, body: append(binary.AppendUvarint(nil, 1<<60), make([]byte, 32)...)},
+		"an offer of too much":      {kind: msgOffer, body: make([]byte, 33*(offerOf+1))},
+		"too many zeros":            {kind: msgZero, size: maxData + 1},
+		"too much":                  {kind: msgData, body: make([]byte, maxData+1)},
+		"an end that is too soon":   {kind: msgEnd, attr: linkAttr},
+	} {
+		t.Run(name, func(t *testing.T) {
+			near, far := net.Pipe()
+			st, err := newStream(far)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer st.close()
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			defer cancel()
+			hello, _ := json.Marshal(Hello{Line: "1", Now: time.Now()})
+			for _, m := range []message{{kind: msgHello, off: version, body: hello}, {kind: msgEnter, name: "data", attr: dirAttr}, {kind: msgFile, name: "x", attr: fileAttr}} {
+				if err := st.send(ctx, m); err != nil {
+					t.Fatal(err)
+				}
+			}
+			go func() {
+				for {
+					got, err := st.receive()
+					if err != nil {
+						return
+					}
+					if got.kind == msgWant {
+						m.id = got.id
+						_ = st.send(ctx, m)
+					}
+				}
+			}()
+			cache := t.TempDir()
+			_, err = Receive(ctx, near, t.TempDir(), Options{Tops: []string{"data"}, Index: filepath.Join(cache, "index")}, nil)
+			if tidemark.KindOf(err) != tidemark.Invalid {
+				t.Errorf("%v", err)
+			}
+		})
+	}
+}
+
+// What was dismissed leads nowhere: a link in a directory that is gone is not followed by what is gone later.
+func TestHostileGone(t *testing.T) {
+	enter := func(name string) message { return message{kind: msgEnter, name: name, attr: dirAttr} }
+	leave := func(dir uint64) message { return message{kind: msgLeave, dir: dir, flag: 1} }
+	for _, target := range []string{"../../../..", "../../../../data/live", "/etc", "../.."} {
+		t.Run(target, func(t *testing.T) {
+			staging := t.TempDir()
+			live := filepath.Join(staging, "data", "live", "evil")
+			if err := errors.Join(os.MkdirAll(filepath.Dir(live), 0o755), os.WriteFile(live, []byte("mine"), 0o600)); err != nil {
+				t.Fatal(err)
+			}
+			evil := filepath.Join(staging, "data", "a", "sub", "evil")
+			// Once with the link, once without its directory, once with a directory in its place, and without it again.
+			keep := []message{enter("data/live"), {kind: msgKeep, dir: 1, name: "evil"}, leave(1)}
+			rounds := [][]message{
+				{enter("data"), keep[0], keep[1], keep[2], enter("data/a"), {kind: msgLink, dir: 2, name: "sub", target: target, attr: linkAttr}, leave(2), leave(0)},
+				{enter("data"), keep[0], keep[1], keep[2], leave(0)},
+				{enter("data"), keep[0], keep[1], keep[2], enter("data/a"), enter("data/a/sub"), {kind: msgKeep, dir: 3, name: "evil"}, leave(3), leave(2), leave(0)},
+				{enter("data"), keep[0], keep[1], keep[2], enter("data/a"), enter("data/a/sub"), leave(3), leave(2), leave(0)},
+			}
+			if err := walk(t, staging, rounds, func(round int) {
+				if round == 2 {
+					if err := os.WriteFile(evil, []byte("evil"), 0o600); err != nil {
+						t.Error(err)
+					}
+				}
+			}); err != nil {
+				t.Fatal(err)
+			}
+			if got, _ := os.ReadFile(live); string(got) != "mine" {
+				t.Errorf("what is elsewhere became %q", got)
+			}
+			list, _ := os.ReadDir(staging)
+			for _, e := range list {
+				if e.Name() != "data" && e.Name() != ownDir {
+					t.Errorf("there is %s", e.Name())
+				}
+			}
+		})
+	}
+}
+
+// walk has a sender tell rounds of a tree in which no file is wanted, and calls told behind each.
+func walk(t *testing.T, staging string, rounds [][]message, told func(round int)) error {
+	near, far := net.Pipe()
+	st, err := newStream(far)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer st.close()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	hello, _ := json.Marshal(Hello{Line: "1", Now: time.Now()})
+	go func() {
+		_ = st.send(ctx, message{kind: msgHello, off: version, body: hello})
+		for i, list := range rounds {
+			for _, m := range append(list, message{kind: msgRound, flag: flag(i == len(rounds)-1)}) {
+				_ = st.send(ctx, m)
+			}
+			for {
+				m, err := st.receive()
+				if err != nil {
+					return
+				}
+				if m.kind == msgNext {
+					break
+				}
+			}
+			told(i)
+		}
+		_ = st.send(ctx, message{kind: msgDone, body: []byte("{}")})
+		_ = st.finish()
+		for {
+			if m, err := st.receive(); err != nil || m.kind == msgNext {
+				far.Close()
+				return
+			}
+		}
+	}()
+	_, err = Receive(ctx, near, staging, Options{Tops: []string{"data"}, Samples: -1, Index: filepath.Join(t.TempDir(), "index")}, nil)
+	return err
 }
 
 func FuzzMessage(f *testing.F) {

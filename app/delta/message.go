@@ -29,7 +29,6 @@ const (
 	msgZero                    // size zeros of file id at off
 	msgDiffer                  // body: the numbers of blocks of file id that differ from what is staged there: their fingerprints are wanted at a finer grain
 	msgPart                    // what was wanted of file id last is sent
-	msgOffer                   // body: for chunks of file id of which nothing is staged, the number and the name of the content
 	msgEnd                     // and it was the last of that file; flag: see endOK
 	msgRound                   // this walk has ended; flag: it is the last
 	msgDone                    // body: the result as JSON
@@ -38,10 +37,12 @@ const (
 	msgAnswer  // off: the seed of fingerprints; the first that it says
 	msgWant    // of the file id with path name: size bytes at off; body: fingerprints; flag: see wantMore
 	msgFiner   // body: for each of these blocks its number, and the fingerprints of its pieces
-	msgTake    // body: the numbers of the chunks of the eldest offer of file id that are wanted
 	msgSettled // off: so many files are dealt with
 	msgNext    // all that was wanted has come; flag: walk the same once more
-	msgLast    // its sentinel; never sent
+
+	msgOffer // of the sender; body: for chunks of file id of which nothing is staged, the number and the SHA-256
+	msgTake  // of the receiver; body: the numbers of the chunks of the eldest offer of file id that are wanted
+	msgLast  // its sentinel; never sent
 )
 
 // What the flag of msgEnd says.

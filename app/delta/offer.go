@@ -155,7 +155,7 @@ func (r *receiver) offer(ctx context.Context, f *file, list []byte) error {
 		if size == 0 {
 			take = binary.AppendUvarint(take, uint64(number))
 		}
-		if r.notes != nil {
+		if r.notes != nil && number*chunkSize < f.attr.Size {
 			r.notes.add(s, &f.named, number)
 		}
 	}
@@ -175,7 +175,7 @@ func (r *receiver) find(f *file, off int64, s sum) (int, error) {
 			if isZero(piece) {
 				continue
 			}
-			if _, err := r.write(f, piece, off+int64(i)); err != nil {
+			if _, err := r.gone.write(f, piece, off+int64(i)); err != nil {
 				return 0, err
 			}
 		}
@@ -205,7 +205,10 @@ func (r *receiver) candidates(key uint64) iter.Seq[candidate] {
 		each := func(dir string, found []place, path func(uint32) (string, error)) bool {
 			for _, p := range found {
 				name, err := path(p.path)
-				if err == nil && !(yield(candidate{dir, name, p.number}) && yield(candidate{dir, filepath.Join(goneDir, name), p.number})) {
+				if err == nil && !yield(candidate{dir, name, p.number}) {
+					return false
+				}
+				if gone, ok := r.gone.where(name); err == nil && ok && dir == r.root && !yield(candidate{dir, gone, p.number}) {
 					return false
 				}
 			}
@@ -245,24 +248,26 @@ func (c candidate) read(b []byte) int {
 }
 
 // openIndexes opens what is known of the chunks of this staging directory and others. What cannot be opened knows nothing.
-func (r *receiver) openIndexes() error {
+func (r *receiver) openIndexes() {
+	r.gone = &gone{top: r.top, root: r.root}
 	if r.opts.Index == "" {
-		return nil
+		return
 	}
 	dir := filepath.Dir(r.opts.Index)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return err
+	err := os.MkdirAll(dir, 0o700)
+	if err == nil {
+		r.notes, err = newNotes(dir)
 	}
-	var err error
-	if r.notes, err = newNotes(dir); err != nil {
-		return err
+	if err != nil {
+		r.warn("it cannot be noted what is staged, and what is elsewhere now travels: %v", err)
+		return
 	}
+	r.gone.keep = true
 	r.old, _ = openIndex(r.opts.Index)
 	for _, k := range r.opts.Known {
 		x, _ := openIndex(k.Index)
 		r.indexes = append(r.indexes, x)
 	}
-	return nil
 }
 
 // closeIndexes notes what was staged, however the Receive has ended: whoever looks there sees whether it is so.
@@ -270,9 +275,9 @@ func (r *receiver) closeIndexes() {
 	if r.notes == nil {
 		return
 	}
-	if r.notes.count > 0 {
-		if err := r.notes.save(r.opts.Index, r.old, r.top); err != nil {
-			r.warn("what was staged cannot be noted, and may be sent once more when it is elsewhere: %v", err)
+	if r.notes.count > 0 || r.gone.any() {
+		if err := r.notes.save(r.opts.Index, r.old, r.root, r.gone.where); err != nil {
+			r.warn("it cannot be noted what is staged, and what is elsewhere then travels: %v", err)
 		}
 	}
 	r.notes.table.Close()
@@ -282,28 +287,37 @@ func (r *receiver) closeIndexes() {
 	}
 }
 
-// mostTouched bounds the chunks of one file that are noted because something was written to them.
+// mostTouched bounds the chunks that are remembered because something was written to them, of all files that are being compared.
 const mostTouched = 1 << 20
 
 // touch remembers that a part of a file was written of which something was staged.
-func (f *file) touch(off, n int64) {
+func (r *receiver) touch(f *file, off, n int64) {
+	if r.notes == nil {
+		return
+	}
 	if f.touched == nil {
-		f.touched = map[int64]bool{}
+		f.touched = map[int64]struct{}{}
 	}
-	for k := off / chunkSize; k*chunkSize < off+n && len(f.touched) < mostTouched; k++ {
-		f.touched[k] = true
+	before := len(f.touched)
+	for k := off / chunkSize; k*chunkSize < off+n && r.touched < mostTouched; k++ {
+		f.touched[k] = struct{}{}
 	}
+	r.touched += len(f.touched) - before
 }
 
 // noteTouched notes the chunks of a file that were touched.
-func (r *receiver) noteTouched(f *file) error {
+func (r *receiver) noteTouched(ctx context.Context, f *file) error {
 	for number := range f.touched {
 		n, err := f.out.ReadAt(r.chunk, number*chunkSize)
 		if err != nil && !errors.Is(err, io.EOF) {
 			return err
 		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
 		r.noteChunks(f, number*chunkSize, r.chunk[:n])
 	}
+	r.touched -= len(f.touched)
 	f.touched = nil
 	return nil
 }

@@ -3,6 +3,7 @@ package delta
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
@@ -12,6 +13,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sync/semaphore"
+	"golang.org/x/sys/unix"
 
 	"tidemark"
 	"tidemark/app"
@@ -100,11 +102,13 @@ type receiver struct {
 	notes   *notes
 	old     *index
 	indexes []*index
+	gone    *gone
 
 	// Used by listen alone.
 	byNumber []*directory
 	heard    bool // the sender's first word
 	chunk    []byte
+	touched  int // chunks of all files together, see file
 
 	mu       sync.Mutex
 	turn     *sync.Cond
@@ -152,9 +156,9 @@ type file struct {
 	out     *os.File
 	probe   bool
 	differs bool
-	touched map[int64]bool // chunks that were written, and of which something was staged
-	at      int64          // how far what has come of it reaches
-	behind  int            // bytes written since the kernel was last told to write back
+	touched map[int64]struct{} // chunks that were written, and of which something was staged
+	at      int64              // how far what has come of it reaches
+	behind  int                // bytes written since the kernel was last told to write back
 }
 
 type hardLink struct{ path, to string }
@@ -188,10 +192,11 @@ func Receive(ctx context.Context, conn net.Conn, staging string, opts Options, f
 		dirs: map[string]*directory{}, live: map[uint64]*file{}, claimed: map[uint64]uint64{}, chunk: make([]byte, chunkSize)}
 	r.turn = sync.NewCond(&r.mu)
 	defer r.closeFiles()
-	if err := r.openIndexes(); err != nil {
-		return Stats{}, err
-	}
+	r.openIndexes()
 	err = r.run(ctx, finish)
+	if errors.Is(err, unix.ENOSPC) {
+		_, _ = r.gone.giveWay() // of that error the caller is told
+	}
 	r.closeIndexes()
 	r.st.Shipped, r.st.Asked, r.st.Warnings = r.taken.Load(), r.sent.Load(), r.warnings
 	return r.st, err
@@ -317,7 +322,7 @@ func (r *receiver) endRound(ctx context.Context, first bool) (again bool, err er
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.trust, r.claimed = false, map[uint64]uint64{}
-	r.st = Stats{Started: r.st.Started, Removed: r.st.Removed, Sampled: r.st.Sampled, Rescan: r.differs}
+	r.st = Stats{Started: r.st.Started, Removed: r.st.Removed, Sampled: r.st.Sampled, FoundBytes: r.st.FoundBytes, Rescan: r.differs}
 	return true, nil
 }
 
@@ -332,7 +337,7 @@ func (r *receiver) conclude(finish func(Stats) error) error {
 			return err
 		}
 	}
-	if err := r.top.RemoveAll(goneDir); err != nil {
+	if _, err := r.gone.giveWay(); err != nil {
 		return err
 	}
 	r.st.Result = append(json.RawMessage(nil), r.done.body...)
@@ -448,7 +453,7 @@ func (r *receiver) greet(ctx context.Context, m message) error {
 	r.st.Started = h.Now
 	dirty := p
 	dirty.Dirty, dirty.Owner = true, h.Owner
-	if err := writeState(r.root, dirty); err != nil {
+	if err := r.gone.room(func() error { return writeState(r.root, dirty) }); err != nil {
 		return err
 	}
 	return r.send(ctx, message{kind: msgAnswer, off: int64(r.seed)})

@@ -65,13 +65,13 @@ func (r *receiver) makeDir(path string) error {
 		return nil
 	}
 	if err == nil {
-		err = r.top.Remove(path)
+		err = r.gone.dismiss(path)
 		r.st.Removed++
 	}
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
-	return r.top.Mkdir(path, 0o700)
+	return r.gone.room(func() error { return r.top.Mkdir(path, 0o700) })
 }
 
 // directoryOf is the directory that a message is about, while it is entered.
@@ -167,7 +167,7 @@ func (r *receiver) leave(m message) error {
 		}
 		path := filepath.Join(d.path, name)
 		r.forget(path)
-		if err := r.dismiss(path); err != nil {
+		if err := r.gone.dismiss(path); err != nil {
 			return fmt.Errorf("remove %q from the copy: %w", path, err)
 		}
 		r.st.Removed++

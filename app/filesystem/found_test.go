@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"os"
 	"testing"
@@ -52,6 +53,60 @@ func TestShipsWhatIsNotFound(t *testing.T) {
 	if list, err := os.ReadDir(stagedTwo + "/.tidemark/gone"); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("what is gone was kept: %v %v", list, err)
 	}
+}
+
+// What was renamed is found, too, when the capture that saw it first was cut.
+func TestShipsNoRenamedTreeBehindACut(t *testing.T) {
+	src, staging := t.TempDir(), t.TempDir()
+	opts := delta.Options{Index: t.TempDir() + "/index", Samples: -1}
+	for i := range 20 {
+		write(t, fmt.Sprintf("%s/d/%d", src, i), noise(1<<20+i))
+	}
+	mustShip(t, src, staging, opts)
+	if err := os.Rename(src+"/d", src+"/e"); err != nil {
+		t.Fatal(err)
+	}
+	write(t, src+"/d.new", noise(20<<20))
+	if _, err := ship(t, src, staging, opts, 8<<20); !errors.Is(err, delta.ErrLost) {
+		t.Fatal(err)
+	}
+	st := mustShip(t, src, staging, opts)
+	if st.Shipped > 13<<20 {
+		t.Errorf("8 of 20 MiB had come, and the rest is renamed: %+v", st)
+	}
+	equal(t, 0, src, staging+"/data")
+}
+
+// A link to anywhere in a directory that is gone is in nobody's way later.
+func TestShipBehindCutsWithLinks(t *testing.T) {
+	src, staging := t.TempDir(), t.TempDir()
+	opts := delta.Options{Index: t.TempDir() + "/index", Samples: -1}
+	cut := func() {
+		t.Helper()
+		write(t, src+"/z", noise(1<<20))
+		if _, err := ship(t, src, staging, opts, 500_000); !errors.Is(err, delta.ErrLost) {
+			t.Fatal(err)
+		}
+		if err := os.Remove(src + "/z"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(t, src+"/app/x", noise(10_000))
+	if err := os.Symlink("/srv/releases/1", src+"/app/current"); err != nil {
+		t.Fatal(err)
+	}
+	mustShip(t, src, staging, opts)
+	if err := os.Rename(src+"/app", src+"/old"); err != nil {
+		t.Fatal(err)
+	}
+	cut()
+	write(t, src+"/app/current/y", noise(10_000))
+	cut()
+	if err := os.Remove(src + "/app/current/y"); err != nil {
+		t.Fatal(err)
+	}
+	mustShip(t, src, staging, opts)
+	equal(t, 0, src, staging+"/data")
 }
 
 // A log that grows and is renamed is known by its new name, too: what was added to it was noted.
@@ -128,18 +183,43 @@ func TestShipBelievesNoIndex(t *testing.T) {
 	}
 }
 
+func unmount(t *testing.T, dir string) {
+	if err := unix.Unmount(dir, 0); err != nil {
+		t.Error(err)
+	}
+}
+
+// Nor does it take the last inodes.
+func TestShipToADiskWithoutInodes(t *testing.T) {
+	need(t, os.Geteuid() == 0, "root")
+	staging := t.TempDir()
+	if err := unix.Mount("tmpfs", staging, "tmpfs", 0, "size=64m,nr_inodes=200"); err != nil {
+		t.Fatal(err)
+	}
+	defer unmount(t, staging)
+	src, opts := t.TempDir(), delta.Options{Index: t.TempDir() + "/index", Samples: -1}
+	for i := range 120 {
+		write(t, fmt.Sprintf("%s/a/x/%d", src, i), noise(5000+i))
+	}
+	mustShip(t, src, staging, opts)
+	if err := os.RemoveAll(src + "/a/x"); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 120 {
+		write(t, fmt.Sprintf("%s/b/%d", src, i), noise(6000+i))
+	}
+	mustShip(t, src, staging, opts)
+	equal(t, 0, src, staging+"/data")
+}
+
 // What is kept because it may be elsewhere gives way to what comes, and so does nothing else.
 func TestShipToAFullDisk(t *testing.T) {
 	need(t, os.Geteuid() == 0, "root")
 	staging := t.TempDir()
 	if err := unix.Mount("tmpfs", staging, "tmpfs", 0, "size=16m"); err != nil {
-		t.Skipf("needs a tmpfs: %v", err)
+		t.Fatal(err)
 	}
-	defer func() {
-		if err := unix.Unmount(staging, 0); err != nil {
-			t.Error(err)
-		}
-	}()
+	defer unmount(t, staging)
 	src, opts := t.TempDir(), delta.Options{Index: t.TempDir() + "/index", Samples: -1}
 	data := noise(22 << 20)
 	write(t, src+"/a", data[:11<<20])

@@ -131,7 +131,7 @@ func TestShipModel(t *testing.T) {
 // noise is bytes that cannot be compressed.
 func noise(n int) []byte {
 	b := make([]byte, n)
-	r := rand.NewChaCha8([32]byte{byte(n)})
+	r := rand.NewChaCha8([32]byte{byte(n), byte(n >> 8), byte(n >> 16), byte(n >> 24)})
 	r.Read(b)
 	return b
 }
