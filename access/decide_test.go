@@ -260,6 +260,8 @@ func TestLimits(t *testing.T) {
 		"unlimited":       {anyPoint, Usage{1 << 40, 1 << 60}, Copy{New: 1 << 40, Bytes: 1<<63 - 1, Host: ServerHost}, true},
 		"huge lifetime":   {Limits{Clones: 1, Bytes: 1, Lifetime: 1<<63 - 1}, Usage{}, Copy{New: 1, Lifetime: 1<<63 - 1}, false}, // seconds end before
 		"ages":            {Limits{Clones: 1, Bytes: 1, Lifetime: 1<<63 - 1}, Usage{}, Copy{New: 1, Lifetime: 1 << 62}, true},
+		"a point":         {l, Usage{9, 999}, Copy{Point: true}, true},
+		"a point, full":   {l, Usage{1, 1000}, Copy{Point: true}, false},
 		"extend for ever": {Limits{Lifetime: Unlimited}, Usage{}, Copy{}, true},
 	} {
 		if err := test.limits.Allow(test.usage, test.copy); (err == nil) != test.want {

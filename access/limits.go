@@ -67,6 +67,8 @@ type Copy struct {
 	Lifetime time.Duration
 	// Host is where it is put; empty when it stays where it is. The server's own is [ServerHost].
 	Host string
+	// Point: it is only a point of a copy that is there, and keeps what that has now. All but u.Bytes is without meaning.
+	Point bool
 }
 
 // Allow returns nil if c may be had beside u, and else says in a few words why not.
@@ -80,8 +82,11 @@ func (l Limits) Allow(u Usage, c Copy) error {
 	if l.Clones != Unlimited && c.New > 0 && c.New > l.Clones-u.Clones {
 		return fmt.Errorf("%d of %d clones and mounts are there", u.Clones, l.Clones)
 	}
-	if grows := c.New > 0 || c.Bytes > 0; l.Bytes != Unlimited && grows && (u.Bytes >= l.Bytes || c.Bytes > l.Bytes-u.Bytes) {
+	if grows := c.New > 0 || c.Bytes > 0 || c.Point; l.Bytes != Unlimited && grows && (u.Bytes >= l.Bytes || c.Bytes > l.Bytes-u.Bytes) {
 		return fmt.Errorf("%d of %d bytes are taken", u.Bytes, l.Bytes)
+	}
+	if c.Point {
+		return nil
 	}
 	if end := time.Duration(min(l.Lifetime, maxSeconds)) * time.Second; l.Lifetime != Unlimited && (c.Lifetime == 0 || c.Lifetime > end) {
 		return fmt.Errorf("a copy may live for %s at most", end)

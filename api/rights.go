@@ -149,7 +149,7 @@ func (s *server) allow(ctx context.Context, o operation, in any) (done func(), e
 }
 
 // limited are the actions that the limits of a grant bound, of which no operation needs two.
-var limited = []access.Action{access.ApplicationClone, access.ApplicationMount, access.CloneExtend}
+var limited = []access.Action{access.ApplicationClone, access.ApplicationMount, access.ApplicationBookmark, access.ApplicationCapture, access.CloneExtend}
 
 // allowSteps decides about a run of a workflow: that it is run on what its steps are about, and what they do. What a step before makes is
 // not there yet, and is decided about when it is its turn; but by then nobody knows of the token that the run was asked for with.
@@ -296,7 +296,7 @@ func (s *server) takingAnew(ctx context.Context, clone string, point *string) (t
 	return t, err
 }
 
-// within makes sure that there is room for another copy, and holds off other copies of the same user until done is called.
+// within makes sure that there is room for another copy, or a point of one, and holds off other copies of the same user until done is called.
 func (s *server) within(ctx context.Context, d access.Decision, in any, done func()) (func(), error) {
 	if d.Grant == nil || !d.Grant.Role.Limited() {
 		return done, nil
@@ -315,6 +315,8 @@ func (s *server) within(ctx context.Context, d access.Decision, in any, done fun
 		if r.Body.Lifetime > 0 {
 			copy.Lifetime = time.Since(k.Created) + time.Duration(r.Body.Lifetime)*time.Second
 		}
+	case *ofNameAndBody[tidemark.BookmarkSpec], *ofNameAndMore[tidemark.CaptureSpec]:
+		copy = access.Copy{Point: true}
 	default:
 		return done, nil
 	}

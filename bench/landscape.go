@@ -262,8 +262,8 @@ func (l *landscape) report(ctx context.Context, e *env, r *Result) error {
 		differs += n
 	}
 	total, gold, raw := float64(s.Pool.PhysicalBytes+s.Pool.JournalBytes), float64(l.stored), float64(l.gold.ReadBytes)
-	r.row("pool and journals without the bytes changed, compressed ÷ the stored gold image", (total-l.packed)/gold, "x", atMost(1.5), atMost(1.1),
-		"pool %s MB, journals %s MB, and %s before the hour had passed in which any point of clones can be had; the gold image of %s MB takes %s of them; %d clones differ from what they were made of by %s MB, which zstd makes %s", number(float64(s.Pool.PhysicalBytes)/1e6), number(float64(s.Pool.JournalBytes)/1e6), number(float64(journals)/1e6), number(raw/1e6), number(gold/1e6), count, number(differs/1e6), number(l.packed/1e6))
+	r.row("pool and journals, once the hour of any point of clones is over, without the bytes changed, compressed ÷ the stored gold image", (total-l.packed)/gold, "x", atMost(1.5), atMost(1.1),
+		"pool %s MB, journals %s MB, and %s within that hour; the gold image of %s MB takes %s of them; %d clones differ from what they were made of by %s MB, which zstd makes %s", number(float64(s.Pool.PhysicalBytes)/1e6), number(float64(s.Pool.JournalBytes)/1e6), number(float64(journals)/1e6), number(raw/1e6), number(gold/1e6), count, number(differs/1e6), number(l.packed/1e6))
 	r.row("pool and journals ÷ production's size: sixteen databases", total/raw, "x", Bound{}, atMost(2.5),
 		"full copies: %d; the data directory takes %s MB on its disk, with indexes and catalog", count+1, number(float64(disk)/1e6))
 	r.row("until all fifteen answer a query, from asking, of three stages together", l.asked.Seconds(), "s", atMost(60), atMost(15), "five at once in each stage; the slowest clone %s s", number(l.worst.Seconds()))
