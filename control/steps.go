@@ -380,8 +380,7 @@ func doUnpublish(ctx context.Context, d doing[*workflow.Unpublish]) (any, error)
 			if d.body.Bookmark != "" {
 				return slices.DeleteFunc(all, func(p published) bool { return p.Bookmark != d.body.Bookmark })
 			}
-			slices.SortStableFunc(all, func(x, y published) int { return y.At.Compare(x.At) })
-			return slices.DeleteFunc(all[min(d.body.Keep, len(all)):], func(p published) bool { return !old(p.At, d.body.OlderThan, time.Now()) })
+			return old(all, func(p published) time.Time { return p.At }, d.body.OlderThan, d.body.Keep, time.Now())
 		})
 		return err
 	})
@@ -499,11 +498,8 @@ func doExpire(ctx context.Context, d doing[*workflow.Expire]) (any, error) {
 func (c *Control) oldClones(ctx context.Context, b *workflow.Expire, now time.Time) (names []string, err error) {
 	kept, err := catalog.List[keptClone](ctx, c.catalog, catalog.Clones)
 	kept = slices.DeleteFunc(kept, func(k keptClone) bool { return !b.Matches(k.Name) })
-	slices.SortStableFunc(kept, func(x, y keptClone) int { return y.Created.Compare(x.Created) })
-	for _, k := range kept[min(b.Keep, len(kept)):] {
-		if old(k.Created, b.OlderThan, now) {
-			names = append(names, k.Name)
-		}
+	for _, k := range old(kept, func(k keptClone) time.Time { return k.Created }, b.OlderThan, b.Keep, now) {
+		names = append(names, k.Name)
 	}
 	return names, err
 }
@@ -515,9 +511,8 @@ func (c *Control) expirePoints(ctx context.Context, b *workflow.Expire, gone *ex
 		return err
 	}
 	points := slices.DeleteFunc(a.t.Points(), func(p tidemark.RecoveryPoint) bool { return p.Bookmark == "" || !b.Matches(p.Bookmark) })
-	slices.Reverse(points) // newest first
-	for _, p := range points[min(b.Keep, len(points)):] {
-		if !old(p.Time, b.OlderThan, time.Now()) || a.publication(p) != nil {
+	for _, p := range old(points, func(p tidemark.RecoveryPoint) time.Time { return p.Time }, b.OlderThan, b.Keep, time.Now()) {
+		if a.publication(p) != nil {
 			continue
 		}
 		if _, err := c.Expire(ctx, a.name+"@"+p.Position.String()); err != nil {
@@ -528,9 +523,10 @@ func (c *Control) expirePoints(ctx context.Context, b *workflow.Expire, gone *ex
 	return nil
 }
 
-// old reports whether something is older than that. Without an age all is.
-func old(made time.Time, than policy.Duration, now time.Time) bool {
-	return now.Sub(made) > time.Duration(than) || than == 0
+// old returns all but the newest so many that are older than that, the newest first. Without an age all are. It changes the list.
+func old[T any](all []T, made func(T) time.Time, than policy.Duration, keep int, now time.Time) []T {
+	slices.SortStableFunc(all, func(x, y T) int { return made(y).Compare(made(x)) })
+	return slices.DeleteFunc(all[min(keep, len(all)):], func(x T) bool { return than != 0 && now.Sub(made(x)) <= time.Duration(than) })
 }
 
 // scriptTime is how long a program may take if the step does not say so.

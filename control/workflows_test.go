@@ -19,6 +19,7 @@ import (
 
 	"tidemark"
 	"tidemark/access"
+	"tidemark/policy"
 	"tidemark/workflow"
 )
 
@@ -315,5 +316,28 @@ func TestTimeouts(t *testing.T) {
 	}
 	if a, err := c.app("v"); err != nil || a.t.HasBookmark("late") {
 		t.Errorf("a step was begun when the time was over: %v", err)
+	}
+}
+
+// TestOld: all but the newest so many go, and of these what is older than that.
+func TestOld(t *testing.T) {
+	now := time.Unix(1_800_000_000, 0)
+	ages := []time.Duration{3 * time.Hour, 0, time.Hour, 2 * time.Hour}
+	made := func(age time.Duration) time.Time { return now.Add(-age) }
+	for _, x := range []struct {
+		than time.Duration
+		keep int
+		want []time.Duration
+	}{
+		{0, 0, []time.Duration{0, time.Hour, 2 * time.Hour, 3 * time.Hour}},
+		{0, 3, []time.Duration{3 * time.Hour}},
+		{0, 9, nil},
+		{time.Hour, 0, []time.Duration{2 * time.Hour, 3 * time.Hour}},
+		{time.Hour, 1, []time.Duration{2 * time.Hour, 3 * time.Hour}},
+		{time.Hour, 3, []time.Duration{3 * time.Hour}},
+	} {
+		if got := old(slices.Clone(ages), made, policy.Duration(x.than), x.keep, now); !slices.Equal(got, x.want) {
+			t.Errorf("older than %v, but for %d: %v", x.than, x.keep, got)
+		}
 	}
 }
