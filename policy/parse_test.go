@@ -144,6 +144,9 @@ func TestParseRefuses(t *testing.T) {
 		{tmpl("captrue: {every: 1h}"), "line 3, column 1: there is no field \"captrue\" here", "did you mean capture?"},
 		{tmpl("capture: {evry: 1h}"), "line 3, column 11: there is no field \"evry\" here", "did you mean every?"},
 		{tmpl("capture: {frequency: 1h}"), "there is no field \"frequency\" here", "there are every, at, weekdays"},
+		{tmpl("profile: far"), "line 3, column 1: there is no field \"profile\" here", "verify, replicate, vault"}, // where to is a line of a template
+		{app("source: /srv\nsla: gold\nprofile: far"), "line 5, column 1: there is no field \"profile\" here", "there are name, source"},
+		{"kind: Profile\nname: far", `line 1, column 7: "Profile" is not a kind of document`, "there are Template, Application, Host and Group"},
 		{tmpl("rpo: 1h\nrpo: 2h"), "line 4, column 1: \"rpo\" stands here again; it was given on line 3", "leave one"},
 		{tmpl("rpo: 1h\n? [a]\n: b"), "line 4, column 3: this is not the name of a field", "write names"},
 		{tmpl("capture: 1h"), "line 3, column 10: capture has fields, and no value of its own", "indented"},
