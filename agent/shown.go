@@ -18,6 +18,7 @@ import (
 	"tidemark"
 	"tidemark/agent/remote"
 	"tidemark/app/postgres"
+	"tidemark/internal/mountinfo"
 	"tidemark/mount"
 )
 
@@ -271,17 +272,8 @@ const ClonesDir = "clones"
 
 // isMounted reports whether something is mounted at dir.
 func isMounted(dir string) (bool, error) {
-	data, err := os.ReadFile("/proc/self/mounts")
-	if err != nil {
-		return false, err
-	}
-	want := strings.NewReplacer(" ", `\040`, "\t", `\011`, "\n", `\012`, `\`, `\134`).Replace(dir)
-	for line := range strings.Lines(string(data)) {
-		if f := strings.Fields(line); len(f) > 1 && f[1] == want {
-			return true, nil
-		}
-	}
-	return false, nil
+	all, err := mountinfo.Read("/proc/self/mountinfo")
+	return slices.ContainsFunc(all, func(m mountinfo.Mount) bool { return m.Dir == dir }), err
 }
 
 // attachLimit is how long a host may take to attach a disk, or to take it off.

@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"tidemark/internal/mountinfo"
 )
 
 // Numbers of the ioctls FIFREEZE and FITHAW (linux/fs.h).
@@ -168,34 +170,19 @@ func Mounts(device string) (list []Mounted, err error) {
 }
 
 // mountsIn returns where the device of a number is mounted in the mount namespace that a file tells of.
-func mountsIn(mountinfo string, number uint64) (list []Mounted, err error) {
-	b, err := os.ReadFile(mountinfo)
-	if err != nil {
-		return nil, err
-	}
+func mountsIn(info string, number uint64) (list []Mounted, err error) {
+	all, err := mountinfo.Read(info)
 	want := fmt.Sprintf("%d:%d", unix.Major(number), unix.Minor(number))
-	for line := range strings.Lines(string(b)) {
-		f := strings.Fields(line)
-		if len(f) < 10 {
-			continue
-		}
-		source := unescape(f[slices.Index(f, "-")+2])
-		if f[2] == want || isDevice(source, number) { // btrfs has device numbers of its own
-			readOnly := slices.Contains(strings.Split(f[5], ","), "ro") || slices.Contains(strings.Split(f[len(f)-1], ","), "ro")
-			list = append(list, Mounted{Dir: unescape(f[4]), ReadOnly: readOnly})
+	for _, m := range slices.Backward(all) {
+		if m.Number == want || isDevice(m.Source, number) { // btrfs has device numbers of its own
+			list = append(list, Mounted{Dir: m.Dir, ReadOnly: m.ReadOnly || m.FSReadOnly})
 		}
 	}
-	slices.Reverse(list)
-	return list, nil
+	return list, err
 }
 
 // isDevice reports whether a path is the block device of a number.
 func isDevice(path string, number uint64) bool {
 	var st unix.Stat_t
 	return strings.HasPrefix(path, "/") && unix.Stat(path, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFBLK && st.Rdev == number
-}
-
-// unescape undoes the octal escapes of /proc/self/mountinfo.
-func unescape(s string) string {
-	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(s)
 }

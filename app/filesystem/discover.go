@@ -6,6 +6,8 @@ import (
 	"sort"
 	"strconv"
 	"strings"
+
+	"tidemark/internal/mountinfo"
 )
 
 // Mounted is a file system of this host that lies on a block device.
@@ -20,32 +22,23 @@ type Mounted struct {
 // parts that are bound to other places, are left out. It touches none of them: one whose disk hangs would not answer.
 func Discover() ([]Mounted, error) { return discover("/proc/self/mountinfo", "/sys/class/block") }
 
-func discover(mountinfo, sys string) ([]Mounted, error) {
-	text, err := os.ReadFile(mountinfo)
+func discover(info, sys string) ([]Mounted, error) {
+	all, err := mountinfo.Read(info)
 	if err != nil {
 		return nil, err
 	}
 	var list []Mounted
 	seen := map[string]bool{}
-	for line := range strings.Lines(string(text)) {
-		before, after, ok := strings.Cut(line, " - ")
-		f, g := strings.Fields(before), strings.Fields(after)
-		if !ok || len(f) < 6 || len(g) < 3 || !strings.HasPrefix(g[1], "/dev/") {
+	for _, m := range all {
+		if !strings.HasPrefix(m.Source, "/dev/") || m.Root != "/" && m.Type != "btrfs" || m.FSReadOnly || seen[m.Source] {
 			continue
 		}
-		m := Mounted{Dir: unescape.Replace(f[4]), Type: g[0], Device: unescape.Replace(g[1])}
-		if f[3] != "/" && m.Type != "btrfs" || readOnly(g[2]) || seen[m.Device] {
-			continue
-		}
-		seen[m.Device] = true
-		m.Size = deviceSize(sys, m.Device)
-		list = append(list, m)
+		seen[m.Source] = true
+		list = append(list, Mounted{Dir: m.Dir, Type: m.Type, Device: m.Source, Size: deviceSize(sys, m.Source)})
 	}
 	sort.Slice(list, func(i, j int) bool { return list[i].Dir < list[j].Dir })
 	return list, nil
 }
-
-func readOnly(options string) bool { return options == "ro" || strings.HasPrefix(options, "ro,") }
 
 // deviceSize asks the kernel for the size of a device, which may be named by a link.
 func deviceSize(sys, device string) int64 {
@@ -62,6 +55,3 @@ func deviceSize(sys, device string) int64 {
 	}
 	return sectors * 512
 }
-
-// unescape undoes the octal escapes of mountinfo.
-var unescape = strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)

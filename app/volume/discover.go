@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"tidemark/internal/mountinfo"
 )
 
 // Device is a block device of this host.
@@ -26,12 +28,12 @@ func Discover() ([]Device, error) {
 	return discover("/sys/class/block", "/proc/self/mountinfo", "/proc/swaps")
 }
 
-func discover(sys, mountinfo, swaps string) ([]Device, error) {
+func discover(sys, info, swaps string) ([]Device, error) {
 	names, err := os.ReadDir(sys)
 	if err != nil {
 		return nil, err
 	}
-	mounted, err := mountedOn(mountinfo)
+	mounted, err := mountedOn(info)
 	if err != nil {
 		return nil, err
 	}
@@ -75,22 +77,16 @@ func kernelUse(dir, name string) string {
 }
 
 // mountedOn finds where devices are mounted first, by their numbers.
-func mountedOn(mountinfo string) (map[string]string, error) {
-	text, err := os.ReadFile(mountinfo)
-	if err != nil {
-		return nil, err
-	}
+func mountedOn(info string) (map[string]string, error) {
+	all, err := mountinfo.Read(info)
 	at := map[string]string{}
-	for line := range strings.Lines(string(text)) {
-		if f := strings.Fields(line); len(f) > 4 && at[f[2]] == "" {
-			at[f[2]] = unescape.Replace(f[4])
+	for _, m := range all {
+		if at[m.Number] == "" {
+			at[m.Number] = m.Dir
 		}
 	}
-	return at, nil
+	return at, err
 }
-
-// unescape undoes the octal escapes of mountinfo.
-var unescape = strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
 
 // word is the text of a small file, empty if there is none.
 func word(path string) string {

@@ -15,6 +15,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"tidemark/internal/mountinfo"
 )
 
 // shown are the directories of the host that every room sees, read-only: programs, what they need, and their configuration. Debian links the dictionaries of
@@ -170,29 +172,20 @@ func cover(dir string) error {
 	if st, err := os.Stat(dir); err != nil || !st.IsDir() {
 		return nil
 	}
-	text, err := os.ReadFile("/proc/thread-self/mounts")
+	all, err := mountinfo.Read("/proc/thread-self/mountinfo")
 	if err != nil {
 		return err
 	}
-	lines := strings.Split(string(text), "\n")
-	for _, line := range slices.Backward(lines) { // the deepest first
-		f := strings.Fields(line)
-		if len(f) < 2 {
+	for _, m := range slices.Backward(all) { // the deepest first
+		if m.Dir != dir && !strings.HasPrefix(m.Dir, dir+"/") {
 			continue
 		}
-		at := unescape.Replace(f[1])
-		if at != dir && !strings.HasPrefix(at, dir+"/") {
-			continue
-		}
-		if err := unix.Unmount(at, unix.MNT_DETACH); err != nil {
+		if err := unix.Unmount(m.Dir, unix.MNT_DETACH); err != nil {
 			return err
 		}
 	}
 	return unix.Mount("tmpfs", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0555,size=4k")
 }
-
-// unescape reads how the kernel writes the names of directories.
-var unescape = strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
 
 // furnish makes what programs expect of a root, and further directories.
 func furnish(root string, further []string) error {

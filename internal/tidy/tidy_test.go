@@ -19,7 +19,7 @@ const root = "../.."
 // lower layer, and itself's parents and children of the same layer never.
 // It is the table of ARCHITECTURE.md.
 var layers = [][]string{
-	{"", "block", "internal/vfs", "internal/socket", "internal/guard", "internal/process", "internal/room", "internal/shared", "internal/strictyaml"},
+	{"", "block", "internal/vfs", "internal/socket", "internal/guard", "internal/process", "internal/mountinfo", "internal/room", "internal/shared", "internal/strictyaml"},
 	{"journal", "object", "capture", "export", "app", "wire", "policy", "workflow", "access", "catalog"},
 	{"image"},
 	{"timeline"},
