@@ -223,6 +223,7 @@ const (
 	Promises     Kept = "promise"  // what was done to keep one
 	Proofs       Kept = "proof"    // the newest recovery proof of each point that has one
 	Unproven     Kept = "unproven" // by application, the newest point that could not be proven, until it is or a newer one is
+	Clock        Kept = "clock"    // the time by which things grow old, when it was noted last
 )
 
 // Put stores v under its sort and name, in place of what was there.

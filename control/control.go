@@ -117,6 +117,7 @@ type Control struct {
 	agent     *agent.Agent    // touches what is mounted; we never do
 	jobs      runner
 	promises  promises
+	clock     clock
 	receivers receivers
 	taps      tappings
 	groups    groupings
@@ -168,6 +169,7 @@ func Open(ctx context.Context, o Options) (_ *Control, err error) {
 	c := &Control{o: o, log: o.Logger, started: time.Now(), exports: nbd.NewTable(), sockets: map[string]*socket{}, names: map[string]bool{}, working: map[string]bool{},
 		undone: make(chan struct{}), back: make(chan struct{})}
 	c.changes.keep = cmp.Or(o.Changes, keptChanges)
+	c.clock.begin(time.Time{})
 	c.jobs.init()
 	if err := c.takeDir(ctx); err != nil {
 		return nil, err

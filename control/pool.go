@@ -38,6 +38,7 @@ func (c *Control) Status(ctx context.Context) (tidemark.Status, error) {
 	c.proofStatus(ctx, &s)
 	c.spaceStatus(&s)
 	c.warnOfTrail(&s)
+	c.warnOfClock(&s)
 	if err := c.warnOfPromises(ctx, &s); err != nil {
 		return s, err
 	}
@@ -298,6 +299,9 @@ func (c *Control) comeBack(ctx context.Context) error {
 	}
 	for _, g := range groups {
 		c.keepGroup(g.Name)
+	}
+	if err := c.beginClock(ctx); err != nil {
+		return err
 	}
 	if err := c.beginPromises(ctx); err != nil {
 		return err

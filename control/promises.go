@@ -26,8 +26,6 @@ const (
 	promisedPrefix = "sla-"
 	// lookPromises is how often it is looked what is due, if nothing is earlier and nothing happens.
 	lookPromises = time.Minute
-	// clockJump is how far clock and time that passed may differ before what was missed is spread.
-	clockJump = time.Minute
 	// keptRuns and keptRecoveries bound what is remembered of an application, per policy.
 	keptRuns       = 16
 	keptRecoveries = 32
@@ -191,15 +189,15 @@ func (p *promises) begun(id string, pol policy.Policy, r run) {
 
 // keepPromises does what is due, and forgets what may be forgotten, until the server stops.
 func (c *Control) keepPromises() {
-	last := time.Now()
+	sets := c.lookAtClock().sets
 	for c.jobs.ctx.Err() == nil {
-		now := time.Now()
-		if d := now.Round(0).Sub(last.Round(0)) - now.Sub(last); d.Abs() > clockJump { // the clock was set
+		look, now := c.lookAtClock(), time.Now()
+		if look.sets != sets { // what was missed by that is spread
 			c.promises.mu.Lock()
 			c.promises.resumed, c.promises.due = now, map[string]time.Time{}
 			c.promises.mu.Unlock()
 		}
-		last = now
+		sets = look.sets
 		next := c.keepAll(c.jobs.ctx, now)
 		timer := time.NewTimer(max(min(time.Until(next), lookPromises), 100*time.Millisecond))
 		select {
@@ -302,7 +300,7 @@ func (c *Control) keepOne(ctx context.Context, a app, t policy.Template, now tim
 			next = earlier(next, now.Add(lookPromises)) // it may not have been possible
 		}
 	}
-	c.forget(ctx, a, t, h, now)
+	c.forget(ctx, a, t, h, c.aging())
 	return next
 }
 
@@ -550,20 +548,22 @@ var madeName = regexp.MustCompile(`^(` + promisedPrefix + `|` + scheduledPrefix 
 // siftEvery is how often it is looked which points may be forgotten, if there are no new ones.
 const siftEvery = 15 * time.Minute
 
-// forget lets points go that a template lets go. Each is told: what is gone cannot be had again.
+// forget lets points go that a template lets go. Each is told: what is gone cannot be had again. A point with a time that has not come yet, because the
+// clock was set, stays until it has, and has no other go meanwhile.
 func (c *Control) forget(ctx context.Context, a app, t policy.Template, h policy.History, now time.Time) {
 	if t.Keep == nil || c.settled(a) != nil {
 		return
 	}
+	points := slices.DeleteFunc(slices.Clone(h.Points), func(x policy.Point) bool { return x.Time.After(now) })
 	p := &c.promises
 	p.mu.Lock()
 	was := p.sifted[a.t.ID()]
-	p.sifted[a.t.ID()] = sifting{now, len(h.Points)}
+	p.sifted[a.t.ID()] = sifting{now, len(points)}
 	p.mu.Unlock()
-	if was.points == len(h.Points) && now.Sub(was.at) < siftEvery && !now.Before(was.at) {
+	if was.points == len(points) && now.Sub(was.at) < siftEvery && !now.Before(was.at) {
 		return
 	}
-	for _, v := range policy.Keep(t, h.Points, now) {
+	for _, v := range policy.Keep(t, points, now) {
 		if !v.Expire || ctx.Err() != nil || a.publicationAt(v.Position) != nil {
 			continue
 		}

@@ -361,8 +361,9 @@ const sweepPause = 10 * time.Second
 func (c *Control) sweepCopies() {
 	told, swept := map[string]bool{}, time.Time{}
 	for c.jobs.ctx.Err() == nil {
-		c.removeExpired(c.jobs.ctx, time.Now(), told)
-		if now := time.Now(); now.Sub(swept) > time.Hour || now.Before(swept) {
+		now := c.aging()
+		c.removeExpired(c.jobs.ctx, now, told)
+		if now.Sub(swept) > time.Hour || now.Before(swept) {
 			swept = now
 			if err := c.catalog.SweepSecrets(c.jobs.ctx, now); err != nil && c.jobs.ctx.Err() == nil {
 				c.log.Error("old sessions and API tokens were not forgotten", "error", err)

@@ -380,7 +380,7 @@ func doUnpublish(ctx context.Context, d doing[*workflow.Unpublish]) (any, error)
 			if d.body.Bookmark != "" {
 				return slices.DeleteFunc(all, func(p published) bool { return p.Bookmark != d.body.Bookmark })
 			}
-			return old(all, func(p published) time.Time { return p.At }, d.body.OlderThan, d.body.Keep, time.Now())
+			return old(all, func(p published) time.Time { return p.At }, d.body.OlderThan, d.body.Keep, d.c.aging())
 		})
 		return err
 	})
@@ -466,7 +466,7 @@ func expireNeeds(c *Control, ctx context.Context, b *workflow.Expire) (needs []N
 	if b.App != "" {
 		return []Need{{Action: access.ApplicationExpire, Kind: access.KindApplication, Ref: b.App}}, nil
 	}
-	names, err := c.oldClones(ctx, b, time.Now())
+	names, err := c.oldClones(ctx, b, c.aging())
 	for _, name := range names {
 		needs = append(needs, Need{Action: access.CloneRemove, Kind: access.KindClone, Ref: name})
 	}
@@ -511,7 +511,7 @@ func (c *Control) expirePoints(ctx context.Context, b *workflow.Expire, gone *ex
 		return err
 	}
 	points := slices.DeleteFunc(a.t.Points(), func(p tidemark.RecoveryPoint) bool { return p.Bookmark == "" || !b.Matches(p.Bookmark) })
-	for _, p := range old(points, func(p tidemark.RecoveryPoint) time.Time { return p.Time }, b.OlderThan, b.Keep, time.Now()) {
+	for _, p := range old(points, func(p tidemark.RecoveryPoint) time.Time { return p.Time }, b.OlderThan, b.Keep, c.aging()) {
 		if a.publication(p) != nil {
 			continue
 		}
