@@ -25,6 +25,10 @@ const (
 	clockNoted = time.Hour
 )
 
+// clockNow is what the clock shows. [time.Now] knows more, how long the process has run, and compares with others of it by that: as if the clock had
+// never been set, and otherwise than what was read from the catalog. What policies are asked with goes by the clock alone.
+func clockNow() time.Time { return time.Now().Round(0) }
+
 // clock is the time by which things grow old.
 type clock struct {
 	mu    sync.Mutex                                 // guards what follows

@@ -68,7 +68,7 @@ type sifting struct {
 func (c *Control) beginPromises(ctx context.Context) error {
 	p := &c.promises
 	p.records, p.running, p.sifted = map[string]*record{}, map[string]map[policy.Policy]run{}, map[string]sifting{}
-	p.due, p.stirred, p.resumed = map[string]time.Time{}, make(chan struct{}, 1), time.Now()
+	p.due, p.stirred, p.resumed = map[string]time.Time{}, make(chan struct{}, 1), clockNow()
 	list, err := catalog.List[record](ctx, c.catalog, catalog.Promises)
 	if err != nil {
 		return err
@@ -191,7 +191,7 @@ func (p *promises) begun(id string, pol policy.Policy, r run) {
 func (c *Control) keepPromises() {
 	sets := c.lookAtClock().sets
 	for c.jobs.ctx.Err() == nil {
-		look, now := c.lookAtClock(), time.Now()
+		look, now := c.lookAtClock(), clockNow()
 		if look.sets != sets { // what was missed by that is spread
 			c.promises.mu.Lock()
 			c.promises.resumed, c.promises.due = now, map[string]time.Time{}
@@ -517,7 +517,8 @@ func (c *Control) note(id string, change func(*record)) {
 // history is what was done for an application, as its template is judged by. With judged, what is covered by a log is asked for as well, which takes longer.
 func (c *Control) history(ctx context.Context, a app, t policy.Template, judged bool) policy.History {
 	promise, _ := a.promised()
-	h := policy.History{Application: a.name, Since: promise.Since, From: promise.Since}
+	since := promise.Since.Round(0)
+	h := policy.History{Application: a.name, Since: since, From: since}
 	p, id := &c.promises, a.t.ID()
 	p.mu.Lock()
 	h.Resumed = p.resumed
@@ -530,6 +531,9 @@ func (c *Control) history(ctx context.Context, a app, t policy.Template, judged 
 		h.Runs = append(h.Runs, policy.Run{Policy: pol, State: policy.RunRunning, Started: begun.begun})
 	}
 	p.mu.Unlock()
+	for i, r := range h.Runs {
+		h.Runs[i].Started, h.Runs[i].Finished = r.Started.Round(0), r.Finished.Round(0)
+	}
 	points := tidemark.Points{Points: a.t.Points()}
 	if judged || t.Log != nil {
 		c.describeCoverage(ctx, a, &points)
@@ -602,7 +606,7 @@ func (c *Control) warnOfPromises(ctx context.Context, s *tidemark.Status) error 
 // Compliance says of each application that has a template whether what was promised is kept, and names those that have none.
 func (c *Control) Compliance(ctx context.Context) ([]policy.Compliance, error) {
 	list := []policy.Compliance{}
-	now := time.Now()
+	now := clockNow()
 	templates, err := c.templates(ctx)
 	if err != nil {
 		return nil, err
