@@ -106,16 +106,45 @@ func seconds(d time.Duration) *Duration {
 	return &s
 }
 
-// newest is the newest recoverable moment that is not after now. Points that were made before the
-// clock was set back count as made now.
+// newest is the newest recoverable moment that is not after now. When a point was made that is of a time to come, because the clock was set back, is
+// not known: the newest run says it, and if there is none it counts as made now.
 func (h History) newest(now time.Time) (newest time.Time) {
+	ahead := false
 	for _, p := range h.Points {
+		if p.Time.After(now.Add(clockSlack)) {
+			ahead = true
+			continue
+		}
 		newest = later(newest, earlier(p.Time, now))
+	}
+	if ahead {
+		newest = later(newest, h.made(now))
 	}
 	for _, s := range h.coverage(now) {
 		newest = later(newest, s.to)
 	}
 	return newest
+}
+
+// clockSlack is how far points may be ahead of the clock without its having been set: those of other hosts are.
+const clockSlack = time.Minute
+
+// made is the begin of the newest run that has made a point, or now if none is known.
+func (h History) made(now time.Time) (newest time.Time) {
+	for _, r := range h.Runs {
+		if r.makesPoint() && !r.Finished.After(now) {
+			newest = later(newest, r.Started)
+		}
+	}
+	if newest.IsZero() {
+		return now
+	}
+	return newest
+}
+
+// makesPoint reports whether a run has made a point as of its begin.
+func (r Run) makesPoint() bool {
+	return (r.Policy == PolicyCapture || r.Policy == PolicyAppShot) && r.State == RunDone && !r.Finished.Before(r.Started)
 }
 
 // moment is a recoverable stretch that was there from an instant on.
@@ -138,7 +167,7 @@ func (h History) moments(now time.Time) (list []moment) {
 		add(s.from, s.from, s.to)
 	}
 	for _, r := range h.Runs {
-		if (r.Policy == PolicyCapture || r.Policy == PolicyAppShot) && r.State == RunDone && !r.Finished.Before(r.Started) {
+		if r.makesPoint() {
 			add(r.Finished, r.Started, r.Started)
 		}
 	}

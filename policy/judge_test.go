@@ -44,6 +44,7 @@ func TestJudge(t *testing.T) {
 		{"a window that was given up for space", cdp, History{Since: ago(2 * day), Covered: []tidemark.Interval{{From: ago(3 * time.Hour)}}}, Late, "0s 45h", "any point can be had of the last 3h, and 1d was promised"},
 		{"nothing is journaled", cdp, History{Since: ago(time.Hour), Points: points(0)}, Late, "0s 1h", "nothing was journaled yet"},
 		{"a point from before the clock was set back", tmpl, History{Since: ago(time.Hour), Points: points(-time.Hour), Runs: []Run{ran(RunDone, ago(-time.Hour), 0)}}, OK, "0s 1h", ""},
+		{"nothing was captured for long since the clock was set back, and all points are of times to come", tmpl, History{Since: ago(5 * time.Hour), Points: points(-3*day, -3*day+time.Minute), Runs: []Run{ran(RunDone, ago(-3*day), 0), ran(RunDone, ago(3*time.Hour), 0)}}, Violated, "3h 3h", "rpo: the newest recoverable moment is 3h old, and 2h was promised"},
 	} {
 		got := Judge(c.tmpl, c.h, now)
 		rpo := "-"
