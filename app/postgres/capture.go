@@ -147,7 +147,7 @@ func (c *capture) prepare(ctx context.Context) error {
 
 // examine finds out what cluster it is, and whether it can be captured.
 func (c *capture) examine(ctx context.Context) (err error) {
-	if c.facts, err = inspect(ctx, c.conn); err != nil {
+	if c.facts, err = inspect(ctx, c.conn, true); err != nil {
 		return err
 	}
 	if err := c.facts.err(); err != nil {

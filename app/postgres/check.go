@@ -54,7 +54,7 @@ func Check(ctx context.Context, src Source, opts CheckOptions) (*Report, error) 
 		return nil, err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
-	r, err := inspect(ctx, conn)
+	r, err := inspect(ctx, conn, !src.forwarded())
 	if err != nil {
 		return nil, err
 	}
@@ -62,7 +62,7 @@ func Check(ctx context.Context, src Source, opts CheckOptions) (*Report, error) 
 		return r, nil
 	}
 	r.judgeReceiver()
-	if _, err := binDirFor(src.BinDir, r.Version/10000); err != nil {
+	if _, err := src.receiverDir(r.Version / 10000); err != nil {
 		r.Problems = append(r.Problems, err.Error())
 	}
 	return r, r.slotLimit(ctx, conn, opts.SetSlotLimit)
@@ -75,15 +75,15 @@ func CheckCapture(ctx context.Context, src Source) (*Report, error) {
 		return nil, err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
-	r, err := inspect(ctx, conn)
+	r, err := inspect(ctx, conn, true)
 	if err == nil {
 		err = r.err()
 	}
 	return r, err
 }
 
-// inspect reads the server's facts, and judges what a capture needs.
-func inspect(ctx context.Context, conn *pgx.Conn) (*Report, error) {
+// inspect reads the server's facts, and judges what a capture needs, and whether its files are here, if they are to be.
+func inspect(ctx context.Context, conn *pgx.Conn, here bool) (*Report, error) {
 	r := &Report{}
 	var num string
 	var standby bool
@@ -115,7 +115,9 @@ func inspect(ctx context.Context, conn *pgx.Conn) (*Report, error) {
 	if err := r.judgeRights(ctx, conn); err != nil {
 		return nil, err
 	}
-	r.judgeDataDir()
+	if here {
+		r.judgeDataDir()
+	}
 	return r, nil
 }
 

@@ -26,10 +26,12 @@ const (
 	DefaultSlotLimit = 4 << 30
 	// watchEvery is how often the slot is looked at; at 1 GB of log a second,
 	// the limit is overrun by half a GB at most.
-	watchEvery  = 500 * time.Millisecond
-	backoffMin  = 500 * time.Millisecond
-	backoffMax  = 30 * time.Second
-	stopPatient = 5 * time.Second
+	watchEvery = 500 * time.Millisecond
+	backoffMin = 500 * time.Millisecond
+	backoffMax = 30 * time.Second
+	// backoffForwarded is backoffMax for a cluster that is forwarded.
+	backoffForwarded = 3 * time.Second
+	stopPatient      = 5 * time.Second
 )
 
 // ReceiverConfig says which log goes where.
@@ -54,7 +56,7 @@ type ReceiverStatus struct {
 	Slot    string `json:"slot"`
 	Current LSN    `json:"current"` // the end of the server's log
 	Flushed LSN    `json:"flushed"` // what is durable here
-	// Covered: every transaction committed up to this time is durable here,
+	// Covered: every transaction committed up to this time, by the clock of the cluster's host, is durable here,
 	// save for those in Gaps. Zero if not known yet.
 	Covered  time.Time `json:"covered"`
 	Retained int64     `json:"retained"`            // bytes of log the server keeps for us alone
@@ -124,10 +126,18 @@ func (r *Receiver) Run(ctx context.Context) error {
 		case <-ctx.Done():
 		case <-time.After(pause):
 		}
-		pause = min(2*pause, backoffMax)
+		pause = min(2*pause, r.mostPause())
 	}
 	r.note(func(s *ReceiverStatus) { s.Running = false })
 	return nil
+}
+
+// mostPause is the longest pause. That a host is not connected costs nothing to find out.
+func (r *Receiver) mostPause() time.Duration {
+	if r.cfg.Source.forwarded() {
+		return backoffForwarded
+	}
+	return backoffMax
 }
 
 func (r *Receiver) note(change func(*ReceiverStatus)) {
@@ -154,14 +164,14 @@ func (r *Receiver) session(ctx context.Context) error {
 		return err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
-	facts, err := inspect(ctx, conn)
+	facts, err := inspect(ctx, conn, !r.cfg.Source.forwarded())
 	if err == nil {
 		err = facts.err()
 	}
 	if err != nil {
 		return err
 	}
-	bin, err := binDirFor(r.cfg.Source.BinDir, facts.Version/10000)
+	bin, err := r.cfg.Source.receiverDir(facts.Version / 10000)
 	if err != nil {
 		return err
 	}
@@ -213,6 +223,14 @@ func (r *Receiver) receive(ctx context.Context, bin string) error {
 		return err
 	}
 	cmd.ExtraFiles = []*os.File{dir}
+	if r.cfg.Source.forwarded() {
+		socket, err := os.Open(r.cfg.Source.Forwarded)
+		if err != nil {
+			return err
+		}
+		defer socket.Close()
+		cmd.ExtraFiles = append(cmd.ExtraFiles, socket) // as toolSocketFD
+	}
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	if cmd.SysProcAttr == nil {
@@ -273,13 +291,13 @@ func (r *Receiver) watch(ctx context.Context, conn *pgx.Conn, ended <-chan struc
 
 // look reads the slot once and updates the status.
 func (r *Receiver) look(ctx context.Context, conn *pgx.Conn) error {
-	now := time.Now()
+	var now time.Time // by the clock that transactions are dated by, and before the log is looked at
 	var cur, own string
 	var restart, state *string
 	var active bool
-	err := conn.QueryRow(ctx, fmt.Sprintf(`SELECT pg_current_wal_flush_lsn()::text, (SELECT redo_lsn FROM pg_control_checkpoint())::text,
+	err := conn.QueryRow(ctx, fmt.Sprintf(`SELECT clock_timestamp(), pg_current_wal_flush_lsn()::text, (SELECT redo_lsn FROM pg_control_checkpoint())::text,
 		restart_lsn::text, active, %s FROM pg_replication_slots WHERE slot_name = $1`,
-		walStatusColumn(conn)), r.slot).Scan(&cur, &own, &restart, &active, &state)
+		walStatusColumn(conn)), r.slot).Scan(&now, &cur, &own, &restart, &active, &state)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return tidemark.Errorf(tidemark.Unavailable, "somebody dropped replication slot %s", r.slot)
 	}

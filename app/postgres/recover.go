@@ -42,7 +42,7 @@ type Target struct {
 	// Root bounds where tablespaces may lie; a link that leads outside is refused.
 	// Empty means the parent of DataDir, as Capture lays it out.
 	Root string
-	// WALDir is a Receiver's directory, for Stops beyond the capture. May be empty.
+	// WALDir is a Receiver's directory, for Stops beyond the capture. It is made the server's user's. May be empty.
 	WALDir string
 	// ConfigDir is the copy's staging/config. Empty means Root/config, if it exists.
 	ConfigDir string
@@ -261,10 +261,27 @@ func (r *recovery) isolate() error {
 	if err := r.placeTablespaces(); err != nil {
 		return err
 	}
-	if err := r.keepOriginals(); err != nil {
+	if err := errors.Join(r.giveLog(), r.keepOriginals()); err != nil {
 		return err
 	}
 	return r.writeConfig()
+}
+
+// giveLog makes the log readable for the server: that of a cluster of another host was received by a user who is nobody else.
+func (r *recovery) giveLog() error {
+	if r.t.WALDir == "" || os.Geteuid() != 0 {
+		return nil
+	}
+	return filepath.WalkDir(r.t.WALDir, func(path string, e fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		fi, err := e.Info()
+		if err != nil || strconv.Itoa(int(fi.Sys().(*syscall.Stat_t).Uid)) == r.owner.Uid {
+			return err
+		}
+		return r.chown(path)
+	})
 }
 
 func (r *recovery) emptyDir(path string) error {

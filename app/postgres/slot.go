@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"tidemark"
 	"tidemark/internal/vfs"
@@ -78,10 +79,39 @@ func (r *Receiver) ensureSlot(ctx context.Context, conn *pgx.Conn, facts *Report
 	if err != nil || last == "" {
 		return err
 	}
-	if _, err := os.Stat(filepath.Join(facts.DataDir, "pg_wal", next)); err == nil {
-		return nil
+	has, err := r.serverHas(ctx, conn, next, facts.SegSize)
+	if err != nil || has {
+		return err
 	}
 	return r.beginAnew(ctx, conn, facts, "the server removed log that was not received")
+}
+
+// serverHas reports whether the server has a log file yet. A role that may not ask for that (pg_monitor may, too) is told only of what the slot keeps: a file
+// before that counts as removed, which is a gap where there need be none, and never the reverse.
+func (r *Receiver) serverHas(ctx context.Context, conn *pgx.Conn, name string, segSize int64) (has bool, err error) {
+	err = conn.QueryRow(ctx, "SELECT EXISTS (SELECT FROM pg_ls_waldir() WHERE name = $1)", name).Scan(&has)
+	var pe *pgconn.PgError
+	if err == nil || !errors.As(err, &pe) || pe.Code != insufficientPrivilege {
+		return has, err
+	}
+	kept, _, err := r.slotBegins(ctx, conn)
+	_, seg, ok := parseSegment(name, segSize)
+	return ok && seg >= uint64(kept)/uint64(segSize), err
+}
+
+// insufficientPrivilege is the SQLSTATE of what a role may not do.
+const insufficientPrivilege = "42501"
+
+// slotBegins is the position from which the server keeps log for the slot, and the time by its clock.
+func (r *Receiver) slotBegins(ctx context.Context, conn *pgx.Conn) (from LSN, now time.Time, err error) {
+	var pos string
+	if err = conn.QueryRow(ctx, "SELECT restart_lsn::text, clock_timestamp() FROM pg_replication_slots WHERE slot_name = $1", r.slot).Scan(&pos, &now); err == nil {
+		from, err = ParseLSN(pos)
+	}
+	if err != nil {
+		err = fmt.Errorf("ask the position of slot %s: %w", r.slot, err)
+	}
+	return from, now, err
 }
 
 // received returns the newest log file of the directory and the one that
@@ -123,11 +153,7 @@ func (r *Receiver) giveUp(ctx context.Context, conn *pgx.Conn, facts *Report, wh
 // received, so that pg_receivewal starts from the slot. A crash in between does the
 // same again.
 func (r *Receiver) beginAnew(ctx context.Context, conn *pgx.Conn, facts *Report, reason string) error {
-	var pos string
-	if err := conn.QueryRow(ctx, "SELECT restart_lsn::text FROM pg_replication_slots WHERE slot_name = $1", r.slot).Scan(&pos); err != nil {
-		return fmt.Errorf("ask the position of slot %s: %w", r.slot, err)
-	}
-	to, err := ParseLSN(pos)
+	to, now, err := r.slotBegins(ctx, conn)
 	if err != nil {
 		return err
 	}
@@ -135,7 +161,7 @@ func (r *Receiver) beginAnew(ctx context.Context, conn *pgx.Conn, facts *Report,
 	if err != nil {
 		return err
 	}
-	gap := Gap{To: to, ToTime: time.Now(), Reason: reason}
+	gap := Gap{To: to, ToTime: now, Reason: reason}
 	r.mu.Lock()
 	gap.From, gap.FromTime = r.status.Flushed, r.status.Covered
 	r.sample, r.status.Flushed = sample{}, to

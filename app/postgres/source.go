@@ -36,6 +36,9 @@ type Source struct {
 	// BinDir is where pg_receivewal, pg_controldata and postgres are. Empty
 	// means the usual place of the server's version.
 	BinDir string `json:"binDir,omitempty"`
+	// Forwarded is a directory of this host with a socket, named [SocketName], by which a cluster of another host is reached that [Forward]
+	// connects to there. The other fields, but for BinDir, say nothing then.
+	Forwarded string `json:"forwarded,omitempty"`
 }
 
 var keyPassword = regexp.MustCompile(`(?i)(^|[\s?&])(password|sslpassword)\s*=`)
@@ -72,6 +75,9 @@ func ParseSource(conn string) (Source, error) {
 // config reads the connection string and completes it: the socket directory of
 // the distribution, the OS user for peer authentication, and his name as the role.
 func (s Source) config() (*pgx.ConnConfig, error) {
+	if s.forwarded() {
+		return s.forwardedConfig()
+	}
 	cfg, err := pgx.ParseConfig(s.Conn)
 	if err != nil {
 		return nil, tidemark.Errorf(tidemark.Invalid, "the connection string cannot be read: %s", oneLine(errors.Unwrap(err))).
@@ -192,7 +198,10 @@ func (s Source) Connect(ctx context.Context) (*pgx.Conn, error) {
 		return nil, err
 	}
 	conn, err := pgx.ConnectConfig(ctx, cfg)
-	if err != nil {
+	switch {
+	case err != nil && s.forwarded() && !errors.Is(err, context.Canceled):
+		return nil, forwardedError(err)
+	case err != nil:
 		return nil, connectError(cfg, err)
 	}
 	return conn, nil
@@ -232,6 +241,9 @@ func oneLine(err error) string {
 
 // tool prepares a PostgreSQL program that connects to s, as the right user.
 func (s Source) tool(ctx context.Context, binDir, name string, args ...string) (*exec.Cmd, error) {
+	if s.forwarded() {
+		return s.forwardedTool(ctx, binDir, name, args...)
+	}
 	cfg, err := s.config()
 	if err != nil {
 		return nil, err
@@ -275,6 +287,20 @@ func runAs(cmd *exec.Cmd, u *user.User) error {
 	}
 	cmd.SysProcAttr.Credential = &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid), NoSetGroups: os.Geteuid() != 0}
 	return nil
+}
+
+// newerTried is how many major versions after a server's are tried, where only pg_receivewal is needed.
+const newerTried = 10
+
+// receiverDir is where there is a pg_receivewal for a server of a major version: of its own, or of a newer one.
+func (s Source) receiverDir(major int) (string, error) {
+	dir, err := binDirFor(s.BinDir, major)
+	for newer := major + 1; err != nil && s.BinDir == "" && newer <= major+newerTried; newer++ {
+		if d, e := binDirFor("", newer); e == nil {
+			return d, nil
+		}
+	}
+	return dir, err
 }
 
 // binDirFor is where the programs of a major version are.
