@@ -49,10 +49,12 @@ func (t Tree) tops() []string {
 	return []string{filesystem.DataDir}
 }
 
-// sendVerbs are what an agent of another host can do for captures.
+// sendVerbs are what an agent of another host can do for captures, and for the log between them.
 var sendVerbs = map[string]verb{
 	"source-look": on(doLookSource),
 	"source-send": on(doSendSource),
+
+	"source-forward": on(doForward),
 }
 
 // SourceSize looks at what is to be captured on the agent's host, and returns how many bytes it has, or no less. What cannot be captured is an error.
@@ -94,7 +96,7 @@ type sent struct {
 	Failure *failure `json:"failure,omitempty"` // of the tree itself
 }
 
-// Sending is a tree that the agent of another host sends.
+// Sending is what the agent of another host sends, or forwards, on a connection that it has dialled.
 type Sending struct {
 	Conn net.Conn // on which it comes
 
@@ -107,13 +109,18 @@ type Sending struct {
 
 // SendTree has the agent of another host send a tree. An error that wraps [ErrInterrupted] is of the way there: it can be tried again. Close must be called.
 func (a *Agent) SendTree(ctx context.Context, t Tree) (*Sending, error) {
+	return a.sending(ctx, "source-send", func(ticket string) any { return sendArgs{t, ticket} })
+}
+
+// sending makes a call for which the agent dials a connection with a ticket.
+func (a *Agent) sending(ctx context.Context, verb string, args func(ticket string) any) (*Sending, error) {
 	ended := make(chan none)
 	x := &Sending{ended: ended}
 	ctx, x.cancel = context.WithCancel(ctx)
 	ticket, came := rand.Text(), make(chan dialled, 1)
 	a.expect(ticket, came)
 	go func() {
-		x.result, x.err = do[sent](ctx, a, "source-send", sendArgs{t, ticket}, nil)
+		x.result, x.err = do[sent](ctx, a, verb, args(ticket), nil)
 		close(ended)
 	}()
 	select {

@@ -101,7 +101,7 @@ func (a *Agent) expect(ticket string, to chan<- dialled) {
 	a.expected[ticket] = to
 }
 
-// TakeTicket takes a connection that the agent has dialled for an OpenTapped or a SendTree of ours, by the ticket that comes first, and returns
+// TakeTicket takes a connection that the agent has dialled for an OpenTapped, a SendTree or a ForwardPostgres of ours, by the ticket that comes first, and returns
 // when that is over. The caller closes it.
 func (a *Agent) TakeTicket(conn net.Conn) {
 	ticket := make([]byte, ticketSize)

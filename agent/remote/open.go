@@ -21,7 +21,7 @@ const (
 	Feed = "feed"
 	// WriteBack carries what the server writes to tapped disks of the host.
 	WriteBack = "write-back"
-	// Capture carries a tree of the host that is captured.
+	// Capture carries a tree of the host that is captured, or what is said to a cluster there whose log is received.
 	Capture = "capture"
 	// Disk carries NBD for one disk of the server that is shown on the host.
 	Disk = "disk"

@@ -45,7 +45,13 @@ type CheckOptions struct {
 	SetSlotLimit int64
 }
 
-// Check finds out whether the cluster can be captured and its log received. It
+// CanReceive reports whether this host has what it takes to receive the log of a server, by its server_version_num.
+func CanReceive(version int) error {
+	_, err := Source{}.receiverDir(version / 10000)
+	return err
+}
+
+// Check finds out whether the cluster can be captured and its log received; of one that is forwarded, [CanReceive] says whether we can. It
 // returns an error only if it could not find out; what it found wrong is in the
 // report.
 func Check(ctx context.Context, src Source, opts CheckOptions) (*Report, error) {
@@ -62,7 +68,7 @@ func Check(ctx context.Context, src Source, opts CheckOptions) (*Report, error) 
 		return r, nil
 	}
 	r.judgeReceiver()
-	if _, err := src.receiverDir(r.Version / 10000); err != nil {
+	if _, err := src.receiverDir(r.Version / 10000); err != nil && !src.forwarded() {
 		r.Problems = append(r.Problems, err.Error())
 	}
 	return r, r.slotLimit(ctx, conn, opts.SetSlotLimit)

@@ -124,7 +124,31 @@ func TestReceiveForwarded(t *testing.T) {
 		s, _ := r.Status()
 		return !s.Running && s.Error == "host far is not connected: wait"
 	})
+	known, err := r.Status()
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	// How far it came is known to the next receiver, though the cluster is away.
+	eventually(t, "it is noted", func() bool {
+		b, err := os.ReadFile(filepath.Join(wal, receivedName))
+		return err == nil && strings.Contains(string(b), known.Flushed.String())
+	})
+	stop()
+	r, err = NewReceiver(ReceiverConfig{Source: f.src, ID: "far", WALDir: wal})
+	if err != nil {
+		t.Fatal(err)
+	}
+	gone, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	if err := r.Run(gone); err != nil {
+		t.Fatal(err)
+	}
+	if s, err := r.Status(); err != nil || !s.Covered.Equal(known.Covered) || s.Flushed != known.Flushed || s.Oldest == 0 || s.Oldest > s.Flushed || s.Running {
+		t.Errorf("of %+v is known %+v, %v", known, s, err)
+	}
 	f.cut(nil)
+	r, stop = startReceiver(t, ReceiverConfig{Source: f.src, ID: "far", WALDir: wal})
 	eventually(t, "it streams again", func() bool { s, _ := r.Status(); return s.Running && s.Error == "" })
 	force(t, r)
 	if s, err := r.Status(); err != nil || len(s.Gaps) != 0 {
@@ -159,6 +183,36 @@ func TestReceiveForwarded(t *testing.T) {
 	c.stop()
 	if _, err := f.src.Connect(context.Background()); tidemark.KindOf(err) != tidemark.Unavailable || !strings.HasPrefix(err.Error(), "no PostgreSQL answers at "+c.sock) || strings.Contains(err.Error(), "\n") {
 		t.Errorf("a cluster that is down: %v", err)
+	}
+}
+
+// A slot that has grown over its limit while the host was away is dropped when that is back, and the loss recorded.
+func TestLimitForwarded(t *testing.T) {
+	c := newCluster(t)
+	f := newForwarding(t, c.src)
+	gaps := make(chan Gap, 10)
+	r, _ := startReceiver(t, ReceiverConfig{Source: f.src, ID: "cut", WALDir: filepath.Join(tempDir(t), "wal"), LimitBytes: 24 << 20, OnGap: func(g Gap) { gaps <- g }})
+	reached := force(t, r)
+	f.cut(errors.New("cut"))
+	c.exec("CREATE TABLE fill (x text)")
+	for range 8 {
+		c.exec("INSERT INTO fill SELECT repeat('x', 1000) FROM generate_series(1, 5000)")
+	}
+	c.exec("CHECKPOINT")
+	f.cut(nil)
+	select {
+	case g := <-gaps:
+		if g.From < reached || g.To <= g.From || !strings.Contains(g.Reason, "limit") {
+			t.Errorf("%+v, behind %s", g, reached)
+		}
+	case <-time.After(time.Minute):
+		t.Fatal("the limit is not held")
+	}
+	eventually(t, "it streams again", func() bool { s, _ := r.Status(); return s.Running && s.Error == "" })
+	force(t, r)
+	kept := c.query("SELECT (pg_current_wal_lsn() - min(restart_lsn) < 24 << 20)::text FROM pg_replication_slots")
+	if kept != "true" {
+		t.Error("the server keeps more than the limit")
 	}
 }
 

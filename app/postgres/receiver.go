@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -56,6 +57,7 @@ type ReceiverStatus struct {
 	Slot    string `json:"slot"`
 	Current LSN    `json:"current"` // the end of the server's log
 	Flushed LSN    `json:"flushed"` // what is durable here
+	Oldest  LSN    `json:"oldest"`  // where the log that is here begins, but for Gaps; 0: nothing is here
 	// Covered: every transaction committed up to this time, by the clock of the cluster's host, is durable here,
 	// save for those in Gaps. Zero if not known yet.
 	Covered  time.Time `json:"covered"`
@@ -110,6 +112,10 @@ func NewReceiver(cfg ReceiverConfig) (*Receiver, error) {
 // meanwhile is in Status and tried again, with growing pauses. The slot stays:
 // the next Run goes on where this one ended. Use [DropSlot] when protection ends.
 func (r *Receiver) Run(ctx context.Context) error {
+	r.recall()
+	var remembering sync.WaitGroup
+	remembering.Go(func() { r.remember(ctx) })
+	defer remembering.Wait()
 	pause := backoffMin
 	for ctx.Err() == nil {
 		begun := time.Now()
@@ -152,8 +158,39 @@ func (r *Receiver) Status() (ReceiverStatus, error) {
 	s := r.status
 	r.mu.Unlock()
 	var err error
-	s.Gaps, err = ReadGaps(r.cfg.WALDir)
+	if s.Gaps, err = ReadGaps(r.cfg.WALDir); err == nil {
+		s.Oldest, err = oldestLog(r.cfg.WALDir)
+	}
 	return s, err
+}
+
+// oldestLog is where the log in a directory begins, what was set aside included; 0: there is none.
+func oldestLog(walDir string) (oldest LSN, err error) {
+	dirs, err := filepath.Glob(filepath.Join(escapeGlob(walDir), gapDirs))
+	if err != nil {
+		return 0, err
+	}
+	for _, dir := range append(dirs, walDir) {
+		list, err := os.ReadDir(dir) // in the order of names: the first of each timeline is its oldest
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return 0, err
+		}
+		for _, e := range list {
+			fi, err := e.Info()
+			if err != nil || !fi.Mode().IsRegular() {
+				continue // it was set aside meanwhile
+			}
+			_, seg, ok := parseSegment(e.Name(), fi.Size())
+			if !ok {
+				continue
+			}
+			if first := LSN(seg * uint64(fi.Size())); oldest == 0 || first < oldest {
+				oldest = first
+			}
+			break
+		}
+	}
+	return oldest, nil
 }
 
 // session makes sure of the slot, runs pg_receivewal, and watches both until

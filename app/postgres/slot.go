@@ -208,7 +208,7 @@ func (r *Receiver) setAside(to LSN) error {
 	made := false
 	for _, e := range list {
 		name := e.Name()
-		if e.IsDir() && strings.HasPrefix(name, "before-") || strings.HasPrefix(name, "gaps.json") || strings.HasSuffix(name, ".history") {
+		if e.IsDir() && strings.HasPrefix(name, "before-") || strings.HasPrefix(name, "gaps.json") || strings.HasPrefix(name, receivedName) || strings.HasSuffix(name, ".history") {
 			continue
 		}
 		if !made {

@@ -43,9 +43,22 @@ type Source struct {
 
 var keyPassword = regexp.MustCompile(`(?i)(^|[\s?&])(password|sslpassword)\s*=`)
 
-// ParseSource checks a connection string. It refuses one with a password, and
+// ParseSource checks a connection string of this host. It refuses one with a password, and
 // never repeats that password in its error.
 func ParseSource(conn string) (Source, error) {
+	s, err := ParseRemote(conn)
+	if err != nil {
+		return s, err
+	}
+	if _, err := s.config(); err != nil {
+		return Source{}, err
+	}
+	return s, nil
+}
+
+// ParseRemote is ParseSource of a connection string of another host: what it means there, the agent there finds out. Sockets, certificates and services
+// that it names are not looked for here.
+func ParseRemote(conn string) (Source, error) {
 	refuse := tidemark.Errorf(tidemark.Invalid, "the connection string holds a password").
 		WithHint("put it into ~/.pgpass, or give it in PGPASSWORD or PGPASSFILE, and leave it out here")
 	if keyPassword.MatchString(conn) {
@@ -65,11 +78,7 @@ func ParseSource(conn string) (Source, error) {
 			}
 		}
 	}
-	s := Source{Conn: conn}
-	if _, err := s.config(); err != nil {
-		return Source{}, err
-	}
-	return s, nil
+	return Source{Conn: conn}, nil
 }
 
 // config reads the connection string and completes it: the socket directory of
