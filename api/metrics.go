@@ -70,6 +70,8 @@ var (
 	capturedRead   = describe("captured_read_bytes_total", "What captures and imports read of sources.", "application")
 	capturedDiffer = describe("captured_changed_bytes_total", "What captures and imports found changed.", "application")
 	capturedStored = describe("captured_stored_bytes_total", "What captures and imports added to the pool.", "application")
+	logBytes       = describe("log_bytes_total", "What came of the log of a database of another host.", "application")
+	logCarried     = describe("log_carried_bytes_total", "As how much that was carried over the network.", "application")
 	poolPhysical   = describe("pool_physical_bytes", "What the pool takes.")
 	poolLogical    = describe("pool_logical_bytes", "What all points of all disks would take as full copies, without holes.")
 	poolFree       = describe("pool_free_bytes", "What is free where the data directory lies.")
@@ -116,6 +118,10 @@ func (s *state) Collect(ch chan<- prometheus.Metric) {
 	for app, n := range s.c.Captured() {
 		for d, v := range map[*prometheus.Desc]int64{capturedRead: n.Read, capturedDiffer: n.Changed, capturedStored: n.Stored} {
 			ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), app)
+		}
+		if n.LogCarried > 0 {
+			ch <- prometheus.MustNewConstMetric(logBytes, prometheus.CounterValue, float64(n.Log), app)
+			ch <- prometheus.MustNewConstMetric(logCarried, prometheus.CounterValue, float64(n.LogCarried), app)
 		}
 	}
 }

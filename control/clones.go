@@ -174,9 +174,8 @@ func (c *Control) planDatabase(a app, at tidemark.Point, to string) (plan, error
 		p.pos = base.Position
 		return p, err
 	}
-	if a.sent() {
-		return p, tidemark.Errorf(tidemark.Invalid, "%s is captured from host %s, and its log between captures is not kept", a.name, a.Agent).
-			WithHint("name one of its points: `tidemark points " + a.name + "`")
+	if !a.hasLog() {
+		return p, a.errNoLog()
 	}
 	base, err := baseFor(a, at, until)
 	if err != nil {
@@ -224,7 +223,7 @@ func baseFor(a app, at tidemark.Point, s postgres.Stop) (tidemark.RecoveryPoint,
 		if err != nil {
 			continue
 		}
-		if s.Latest || !s.Time.IsZero() && !p.Time.After(s.Time) || s.LSN != 0 && lsn <= s.LSN {
+		if s.Latest || !s.Time.IsZero() && !capturedAt(p).After(s.Time) || s.LSN != 0 && lsn <= s.LSN {
 			return p, nil
 		}
 	}
@@ -233,6 +232,14 @@ func baseFor(a app, at tidemark.Point, s postgres.Stop) (tidemark.RecoveryPoint,
 		return tidemark.RecoveryPoint{}, err.WithHint("its oldest ended at " + points[0].Time.Local().Format(time.RFC3339) + ", " + points[0].Labels[labelStop])
 	}
 	return tidemark.RecoveryPoint{}, err.WithHint("capture it first: `tidemark capture " + a.name + "`")
+}
+
+// capturedAt is when what a capture of a database has was so, by the clock that a recovery goes by: that of the cluster's host.
+func capturedAt(p tidemark.RecoveryPoint) time.Time {
+	if t, err := time.Parse(time.RFC3339Nano, p.Labels[labelStopped]); err == nil {
+		return t
+	}
+	return p.Time
 }
 
 func (c *Control) makeClone(ctx context.Context, p plan, spec cloning) (keptClone, error) {
@@ -285,14 +292,14 @@ func (c *Control) completeLog(ctx context.Context, p *plan) error {
 			if err := c.forceLog(ctx, p); err != nil {
 				return err
 			}
+			if st, err = c.agent.LogStatus(ctx, p.src.t.ID()); err != nil {
+				return err
+			}
 		} else {
 			p.stop.Covered = !p.stop.Time.IsZero()
 		}
-		for _, g := range st.Gaps {
-			if p.stop.Time.After(g.FromTime) && p.stop.Time.Before(g.ToTime) {
-				return tidemark.Errorf(tidemark.Unavailable, "%s cannot be recovered to %s: its log has a gap from %s to %s (%s)", p.src.name,
-					p.stop.Time.Format(time.RFC3339), g.FromTime.Format(time.RFC3339), g.ToTime.Format(time.RFC3339), g.Reason).WithHint("choose a time outside the gap")
-			}
+		if err := p.unbroken(st); err != nil {
+			return err
 		}
 	}
 	d, err := p.src.t.Disk(logDisk)
@@ -304,6 +311,27 @@ func (c *Control) completeLog(ctx context.Context, p *plan) error {
 	}
 	head, _ := p.src.t.Head()
 	p.each = map[string]tidemark.Position{logDisk: head}
+	return nil
+}
+
+// unbroken refuses a clone of which the log does not lead from the capture to the place asked for: recovery would end before, as if nothing more had happened.
+func (p *plan) unbroken(st postgres.ReceiverStatus) error {
+	base, err := pointAt(p.src.t, p.pos)
+	if err != nil {
+		return err
+	}
+	if !leadsOn(base, st.Oldest) {
+		return tidemark.Errorf(tidemark.Unavailable, "the log of %s does not lead on from its capture of %s: it was not received yet", p.src.name, base.Time.Format(time.RFC3339)).
+			WithHint("name a point, or a time after a later capture: `tidemark points " + p.src.name + "` says from when on it is received")
+	}
+	for _, g := range st.Gaps {
+		before := p.stop.LSN != 0 && p.stop.LSN <= g.From || !p.stop.Time.IsZero() && !p.stop.Time.After(g.FromTime)
+		if before || leadsOn(base, g.To) {
+			continue
+		}
+		return tidemark.Errorf(tidemark.Unavailable, "%s cannot be recovered so far: its log has a gap from %s to %s (%s)", p.src.name,
+			g.FromTime.Format(time.RFC3339), g.ToTime.Format(time.RFC3339), g.Reason).WithHint("choose a time outside the gap; from the next capture on, all can be had again")
+	}
 	return nil
 }
 

@@ -6,18 +6,36 @@ import (
 	"sync"
 
 	"tidemark"
+	"tidemark/agent"
 	"tidemark/catalog"
 )
 
-// Captured is what the captures and imports of an application have brought in since the server started, in bytes.
+// Captured is what the captures and imports of an application have brought in since the server started, in bytes; and, where its log comes from another
+// host, what came of that, and as how much it was carried.
 type Captured struct {
 	Read, Changed, Stored int64
+	Log, LogCarried       int64
 }
 
 // captures counts what is brought in.
 type captures struct {
 	mu  sync.Mutex
 	all map[string]Captured // by application; guarded by mu
+
+	logs map[string]*agent.Carried // of logs that come from other hosts, by application; guarded by mu
+}
+
+// log is the count of what comes of an application's log.
+func (c *captures) log(application string) *agent.Carried {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.logs == nil {
+		c.logs = map[string]*agent.Carried{}
+	}
+	if c.logs[application] == nil {
+		c.logs[application] = &agent.Carried{}
+	}
+	return c.logs[application]
 }
 
 func (c *captures) add(r tidemark.CaptureResult) {
@@ -27,14 +45,22 @@ func (c *captures) add(r tidemark.CaptureResult) {
 		c.all = map[string]Captured{}
 	}
 	n := c.all[r.Application]
-	c.all[r.Application] = Captured{Read: n.Read + r.ReadBytes, Changed: n.Changed + r.ChangedBytes, Stored: n.Stored + r.StoredBytes}
+	n.Read, n.Changed, n.Stored = n.Read+r.ReadBytes, n.Changed+r.ChangedBytes, n.Stored+r.StoredBytes
+	c.all[r.Application] = n
 }
 
 // Captured returns what was captured of each application since the server started.
 func (c *Control) Captured() map[string]Captured {
 	c.captured.mu.Lock()
 	defer c.captured.mu.Unlock()
-	return maps.Clone(c.captured.all)
+	all := map[string]Captured{}
+	maps.Copy(all, c.captured.all)
+	for name, x := range c.captured.logs {
+		n := all[name]
+		n.Log, n.LogCarried = x.Plain.Load(), x.Packed.Load()
+		all[name] = n
+	}
+	return all
 }
 
 // CountJobs counts the jobs of each kind and state.

@@ -144,7 +144,9 @@ func (c *Control) canPromise(a app, t policy.Template) error {
 			WithHint("protect it with --cdp, or use a template with log")
 	case t.AppShot != nil && !a.followed():
 		return tidemark.Errorf(tidemark.Invalid, "the template %s promises AppShots, and %s is captured by copying", t.Name, a.name).WithHint("protect it with --cdp, or use a template without appshot")
-	case t.Log != nil && (a.Type != tidemark.TypePostgres || a.journaled() || a.sent()):
+	case t.Log != nil && a.sent() && a.Type == tidemark.TypePostgres && !a.hasLog():
+		return tidemark.Errorf(tidemark.Invalid, "the template %s promises a log: %w", t.Name, a.errNoLog())
+	case t.Log != nil && !a.hasLog():
 		return tidemark.Errorf(tidemark.Invalid, "the template %s promises a log, and %s is no database whose log is received", t.Name, a.name).WithHint("use a template without log")
 	}
 	return nil
@@ -261,8 +263,8 @@ func (c *Control) canChange(x policy.Change, want policy.Set, templates map[stri
 	i := slices.IndexFunc(want.Applications, func(a policy.Application) bool { return a.Name == x.Name })
 	d := want.Applications[i]
 	if x.Action == policy.ActionMake {
-		if t, ok := templates[d.SLA]; ok && t.CDP == nil && t.Log != nil && d.Host != "" {
-			return tidemark.Errorf(tidemark.Invalid, "%s is on host %s, and its template %s promises a log", d.Name, d.Host, d.SLA).WithHint("the log of a database on another host is not received: use a template without one, or with cdp")
+		if t, ok := templates[d.SLA]; ok && t.CDP == nil && t.Log != nil && d.Host != "" && !isCluster(d.Source) {
+			return tidemark.Errorf(tidemark.Invalid, "%s is no database, and its template %s promises a log", d.Name, d.SLA).WithHint("use a template without one, or with cdp")
 		}
 		return nil
 	}

@@ -40,6 +40,8 @@ type keptHost struct {
 	// Limit is how much is sent to it, and taken from it, in bits per second; 0: as much as there is.
 	Limit  int64             `json:"limit,omitempty"`
 	Labels map[string]string `json:"labels,omitempty"`
+	// Slots are what clusters there keep log for, though nobody receives it any more.
+	Slots []leftSlot `json:"slots,omitempty"`
 }
 
 // hosts are the hosts that may come in. It is the [remote.Owner] of their connections.
@@ -480,6 +482,9 @@ func (c *Control) RemoveHost(ctx context.Context, r tidemark.HostRemoval) error 
 		l.close()
 	}
 	c.event("warning", "", "host %s was removed, and is not let in any more", name)
+	for _, s := range k.Slots {
+		c.event("warning", "", "on host %s, %s keeps its log for a replication slot that nobody uses any more: drop it there by hand, %s", name, s.Source, s.sql())
+	}
 	return c.removeDoomed(ctx, name)
 }
 

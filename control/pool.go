@@ -371,7 +371,7 @@ func (c *Control) comeBackApp(ctx context.Context, a app) error {
 			return err
 		}
 	}
-	if a.Type == tidemark.TypePostgres && !a.sent() {
+	if a.hasLog() {
 		return c.receive(a)
 	}
 	return nil

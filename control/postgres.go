@@ -23,6 +23,7 @@ const (
 	labelSystem   = "system_id"
 	labelVersion  = "version"
 	labelSegment  = "wal_segment_bytes"
+	labelStopped  = "stopped" // by the clock of a cluster's host, if that is another one
 )
 
 func statfs(dir string) (st unix.Statfs_t, err error) {
@@ -125,7 +126,7 @@ func (c *Control) receive(a app) error {
 	if c.receivers.live[a.name] != nil {
 		return nil
 	}
-	src, err := postgres.ParseSource(a.Source)
+	log, end, err := c.logOf(a)
 	if err != nil {
 		return err
 	}
@@ -137,7 +138,8 @@ func (c *Control) receive(a app) error {
 	c.receivers.live[a.name] = x
 	go func() {
 		defer close(x.ended)
-		c.keepReceiving(ctx, a, agent.Log{Source: src, ID: a.t.ID(), Dir: c.logDir(a), LimitBytes: slotLimit(a.Options)})
+		defer end()
+		c.keepReceiving(ctx, a, log)
 	}()
 	return nil
 }
@@ -158,7 +160,11 @@ func (c *Control) keepReceiving(ctx context.Context, a app, log agent.Log) {
 	}
 }
 
+// dropSlot has a cluster keep no log for us any more, when nobody receives it.
 func (c *Control) dropSlot(ctx context.Context, a app) error {
+	if a.sent() {
+		return c.dropOn(ctx, a.Agent, leftSlot{a.t.ID(), a.Source})
+	}
 	src, err := postgres.ParseSource(a.Source)
 	if err != nil {
 		return err
@@ -169,7 +175,7 @@ func (c *Control) dropSlot(ctx context.Context, a app) error {
 // pruneLog deletes log that no retained point can use.
 func (c *Control) pruneLog(ctx context.Context, a app) error {
 	points := a.t.PointsFrom(0, 1)
-	if a.Type != tidemark.TypePostgres || a.Role != "" || a.sent() || len(points) == 0 {
+	if !a.hasLog() || len(points) == 0 {
 		return nil
 	}
 	oldest, err := postgres.ParseLSN(points[0].Labels[labelStart])
@@ -182,7 +188,7 @@ func (c *Control) pruneLog(ctx context.Context, a app) error {
 // describeLog adds to a description what the log stream says.
 func (c *Control) describeLog(ctx context.Context, a app, d *tidemark.Application) {
 	if !c.receivers.has(a.name) {
-		if a.Type == tidemark.TypePostgres && a.Role == "" && !a.sent() {
+		if a.hasLog() {
 			d.State, d.Detail = "degraded", "its log is not being received"
 		}
 		return
@@ -191,9 +197,32 @@ func (c *Control) describeLog(ctx context.Context, a app, d *tidemark.Applicatio
 	if err == nil && st.Error != "" {
 		d.State, d.Detail = "degraded", "log: "+st.Error
 	}
-	if p := a.t.PointsFrom(0, 1); len(p) > 0 && !st.Covered.IsZero() {
-		d.Covered = &tidemark.Interval{From: p[0].Time, To: st.Covered}
+	if st.Covered.IsZero() {
+		return
 	}
+	p := a.t.PointsFrom(0, 1)
+	if len(p) > 0 && !leadsOn(p[0], st.Oldest) {
+		p = a.t.Points()
+	}
+	if from := firstLedOn(p, st.Oldest); st.Covered.After(from) && !from.IsZero() {
+		d.Covered = &tidemark.Interval{From: from, To: st.Covered}
+	}
+}
+
+// leadsOn reports whether log that begins at a position leads on from a point.
+func leadsOn(p tidemark.RecoveryPoint, oldest postgres.LSN) bool {
+	stop, err := postgres.ParseLSN(p.Labels[labelStop])
+	return err == nil && oldest != 0 && oldest <= stop
+}
+
+// firstLedOn is the time of the first point from which log that begins at a position leads on; zero if there is none.
+func firstLedOn(points []tidemark.RecoveryPoint, oldest postgres.LSN) time.Time {
+	for _, p := range points {
+		if leadsOn(p, oldest) {
+			return p.Time
+		}
+	}
+	return time.Time{}
 }
 
 // describeCoverage adds to points the times of which any point can be had, and the gaps: what the journal has or,
@@ -213,25 +242,15 @@ func (c *Control) describeCoverage(ctx context.Context, a app, p *tidemark.Point
 	if err != nil {
 		return
 	}
-	from := p.Points[0].Time
+	from := firstLedOn(p.Points, st.Oldest)
 	for _, g := range st.Gaps {
 		p.Gaps = append(p.Gaps, tidemark.Interval{From: g.FromTime, To: g.ToTime, Reason: g.Reason})
-		if g.FromTime.After(from) {
+		if g.FromTime.After(from) && !from.IsZero() {
 			p.Covered = append(p.Covered, tidemark.Interval{From: from, To: g.FromTime})
 		}
-		from = firstAfter(p.Points, g.ToTime)
+		from = firstLedOn(p.Points, g.To)
 	}
 	if !from.IsZero() && st.Covered.After(from) {
 		p.Covered = append(p.Covered, tidemark.Interval{From: from, To: st.Covered})
 	}
-}
-
-// firstAfter is the time of the first point after t: behind a gap, the log can be used from there on.
-func firstAfter(points []tidemark.RecoveryPoint, t time.Time) time.Time {
-	for _, p := range points {
-		if p.Time.After(t) {
-			return p.Time
-		}
-	}
-	return time.Time{}
 }

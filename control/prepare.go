@@ -335,7 +335,7 @@ func (c *Control) settlePreparing(ctx context.Context, t *task, x *preparing, be
 func clearLog(a app) error {
 	disks := a.t.Disks()
 	i := slices.IndexFunc(disks, func(d *timeline.Disk) bool { return d.Name() == logDisk })
-	if a.Type != tidemark.TypePostgres || a.Home != nil || i < 0 { // no log was received: of a database on another host none is
+	if a.Type != tidemark.TypePostgres || a.Home != nil || i < 0 { // no log was received
 		return nil
 	}
 	d := disks[i]

@@ -137,8 +137,8 @@ func checkOptions(spec tidemark.ProtectSpec) error {
 	if spec.Window != nil || len(spec.Also) > 0 {
 		return tidemark.Errorf(tidemark.Invalid, "only what is protected with --cdp has a window or several disks").WithHint("add --cdp")
 	}
-	if _, limit := spec.Options["wal_limit"]; limit && spec.Host != "" {
-		return tidemark.Errorf(tidemark.Invalid, "the log of what is on another host is not received: there is nothing to limit").WithHint("leave wal_limit out")
+	if _, limit := spec.Options["wal_limit"]; limit && spec.Host != "" && !isCluster(spec.Source) {
+		return tidemark.Errorf(tidemark.Invalid, "%s has no log that could be limited", spec.Source).WithHint("leave wal_limit out")
 	}
 	for key, value := range spec.Options {
 		if key != "disk_size" && key != "wal_limit" {
@@ -282,10 +282,8 @@ func (c *Control) Unprotect(ctx context.Context, name string) error {
 		return err
 	}
 	c.receivers.stop(name)
-	if a.Type == tidemark.TypePostgres && !a.sent() {
-		if err := c.dropSlot(ctx, a); err != nil {
-			c.event("warning", name, "the replication slot was not dropped: %v: drop tidemark_%s by hand", err, a.t.ID())
-		}
+	if a.hasLog() {
+		c.endLog(ctx, a)
 	}
 	return c.remove(ctx, tidemark.ApplicationRemoved, name)
 }

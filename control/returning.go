@@ -102,6 +102,7 @@ func (c *Control) welcome(ctx context.Context, host string) {
 	if err := c.detachStrays(ctx, host); err != nil && ctx.Err() == nil {
 		c.event("error", "", "on host %s disks that belong to nothing may be attached: %v", host, err)
 	}
+	c.dropLeft(ctx, host)
 	var all sync.WaitGroup
 	turns := make(chan struct{}, welcomeAtOnce)
 	for _, name := range c.shownNames(host) {

@@ -27,7 +27,7 @@ func treeOf(source string) (agent.Tree, error) {
 	if !isCluster(source) {
 		return agent.Tree{Dir: source}, nil
 	}
-	src, err := postgres.ParseSource(source)
+	src, err := postgres.ParseRemote(source)
 	return agent.Tree{Postgres: &src}, err
 }
 
@@ -59,8 +59,27 @@ func (c *Control) howToSend(ctx context.Context, spec tidemark.ProtectSpec) (fun
 	if err != nil {
 		return nil, err
 	}
+	disks := []timeline.DiskSpec{{Name: dataDisk, Size: size}}
+	if note.Type != tidemark.TypePostgres {
+		return func(ctx context.Context, t *task) (app, error) { return c.makeStaging(ctx, spec.Name, note, disks) }, nil
+	}
 	return func(ctx context.Context, t *task) (app, error) {
-		return c.makeStaging(ctx, spec.Name, note, []timeline.DiskSpec{{Name: dataDisk, Size: size}})
+		log, notes, err := c.howToReceive(ctx, spec)
+		if err != nil {
+			return app{}, err
+		}
+		if log {
+			disks = append(disks, timeline.DiskSpec{Name: logDisk, Size: logDiskSize})
+		}
+		a, err := c.makeStaging(ctx, spec.Name, note, disks)
+		if err != nil {
+			return a, err
+		}
+		for _, w := range notes {
+			c.event("warning", a.name, "%s", w)
+		}
+		c.receiveSent(ctx, a)
+		return a, nil
 	}, nil
 }
 
@@ -70,6 +89,7 @@ func (c *Control) captureSent(ctx context.Context, t *task, a app, bookmark stri
 	if err != nil {
 		return res, err
 	}
+	c.receiveSent(ctx, a)
 	r, err := c.stageSent(ctx, t, a, dir, &res)
 	if err != nil {
 		return res, err
@@ -84,9 +104,12 @@ func (c *Control) captureSent(ctx context.Context, t *task, a app, bookmark stri
 	mark := timeline.Mark{Name: bookmark, Consistency: tidemark.FilesystemConsistent}
 	if a.Type == tidemark.TypePostgres {
 		mark = clusterMark(bookmark, r.Postgres)
+		mark.Labels[labelStopped] = r.Postgres.Stopped.UTC().Format(time.RFC3339Nano)
 	}
-	res.Point, err = c.markCapture(ctx, t, a, mark)
-	return res, err
+	if res.Point, err = c.markCapture(ctx, t, a, mark); err != nil {
+		return res, err
+	}
+	return res, c.pruneLog(ctx, a)
 }
 
 // chunksOf is where it is noted what is staged of an application that is sent: a cache.

@@ -40,8 +40,8 @@ Options: disk_size=SIZE of the staging disk (thin), wal_limit=SIZE that the
 cluster may keep for us before the log stream is given up.
 
 With --host it is a directory, cluster or, with --cdp, a device of another host,
-whose agent has joined. What differs travels, compressed; a cluster then has its
-captures and no log between them, and wal_limit means nothing.
+whose agent has joined. What differs travels, compressed, and so does the log of
+a cluster.
 
 With --cdp a tap is put in front of a block device or the image of a disk: a
 device is shown that is to be used instead of it, and every write is journaled,
