@@ -267,7 +267,7 @@ func (c *Control) endLog(ctx context.Context, a app) {
 			k.Slots = append(k.Slots, s)
 			return nil
 		}) == nil {
-			how = "it is dropped when the host is connected, or by hand"
+			how = "it is dropped when the host connects again, or by hand"
 		}
 		c.hosts.mu.Unlock()
 	}

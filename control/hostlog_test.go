@@ -3,9 +3,11 @@ package control
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -149,5 +151,68 @@ func TestForwardSocket(t *testing.T) {
 	closed = true
 	if left, err := filepath.Glob(c.path("run", "log-*")); err != nil || len(left) > 0 {
 		t.Errorf("%q is left: %v", left, err)
+	}
+}
+
+// What is covered by a log begins where that leads on from a point, and a clone to a moment that it does not lead to is refused.
+func TestLogLeadsOn(t *testing.T) {
+	c, _ := listens(t)
+	a := sentCluster(t, c, "orders", dataDisk, logDisk)
+	var points []tidemark.RecoveryPoint
+	for i, stop := range []string{"0/2000000", "0/5000000", "0/9000000"} {
+		pos, err := a.t.Bookmark(timeline.Mark{Name: fmt.Sprint(i), Labels: map[string]string{labelStop: stop}})
+		if err == nil {
+			err = a.t.Fold(t.Context())
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		p, err := pointAt(a.t, pos)
+		if err != nil {
+			t.Fatal(err)
+		}
+		points = append(points, p)
+	}
+	at := func(i int, after time.Duration) time.Time { return points[i].Time.Add(after) }
+	now := at(2, time.Hour)
+	gap := postgres.Gap{From: 0x6000000, To: 0x8000000, FromTime: at(1, time.Millisecond), ToTime: at(2, -1)}
+	for name, x := range map[string]struct {
+		st      postgres.ReceiverStatus
+		covered []tidemark.Interval
+		refused []plan // by base and stop
+		had     []plan
+	}{
+		"from the first": {postgres.ReceiverStatus{Oldest: 0x1000000, Covered: now}, []tidemark.Interval{{From: at(0, 0), To: now}}, nil,
+			[]plan{{pos: points[0].Position, stop: postgres.Stop{Latest: true}}, {pos: points[0].Position, stop: postgres.Stop{LSN: 0x4000000}}}},
+		"from the second": {postgres.ReceiverStatus{Oldest: 0x5000000, Covered: now}, []tidemark.Interval{{From: at(1, 0), To: now}},
+			[]plan{{pos: points[0].Position, stop: postgres.Stop{Latest: true}}}, []plan{{pos: points[1].Position, stop: postgres.Stop{Time: now}}}},
+		"nothing yet":      {postgres.ReceiverStatus{Covered: now}, nil, []plan{{pos: points[2].Position, stop: postgres.Stop{Latest: true}}}, nil},
+		"no capture since": {postgres.ReceiverStatus{Oldest: 0xA000000, Covered: now}, nil, []plan{{pos: points[2].Position, stop: postgres.Stop{Latest: true}}}, nil},
+		"with a gap": {postgres.ReceiverStatus{Oldest: 0x1000000, Covered: now, Gaps: []postgres.Gap{gap}},
+			[]tidemark.Interval{{From: at(0, 0), To: gap.FromTime}, {From: at(2, 0), To: now}},
+			[]plan{{pos: points[1].Position, stop: postgres.Stop{Latest: true}}, {pos: points[1].Position, stop: postgres.Stop{Time: now}}, {pos: points[0].Position, stop: postgres.Stop{LSN: 0x6000001}}},
+			[]plan{{pos: points[1].Position, stop: postgres.Stop{Time: gap.FromTime}}, {pos: points[0].Position, stop: postgres.Stop{LSN: gap.From}}, {pos: points[2].Position, stop: postgres.Stop{Latest: true}}}},
+	} {
+		p := tidemark.Points{Points: points}
+		if coverByLog(&p, x.st); !slices.Equal(p.Covered, x.covered) || len(p.Gaps) != len(x.st.Gaps) {
+			t.Errorf("%s: covered is %v, with gaps %v", name, p.Covered, p.Gaps)
+		}
+		for _, q := range x.refused {
+			q.src = a
+			if err := q.unbroken(x.st); tidemark.KindOf(err) != tidemark.Unavailable {
+				t.Errorf("%s: %+v from %v: %v", name, q.stop, q.pos, err)
+			}
+		}
+		for _, q := range x.had {
+			q.src = a
+			if err := q.unbroken(x.st); err != nil {
+				t.Errorf("%s: %+v from %v: %v", name, q.stop, q.pos, err)
+			}
+		}
+	}
+	// By the clock of the cluster's host, where that is known.
+	before := tidemark.RecoveryPoint{Time: now, Labels: map[string]string{labelStopped: at(0, -time.Hour).UTC().Format(time.RFC3339Nano)}}
+	if got := capturedAt(before); !got.Equal(at(0, -time.Hour)) || !capturedAt(points[0]).Equal(points[0].Time) {
+		t.Errorf("captured at %v, and %v", got, capturedAt(points[0]))
 	}
 }

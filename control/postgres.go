@@ -242,6 +242,11 @@ func (c *Control) describeCoverage(ctx context.Context, a app, p *tidemark.Point
 	if err != nil {
 		return
 	}
+	coverByLog(p, st)
+}
+
+// coverByLog is describeCoverage by a log, where there are points: behind its beginning, and each gap, it leads on from the next point.
+func coverByLog(p *tidemark.Points, st postgres.ReceiverStatus) {
 	from := firstLedOn(p.Points, st.Oldest)
 	for _, g := range st.Gaps {
 		p.Gaps = append(p.Gaps, tidemark.Interval{From: g.FromTime, To: g.ToTime, Reason: g.Reason})

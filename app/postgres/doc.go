@@ -18,7 +18,8 @@
 // [Receiver] keeps pg_receivewal running into a directory through a replication
 // slot. The slot makes production keep its log while we are away, so it is
 // bounded: by the server itself (max_slot_wal_keep_size, see [Check]) and by
-// the Receiver. What is lost so is recorded as a [Gap], never passed over.
+// the Receiver. What is lost so is recorded as a [Gap], never passed over. The cluster may be
+// on another host, where [Forward] connects to it: see [Source].Forwarded.
 //
 // # Recovery
 //
