@@ -15,12 +15,15 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgproto3"
+	"golang.org/x/sys/unix"
+
 	"tidemark"
 )
 
@@ -235,8 +238,50 @@ func (s Source) forwardedConfig() (*pgx.ConnConfig, error) {
 	}
 	cfg.Password, cfg.Fallbacks = "", nil // of the environment
 	cfg.RuntimeParams = map[string]string{"application_name": "tidemark"}
-	cfg.DialFunc = func(context.Context, string, string) (net.Conn, error) { return dialIn(s.Forwarded) }
+	cfg.DialFunc = func(context.Context, string, string) (net.Conn, error) {
+		conn, err := dialIn(s.Forwarded)
+		if err != nil {
+			return nil, err
+		}
+		w := &wary{Conn: conn}
+		w.ever.Store(mostEver)
+		return w, nil
+	}
+	cfg.BuildFrontend = func(r io.Reader, w io.Writer) *pgproto3.Frontend {
+		f := pgproto3.NewFrontend(r, w)
+		f.SetMaxBodyLen(mostAnswered)
+		return f
+	}
 	return cfg, nil
+}
+
+// How much the other end may say: what we ask has short answers, and another host may keep talking, of which much is remembered for as long as a connection lasts.
+const (
+	mostAnswered = 1 << 20   // to what was said last, in bytes
+	mostEver     = 256 << 20 // some days of looking at a slot; then a connection begins anew
+)
+
+var errTalks = errors.New("it says more than it was asked for")
+
+// wary is a connection that hears no more than it should.
+type wary struct {
+	net.Conn
+	now, ever atomic.Int64 // how many bytes may come yet
+}
+
+func (w *wary) Write(b []byte) (int, error) {
+	w.now.Store(mostAnswered)
+	return w.Conn.Write(b)
+}
+
+func (w *wary) Read(b []byte) (int, error) {
+	if w.now.Load() <= 0 || w.ever.Load() <= 0 {
+		return 0, errTalks
+	}
+	n, err := w.Conn.Read(b)
+	w.now.Add(-int64(n))
+	w.ever.Add(-int64(n))
+	return n, err
 }
 
 // dialIn connects to the socket in a directory, whose path may be longer than that of a socket.
@@ -281,4 +326,14 @@ func (s Source) forwardedTool(ctx context.Context, binDir, name string, args ...
 	owner := st.Sys().(*syscall.Stat_t)
 	id := strconv.Itoa(int(owner.Uid))
 	return cmd, runAs(cmd, &user.User{Uid: id, Gid: id, Username: id})
+}
+
+// mostMemory is how much address space a tool has that hears another host, in bytes: it makes room for what that says it will send.
+const mostMemory = 512 << 20
+
+// bound keeps a tool that has begun within mostMemory.
+func (s Source) bound(tool *os.Process) {
+	if s.forwarded() {
+		_ = unix.Prlimit(tool.Pid, unix.RLIMIT_AS, &unix.Rlimit{Cur: mostMemory, Max: mostMemory}, nil) // it may have ended
+	}
 }

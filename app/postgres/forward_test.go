@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -405,4 +406,89 @@ func FuzzForward(f *testing.F) {
 			t.Errorf("%v is answered by %q: %v", err, answer, ferr)
 		}
 	})
+}
+
+// What another host says in the place of a cluster takes no more memory of ours than our questions are worth.
+func TestForwardedTalks(t *testing.T) {
+	admitted := func(w io.Writer) {
+		admit(w, &pgconn.HijackedConn{ParameterStatuses: map[string]string{"server_version": "15.1"}})
+	}
+	forever := func(w io.Writer, m pgproto3.BackendMessage) {
+		one, err := m.Encode(nil)
+		if err != nil {
+			t.Error(err)
+		}
+		for many := bytes.Repeat(one, 100); err == nil; {
+			_, err = w.Write(many)
+		}
+	}
+	for name, talk := range map[string]func(conn net.Conn){
+		"a large message": func(conn net.Conn) { conn.Write([]byte{'S', 0x3f, 0xff, 0xff, 0xff}) },
+		"much to begin": func(conn net.Conn) {
+			forever(conn, &pgproto3.ParameterStatus{Name: "x", Value: strings.Repeat("y", 100)})
+		},
+		"a large answer": func(conn net.Conn) {
+			admitted(conn)
+			io.ReadFull(conn, make([]byte, 5))
+			conn.Write([]byte{'D', 0x3f, 0xff, 0xff, 0xff})
+		},
+		"much to an answer": func(conn net.Conn) {
+			admitted(conn)
+			forever(conn, &pgproto3.NoticeResponse{Message: strings.Repeat("y", 100)})
+		},
+	} {
+		dir := tempDir(t)
+		l, err := net.Listen("unix", filepath.Join(dir, SocketName))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var all sync.WaitGroup
+		all.Go(func() {
+			for {
+				conn, err := l.Accept()
+				if err != nil {
+					return
+				}
+				all.Go(func() {
+					defer conn.Close()
+					if _, err := greet(conn); err == nil {
+						conn.SetDeadline(time.Now().Add(20 * time.Second))
+						talk(conn)
+						io.Copy(io.Discard, conn)
+					}
+				})
+			}
+		})
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		begun := time.Now()
+		conn, err := Source{Forwarded: dir}.Connect(t.Context())
+		if err == nil {
+			_, err = conn.Exec(t.Context(), "SELECT 1")
+			conn.Close(t.Context())
+		}
+		runtime.ReadMemStats(&after)
+		if took := time.Since(begun); err == nil || took > 10*time.Second || after.TotalAlloc-before.TotalAlloc > 256<<20 {
+			t.Errorf("%s: %v, after %v, with %d MiB", name, err, took, (after.TotalAlloc-before.TotalAlloc)>>20)
+		}
+		l.Close()
+		all.Wait()
+	}
+	var c complaints
+	for range 1000 {
+		fmt.Fprintln(&c, strings.Repeat("notice", 100))
+	}
+	fmt.Fprintln(&c, "the last")
+	if len(c) > keptComplaints || lastLine(string(c), nil) != "the last" {
+		t.Errorf("of complaints %d bytes are kept: %q", len(c), lastLine(string(c), nil))
+	}
+}
+
+// A time that cannot be told on is none.
+func TestCheckClock(t *testing.T) {
+	for year, good := range map[int]bool{-1: false, 1969: false, 1970: true, 2026: true, 9998: true, 9999: false, 294000: false} {
+		if err := checkClock(time.Date(year, 6, 1, 0, 0, 0, 0, time.UTC)); (err == nil) != good {
+			t.Errorf("the year %d: %v", year, err)
+		}
+	}
 }

@@ -1,7 +1,6 @@
 package postgres
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -268,7 +267,7 @@ func (r *Receiver) receive(ctx context.Context, bin string) error {
 		defer socket.Close()
 		cmd.ExtraFiles = append(cmd.ExtraFiles, socket) // as toolSocketFD
 	}
-	var stderr bytes.Buffer
+	var stderr complaints
 	cmd.Stderr = &stderr
 	if cmd.SysProcAttr == nil {
 		cmd.SysProcAttr = &syscall.SysProcAttr{}
@@ -279,10 +278,29 @@ func (r *Receiver) receive(ctx context.Context, bin string) error {
 	if err := r.giveDir(cmd); err != nil {
 		return err
 	}
-	if err := cmd.Run(); err != nil || stderr.Len() > 0 {
-		return tidemark.Errorf(tidemark.Unavailable, "pg_receivewal: %s", lastLine(stderr.String(), err))
+	if err = cmd.Start(); err == nil {
+		r.cfg.Source.bound(cmd.Process)
+		err = cmd.Wait()
+	}
+	if err != nil || len(stderr) > 0 {
+		return tidemark.Errorf(tidemark.Unavailable, "pg_receivewal: %s", lastLine(string(stderr), err))
 	}
 	return tidemark.Errorf(tidemark.Unavailable, "pg_receivewal ended")
+}
+
+// complaints keeps the end of what a program complains of, which may be what a server says again and again.
+type complaints []byte
+
+// keptComplaints is how much of it, in bytes.
+const keptComplaints = 4 << 10
+
+// Write implements io.Writer.
+func (c *complaints) Write(p []byte) (int, error) {
+	*c = append(*c, p...)
+	if over := len(*c) - keptComplaints; over > 0 {
+		*c = append((*c)[:0], (*c)[over:]...)
+	}
+	return len(p), nil
 }
 
 // giveDir makes the directory the user's that pg_receivewal runs as.
@@ -343,7 +361,7 @@ func (r *Receiver) look(ctx context.Context, conn *pgx.Conn) error {
 	}
 	current, err1 := ParseLSN(cur)
 	redo, err2 := ParseLSN(own)
-	if err := errors.Join(err1, err2); err != nil {
+	if err := errors.Join(err1, err2, checkClock(now)); err != nil {
 		return err
 	}
 	if restart == nil || state != nil && *state == "lost" {
@@ -377,6 +395,14 @@ func (r *Receiver) look(ctx context.Context, conn *pgx.Conn) error {
 	r.mu.Unlock()
 	if retained > r.cfg.LimitBytes {
 		return &overLimit{retained}
+	}
+	return nil
+}
+
+// checkClock refuses a time that no clock has, and that cannot be written as others are. It comes from another host, maybe.
+func checkClock(t time.Time) error {
+	if y := t.Year(); y < 1970 || y > 9998 {
+		return tidemark.Errorf(tidemark.Unavailable, "the clock of the cluster's host says that it is the year %d", y)
 	}
 	return nil
 }

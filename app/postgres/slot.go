@@ -106,7 +106,9 @@ const insufficientPrivilege = "42501"
 func (r *Receiver) slotBegins(ctx context.Context, conn *pgx.Conn) (from LSN, now time.Time, err error) {
 	var pos string
 	if err = conn.QueryRow(ctx, "SELECT restart_lsn::text, clock_timestamp() FROM pg_replication_slots WHERE slot_name = $1", r.slot).Scan(&pos, &now); err == nil {
-		from, err = ParseLSN(pos)
+		if from, err = ParseLSN(pos); err == nil {
+			err = checkClock(now)
+		}
 	}
 	if err != nil {
 		err = fmt.Errorf("ask the position of slot %s: %w", r.slot, err)
