@@ -75,6 +75,9 @@ func (c *Control) forward(host, source, id string, count *agent.Carried) (*forwa
 		return nil, err
 	}
 	dir := c.path("run", "log-"+id)
+	if err := os.Chmod(c.path("run"), 0o700); err != nil { // as it was made, and must be
+		return nil, err
+	}
 	if err := os.Mkdir(dir, 0o711); err != nil && !errors.Is(err, os.ErrExist) {
 		return nil, err
 	}
