@@ -10,10 +10,10 @@ import (
 const maxPostURL = 2048
 
 // CheckPostURL returns an error of kind [Invalid] unless messages can be posted to s: an http or https URL with a host and without
-// a user or password. The error does not repeat s, whose path may be a secret.
+// a user or password, that is not what [OnlyHost] has left of one. The error does not repeat s, whose path may be a secret.
 func CheckPostURL(s string) error {
 	u, err := url.Parse(s)
-	ok := err == nil && (u.Scheme == "https" || u.Scheme == "http") && u.Hostname() != "" && u.User == nil && len(s) <= maxPostURL
+	ok := err == nil && !strings.Contains(s, "…") && (u.Scheme == "https" || u.Scheme == "http") && u.Hostname() != "" && u.User == nil && len(s) <= maxPostURL
 	if ok && u.Port() != "" {
 		_, err := strconv.ParseUint(u.Port(), 10, 16)
 		ok = err == nil

@@ -8,7 +8,7 @@ type Workflow struct {
 	Version     int64               `json:"version" doc:"Each change is a new version, counted from 1."`
 	Description string              `json:"description,omitempty" doc:"What it is for."`
 	Parameters  []WorkflowParameter `json:"parameters,omitempty" doc:"The values that a run is given."`
-	Document    string              `json:"document,omitempty" doc:"The YAML that was applied; missing in lists."`
+	Document    string              `json:"document,omitempty" doc:"The YAML that was applied; missing in lists. For who may not change the workflow, with scheme and host alone of the URLs that messages are posted to."`
 	Author      string              `json:"author,omitempty" doc:"Who applied it, and by whose rights its schedule runs it; missing: the administrator at the socket."`
 	Created     time.Time           `json:"created" doc:"When this version was applied."`
 	Removed     *time.Time          `json:"removed,omitempty" doc:"When the workflow was removed; missing: it is not."`
@@ -23,6 +23,7 @@ type WorkflowParameter struct {
 	Type        string  `json:"type" doc:"One of text, name, ref, number and list."`
 	Description string  `json:"description,omitempty" doc:"What it is for."`
 	Default     *string `json:"default,omitempty" doc:"Its value where none is given; the items of a list with commas between. Missing: one has to be given."`
+	Posted      bool    `json:"posted,omitempty" doc:"It stands in a URL that a message is posted to: its values are … for who may not change the workflow."`
 }
 
 // WorkflowSpec asks that a workflow be as a document says.
@@ -40,7 +41,7 @@ type RunSpec struct {
 type WorkflowRun struct {
 	Workflow   string            `json:"workflow" doc:"The name of the workflow."`
 	Version    int64             `json:"version" doc:"The version that is run."`
-	Parameters map[string]string `json:"parameters,omitempty" doc:"The values that were given."`
+	Parameters map[string]string `json:"parameters,omitempty" doc:"The values that were given. Those that stand in a URL that a message is posted to are … for who may not change the workflow."`
 	Job        *Job              `json:"job,omitempty" doc:"The job that it is; missing: this is a dry run."`
 	Steps      []WorkflowStep    `json:"steps,omitempty" doc:"In an order in which they can be done, those for failures last; missing in lists."`
 }

@@ -167,9 +167,9 @@ var table = []entry{
 
 	{SLAView, [...]Level{All, All, All, All, All}, common, "see SLA templates"},
 	{SLAManage, [...]Level{All, All, None, None, None}, 0, "change SLA templates"},
-	{WorkflowView, [...]Level{All, All, All, All, All}, common, "see workflows"},
+	{WorkflowView, [...]Level{All, All, All, All, All}, common, "see workflows: of the URLs that their messages are posted to, scheme and host"},
 	{WorkflowRun, [...]Level{All, All, All, Open, None}, 0, "run a workflow on an application or clone; its steps are decided as well"},
-	{WorkflowManage, [...]Level{All, All, None, None, None}, 0, "change workflows, and so what they run"},
+	{WorkflowManage, [...]Level{All, All, None, None, None}, 0, "change workflows, and so what they run, and see these URLs whole"},
 
 	{TokenView, [...]Level{All, Own, Own, Own, All}, 0, "see that API tokens and sessions exist, never their secrets"},
 	{TokenManage, [...]Level{All, Own, Own, Own, Own}, 0, "make and revoke API tokens and sessions, and change the password; never by a token"},

@@ -89,7 +89,7 @@ func (c *Control) describeWorkflow(ctx context.Context, k catalog.Workflow, newe
 	}
 	d.Description, d.Scheduled = w.Description, w.Schedule != nil
 	for _, p := range w.Parameters {
-		x := tidemark.WorkflowParameter{Name: p.Name, Type: string(p.Type), Description: p.Description}
+		x := tidemark.WorkflowParameter{Name: p.Name, Type: string(p.Type), Description: p.Description, Posted: w.Posted(p.Name)}
 		if x.Type == "" {
 			x.Type = string(workflow.TypeText)
 		}

@@ -85,7 +85,7 @@ func (p *planner) take(given map[string]string) error {
 		if v == nil {
 			return tidemark.Errorf(tidemark.Invalid, "the workflow %s needs a value for %s", p.w.Name, x.Name).WithHint("give it: --set " + x.Name + "=VALUE")
 		}
-		if err := x.accept(*v); err != nil {
+		if err := p.w.accept(x, *v); err != nil {
 			return err
 		}
 		if x.Type == TypeList {

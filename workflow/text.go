@@ -58,7 +58,7 @@ func fill(s string, value func(name string) (string, error)) (string, error) {
 		}
 		name, after, closed := strings.Cut(rest, "}}")
 		if !closed {
-			return "", tidemark.Errorf(tidemark.Invalid, "%.60q has {{ without }}", s).WithHint("write {{ NAME }}")
+			return "", tidemark.Errorf(tidemark.Invalid, "it has {{ without }}").WithHint("write {{ NAME }}")
 		}
 		v, err := value(strings.TrimSpace(name))
 		if err != nil {
@@ -78,6 +78,8 @@ func checkTemplate(s string, known scope) error {
 	_, err := fill(s, func(name string) (string, error) {
 		list, ok := known[name]
 		switch {
+		case !paramName.MatchString(name): // it may be the rest of a URL, and is not repeated
+			return "", tidemark.Errorf(tidemark.Invalid, "what is between {{ and }} is no name of a parameter").WithHint("write {{ NAME }}")
 		case !ok:
 			return "", tidemark.Errorf(tidemark.Invalid, "there is no parameter %.40q here", name).WithHint("write it below parameters:, or correct the name")
 		case list:

@@ -335,8 +335,7 @@ func (b *Notify) check(c *checks, at string) {
 	if b.URL == "" {
 		return
 	}
-	c.Good(at+".url", checkText(b.URL))
-	c.Good(at+".url", tidemark.CheckPostURL(b.URL))
+	c.Good(at+".url", tidemark.CheckPostURL(b.URL)) // which does not repeat it, unlike checkText
 }
 
 // String says what is done.

@@ -187,7 +187,7 @@ func (w Workflow) checkParameters(c *checks) scope {
 		types := []Type{"", TypeText, TypeName, TypeRef, TypeNumber, TypeList}
 		c.That(slices.Contains(types, p.Type), field+".type", "there are text, name, ref, number and list", "%.40q is no type", string(p.Type))
 		if p.Default != nil {
-			c.Good(field+".default", p.accept(*p.Default))
+			c.Good(field+".default", w.accept(p, *p.Default))
 		}
 		c.That(p.Default != nil || w.Schedule == nil, field, "give it a default", "nobody gives it a value when the schedule runs it")
 	}
