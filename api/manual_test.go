@@ -74,3 +74,38 @@ func shapeOf(v any) string {
 	}
 	return ""
 }
+
+// TestNoSecretInArguments: what the manuals and the scenarios of the command show gives no program a secret among its arguments, where everybody on the host can read it.
+func TestNoSecretInArguments(t *testing.T) {
+	pages, err := filepath.Glob(filepath.Join("..", "docs", "*.md"))
+	if err != nil || len(pages) < 10 {
+		t.Fatal(pages, err)
+	}
+	scenarios, err := filepath.Glob(filepath.Join("..", "cmd", "tidemark", "testdata", "*.txtar"))
+	if err != nil || len(scenarios) < 10 {
+		t.Fatal(scenarios, err)
+	}
+	pages = append(pages, scenarios...)
+	header := regexp.MustCompile(`(-H|--header)[ =]?["']?Authorization|(-u|--user|--oauth2-bearer)[ =][^-]*\$\(`)
+	with := 0
+	for _, page := range append(pages, filepath.Join("..", "README.md")) {
+		text, err := os.ReadFile(page)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(string(text)) {
+			if !strings.Contains(line, "curl ") {
+				continue
+			}
+			if strings.Contains(line, ".token") {
+				with++
+			}
+			if header.MatchString(line) {
+				t.Errorf("%s: %s", page, line)
+			}
+		}
+	}
+	if with < 3 {
+		t.Errorf("%d commands have a token", with)
+	}
+}
