@@ -294,10 +294,19 @@ func problemOf(status int, message string, errs ...error) huma.StatusError {
 // statuses returns the statuses that an operation may be answered with if something is wrong, each once.
 func (o operation) statuses() []int {
 	list := []int{http.StatusInternalServerError}
-	for _, k := range o.errors {
+	for _, k := range o.kinds() {
 		if !slices.Contains(list, codes[k]) {
 			list = append(list, codes[k])
 		}
+	}
+	return list
+}
+
+// kinds are those of the errors that an operation may be answered with, besides those of every one: who has to be known may also be denied it.
+func (o operation) kinds() []tidemark.Kind {
+	list := slices.Clone(o.errors)
+	if !o.rule.open && !slices.Contains(list, tidemark.Denied) {
+		list = append(list, tidemark.Denied)
 	}
 	return list
 }

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"net/http"
 	"reflect"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -21,15 +20,19 @@ func config() huma.Config {
 			OpenAPI: "3.1.0",
 			Info: &huma.Info{Title: "Tidemark", Version: tidemark.Version, License: &huma.License{Name: "Apache-2.0", Identifier: "Apache-2.0"},
 				Description: "Keep everything a disk or database has been; hand any moment of it back. docs/api.md is the manual."},
-			Servers:    []*huma.Server{{URL: "http://tidemark", Description: "The server's unix socket: the host of the URL means nothing."}},
-			Components: &huma.Components{Schemas: huma.NewMapRegistry("#/components/schemas/", huma.DefaultSchemaNamer)},
-			Tags:       tags,
+			Servers: []*huma.Server{{URL: "http://tidemark", Description: "The server's unix socket: the host of the URL means nothing."}},
+			Components: &huma.Components{Schemas: huma.NewMapRegistry("#/components/schemas/", huma.DefaultSchemaNamer), SecuritySchemes: map[string]*huma.SecurityScheme{bearer: {Type: "http", Scheme: "bearer",
+				Description: "The secret of an API token (tmk_…) or of a session (tms_…), from the network. At the server's own socket nobody is asked who he is: whoever can open it is the administrator."}}},
+			Tags: tags,
 		},
 		Formats:                      map[string]huma.Format{"application/json": huma.DefaultJSONFormat, "json": huma.DefaultJSONFormat},
 		DefaultFormat:                "application/json",
 		RejectUnknownQueryParameters: true,
 	}
 }
+
+// bearer is what the document calls the way in which requests say who asks.
+const bearer = "bearer"
 
 // tags are the parts of the API.
 var tags = []*huma.Tag{
@@ -56,6 +59,11 @@ func (o operation) describe(api huma.API) huma.Operation {
 	h := huma.Operation{OperationID: o.id, Method: o.method, Path: o.path, Tags: []string{o.tag}, Summary: o.summary, Description: o.description,
 		DefaultStatus: o.status, MaxBodyBytes: maxRequest, BodyReadTimeout: bodyTime, Responses: map[string]*huma.Response{}, Extensions: map[string]any{"x-tidemark-rule": o.rule.document()}}
 	problem := api.OpenAPI().Components.Schemas.Schema(reflect.TypeFor[tidemark.Problem](), true, "")
+	if !o.rule.open {
+		h.Security = []map[string][]string{{bearer: {}}}
+		h.Responses["401"] = &huma.Response{Description: "denied: it is not known who asks. Only from the network.", Content: map[string]*huma.MediaType{tidemark.MediaProblem: {Schema: problem}},
+			Headers: map[string]*huma.Param{"WWW-Authenticate": {Description: "Bearer", Schema: &huma.Schema{Type: huma.TypeString}}}}
+	}
 	for _, code := range o.statuses() {
 		h.Responses[strconv.Itoa(code)] = &huma.Response{Description: o.kindsOf(code), Content: map[string]*huma.MediaType{tidemark.MediaProblem: {Schema: problem}}}
 	}
@@ -110,7 +118,7 @@ func (o operation) hasBody() bool {
 // kindsOf names the kinds of errors that have a status.
 func (o operation) kindsOf(code int) string {
 	var kinds []string
-	for _, k := range append(slices.Clone(o.errors), tidemark.Corrupt, tidemark.Internal) {
+	for _, k := range append(o.kinds(), tidemark.Corrupt, tidemark.Internal) {
 		if codes[k] == code {
 			kinds = append(kinds, string(k)+": "+strings.ToLower(tidemark.Kinds[k][:1])+tidemark.Kinds[k][1:]+".")
 		}
