@@ -192,9 +192,9 @@ func TestClientHasEveryOperation(t *testing.T) {
 	works(err)
 	_, err = x.Intervals(ctx, "v")
 	works(err)
-	_, err = x.Proofs(ctx, "v")
+	_, err = client.Collect(x.Proofs(ctx, "v"))
 	works(err)
-	_, err = x.Compliance(ctx)
+	_, err = client.Collect(x.Compliance(ctx))
 	works(err)
 	_, err = x.Apply(ctx, tidemark.ApplySpec{Documents: "kind: Template\nname: bronze\ncapture:\n  every: 1h\n", DryRun: true})
 	works(err)
@@ -468,14 +468,14 @@ func people(ctx context.Context, x *rig, works func(error), refuses func(tidemar
 	refuses(tidemark.NotFound, err)
 	works(x.AddUserGroup(ctx, "/corp/ops team"))
 	works(x.JoinUserGroup(ctx, "/corp/ops team", "alice@example.com"))
-	groups, err := x.UserGroups(ctx)
+	groups, err := client.Collect(x.UserGroups(ctx))
 	works(err)
 	if len(groups) != 1 || len(groups[0].Members) != 1 {
 		x.t.Errorf("%+v", groups)
 	}
 	g, err := x.AddGrant(ctx, access.Grant{Subject: access.Subject{Kind: access.Group, Name: "/corp/ops team"}, Role: access.Operator, Scope: access.Scope{Kind: access.Everything}})
 	works(err)
-	grants, err := x.Grants(ctx)
+	grants, err := client.Collect(x.Grants(ctx))
 	works(err)
 	if len(grants) != 1 || grants[0].ID != g.ID {
 		x.t.Errorf("%+v, and not %+v", grants, g)
@@ -485,7 +485,7 @@ func people(ctx context.Context, x *rig, works func(error), refuses func(tidemar
 	works(x.RemoveUserGroup(ctx, "/corp/ops team"))
 	token, err := x.MakeToken(ctx, access.TokenSpec{User: "alice@example.com", Name: "ci", Lifetime: 60})
 	works(err)
-	tokens, err := x.Tokens(ctx, "")
+	tokens, err := client.Collect(x.Tokens(ctx, ""))
 	works(err)
 	if len(tokens) != 1 || tokens[0].ID != token.ID {
 		x.t.Errorf("%+v, and not %d", tokens, token.ID)
@@ -493,7 +493,7 @@ func people(ctx context.Context, x *rig, works func(error), refuses func(tidemar
 	works(x.RevokeToken(ctx, "alice@example.com", token.ID))
 	works(x.SetPassword(ctx, "alice@example.com", tidemark.PasswordChange{New: "another horse battery"}))
 	works(x.ChangeUser(ctx, "alice@example.com", tidemark.UserChange{Disabled: true}))
-	users, err := x.Users(ctx)
+	users, err := client.Collect(x.Users(ctx))
 	works(err)
 	if len(users) != 1 || !users[0].Disabled {
 		x.t.Errorf("%+v", users)

@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"encoding/base64"
+	"fmt"
 	"net/http"
 	"net/url"
 	"slices"
@@ -42,7 +43,7 @@ func decodeCursor(list, cursor string) (key string, err error) {
 	}
 	text, err := base64.RawURLEncoding.Strict().DecodeString(cursor)
 	rest, ours := strings.CutPrefix(string(text), cursorVersion+"\n"+list+"\n")
-	if err != nil || !ours || rest == "" {
+	if err != nil || !ours || rest == "" || strings.Contains(rest, "\x00") { // which no catalog can search for
 		return "", errCursor
 	}
 	return rest, nil
@@ -114,12 +115,17 @@ func list[T any](o operation, nameOf func(T) string, fn func(context.Context, *c
 			return nil, err
 		}
 		slices.SortStableFunc(all, func(a, b T) int { return strings.Compare(nameOf(a), nameOf(b)) })
-		i, found := slices.BinarySearchFunc(all, after, func(v T, name string) int { return strings.Compare(nameOf(v), name) })
-		if found {
-			i++
-		}
-		return cut(*in, o.path, nil, all[i:min(len(all), i+in.Limit+1)], nameOf), nil
+		return cut(*in, o.path, nil, behind(*in, all, after, func(v T, name string) int { return strings.Compare(nameOf(v), name) }), nameOf), nil
 	})
+}
+
+// behind returns the entries of a part, and one more, of a list in an order: those behind the key after. compare compares an entry with a key.
+func behind[T, K any](l Listing, all []T, after K, compare func(T, K) int) []T {
+	i, found := slices.BinarySearchFunc(all, after, compare)
+	if found {
+		i++
+	}
+	return all[i:min(len(all), i+l.Limit+1)]
 }
 
 // points answers with a part of the points of an application, oldest first.
@@ -138,6 +144,34 @@ func points(ctx context.Context, c *control.Control, in *ofNamesList) (*paged[ti
 		return nil, err
 	}
 	return cut(in.Listing, at, nil, entries, func(p tidemark.RecoveryPoint) string { return strconv.FormatUint(uint64(p.Position), 10) }), nil
+}
+
+// proofs answers with a part of the proofs of an application's points that are not kept, newest first.
+func proofs(ctx context.Context, c *control.Control, in *ofNamesList) (*paged[tidemark.Proof], error) {
+	at := "/v1/applications/" + string(in.Name) + "/proofs"
+	key, err := decodeCursor(at, in.Cursor)
+	if err != nil {
+		return nil, err
+	}
+	all, err := c.Moments(ctx, string(in.Name))
+	if err != nil {
+		return nil, err
+	}
+	return proofPart(in.Listing, at, all, key), nil
+}
+
+// proofPart is the part of proofs, newest first, behind the one with a key, or the first one if that is empty.
+func proofPart(l Listing, at string, all []tidemark.Proof, after string) *paged[tidemark.Proof] {
+	slices.SortFunc(all, func(a, b tidemark.Proof) int { return strings.Compare(proofKey(b), proofKey(a)) })
+	if after != "" {
+		all = behind(l, all, after, func(p tidemark.Proof, key string) int { return strings.Compare(key, proofKey(p)) })
+	}
+	return cut(l, at, nil, all, proofKey)
+}
+
+// proofKey is when a proof was made, and the position that it is of: as texts they have the order of both.
+func proofKey(p tidemark.Proof) string {
+	return fmt.Sprintf("%s %020d", p.At.UTC().Format("2006-01-02T15:04:05.000000000"), uint64(p.Position))
 }
 
 // seenOf returns n entries, or all if there are fewer, of parts that are read one after the other and have what may be seen.

@@ -15,6 +15,7 @@ import (
 	"tidemark"
 	"tidemark/access"
 	"tidemark/catalog"
+	"tidemark/client"
 )
 
 // The passwords of these tests: that of before, and that of after a change.
@@ -147,7 +148,7 @@ func TestTokenOfASession(t *testing.T) {
 	if _, err := makeToken(ctx, x.c, spec("after")); tidemark.KindOf(err) != tidemark.Denied {
 		t.Errorf("it is made: %v", err)
 	}
-	if list, err := x.Tokens(t.Context(), "alice"); err != nil || len(list) != 1 || list[0].Name != "before" {
+	if list, err := client.Collect(x.Tokens(t.Context(), "alice")); err != nil || len(list) != 1 || list[0].Name != "before" {
 		t.Errorf("%+v, %v", list, err)
 	}
 }

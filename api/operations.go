@@ -153,11 +153,8 @@ func applicationTable() []operation {
 			func(ctx context.Context, c *control.Control, in *ByName) (tidemark.Intervals, error) {
 				return c.Intervals(ctx, string(in.Name))
 			}),
-		get(operation{id: "list-proofs", method: http.MethodGet, path: "/v1/applications/{name}/proofs", tag: "Applications", summary: "The recovery proofs of points that are not kept",
-			description: "Newest first. What is kept says itself whether it is proven. The list is whole: it has no parts.", errors: missing, rule: may(access.ApplicationPoints, access.KindApplication, "path.name")},
-			func(ctx context.Context, c *control.Control, in *ByName) ([]tidemark.Proof, error) {
-				return c.Moments(ctx, string(in.Name))
-			}),
+		with(operation{id: "list-proofs", method: http.MethodGet, path: "/v1/applications/{name}/proofs", tag: "Applications", summary: "The recovery proofs of points that are not kept",
+			description: "Newest first. What is kept says itself whether it is proven.", status: http.StatusOK, errors: missing, rule: may(access.ApplicationPoints, access.KindApplication, "path.name")}, proofs),
 	}
 }
 
@@ -170,15 +167,10 @@ func pointList() operation {
 // slaTable is what is promised.
 func slaTable() []operation {
 	return []operation{
-		get(operation{id: "list-compliance", method: http.MethodGet, path: "/v1/compliance", tag: "SLA", summary: "Whether what is promised is kept",
-			description: "For each application: its template, the RPO and RTO that are promised and measured, and what is overdue. The list is whole: it has no parts.", filtered: true, rule: may(access.ApplicationView, access.KindApplication)},
-			func(ctx context.Context, c *control.Control, _ *none) ([]policy.Compliance, error) {
-				list, err := c.Compliance(ctx)
-				if err != nil {
-					return nil, err
-				}
-				return visible(ctx, c, access.ApplicationView, access.KindApplication, list, func(x policy.Compliance) string { return x.Application })
-			}),
+		list(operation{id: "list-compliance", method: http.MethodGet, path: "/v1/compliance", tag: "SLA", summary: "Whether what is promised is kept",
+			description: "For each application, by name: its template, the RPO and RTO that are promised and measured, and what is overdue.", errors: wrong, rule: may(access.ApplicationView, access.KindApplication)},
+			func(x policy.Compliance) string { return x.Application },
+			func(ctx context.Context, c *control.Control) ([]policy.Compliance, error) { return c.Compliance(ctx) }),
 		do(operation{id: "set-sla", method: http.MethodPut, path: "/v1/applications/{name}/sla", tag: "SLA", summary: "Give an application or clone a template",
 			description: "Or none, and nothing is promised to it any more.", errors: refused, rule: may(access.ApplicationConfigure, access.KindApplication, "path.name")},
 			func(ctx context.Context, c *control.Control, in *ofNameAndBody[tidemark.SLASpec]) error {
@@ -215,7 +207,7 @@ func slaTable() []operation {
 func applying() operation {
 	o := operation{id: "apply", method: http.MethodPost, path: "/v1/declarations", tag: "SLA", summary: "Make the server have what documents say",
 		description: "Templates, applications and groups, in YAML. What they do not speak of is left alone. All of it is looked at before anything is changed.",
-		errors:      refused, queues: true, rule: may(access.SLAManage, access.KindSLA).and(access.ApplicationProtect, access.KindApplication).and(access.GroupManage, access.KindGroup)}
+		errors:      refused, queues: true, once: true, rule: may(access.SLAManage, access.KindSLA).and(access.ApplicationProtect, access.KindApplication).and(access.GroupManage, access.KindGroup)}
 	return get(o, func(ctx context.Context, c *control.Control, in *ofBody[tidemark.ApplySpec]) (policy.Applied, error) {
 		return c.Apply(ctx, []byte(in.Body.Documents), in.Body.DryRun)
 	})

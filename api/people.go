@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -101,13 +102,8 @@ func selfTable() []operation {
 		raw(operation{id: "get-authority", method: http.MethodGet, path: "/v1/authority", tag: "Access", summary: "The certificate by which clients know the server",
 			description: "As PEM. Who fetches it over the network has to compare it with what the server's administrator has.", errors: []tidemark.Kind{tidemark.NotFound}, rule: open},
 			"application/x-pem-file", (*server).sendAuthority),
-		get(operation{id: "list-tokens", method: http.MethodGet, path: "/v1/tokens", tag: "Access", summary: "API tokens",
-			description: "Without their secrets. The list is whole: it has no parts.", errors: missing, rule: may(access.TokenView, access.KindToken, "query.user")},
-			func(ctx context.Context, c *control.Control, in *struct {
-				User string `query:"user" doc:"Whose; missing: one's own, and at the socket those of all."`
-			}) ([]access.Token, error) {
-				return c.Access().Tokens(ctx, orSelf(ctx, in.User))
-			}),
+		with(operation{id: "list-tokens", method: http.MethodGet, path: "/v1/tokens", tag: "Access", summary: "API tokens",
+			description: "By number, without their secrets.", status: http.StatusOK, errors: missing, rule: may(access.TokenView, access.KindToken, "query.user")}, tokens),
 		create(operation{id: "make-token", method: http.MethodPost, path: "/v1/tokens", tag: "Access", summary: "Make an API token",
 			description: "The answer has its secret, which is shown once.", errors: refused, secret: true, rule: may(access.TokenManage, access.KindToken, "body.user")},
 			func(_ *ofBody[access.TokenSpec], i tidemark.Issued) string { return "/v1/tokens/" + formatInt(i.ID) }, makeToken),
@@ -132,11 +128,8 @@ func orSelf(ctx context.Context, user string) string {
 
 func userTable() []operation {
 	return []operation{
-		get(operation{id: "list-users", method: http.MethodGet, path: "/v1/users", tag: "Access", summary: "Users",
-			description: "By name. The list is whole: it has no parts.", rule: may(access.AccessView, access.KindAccess)},
-			func(ctx context.Context, c *control.Control, _ *none) ([]tidemark.User, error) {
-				return c.Access().Users(ctx, "", mostPeople)
-			}),
+		with(operation{id: "list-users", method: http.MethodGet, path: "/v1/users", tag: "Access", summary: "Users",
+			description: "By name.", status: http.StatusOK, errors: wrong, rule: may(access.AccessView, access.KindAccess)}, users),
 		createBy(operation{id: "add-user", method: http.MethodPost, path: "/v1/users", tag: "Access", summary: "Add a user",
 			description: "He can do nothing before he, or a group that he is in, has a grant.", errors: refused, rule: manage},
 			func(_ *ofBody[tidemark.UserSpec], u tidemark.User) string { return "/v1/users/" + u.Name }, (*server).addUser),
@@ -152,8 +145,8 @@ func userTable() []operation {
 			}),
 		by(operation{id: "set-password", method: http.MethodPut, path: "/v1/users/{user}/password", tag: "Access", summary: "Set a password",
 			description: "One's own takes the old one, but at the socket.", status: http.StatusNoContent, errors: append([]tidemark.Kind{tidemark.Denied}, refused...), rule: may(access.TokenManage, access.KindToken, "path.user")}, (*server).setPassword),
-		get(operation{id: "list-user-groups", method: http.MethodGet, path: "/v1/user-groups", tag: "Access", summary: "Groups of users",
-			description: "By name, with their members. The list is whole: it has no parts.", rule: may(access.AccessView, access.KindAccess)}, userGroups),
+		with(operation{id: "list-user-groups", method: http.MethodGet, path: "/v1/user-groups", tag: "Access", summary: "Groups of users",
+			description: "By name, with their members.", status: http.StatusOK, errors: wrong, rule: may(access.AccessView, access.KindAccess)}, userGroups),
 		do(operation{id: "add-user-group", method: http.MethodPut, path: "/v1/user-groups/{group}", tag: "Access", summary: "Add a group of users",
 			description: "A group of an OpenID provider counts if it was added here.", errors: refused, rule: manage},
 			func(ctx context.Context, c *control.Control, in *ofGroup) error {
@@ -177,16 +170,10 @@ func userTable() []operation {
 	}
 }
 
-// mostPeople bounds lists of users and grants, which are given whole.
-const mostPeople = 100_000
-
 func grantTable() []operation {
 	return []operation{
-		get(operation{id: "list-grants", method: http.MethodGet, path: "/v1/grants", tag: "Access", summary: "Grants",
-			description: "By number. The list is whole: it has no parts.", rule: may(access.AccessView, access.KindAccess)},
-			func(ctx context.Context, c *control.Control, _ *none) ([]access.Grant, error) {
-				return c.Access().Grants(ctx, 0, mostPeople)
-			}),
+		with(operation{id: "list-grants", method: http.MethodGet, path: "/v1/grants", tag: "Access", summary: "Grants",
+			description: "By number.", status: http.StatusOK, errors: wrong, rule: may(access.AccessView, access.KindAccess)}, grants),
 		create(operation{id: "add-grant", method: http.MethodPost, path: "/v1/grants", tag: "Access", summary: "Give a user or group a role",
 			description: "Over everything, or over applications or hosts by names and patterns.", errors: refused, rule: manage},
 			func(_ *ofBody[access.Grant], g access.Grant) string { return "/v1/grants/" + formatInt(g.ID) },
@@ -245,20 +232,72 @@ func audited(ctx context.Context, c *control.Control, in *ofAudit) (*paged[acces
 	return cut(in.Listing, at, also("user", in.User, "object", in.Object), list, func(r access.AuditRecord) string { return formatInt(r.Seq) }), nil
 }
 
-func userGroups(ctx context.Context, c *control.Control, _ *none) ([]tidemark.UserGroup, error) {
+// tokens answers with a part of the API tokens of a user, or at the socket of all, by number.
+func tokens(ctx context.Context, c *control.Control, in *struct {
+	Listing
+	User string `query:"user" doc:"Whose; missing: one's own, and at the socket those of all."`
+}) (*paged[access.Token], error) {
+	const at = "/v1/tokens"
+	after, err := in.number(at)
+	if err != nil {
+		return nil, err
+	}
+	list, err := c.Access().Tokens(ctx, orSelf(ctx, in.User), int64(after), in.Limit+1)
+	if err != nil {
+		return nil, err
+	}
+	return cut(in.Listing, at, also("user", in.User), list, func(t access.Token) string { return formatInt(t.ID) }), nil
+}
+
+// users answers with a part of the users, by name.
+func users(ctx context.Context, c *control.Control, in *Listing) (*paged[tidemark.User], error) {
+	const at = "/v1/users"
+	after, err := decodeCursor(at, in.Cursor)
+	if err != nil {
+		return nil, err
+	}
+	list, err := c.Access().Users(ctx, after, in.Limit+1)
+	if err != nil {
+		return nil, err
+	}
+	return cut(*in, at, nil, list, func(u tidemark.User) string { return u.Name }), nil
+}
+
+// grants answers with a part of the grants, by number.
+func grants(ctx context.Context, c *control.Control, in *Listing) (*paged[access.Grant], error) {
+	const at = "/v1/grants"
+	after, err := in.number(at)
+	if err != nil {
+		return nil, err
+	}
+	list, err := c.Access().Grants(ctx, int64(after), in.Limit+1)
+	if err != nil {
+		return nil, err
+	}
+	return cut(*in, at, nil, list, func(g access.Grant) string { return formatInt(g.ID) }), nil
+}
+
+// userGroups answers with a part of the groups of users, by name.
+func userGroups(ctx context.Context, c *control.Control, in *Listing) (*paged[tidemark.UserGroup], error) {
+	const at = "/v1/user-groups"
+	after, err := decodeCursor(at, in.Cursor)
+	if err != nil {
+		return nil, err
+	}
 	names, err := c.Access().Groups(ctx)
 	if err != nil {
 		return nil, err
 	}
+	slices.Sort(names) // a database may have another order
 	list := []tidemark.UserGroup{}
-	for _, name := range names {
+	for _, name := range behind(*in, names, after, strings.Compare) {
 		members, err := c.Access().Members(ctx, name)
 		if err != nil {
 			return nil, err
 		}
 		list = append(list, tidemark.UserGroup{Name: name, Members: append([]string{}, members...)})
 	}
-	return list, nil
+	return cut(*in, at, nil, list, func(g tidemark.UserGroup) string { return g.Name }), nil
 }
 
 func makeToken(ctx context.Context, c *control.Control, in *ofBody[access.TokenSpec]) (tidemark.Issued, error) {

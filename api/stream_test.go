@@ -197,7 +197,7 @@ func shutOut(ctx context.Context, x *rig) map[string]func(user string) error {
 	return map[string]func(string) error{
 		"disabled": func(user string) error { return x.ChangeUser(ctx, user, tidemark.UserChange{Disabled: true}) },
 		"revoked": func(user string) error {
-			tokens, err := x.c.Access().Tokens(ctx, user)
+			tokens, err := x.c.Access().Tokens(ctx, user, 0, 9)
 			for _, k := range tokens {
 				err = errors.Join(err, x.c.Access().RevokeToken(ctx, user, k.ID))
 			}

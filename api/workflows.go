@@ -58,8 +58,8 @@ func workflowTable() []operation {
 			func(ctx context.Context, c *control.Control, in *ofNameAndMore[tidemark.RunSpec]) (tidemark.Job, error) {
 				return c.Run(ctx, string(in.Name), runSpec(in))
 			}),
-		get(operation{id: "list-runs", method: http.MethodGet, path: "/v1/workflow-runs", tag: "Workflows", summary: "Runs of workflows, newest first",
-			description: "The newest hundred, without their steps. The list is whole: it has no parts.", errors: missing, filtered: true, rule: may(access.JobView, access.KindJob)}, runs),
+		with(operation{id: "list-runs", method: http.MethodGet, path: "/v1/workflow-runs", tag: "Workflows", summary: "Runs of workflows, newest first",
+			description: "Without their steps.", status: http.StatusOK, errors: missing, filtered: true, rule: may(access.JobView, access.KindJob)}, runs),
 		get(operation{id: "get-run", method: http.MethodGet, path: "/v1/workflow-runs/{id}", tag: "Workflows", summary: "One run of a workflow",
 			description: "With its steps: how far each is, its job, and why it failed.", errors: missing, rule: may(access.JobView, access.KindJob, "path.id")},
 			func(ctx context.Context, c *control.Control, in *ByID) (tidemark.WorkflowRun, error) {
@@ -82,20 +82,35 @@ func runSpec(in *ofNameAndMore[tidemark.RunSpec]) (spec tidemark.RunSpec) {
 	return spec
 }
 
-// mostRuns is how many runs are listed.
-const mostRuns = 100
-
+// runs answers with a part of the runs, newest first.
 func runs(ctx context.Context, c *control.Control, in *struct {
+	Listing
 	Workflow string `query:"workflow" doc:"Only runs of this workflow."`
-}) ([]tidemark.WorkflowRun, error) {
-	all, err := c.Runs(ctx, in.Workflow, mostRuns)
+}) (*paged[tidemark.WorkflowRun], error) {
+	const at = "/v1/workflow-runs"
+	before, err := in.number(at)
 	if err != nil {
 		return nil, err
 	}
-	if all, err = visible(ctx, c, access.JobView, access.KindJob, all, func(r tidemark.WorkflowRun) string { return formatInt(r.Job.ID) }); err != nil {
+	from, number := int64(before), func(r tidemark.WorkflowRun) string { return formatInt(r.Job.ID) }
+	entries, err := seenOf(in.Limit+1, func() ([]tidemark.WorkflowRun, bool, error) {
+		list, err := c.Runs(ctx, in.Workflow, from, in.Limit+1)
+		if len(list) > 0 {
+			from = list[len(list)-1].Job.ID
+		}
+		more := len(list) == in.Limit+1
+		if err == nil {
+			list, err = visible(ctx, c, access.JobView, access.KindJob, list, number)
+		}
+		return list, more, err
+	})
+	if err != nil {
 		return nil, err
 	}
-	return all, hideURLs(ctx, c, all)
+	if err := hideURLs(ctx, c, entries); err != nil {
+		return nil, err
+	}
+	return cut(in.Listing, at, also("workflow", in.Workflow), entries, number), nil
 }
 
 // managesWorkflow reports whether who asks may change a workflow, and so is shown all of it.

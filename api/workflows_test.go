@@ -40,7 +40,7 @@ func workflows(t *testing.T, x *client.Client, works func(error), refuses func(t
 	if done.Steps != 2 || done.Version != 1 {
 		t.Errorf("%+v", done)
 	}
-	runs, err := x.Runs(ctx, "w")
+	runs, err := client.Collect(x.Runs(ctx, "w"))
 	works(err)
 	if len(runs) != 1 || runs[0].Job.ID != j.ID {
 		t.Errorf("%+v", runs)

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"tidemark"
+	"tidemark/client"
 	"tidemark/policy"
 	"tidemark/timeline"
 )
@@ -107,7 +108,7 @@ func promiseHourly(ctx context.Context, p *product, apps int64) error {
 		}
 	}
 	for {
-		list, err := p.Compliance(ctx)
+		list, err := client.Collect(p.Compliance(ctx))
 		if err != nil {
 			return err
 		}

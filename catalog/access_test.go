@@ -242,7 +242,7 @@ func tokens(t *testing.T, at string) {
 	if p.User != "alice" || p.Method != access.ByToken || p.Token.ID != tok.ID || !slices.Equal(p.Token.Applications, tok.Applications) || len(list) != 1 {
 		t.Fatalf("%+v, %+v", p, list)
 	}
-	if l := must(c.Tokens(ctx, "alice"))(t); len(l) != 1 || !l[0].Used.Equal(now.Add(time.Minute)) {
+	if l := must(c.Tokens(ctx, "alice", 0, 9))(t); len(l) != 1 || !l[0].Used.Equal(now.Add(time.Minute)) {
 		t.Errorf("used: %+v", l)
 	}
 	denied := func(h access.Hash, at time.Time) string {

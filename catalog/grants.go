@@ -235,10 +235,10 @@ func (c *Catalog) used(ctx context.Context, table string, id, before int64, now 
 	return wrap(err, "note the use of a secret")
 }
 
-// Tokens returns the tokens of a user, or of all if it is empty.
-func (c *Catalog) Tokens(ctx context.Context, user string) ([]access.Token, error) {
+// Tokens returns at most n tokens of a user, or of all if that is empty, from behind a number on.
+func (c *Catalog) Tokens(ctx context.Context, user string, after int64, n int) ([]access.Token, error) {
 	var rows []tokenRow
-	if err := c.read.NewRaw(selectToken+" WHERE user_name = ? OR ? = '' ORDER BY id", user, user).Scan(ctx, &rows); err != nil {
+	if err := c.read.NewRaw(selectToken+" WHERE (user_name = ? OR ? = '') AND id > ? ORDER BY id LIMIT ?", user, user, after, n).Scan(ctx, &rows); err != nil {
 		return nil, wrap(err, "list tokens")
 	}
 	list := make([]access.Token, len(rows))

@@ -123,9 +123,10 @@ func (c *Catalog) RemoveWorkflow(ctx context.Context, name string) error {
 	return wrap(err, "remove workflow %s", name)
 }
 
-// Runs returns the newest n runs of workflows, newest first: of all that have an application's name of jobs, or, if that is empty, of any.
-func (c *Catalog) Runs(ctx context.Context, application string, n int) ([]*Job, error) {
-	return c.runs(ctx, n, "(application = ? OR ? = '')", application, application)
+// Runs returns the newest n runs of workflows whose numbers are below before, newest first: of all that have an application's name of
+// jobs, or, if that is empty, of any. 0 stands for no bound.
+func (c *Catalog) Runs(ctx context.Context, application string, before int64, n int) ([]*Job, error) {
+	return c.runs(ctx, n, "(application = ? OR ? = '') AND (id < ? OR ? = 0)", application, application, before, before)
 }
 
 // LastScheduled returns the newest run that a schedule began, or nil.

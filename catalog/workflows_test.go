@@ -78,7 +78,7 @@ func runOf(t *testing.T, c *Catalog) {
 	if l, err := c.Load(ctx); err != nil || l.All != 1 {
 		t.Fatalf("%+v, %v", l, err)
 	}
-	if list, err := c.Runs(ctx, "", 9); err != nil || len(list) != 1 || list[0].ID != run {
+	if list, err := c.Runs(ctx, "", 0, 9); err != nil || len(list) != 1 || list[0].ID != run {
 		t.Fatalf("%v, %v", list, err)
 	}
 	if j, err := c.LastScheduled(ctx, "workflow:b"); err != nil || j == nil || j.ID != run {

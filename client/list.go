@@ -41,6 +41,14 @@ func list[T any](ctx context.Context, c *Client, path string, also url.Values) i
 	}
 }
 
+// only is the parameter that narrows a list, if it has a value.
+func only(name, value string) url.Values {
+	if value == "" {
+		return nil
+	}
+	return url.Values{name: {value}}
+}
+
 // Collect reads a list to its end. An empty list is not nil.
 func Collect[T any](seq iter.Seq2[T, error]) ([]T, error) {
 	all := []T{}

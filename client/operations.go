@@ -141,8 +141,8 @@ func (c *Client) Intervals(ctx context.Context, name string) (tidemark.Intervals
 }
 
 // Proofs lists the recovery proofs of an application's points that are not kept, newest first.
-func (c *Client) Proofs(ctx context.Context, name string) ([]tidemark.Proof, error) {
-	return get[[]tidemark.Proof](ctx, c, path("/v1/applications/%s/proofs", name))
+func (c *Client) Proofs(ctx context.Context, name string) iter.Seq2[tidemark.Proof, error] {
+	return list[tidemark.Proof](ctx, c, path("/v1/applications/%s/proofs", name), nil)
 }
 
 // SetSLA gives an application or clone a template of what is promised to it, or none.
@@ -156,8 +156,8 @@ func (c *Client) SetGroupSLA(ctx context.Context, spec tidemark.GroupSLASpec) er
 }
 
 // Compliance says of each application whether what is promised to it is kept.
-func (c *Client) Compliance(ctx context.Context) ([]policy.Compliance, error) {
-	return get[[]policy.Compliance](ctx, c, "/v1/compliance")
+func (c *Client) Compliance(ctx context.Context) iter.Seq2[policy.Compliance, error] {
+	return list[policy.Compliance](ctx, c, "/v1/compliance", nil)
 }
 
 // Templates lists SLA templates, by name.
@@ -210,8 +210,8 @@ func (c *Client) RunWorkflow(ctx context.Context, name string, spec tidemark.Run
 }
 
 // Runs lists the newest runs of a workflow, newest first; an empty name lists those of all.
-func (c *Client) Runs(ctx context.Context, workflow string) ([]tidemark.WorkflowRun, error) {
-	return get[[]tidemark.WorkflowRun](ctx, c, "/v1/workflow-runs?"+url.Values{"workflow": {workflow}}.Encode())
+func (c *Client) Runs(ctx context.Context, workflow string) iter.Seq2[tidemark.WorkflowRun, error] {
+	return list[tidemark.WorkflowRun](ctx, c, "/v1/workflow-runs", only("workflow", workflow))
 }
 
 // Run returns a run of a workflow, by the number of its job.

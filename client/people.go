@@ -44,9 +44,9 @@ func (c *Client) Self(ctx context.Context) (access.Self, error) {
 // Authority returns the certificate by which clients know the server, as PEM.
 func (c *Client) Authority(ctx context.Context) (string, error) { return c.text(ctx, "/v1/authority") }
 
-// Tokens lists the API tokens of a user; "" is oneself, and at the socket everybody.
-func (c *Client) Tokens(ctx context.Context, user string) ([]access.Token, error) {
-	return get[[]access.Token](ctx, c, "/v1/tokens?"+url.Values{"user": {user}}.Encode())
+// Tokens lists the API tokens of a user, by number; "" is oneself, and at the socket everybody.
+func (c *Client) Tokens(ctx context.Context, user string) iter.Seq2[access.Token, error] {
+	return list[access.Token](ctx, c, "/v1/tokens", only("user", user))
 }
 
 // MakeToken makes an API token. What it returns has its secret.
@@ -60,8 +60,8 @@ func (c *Client) RevokeToken(ctx context.Context, user string, id int64) error {
 }
 
 // Users lists users, by name.
-func (c *Client) Users(ctx context.Context) ([]tidemark.User, error) {
-	return get[[]tidemark.User](ctx, c, "/v1/users")
+func (c *Client) Users(ctx context.Context) iter.Seq2[tidemark.User, error] {
+	return list[tidemark.User](ctx, c, "/v1/users", nil)
 }
 
 // AddUser adds a user.
@@ -85,8 +85,8 @@ func (c *Client) SetPassword(ctx context.Context, user string, change tidemark.P
 }
 
 // UserGroups lists groups of users, by name.
-func (c *Client) UserGroups(ctx context.Context) ([]tidemark.UserGroup, error) {
-	return get[[]tidemark.UserGroup](ctx, c, "/v1/user-groups")
+func (c *Client) UserGroups(ctx context.Context) iter.Seq2[tidemark.UserGroup, error] {
+	return list[tidemark.UserGroup](ctx, c, "/v1/user-groups", nil)
 }
 
 // AddUserGroup adds a group of users.
@@ -110,8 +110,8 @@ func (c *Client) LeaveUserGroup(ctx context.Context, group, user string) error {
 }
 
 // Grants lists grants, by number.
-func (c *Client) Grants(ctx context.Context) ([]access.Grant, error) {
-	return get[[]access.Grant](ctx, c, "/v1/grants")
+func (c *Client) Grants(ctx context.Context) iter.Seq2[access.Grant, error] {
+	return list[access.Grant](ctx, c, "/v1/grants", nil)
 }
 
 // AddGrant gives a user or group a role. The grant that is returned has a number.

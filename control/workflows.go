@@ -250,12 +250,13 @@ func (c *Control) RunOf(ctx context.Context, id int64) (tidemark.WorkflowRun, er
 	return p.describe(&j.Job, steps, parts), err
 }
 
-// Runs lists the newest n runs, of one workflow or, with an empty name, of all. Their steps are left out.
-func (c *Control) Runs(ctx context.Context, name string, n int) ([]tidemark.WorkflowRun, error) {
+// Runs lists the newest n runs whose numbers are below before, of one workflow or, with an empty name, of all; 0 stands for no bound.
+// Their steps are left out.
+func (c *Control) Runs(ctx context.Context, name string, before int64, n int) ([]tidemark.WorkflowRun, error) {
 	if name != "" {
 		name = workflowPrefix + name
 	}
-	jobs, err := c.catalog.Runs(ctx, name, n)
+	jobs, err := c.catalog.Runs(ctx, name, before, n)
 	list := []tidemark.WorkflowRun{}
 	for _, j := range jobs {
 		var r running

@@ -182,7 +182,7 @@ func eventually(t *testing.T, c *Control, n int) (runs []tidemark.WorkflowRun) {
 	t.Helper()
 	for range 600 {
 		var err error
-		if runs, err = c.Runs(t.Context(), "w", 100); err != nil {
+		if runs, err = c.Runs(t.Context(), "w", 0, 100); err != nil {
 			t.Fatal(err)
 		}
 		going := slices.ContainsFunc(runs, func(r tidemark.WorkflowRun) bool {

@@ -87,7 +87,7 @@ func userList() *cobra.Command {
 				rows = append(rows, []string{u.Name, state, when(u.Created), dash(u.Display)})
 			}
 			table("USER STATE CREATED DISPLAY", rows)
-		})(server().Users(cmd.Context()))
+		})(client.Collect(server().Users(cmd.Context())))
 	}}
 }
 
@@ -161,7 +161,7 @@ func userGroupCommand() *cobra.Command {
 					rows = append(rows, []string{g.Name, dash(strings.Join(g.Members, " "))})
 				}
 				table("GROUP MEMBERS", rows)
-			})(server().UserGroups(cmd.Context()))
+			})(client.Collect(server().UserGroups(cmd.Context())))
 		}})
 }
 
@@ -269,7 +269,7 @@ func scopeOf(g access.Grant) string {
 
 func grantList() *cobra.Command {
 	return &cobra.Command{Use: "ls", Short: "List grants", Args: takes(0), Example: "  tidemark grant ls", RunE: func(cmd *cobra.Command, _ []string) error {
-		return tell(printGrants)(server().Grants(cmd.Context()))
+		return printList(server().Grants(cmd.Context()), printGrants)
 	}}
 }
 
@@ -372,7 +372,7 @@ func tokenList() *cobra.Command {
 				rows = append(rows, []string{strconv.FormatInt(t.ID, 10), t.User, t.Name, when(t.Expires), used, dash(tokenBounds(t))})
 			}
 			table("ID USER NAME EXPIRES USED ONLY", rows)
-		})(server().Tokens(cmd.Context(), user))
+		})(client.Collect(server().Tokens(cmd.Context(), user)))
 	}}
 	c.Flags().StringVar(&user, "user", "", "whose (default one's own, and at the socket everybody's)")
 	return c

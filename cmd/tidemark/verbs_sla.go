@@ -122,7 +122,7 @@ is kept, and why if it is not. RPO is how much may be lost, RTO how long a
 recovery may take: promised, and measured.`,
 		Example: "  tidemark sla\n  tidemark sla --json\n  tidemark sla set orders gold\n  tidemark sla templates --yaml >templates.yaml",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return tell(printCompliance)(server().Compliance(cmd.Context()))
+			return printList(server().Compliance(cmd.Context()), printCompliance)
 		}}
 	c.AddCommand(slaSet(), slaTemplates(), slaRemove())
 	return c

@@ -44,7 +44,7 @@ func pointsOf(ctx context.Context, c *client.Client, app string) (p tidemark.Poi
 		return p, err
 	}
 	p.Application, p.Covered, p.Gaps = app, any.Covered, any.Gaps
-	p.Moments, err = c.Proofs(ctx, app)
+	p.Moments, err = client.Collect(c.Proofs(ctx, app))
 	return p, err
 }
 

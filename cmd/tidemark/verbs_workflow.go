@@ -142,11 +142,14 @@ func workflowRuns() *cobra.Command {
 			if run != 0 {
 				return tell(printRun)(server().Run(cmd.Context(), run))
 			}
-			return tell(printRuns)(server().Runs(cmd.Context(), strings.Join(args, "")))
+			return printList(client.First(mostRuns, server().Runs(cmd.Context(), strings.Join(args, ""))), printRuns)
 		}}
 	c.Flags().Int64Var(&run, "run", 0, "show the steps of the run with this `NUMBER`")
 	return c
 }
+
+// mostRuns is how many runs are listed, the newest.
+const mostRuns = 100
 
 func printRuns(list []tidemark.WorkflowRun) {
 	var rows [][]string
