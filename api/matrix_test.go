@@ -293,7 +293,11 @@ func (m *matrix) ask(c cell, grants []access.Grant) {
 	done, err := m.s.allow(context.WithValue(m.t.Context(), callerKey{}, who), c.o, read(m.t, c.o, c.request()))
 	done()
 	got := err == nil || c.thing.none && tidemark.KindOf(err) == tidemark.NotFound // who may know is told so
-	if err != nil && !got && tidemark.KindOf(err) != tidemark.Denied {
+	told := !got && tidemark.KindOf(err) == tidemark.NotFound
+	if first := c.o.rule.needs[0]; told != (c.role != "" && first.kind == access.KindClone && first.volume == "" && c.thing.kind == access.KindApplication && !c.thing.none && mayDo(c.role, c.scope, access.ApplicationView, c.thing)) {
+		m.t.Errorf("%v: %v, and who sees an application is told that it is no clone, and nobody else", c, err)
+	}
+	if err != nil && !got && !told && tidemark.KindOf(err) != tidemark.Denied {
 		m.t.Errorf("%v: %v", c, err)
 	}
 	switch {
@@ -310,7 +314,7 @@ func (m *matrix) ask(c cell, grants []access.Grant) {
 		return // asked for, it would be done; and each that is refused takes a moment to be recorded
 	}
 	w := ask(m.h, c.request(), m.secret)
-	if (w.Code == http.StatusForbidden) == want || w.Code >= http.StatusInternalServerError && w.Code != http.StatusServiceUnavailable {
+	if (w.Code == http.StatusForbidden) == (want || told) || told && w.Code != http.StatusNotFound || w.Code >= http.StatusInternalServerError && w.Code != http.StatusServiceUnavailable {
 		m.t.Errorf("%v is answered with %d: %s", c, w.Code, w.Body)
 	}
 	if !want && strings.Contains(w.Body.String(), "bob") && c.thing.name != "bob" {

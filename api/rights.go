@@ -235,11 +235,19 @@ func (s *server) members(ctx context.Context, groups []string) (names []string, 
 	return names, nil
 }
 
+// copies are the kinds of what has its name among the applications. Who may see such a thing is told that it is of another kind than
+// he asked for: no grant would help him.
+var copies = map[access.Kind]string{access.KindClone: "`tidemark clones` lists them", access.KindMount: "`tidemark mounts` lists them"}
+
 // decide decides about one object, and fixes the point that is taken from it.
 func (s *server) decide(ctx context.Context, n need, in any, o access.Object) (access.Decision, error) {
 	who, action := callerOf(ctx), n.action
 	if n.volume != "" && o.Kind == access.KindApplication {
 		action = n.volume
+	}
+	if hint := copies[n.kind]; hint != "" && n.volume == "" && o.Kind != n.kind && access.Decide(who.principal, who.grants, access.ApplicationView, o).Allowed {
+		who.asked = append(who.asked, asked{action, access.Object{Kind: n.kind, Name: o.Name}})
+		return access.Decision{}, tidemark.Errorf(tidemark.NotFound, "there is no %s %q", n.kind, o.Name).WithHint("something else has that name; " + hint)
 	}
 	if action.Takes() && who.principal.Method != access.BySocket {
 		t, err := s.taking(ctx, in)

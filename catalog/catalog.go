@@ -226,6 +226,16 @@ const (
 	Clock        Kept = "clock"    // the time by which things grow old, when it was noted last
 )
 
+// listed says how people are shown what there is of a sort, where they are shown it.
+var listed = map[Kept]string{
+	Applications: "`tidemark status` lists them",
+	Mounts:       "`tidemark mounts` lists them",
+	Clones:       "`tidemark clones` lists them",
+	Exports:      "`tidemark exports` lists them",
+	Hosts:        "`tidemark host ls` lists them",
+	Templates:    "`tidemark sla templates` lists them",
+}
+
 // Put stores v under its sort and name, in place of what was there.
 func (c *Catalog) Put(ctx context.Context, k Kept, name string, v any) error {
 	body, err := json.Marshal(v)
@@ -244,7 +254,7 @@ func (c *Catalog) Get(ctx context.Context, k Kept, name string, v any) error {
 		err = c.query(ctx, &body, "SELECT body FROM things WHERE owner = ? AND kind = ? AND name = ?", c.owner, k, name)
 	}
 	if errors.Is(err, sql.ErrNoRows) {
-		return tidemark.Errorf(tidemark.NotFound, "there is no %s %q", k, name).WithHint(fmt.Sprintf("`tidemark %ss` lists them", k))
+		return tidemark.Errorf(tidemark.NotFound, "there is no %s %q", k, name).WithHint(listed[k])
 	}
 	if err != nil {
 		return wrap(err, "look up %s %s", k, name)

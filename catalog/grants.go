@@ -58,7 +58,7 @@ func (c *Catalog) AddGrant(ctx context.Context, g access.Grant) (int64, error) {
 	err = c.write.NewRaw("INSERT INTO grants (user_name, group_name, role, scope_kind, scope_names, limits, created) VALUES (?, ?, ?, ?, ?, ?, ?) RETURNING id",
 		user, group, string(g.Role), string(g.Scope.Kind), string(names), string(limits), time.Now().UnixNano()).Scan(ctx, &id)
 	if dangling(err) {
-		return 0, tidemark.Errorf(tidemark.NotFound, "there is no %s %q", g.Subject.Kind, g.Subject.Name)
+		return 0, tidemark.Errorf(tidemark.NotFound, "there is no %s %q", g.Subject.Kind, g.Subject.Name).WithHint("`tidemark user ls` and `tidemark usergroup ls` list them")
 	}
 	return id, wrap(err, "store a grant")
 }
@@ -74,7 +74,7 @@ func columns(s access.Subject) (user, group any) {
 // RemoveGrant takes a grant back. It no longer counts for whatever is decided after this.
 func (c *Catalog) RemoveGrant(ctx context.Context, id int64) error {
 	res, err := c.write.NewRaw("DELETE FROM grants WHERE id = ?", id).Exec(ctx)
-	return wrap(exactlyOne(res, err)(tidemark.Errorf(tidemark.NotFound, "there is no grant %d", id)), "remove grant %d", id)
+	return wrap(exactlyOne(res, err)(tidemark.Errorf(tidemark.NotFound, "there is no grant %d", id).WithHint("`tidemark grant ls` lists them")), "remove grant %d", id)
 }
 
 // Grants returns at most n grants, from behind a number on.
@@ -254,7 +254,7 @@ func (c *Catalog) Tokens(ctx context.Context, user string, after int64, n int) (
 // RevokeToken ends a token of a user, or of anybody if that is empty.
 func (c *Catalog) RevokeToken(ctx context.Context, user string, id int64) error {
 	res, err := c.write.NewRaw("DELETE FROM tokens WHERE id = ? AND (user_name = ? OR ? = '')", id, user, user).Exec(ctx)
-	return wrap(exactlyOne(res, err)(tidemark.Errorf(tidemark.NotFound, "there is no such token: %d", id)), "revoke token %d", id)
+	return wrap(exactlyOne(res, err)(tidemark.Errorf(tidemark.NotFound, "there is no such token: %d", id).WithHint("`tidemark token ls` lists yours, and with --user NAME those of somebody else")), "revoke token %d", id)
 }
 
 type sessionRow struct {

@@ -66,7 +66,7 @@ func (c *Catalog) oneUser(ctx context.Context, name, query string, args ...any) 
 }
 
 func noUser(name string) error {
-	return tidemark.Errorf(tidemark.NotFound, "there is no user %.140q", name)
+	return tidemark.Errorf(tidemark.NotFound, "there is no user %.140q", name).WithHint("`tidemark user ls` lists them")
 }
 
 // Users returns at most n users by name, from behind a name on.
@@ -168,7 +168,7 @@ func (c *Catalog) RemoveGroup(ctx context.Context, name string) error {
 }
 
 func noGroup(name string) error {
-	return tidemark.Errorf(tidemark.NotFound, "there is no group %.140q of users", name)
+	return tidemark.Errorf(tidemark.NotFound, "there is no group %.140q of users", name).WithHint("`tidemark usergroup ls` lists them")
 }
 
 // Groups returns the names of all groups of users.
@@ -189,7 +189,7 @@ func (c *Catalog) Members(ctx context.Context, group string) ([]string, error) {
 func (c *Catalog) Join(ctx context.Context, group, user string) error {
 	_, err := c.write.NewRaw("INSERT INTO memberships (group_name, user_name, provided) VALUES (?, ?, FALSE) ON CONFLICT DO NOTHING", group, user).Exec(ctx)
 	if dangling(err) {
-		return tidemark.Errorf(tidemark.NotFound, "there is no group %.140q, or no user %.140q", group, user)
+		return tidemark.Errorf(tidemark.NotFound, "there is no group %.140q, or no user %.140q", group, user).WithHint("`tidemark usergroup ls` and `tidemark user ls` list them")
 	}
 	return wrap(err, "make user %s a member of group %s", user, group)
 }

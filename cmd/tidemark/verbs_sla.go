@@ -76,7 +76,7 @@ func readDocument(name string) ([]byte, error) {
 	if name != "-" {
 		f, err := os.Open(name)
 		if err != nil {
-			return nil, err
+			return nil, tidemark.Errorf(tidemark.Invalid, "the file cannot be read: %w", err).WithHint("name a file that there is, or - for standard input")
 		}
 		defer f.Close()
 		r = f
