@@ -354,6 +354,20 @@ func (c *Catalog) Cancel(ctx context.Context, id int64) (running bool, err error
 	return running, wrap(err, "cancel job %d", id)
 }
 
+// Over returns those of some jobs that neither wait nor run any more.
+func (c *Catalog) Over(ctx context.Context, ids []int64) ([]tidemark.Job, error) {
+	var rows []jobRow
+	err := c.do(ctx, func(ctx context.Context) error {
+		rows = nil
+		return c.read.NewSelect().Model(&rows).Where("owner = ? AND id IN (?) AND state NOT IN ('queued', 'running')", c.owner, bun.In(ids)).Scan(ctx)
+	})
+	list := make([]tidemark.Job, len(rows))
+	for i := range rows {
+		list[i] = rows[i].job().Job
+	}
+	return list, wrap(err, "look which jobs are over")
+}
+
 // Load is what runs, and so why others wait.
 type Load struct {
 	All   int            // jobs of the owner

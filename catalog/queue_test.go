@@ -700,10 +700,30 @@ func (m *queueModel) compare() {
 		if len(list) != len(want) {
 			m.t.Fatalf("%d jobs of %s, not %d", len(list), owner, len(want))
 		}
+		var all, over []int64
 		for i, j := range want {
 			if list[i].ID != j.id || list[i].State != j.state || list[i].Attempt != j.attempt {
 				m.t.Errorf("%+v, and not %+v", list[i], *j)
 			}
+			if all = append(all, j.id); j.state != tidemark.JobQueued && j.state != tidemark.JobRunning {
+				over = append(over, j.id)
+			}
 		}
+		m.compareOver(live[0], all, over)
+	}
+}
+
+// compareOver finds those jobs over that are.
+func (m *queueModel) compareOver(c *Catalog, all, want []int64) {
+	list, err := c.Over(context.Background(), append(all, 1<<40)) // one that there is not
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	var got []int64
+	for _, j := range list {
+		got = append(got, j.ID)
+	}
+	if slices.Sort(got); !slices.Equal(got, want) {
+		m.t.Errorf("%v are over, and not %v", got, want)
 	}
 }

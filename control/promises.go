@@ -49,6 +49,7 @@ type promises struct {
 	sifted  map[string]sifting               // by ID of the timeline
 	due     map[string]time.Time             // when each has to be looked at again, by ID of the timeline; missing: now
 	stirred chan struct{}                    // something ended, or was changed
+	asking  sync.Mutex                       // held while a job is asked for, until it is among the running; before mu
 }
 
 // run is what was begun, and has not ended.
@@ -213,9 +214,12 @@ func (c *Control) keepPromises() {
 // next to nothing: there may be thousands.
 func (c *Control) keepAll(ctx context.Context, now time.Time) (next time.Time) {
 	next = c.keepSchedules(ctx, now)
+	if err := c.settleRuns(ctx); err != nil {
+		return next // nothing is done while the catalog is away
+	}
 	templates, err := c.templates(ctx)
 	if err != nil {
-		return next // nothing is done while the catalog is away
+		return next
 	}
 	all := c.set.List()
 	for _, line := range all {
@@ -327,8 +331,7 @@ func (c *Control) setWindow(a app, t policy.Template) error {
 func (c *Control) doDue(ctx context.Context, a app, t policy.Template, h policy.History, d policy.Due) {
 	begun := run{begun: time.Now()}
 	how := Ask{Queue: true, Priority: t.Rank() * handPriority / 101, By: "sla " + t.Name, Origin: tidemark.FromSchedule}
-	var job tidemark.Job
-	var err error
+	var ask func() (tidemark.Job, error)
 	switch {
 	case d.Policy == policy.PolicyVerify:
 		p, ok := policy.Choose(*t.Verify, a.name, h.Points, d.Promised)
@@ -336,20 +339,21 @@ func (c *Control) doDue(ctx context.Context, a app, t policy.Template, h policy.
 			return
 		}
 		begun.point = p.Position
-		job, err = c.verifyPoint(WithAsk(ctx, how), a.name+"@"+p.Position.String(), *t.Verify)
+		ask = func() (tidemark.Job, error) {
+			return c.verifyPoint(WithAsk(ctx, how), a.name+"@"+p.Position.String(), *t.Verify)
+		}
 	case d.Policy == policy.PolicyCapture && !c.onlyMarked(a):
-		job, err = c.Capture(WithAsk(ctx, how), tidemark.CaptureSpec{Application: a.name, Bookmark: timedName(a, promisedPrefix, time.Now())})
+		ask = func() (tidemark.Job, error) {
+			return c.Capture(WithAsk(ctx, how), tidemark.CaptureSpec{Application: a.name, Bookmark: timedName(a, promisedPrefix, time.Now())})
+		}
 	default:
 		c.promises.begun(a.t.ID(), d.Policy, begun)
 		c.jobs.wg.Go(func() { c.mark(a, d.Policy, begun) })
 		return
 	}
-	if err != nil {
+	if err := c.beginJob(a.t.ID(), d.Policy, begun, ask); err != nil {
 		c.ended(a.t.ID(), policy.Run{Policy: d.Policy, State: policy.RunFailed, Started: begun.begun, Finished: time.Now(), Error: Explain(err).Message})
-		return
 	}
-	begun.job = job.ID
-	c.promises.begun(a.t.ID(), d.Policy, begun)
 }
 
 // verifyPoint proves a point: it is brought up in a sandbox and checked, and a probe looks at it, if there is one. Where nothing can be brought up, or
@@ -449,6 +453,8 @@ func (c *Control) measured(name string, took time.Duration) {
 
 // ofJob finds what a job was begun for.
 func (p *promises) ofJob(job int64, pol policy.Policy) (id string, r run) {
+	p.asking.Lock() // it may be asked for just now
+	defer p.asking.Unlock()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for id, all := range p.running {

@@ -275,6 +275,7 @@ func (c *Control) CancelJob(ctx context.Context, id int64) error {
 		t.cancel(errCancelled)
 	}
 	c.jobs.stir()
+	c.promises.stir() // a schedule may have asked for it
 	return nil
 }
 
