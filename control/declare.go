@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"os"
 	"slices"
 	"strings"
 	"time"
@@ -263,10 +264,7 @@ func (c *Control) canChange(x policy.Change, want policy.Set, templates map[stri
 	i := slices.IndexFunc(want.Applications, func(a policy.Application) bool { return a.Name == x.Name })
 	d := want.Applications[i]
 	if x.Action == policy.ActionMake {
-		if t, ok := templates[d.SLA]; ok && t.CDP == nil && t.Log != nil && d.Host != "" && !isCluster(d.Source) {
-			return tidemark.Errorf(tidemark.Invalid, "%s is no database, and its template %s promises a log", d.Name, d.SLA).WithHint("use a template without one, or with cdp")
-		}
-		return nil
+		return c.canMake(want, d, templates)
 	}
 	for _, f := range x.Fields {
 		if field, _, _ := strings.Cut(f.Field, "."); field != "sla" && field != "labels" {
@@ -281,26 +279,79 @@ func (c *Control) canChange(x policy.Change, want policy.Set, templates map[stri
 	return c.canPromise(a, templates[d.SLA])
 }
 
-// canChangeGroup refuses a template that a member cannot keep. One that is still to be protected is tapped: no other can be a member.
+// canMake refuses an application that cannot be protected as it is wanted, or not keep what is promised to it, as far as that can be told without asking
+// its host.
+func (c *Control) canMake(want policy.Set, d policy.Application, templates map[string]policy.Template) error {
+	t, promised := templates[wantedTemplate(want, d)]
+	spec := protectSpec(d, t)
+	if err := checkOptions(spec); err != nil || !promised {
+		return err
+	}
+	return c.canPromise(willBe(spec), t)
+}
+
+// protectSpec asks for an application as it is wanted, with the template that it will have by itself or by a group.
+func protectSpec(d policy.Application, t policy.Template) tidemark.ProtectSpec {
+	spec := tidemark.ProtectSpec{Name: d.Name, Source: d.Source, Also: d.Also, Host: d.Host, Options: d.Options, SLA: d.SLA, Labels: d.Labels}
+	if spec.CDP = t.CDP != nil; spec.CDP {
+		spec.Window = &tidemark.Window{Seconds: int64(time.Duration(t.CDP.Window).Seconds()), Bytes: int64(t.CDP.Bytes)}
+	}
+	return spec
+}
+
+// willBe is an application as it will be when it is protected: what can be promised to it goes by that. It has no timeline yet. A disk that is copied is
+// taken for a directory: the same can be promised to both.
+func willBe(spec tidemark.ProtectSpec) app {
+	a := app{name: spec.Name, about: about{Type: tidemark.TypeFilesystem, Source: spec.Source, Agent: spec.Host}}
+	switch {
+	case strings.HasPrefix(spec.Source, machinePrefix):
+		a.Type, a.Machine = tidemark.TypeVolume, &machine{}
+	case isCluster(spec.Source):
+		a.Type = tidemark.TypePostgres
+	case spec.CDP && (spec.Host != "" || !isDir(spec.Source)):
+		a.Type, a.Taps = tidemark.TypeVolume, append([]string{spec.Source}, spec.Also...)
+	}
+	return a
+}
+
+func isDir(path string) bool {
+	st, err := os.Stat(path)
+	return err == nil && st.IsDir()
+}
+
+// canChangeGroup refuses members that cannot be any, and a template that one of them cannot keep.
 func (c *Control) canChangeGroup(name string, want policy.Set, templates map[string]policy.Template, begun map[string]begunProtect) error {
 	i := slices.IndexFunc(want.Groups, func(g policy.Group) bool { return g.Name == name })
 	g := want.Groups[i]
-	if g.SLA == "" {
-		return nil
-	}
 	for _, m := range g.Members {
-		a, err := c.app(m)
-		if _, is := begun[m]; is || tidemark.KindOf(err) == tidemark.NotFound {
-			a, err = app{name: m, about: about{Type: tidemark.TypeVolume, Taps: []string{""}}}, nil
-		}
-		if err == nil {
-			err = c.canPromise(a, templates[g.SLA])
-		}
+		a, err := c.member(m, want, templates, begun)
 		if err != nil {
 			return err
 		}
+		if t, promised := templates[g.SLA]; promised {
+			if err := c.canPromise(a, t); err != nil {
+				return err
+			}
+		}
+		if !a.tapped() {
+			return errNotTapped(a.name)
+		}
 	}
 	return nil
+}
+
+// member is an application as it is, or as it will be: when it has been protected, or is as it is wanted.
+func (c *Control) member(name string, want policy.Set, templates map[string]policy.Template, begun map[string]begunProtect) (app, error) {
+	if b, is := begun[name]; is {
+		return willBe(b.spec), nil
+	}
+	a, err := c.app(name)
+	i := slices.IndexFunc(want.Applications, func(d policy.Application) bool { return d.Name == name })
+	if i >= 0 && tidemark.KindOf(err) == tidemark.NotFound {
+		d := want.Applications[i]
+		return willBe(protectSpec(d, templates[wantedTemplate(want, d)])), nil
+	}
+	return a, err
 }
 
 // applyAll makes the changes. Before a group is changed, the jobs that make its members have ended: those that are begun here, and those that are
@@ -355,17 +406,14 @@ func wantedTemplate(want policy.Set, d policy.Application) string {
 // applyApplication protects an application, or gives it what may change while it is protected.
 func (c *Control) applyApplication(ctx context.Context, want policy.Set, d policy.Application, action policy.Action) (*tidemark.Job, error) {
 	if action == policy.ActionMake {
-		spec := tidemark.ProtectSpec{Name: d.Name, Source: d.Source, Also: d.Also, Host: d.Host, Options: d.Options, SLA: d.SLA, Labels: d.Labels}
-		if template := wantedTemplate(want, d); template != "" {
-			t, err := c.template(ctx, template)
-			if err != nil {
+		var t policy.Template
+		if name := wantedTemplate(want, d); name != "" {
+			var err error
+			if t, err = c.template(ctx, name); err != nil {
 				return nil, err
 			}
-			if spec.CDP = t.CDP != nil; spec.CDP {
-				spec.Window = &tidemark.Window{Seconds: int64(time.Duration(t.CDP.Window).Seconds()), Bytes: int64(t.CDP.Bytes)}
-			}
 		}
-		return c.protectOnce(ctx, spec)
+		return c.protectOnce(ctx, protectSpec(d, t))
 	}
 	a, err := c.app(d.Name)
 	if err != nil {

@@ -152,7 +152,7 @@ func (c *Control) comeAndGo(spec tidemark.GroupSpec) (join, leave []app, err err
 	for _, name := range spec.Join {
 		a, err := c.app(name)
 		if err == nil && !a.tapped() {
-			err = tidemark.Errorf(tidemark.Invalid, "%s is not tapped, and cannot be marked in the moment of others", name).WithHint("`tidemark protect DEVICE --cdp` taps a disk")
+			err = errNotTapped(name)
 		}
 		if err != nil {
 			return nil, nil, err
@@ -170,6 +170,10 @@ func (c *Control) comeAndGo(spec tidemark.GroupSpec) (join, leave []app, err err
 		leave = append(leave, a)
 	}
 	return join, leave, nil
+}
+
+func errNotTapped(name string) error {
+	return tidemark.Errorf(tidemark.Invalid, "%s is not tapped, and cannot be marked in the moment of others", name).WithHint("`tidemark protect DEVICE --cdp` taps a disk")
 }
 
 // joinGroup makes an application a member of a group with these options, of which this is noted.

@@ -30,6 +30,9 @@ func (a app) hasLog() bool {
 	if a.Type != tidemark.TypePostgres || a.Role != "" {
 		return false
 	}
+	if a.t == nil { // it is still to be protected
+		return true
+	}
 	_, err := a.t.Disk(logDisk)
 	return err == nil
 }

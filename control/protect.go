@@ -44,7 +44,11 @@ func (c *Control) protectWork(ctx context.Context, spec tidemark.ProtectSpec) (*
 		return nil, err
 	}
 	if spec.SLA != "" {
-		if _, err := c.template(ctx, spec.SLA); err != nil {
+		t, err := c.template(ctx, spec.SLA)
+		if err == nil {
+			err = c.canPromise(willBe(spec), t)
+		}
+		if err != nil {
 			return nil, err
 		}
 	}
