@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/url"
 	"os"
 	"slices"
 	"strings"
@@ -238,7 +239,7 @@ func (c *Control) canApply(ctx context.Context, have, want policy.Set, changes [
 				return err
 			}
 		}
-		if err := c.canChange(x, want, templates); err != nil {
+		if err := c.canChange(x, have, want, templates); err != nil {
 			return err
 		}
 	}
@@ -254,7 +255,7 @@ func (c *Control) canApply(ctx context.Context, have, want policy.Set, changes [
 	return ctx.Err()
 }
 
-func (c *Control) canChange(x policy.Change, want policy.Set, templates map[string]policy.Template) error {
+func (c *Control) canChange(x policy.Change, have, want policy.Set, templates map[string]policy.Template) error {
 	switch {
 	case x.Kind == policy.KindHost && x.Action == policy.ActionMake:
 		return tidemark.Errorf(tidemark.Invalid, "host %s has not been added", x.Name).WithHint("a host joins by a token: `tidemark host add " + x.Name + "`, then apply again")
@@ -264,7 +265,7 @@ func (c *Control) canChange(x policy.Change, want policy.Set, templates map[stri
 	i := slices.IndexFunc(want.Applications, func(a policy.Application) bool { return a.Name == x.Name })
 	d := want.Applications[i]
 	if x.Action == policy.ActionMake {
-		return c.canMake(want, d, templates)
+		return c.canMake(have, want, d, templates)
 	}
 	for _, f := range x.Fields {
 		if field, _, _ := strings.Cut(f.Field, "."); field != "sla" && field != "labels" {
@@ -281,13 +282,29 @@ func (c *Control) canChange(x policy.Change, want policy.Set, templates map[stri
 
 // canMake refuses an application that cannot be protected as it is wanted, or not keep what is promised to it, as far as that can be told without asking
 // its host.
-func (c *Control) canMake(want policy.Set, d policy.Application, templates map[string]policy.Template) error {
+func (c *Control) canMake(have, want policy.Set, d policy.Application, templates map[string]policy.Template) error {
 	t, promised := templates[wantedTemplate(want, d)]
 	spec := protectSpec(d, t)
-	if err := checkOptions(spec); err != nil || !promised {
+	if err := checkOptions(spec); err != nil {
 		return err
 	}
+	if host := clusterHost(spec); slices.ContainsFunc(slices.Concat(have.Hosts, want.Hosts), func(h policy.Host) bool { return h.Name == host }) {
+		return tidemark.Errorf(tidemark.Invalid, "the cluster of %s is on host %s, and without a host it is looked for on the server", d.Name, host).
+			WithHint("write `host: " + host + "`, and the source as it is there, such as postgres:///")
+	}
+	if !promised {
+		return nil
+	}
 	return c.canPromise(willBe(spec), t)
+}
+
+// clusterHost is the host in the URL of a cluster that is said to be on the server; empty if there is none.
+func clusterHost(spec tidemark.ProtectSpec) string {
+	u, err := url.Parse(spec.Source)
+	if err != nil || spec.Host != "" || !isCluster(spec.Source) {
+		return ""
+	}
+	return u.Hostname()
 }
 
 // protectSpec asks for an application as it is wanted, with the template that it will have by itself or by a group.
