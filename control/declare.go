@@ -184,8 +184,11 @@ func (c *Control) Apply(ctx context.Context, documents []byte, dryRun bool) (pol
 	if done.UnderWay, err = underWay(done.Changes, begun); err != nil {
 		return done, err
 	}
-	if err := c.canApply(ctx, have, want, done.Changes, begun); err != nil || dryRun {
+	if err := c.canApply(ctx, have, want, done.Changes, begun); err != nil {
 		return done, err
+	}
+	if done.Forgotten = c.forgotten(have, want, done.Changes); dryRun {
+		return done, nil
 	}
 	done.Jobs, err = c.applyAll(ctx, want, done.Changes, done.UnderWay)
 	return done, err
@@ -226,10 +229,7 @@ func (a app) declared() policy.Application {
 // canApply refuses what cannot be done: changes that only a new protection makes, hosts that have to join by themselves, and promises that cannot be kept.
 // Of what is being protected as it is wanted, there may be half.
 func (c *Control) canApply(ctx context.Context, have, want policy.Set, changes []policy.Change, begun map[string]begunProtect) error {
-	templates := map[string]policy.Template{}
-	for _, t := range slices.Concat(have.Templates, want.Templates) { // what is wanted comes last
-		templates[t.Name] = t
-	}
+	templates := templatesOf(have, want)
 	for _, x := range changes {
 		if _, is := begun[x.Name]; is && x.Kind == policy.KindApplication {
 			continue

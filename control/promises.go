@@ -545,11 +545,17 @@ func (c *Control) history(ctx context.Context, a app, t policy.Template, judged 
 		c.describeCoverage(ctx, a, &points)
 	}
 	h.Covered, h.Gaps = points.Covered, points.Gaps
-	for _, x := range points.Points {
-		h.Points = append(h.Points, policy.Point{Position: x.Position, Time: x.Time, Bookmark: x.Bookmark, Verified: r.Verified[x.Position],
+	h.Points = keptPoints(points.Points, r.Verified)
+	return h
+}
+
+// keptPoints are points as retention looks at them.
+func keptPoints(points []tidemark.RecoveryPoint, verified map[tidemark.Position]time.Time) (list []policy.Point) {
+	for _, x := range points {
+		list = append(list, policy.Point{Position: x.Position, Time: x.Time, Bookmark: x.Bookmark, Verified: verified[x.Position],
 			AppShot: strings.HasPrefix(x.Bookmark, scheduledPrefix), Held: x.Bookmark != "" && !madeName.MatchString(x.Bookmark)})
 	}
-	return h
+	return list
 }
 
 // madeName is a name that nobody chose. What somebody named is kept until he forgets it.
@@ -573,9 +579,9 @@ func (c *Control) forget(ctx context.Context, a app, t policy.Template, h policy
 	if was.points == len(points) && now.Sub(was.at) < siftEvery && !now.Before(was.at) {
 		return
 	}
-	for _, v := range policy.Keep(t, points, now) {
-		if !v.Expire || ctx.Err() != nil || a.publicationAt(v.Position) != nil {
-			continue
+	for _, v := range c.toForget(a, t, points, now) {
+		if ctx.Err() != nil {
+			return
 		}
 		if _, err := c.Expire(ctx, a.name+"@"+v.Position.String()); err != nil {
 			c.log.Error("a point was not forgotten", "application", a.name, "point", v.Position, "error", err)

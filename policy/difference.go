@@ -152,12 +152,29 @@ func flattenValue(path string, v any, fields map[string]string) {
 	}
 }
 
+// Forgotten says how many points of an application its template lets go at once.
+type Forgotten struct {
+	Application string `json:"application"`
+	Template    string `json:"template" doc:"The template that it has then."`
+	Points      int    `json:"points" doc:"How many of its points are forgotten now; more may be as they grow old."`
+}
+
+// String is what is forgotten in one line, as a dry run prints it.
+func (f Forgotten) String() string {
+	if f.Points == 1 {
+		return "1 point of " + f.Application + " is forgotten"
+	}
+	return fmt.Sprintf("%d points of %s are forgotten", f.Points, f.Application)
+}
+
 // Applied says what applying documents did, or would do.
 type Applied struct {
 	Changes []Change       `json:"changes" doc:"What was changed, or is as it is wanted."`
 	DryRun  bool           `json:"dry_run,omitempty" doc:"Nothing was changed."`
 	Notes   []string       `json:"notes,omitempty" doc:"What a template says that is not acted on."`
 	Jobs    []tidemark.Job `json:"jobs,omitempty" doc:"The jobs that protect what was not protected."`
+	// Forgotten are the applications whose template is another one, or says something else, and lets points go.
+	Forgotten []Forgotten `json:"forgotten,omitempty" doc:"How many points are forgotten at once for what was changed, by application."`
 	// UnderWay are jobs that were asked for before, and make what is wanted.
 	UnderWay []tidemark.Job `json:"under_way,omitempty" doc:"The jobs that were asked for before, and are protecting what is wanted."`
 }

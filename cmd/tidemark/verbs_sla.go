@@ -96,6 +96,9 @@ func printApplied(a policy.Applied) {
 			fmt.Println(x)
 		}
 	}
+	for _, f := range a.Forgotten {
+		fmt.Println(f)
+	}
 	switch {
 	case changed == 0 && len(a.UnderWay) > 0:
 		fmt.Println("all is as it is wanted, or is being made so")
