@@ -544,6 +544,9 @@ func (c *Control) history(ctx context.Context, a app, t policy.Template, judged 
 	if judged || t.Log != nil {
 		c.describeCoverage(ctx, a, &points)
 	}
+	if judged && t.Log != nil {
+		points.Gaps = append(points.Gaps, c.stalled(ctx, a, points.Covered)...)
+	}
 	h.Covered, h.Gaps = points.Covered, points.Gaps
 	h.Points = keptPoints(points.Points, r.Verified)
 	return h
@@ -556,6 +559,19 @@ func keptPoints(points []tidemark.RecoveryPoint, verified map[tidemark.Position]
 			AppShot: strings.HasPrefix(x.Bookmark, scheduledPrefix), Held: x.Bookmark != "" && !madeName.MatchString(x.Bookmark)})
 	}
 	return list
+}
+
+// stalled says why a log does not go on, as a gap behind what is covered by it.
+func (c *Control) stalled(ctx context.Context, a app, covered []tidemark.Interval) []tidemark.Interval {
+	var d tidemark.Application
+	if c.describeLog(ctx, a, &d); d.Detail == "" {
+		return nil
+	}
+	end := a.t.Describe().Created
+	if len(covered) > 0 {
+		end = covered[len(covered)-1].To
+	}
+	return []tidemark.Interval{{From: end, Reason: strings.TrimPrefix(d.Detail, "log: ")}}
 }
 
 // madeName is a name that nobody chose. What somebody named is kept until he forgets it.

@@ -31,7 +31,7 @@ type Compliance struct {
 	// RPO measures the age of the newest recoverable moment; RTO how long the newest measured recovery took.
 	RPO Objective `json:"rpo"`
 	RTO Objective `json:"rto"`
-	// Overdue are the policies that are late, in the order of [Next], then cdp.
+	// Overdue are the policies that are late, in the order of [Next], then cdp and log.
 	Overdue []Overdue `json:"overdue,omitempty"`
 	// Reasons say why State is not ok, one line each.
 	Reasons []string `json:"reasons,omitempty"`
@@ -232,12 +232,15 @@ func (c *Compliance) recoveries(h History, now time.Time) {
 // overdue lists what is behind its schedule by more than may be.
 func overdue(t Template, h History, now time.Time) (list []Overdue) {
 	for _, due := range Next(t, h, now) {
-		if now.After(due.Promised.Add(t.grace(due.Policy))) {
+		if due.Policy != PolicyLog && now.After(due.Promised.Add(t.grace(due.Policy))) {
 			list = append(list, Overdue{due.Policy, due.Promised, h.why(due, now)})
 		}
 	}
 	if t.CDP != nil {
 		list = append(list, h.uncovered(*t.CDP, now)...)
+	}
+	if t.Log != nil {
+		list = append(list, h.unlogged(t, now)...)
 	}
 	return list
 }
@@ -297,24 +300,52 @@ func (h History) uncovered(p CDP, now time.Time) []Overdue {
 		if since.IsZero() || since.After(now) {
 			since = now
 		}
-		return []Overdue{{PolicyCDP, since, cmp.Or(h.lastReason(now), "nothing was journaled yet")}}
+		return []Overdue{{PolicyCDP, since, cmp.Or(h.lastReason(now, now), "nothing was journaled yet")}}
 	}
 	end := h.received(now)
 	if end.Add(journalGrace).Before(now) {
-		return []Overdue{{PolicyCDP, end, cmp.Or(h.lastReason(now), "writes are not journaled")}}
+		return []Overdue{{PolicyCDP, end, cmp.Or(h.lastReason(now, now), "writes are not journaled")}}
 	}
-	reach := now.Add(-time.Duration(p.Window))
+	return h.short(PolicyCDP, p.Window, list, now)
+}
+
+// unlogged says since when a log does not hold. It leads on from a capture, so nothing is asked of it before there is one.
+func (h History) unlogged(t Template, now time.Time) []Overdue {
+	if len(h.Points) == 0 {
+		return nil
+	}
+	slack := journalGrace
+	if t.Log.Every != 0 {
+		slack = time.Duration(t.Log.Every) + t.grace(PolicyLog)
+	}
+	list, end := h.coverage(now), h.received(now)
+	if len(list) == 0 { // it had to be there from the first capture on
+		end = later(h.Since, slices.MinFunc(h.Points, func(a, b Point) int { return a.Time.Compare(b.Time) }).Time)
+	}
+	if now.Sub(end).Abs() > slack { // ahead, if the clock was set back
+		end = earlier(end, now)
+		return []Overdue{{PolicyLog, end, cmp.Or(h.lastReason(end, now), "it is not received")}}
+	}
+	if len(list) == 0 {
+		return nil
+	}
+	return h.short(PolicyLog, t.Log.Keep, list, now)
+}
+
+// short says since when what is covered does not reach far enough.
+func (h History) short(p Policy, window Duration, list []stretch, now time.Time) []Overdue {
+	reach := now.Add(-time.Duration(window))
 	if oldest := list[0].from; oldest.After(reach) && h.Since.Before(reach) {
-		return []Overdue{{PolicyCDP, reach, fmt.Sprintf("any point can be had of the last %v, and %v was promised", *seconds(now.Sub(oldest)), p.Window)}}
+		return []Overdue{{p, reach, fmt.Sprintf("any point can be had of the last %v, and %v was promised", *seconds(now.Sub(oldest)), window)}}
 	}
 	return nil
 }
 
-// lastReason is why there is no any-point history now, if a gap says so.
-func (h History) lastReason(now time.Time) (reason string) {
+// lastReason is why there is no any-point history from end to now, if a gap says so. That of a log lasts behind its gap, until the next capture.
+func (h History) lastReason(end, now time.Time) (reason string) {
 	var begun time.Time
 	for _, g := range h.Gaps {
-		if !g.From.After(now) && !g.From.Before(begun) && (g.To.IsZero() || !g.To.Before(now)) {
+		if !g.From.After(now) && !g.From.Before(begun) && (g.To.IsZero() || !g.To.Before(end)) {
 			begun, reason = g.From, g.Reason
 		}
 	}
