@@ -12,6 +12,7 @@ import (
 
 	"tidemark"
 	"tidemark/control"
+	"tidemark/policy"
 )
 
 // metrics is what Prometheus is told. Labels are operations, kinds, states, statuses and the names of applications and webhooks: no more than there are.
@@ -61,7 +62,7 @@ var (
 	clones         = describe("clones", "Clones.")
 	mounts         = describe("mounts", "Mounts.")
 	exports        = describe("exports", "Exports.")
-	newestPoint    = describe("application_newest_point_timestamp_seconds", "The time of the newest point of an application: time() minus it is its age.", "application")
+	newestPoint    = describe("application_newest_point_timestamp_seconds", "The time of the newest point of an application: time() minus it is its age. 0 if it has none.", "application")
 	coveredUntil   = describe("application_covered_until_timestamp_seconds", "Until when any point of an application can be had, where its log or its writes come by themselves.", "application")
 	tapFollowing   = describe("tap_following", "1 if every write of the application arrives.", "application")
 	tapLag         = describe("tap_lag_seconds", "The age of the oldest write that has not arrived.", "application")
@@ -91,6 +92,12 @@ var (
 	auditIntact    = describe("audit_intact", "0 if the audit is not what its checkpoints say.")
 	auditThrough   = describe("audit_checkpoint_record", "The record up to which checkpoints of the audit reach.")
 	auditAt        = describe("audit_checkpoint_timestamp_seconds", "When the newest checkpoint of the audit was made.")
+	slaState       = describe("sla_state", "1 for the state in which what is promised to an application is, 0 for the others.", "application", "state")
+	slaRPO         = describe("sla_rpo_seconds", "How old the newest recoverable moment of an application is to which something is promised.", "application")
+	slaRPOPromised = describe("sla_rpo_promised_seconds", "How old it may be, where that is promised.", "application")
+	slaRTO         = describe("sla_rto_seconds", "How long its newest recovery took that was measured.", "application")
+	slaRTOPromised = describe("sla_rto_promised_seconds", "How long it may take, where that is promised.", "application")
+	hostConnected  = describe("host_connected", "1 if the agent of a host that has joined is connected.", "host")
 	jobsTook       = describe("job_duration_seconds", "How long jobs took that have ended, by kind and how they ended.", "kind", "state")
 )
 
@@ -112,6 +119,12 @@ func (s *state) Collect(ch chan<- prometheus.Metric) {
 		ch <- prometheus.NewInvalidMetric(jobsNow, err)
 	}
 	s.audit(ch, gauge)
+	for _, x := range s.c.Standings() {
+		tellStanding(x, gauge)
+	}
+	if err := s.hosts(ctx, gauge); err != nil {
+		ch <- prometheus.NewInvalidMetric(hostConnected, err)
+	}
 	if err := s.webhooks(ctx, ch, gauge); err != nil {
 		ch <- prometheus.NewInvalidMetric(hookPending, err)
 	}
@@ -158,9 +171,11 @@ func (s *state) server(ctx context.Context, tell gauge) error {
 }
 
 func tellApplication(a tidemark.Application, tell gauge) {
+	newest := 0.0 // it is there for who has no point, too, so that an alarm for its age sounds
 	if a.Latest != nil {
-		tell(newestPoint, seconds(a.Latest.Time), a.Name)
+		newest = seconds(a.Latest.Time)
 	}
+	tell(newestPoint, newest, a.Name)
 	if a.Covered != nil && !a.Covered.To.IsZero() {
 		tell(coveredUntil, seconds(a.Covered.To), a.Name)
 	}
@@ -170,6 +185,32 @@ func tellApplication(a tidemark.Application, tell gauge) {
 		tell(tapLost, float64(a.Tap.LostBytes), a.Name)
 		tell(tapQueued, float64(a.Tap.QueuedBytes), a.Name)
 	}
+}
+
+// tellStanding tells how what is promised to an application is kept, as that was found by who looks what is due.
+func tellStanding(x policy.Compliance, tell gauge) {
+	for _, state := range policy.States() {
+		tell(slaState, is(x.State == state), x.Application, string(state))
+	}
+	objective := func(measured, promised *prometheus.Desc, o policy.Objective) {
+		if o.Measured != nil {
+			tell(measured, time.Duration(*o.Measured).Seconds(), x.Application)
+		}
+		if o.Promised != 0 {
+			tell(promised, time.Duration(o.Promised).Seconds(), x.Application)
+		}
+	}
+	objective(slaRPO, slaRPOPromised, x.RPO)
+	objective(slaRTO, slaRTOPromised, x.RTO)
+}
+
+// hosts tells which are connected.
+func (s *state) hosts(ctx context.Context, tell gauge) error {
+	hosts, err := s.c.Connected(ctx)
+	for name, connected := range hosts {
+		tell(hostConnected, is(connected), name)
+	}
+	return err
 }
 
 // audit tells how the audit is kept, also while the catalog is away.

@@ -39,9 +39,7 @@ func (c *Control) Status(ctx context.Context) (tidemark.Status, error) {
 	c.spaceStatus(&s)
 	c.warnOfTrail(&s)
 	c.warnOfClock(&s)
-	if err := c.warnOfPromises(ctx, &s); err != nil {
-		return s, err
-	}
+	c.warnOfPromises(&s)
 	if err := c.webhookStatus(ctx, &s); err != nil {
 		return s, err
 	}

@@ -3,7 +3,6 @@ package control
 import (
 	"context"
 	"encoding/json"
-	"fmt"
 	"maps"
 	"os"
 	"regexp"
@@ -38,10 +37,14 @@ type record struct {
 	Recoveries []policy.Recovery `json:"recoveries,omitempty"`
 	// Verified is when points were proved good, by position.
 	Verified map[tidemark.Position]time.Time `json:"verified,omitempty"`
+	// Told is how the promise stands by the event that told it last; empty: it is kept, as far as anybody knows.
+	Told policy.State `json:"told,omitempty"`
 }
 
 // promises are the applications that have an SLA template.
 type promises struct {
+	standings map[string]compliance // by ID of the timeline
+
 	mu      sync.Mutex
 	records map[string]*record               // by ID of the timeline
 	running map[string]map[policy.Policy]run // by ID of the timeline
@@ -237,11 +240,16 @@ func (c *Control) keepAll(ctx context.Context, now time.Time) (next time.Time) {
 			continue // that is told elsewhere
 		}
 		p, _ := a.promised()
-		t, ok := templates[p.template()]
-		if !ok { // of a template that is not known, Compliance says so
+		if p == nil {
+			c.unpromised(line.ID())
 			continue
 		}
-		at = c.keepOne(ctx, a, t, now)
+		t, ok := templates[p.Template]
+		if ok {
+			at = c.keepOne(ctx, a, t, now)
+		} else {
+			at = c.standUnknown(a, *p, now)
+		}
 		c.promises.dueBy(line.ID(), at)
 		next = earlier(next, at)
 	}
@@ -285,6 +293,7 @@ func (p *promises) prune(all []*timeline.Timeline) {
 		there[t.ID()] = true
 	}
 	maps.DeleteFunc(p.due, func(id string, _ time.Time) bool { return !there[id] })
+	maps.DeleteFunc(p.standings, func(id string, _ compliance) bool { return !there[id] })
 }
 
 // keepOne keeps the promise to one application, and returns when something is due next.
@@ -293,7 +302,8 @@ func (c *Control) keepOne(ctx context.Context, a app, t policy.Template, now tim
 	if err := c.setWindow(a, t); err != nil {
 		c.log.Error("the window of an application was not set", "application", a.name, "error", err)
 	}
-	h := c.history(ctx, a, t, false)
+	h := c.history(ctx, a, t)
+	next = earlier(next, c.stand(a, t, h, now))
 	for _, d := range policy.Next(t, h, now) {
 		switch {
 		case d.Running || d.Policy == policy.PolicyLog: // which is received all the time
@@ -520,8 +530,8 @@ func (c *Control) note(id string, change func(*record)) {
 	p.stir()
 }
 
-// history is what was done for an application, as its template is judged by. With judged, what is covered by a log is asked for as well, which takes longer.
-func (c *Control) history(ctx context.Context, a app, t policy.Template, judged bool) policy.History {
+// history is what was done for an application, as its template is judged by.
+func (c *Control) history(ctx context.Context, a app, t policy.Template) policy.History {
 	promise, _ := a.promised()
 	since := promise.Since.Round(0)
 	h := policy.History{Application: a.name, Since: since, From: since}
@@ -541,10 +551,8 @@ func (c *Control) history(ctx context.Context, a app, t policy.Template, judged 
 		h.Runs[i].Started, h.Runs[i].Finished = r.Started.Round(0), r.Finished.Round(0)
 	}
 	points := tidemark.Points{Points: a.t.Points()}
-	if judged || t.Log != nil {
-		c.describeCoverage(ctx, a, &points)
-	}
-	if judged && t.Log != nil {
+	c.describeCoverage(ctx, a, &points)
+	if t.Log != nil {
 		points.Gaps = append(points.Gaps, c.stalled(ctx, a, points.Covered)...)
 	}
 	h.Covered, h.Gaps = points.Covered, points.Gaps
@@ -607,30 +615,6 @@ func (c *Control) forget(ctx context.Context, a app, t policy.Template, h policy
 	}
 }
 
-// mostBroken is how many promises that are not kept the status names.
-const mostBroken = 5
-
-// warnOfPromises names in the status promises that are not kept.
-func (c *Control) warnOfPromises(ctx context.Context, s *tidemark.Status) error {
-	list, err := c.Compliance(ctx)
-	if err != nil {
-		return err
-	}
-	n := 0
-	for _, x := range list {
-		if x.Template == "" || x.State != policy.Violated && x.State != policy.Unprotected {
-			continue
-		}
-		if n++; n <= mostBroken {
-			s.Warnings = append(s.Warnings, fmt.Sprintf("what %s promises to %s is not kept: it is %s (%s)", x.Template, x.Application, x.State, strings.Join(x.Reasons, "; ")))
-		}
-	}
-	if n > mostBroken {
-		s.Warnings = append(s.Warnings, fmt.Sprintf("%d more promises are not kept: `tidemark sla`", n-mostBroken))
-	}
-	return nil
-}
-
 // Compliance says of each application that has a template whether what was promised is kept, and names those that have none.
 func (c *Control) Compliance(ctx context.Context) ([]policy.Compliance, error) {
 	list := []policy.Compliance{}
@@ -650,11 +634,12 @@ func (c *Control) Compliance(ctx context.Context) ([]policy.Compliance, error) {
 		}
 		t, ok := templates[p.Template]
 		if !ok {
-			list = append(list, policy.Compliance{Application: a.name, Template: p.Template, Group: group, Judged: now, State: policy.Unprotected,
-				Reasons: []string{"its template is not known: `tidemark apply` brings it back"}})
+			kept := unknownTemplate(a, *p, now)
+			kept.Group = group
+			list = append(list, kept)
 			continue
 		}
-		kept := policy.Judge(t, c.history(ctx, a, t, true), now)
+		kept := policy.Judge(t, c.history(ctx, a, t), now)
 		kept.Group = group
 		list = append(list, kept)
 	}

@@ -60,15 +60,21 @@ type Overdue struct {
 
 // Judge says whether what t promises is kept at now, and how well it was kept before.
 func Judge(t Template, h History, now time.Time) Compliance {
+	c := Assess(t, h, now)
+	c.RPO.Worst, c.RPO.WorstAt = h.worst(now)
+	if m := c.RPO.Measured; m != nil && (c.RPO.Worst == nil || *m > *c.RPO.Worst) {
+		c.RPO.Worst, c.RPO.WorstAt = m, now // points that there were are gone
+	}
+	return c
+}
+
+// Assess is [Judge] without the worst RPO of the period, which takes longest: for who asks often.
+func Assess(t Template, h History, now time.Time) Compliance {
 	c := Compliance{Application: h.Application, Template: t.Name, State: OK, Judged: now}
 	c.RPO.Promised, c.RTO.Promised = t.RPO, t.RTO
 	c.Newest = h.newest(now)
 	if !c.Newest.IsZero() {
 		c.RPO.Measured = seconds(now.Sub(c.Newest))
-	}
-	c.RPO.Worst, c.RPO.WorstAt = h.worst(now)
-	if m := c.RPO.Measured; m != nil && (c.RPO.Worst == nil || *m > *c.RPO.Worst) {
-		c.RPO.Worst, c.RPO.WorstAt = m, now // points that there were are gone
 	}
 	c.recoveries(h, now)
 	c.Overdue = overdue(t, h, now)
@@ -98,7 +104,13 @@ func (c *Compliance) conclude() {
 	}
 }
 
-func rank(s State) int { return slices.Index([]State{Unprotected, Violated, Late, OK}, s) }
+// Worse reports whether a state is worse than another.
+func (s State) Worse(than State) bool { return rank(s) < rank(than) }
+
+func rank(s State) int { return slices.Index(States(), s) }
+
+// States are all states, the worst first.
+func States() []State { return []State{Unprotected, Violated, Late, OK} }
 
 // seconds is a measured time, rounded up, and never below zero.
 func seconds(d time.Duration) *Duration {
