@@ -170,8 +170,8 @@ func (c *Control) dialForwarded(ctx context.Context, giveUp func(), f *forwardin
 func (c *Control) logOf(a app) (log agent.Log, end func(), err error) {
 	log = agent.Log{ID: a.t.ID(), Dir: c.logDir(a), LimitBytes: slotLimit(a.Options)}
 	if !a.sent() {
-		log.Source, err = postgres.ParseSource(a.Source)
-		return log, func() {}, err
+		log.Source.Conn = a.Source // it was read when it was protected; now its database may be away, for which the receiver waits
+		return log, func() {}, nil
 	}
 	f, err := c.forward(a.Agent, a.Source, a.t.ID(), c.captured.log(a.name))
 	if err != nil {
