@@ -18,7 +18,7 @@ import (
 // livePreparation are the files of a preparation that takes its time, and of the values that must not be left.
 var livePreparation = map[string]string{
 	"preparations/mask.sql": "update pay set card = '0000000000000000'",
-	"preparations/slow":     "#!/bin/sh\nsleep 2 & wait\n",
+	"preparations/slow":     "#!/bin/sh\nsleep 1 & wait\n",
 	"secrets/cards.sql":     "select card from pay",
 }
 
@@ -27,6 +27,7 @@ var livePreparation = map[string]string{
 func TestLiveCloneKilled(t *testing.T) {
 	need(t, program("postgres"), program("psql"))
 	s := newStage(t)
+	s.someCatalog(seeded(t))
 	s.start()
 	for name, text := range livePreparation {
 		path := filepath.Join(s.data, name)
@@ -89,11 +90,7 @@ func TestLiveCloneKilled(t *testing.T) {
 	t.Run("server in gather values, and its catalog", func(t *testing.T) {
 		done := s.cutLive(t, "gather values", func() {
 			s.end(syscall.SIGKILL)
-			for _, suffix := range []string{"", "-wal", "-shm"} {
-				if err := os.Remove(filepath.Join(s.data, "catalog.db"+suffix)); err != nil && !errors.Is(err, os.ErrNotExist) {
-					t.Fatal(err)
-				}
-			}
+			s.loseCatalog()
 			s.start()
 		}, "liveclone", "publish", "masked@second")
 		if done {

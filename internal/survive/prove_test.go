@@ -2,7 +2,6 @@ package survive
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -21,6 +20,7 @@ import (
 func TestProveKilled(t *testing.T) {
 	need(t, program("postgres"), program("pg_amcheck"))
 	s := newStage(t)
+	s.someCatalog(seeded(t))
 	s.start()
 	probes := filepath.Join(s.data, "probes")
 	if err := os.Mkdir(probes, 0o755); err != nil {
@@ -47,11 +47,7 @@ func TestProveKilled(t *testing.T) {
 	t.Run("server in probe, and its catalog", func(t *testing.T) {
 		s.cutProof(t, "probe", func() {
 			s.end(syscall.SIGKILL)
-			for _, suffix := range []string{"", "-wal", "-shm"} {
-				if err := os.Remove(filepath.Join(s.data, "catalog.db"+suffix)); err != nil && !errors.Is(err, os.ErrNotExist) {
-					t.Fatal(err)
-				}
-			}
+			s.loseCatalog()
 			if err := os.RemoveAll(filepath.Join(s.data, "audit")); err != nil { // else that the audit is gone is told, as it must be
 				t.Fatal(err)
 			}

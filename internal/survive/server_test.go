@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -83,6 +84,8 @@ type stage struct {
 	data string // the server's data directory
 	cmd  *exec.Cmd
 	env  []string // of the server, beside our own
+
+	catalog *production // that has the server's catalog; nil: a file has it
 }
 
 // newStage makes a stage that is taken down, disks first, when the test ends.
@@ -293,6 +296,7 @@ func (s *stage) held() string {
 			list = append(list, "directory "+strings.TrimPrefix(d, s.data))
 		}
 	}
+	slices.Sort(list) // what was taken away and came again is the last of its mounts
 	list = append(list, fmt.Sprintf("%d attachers, %d loop devices", s.attachers(), s.loops()))
 	return strings.Join(list, "\n")
 }
