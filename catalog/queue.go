@@ -313,11 +313,15 @@ func (c *Catalog) Requeue(ctx context.Context, id int64, a Again) error {
 	if err != nil {
 		return err
 	}
+	cancelled, err := json.Marshal(tidemark.Errorf(tidemark.Cancelled, "the job was cancelled"))
+	if err != nil {
+		return err
+	}
 	now := c.now()
 	return c.ours(ctx, id, "begin again", `UPDATE jobs SET state = CASE cancelling WHEN 0 THEN 'queued' ELSE 'cancelled' END,
-		finished = CASE cancelling WHEN 0 THEN 0 ELSE ? END, error = ?, queued = ?, not_before = ?, args = CASE ? WHEN '' THEN args ELSE ? END,
+		finished = CASE cancelling WHEN 0 THEN 0 ELSE ? END, error = CASE cancelling WHEN 0 THEN ? ELSE ? END, queued = ?, not_before = ?, args = CASE ? WHEN '' THEN args ELSE ? END,
 		lease_end = 0, step = '', undo = '', done = 0, total = 0, unit = '' WHERE state IN ('running', 'queued') AND attempts = ?`,
-		now.UnixNano(), string(fail), now.UnixNano(), now.Add(a.After).UnixNano(), string(a.Args), string(a.Args), a.Attempt)
+		now.UnixNano(), string(fail), string(cancelled), now.UnixNano(), now.Add(a.After).UnixNano(), string(a.Args), string(a.Args), a.Attempt)
 }
 
 // Cancel ends a queued job, or notes that somebody wants a running one cancelled, which its holder is told by [Catalog.Renew]; it reports whether it runs.

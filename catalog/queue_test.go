@@ -208,7 +208,7 @@ func again(t *testing.T, c *Catalog) {
 	if err := c.Requeue(ctx, 1, Again{Attempt: 2, Failure: why}); err != nil {
 		t.Fatal(err)
 	}
-	if j, err := c.Job(ctx, 1); err != nil || j.State != tidemark.JobCancelled || j.Finished == nil {
+	if j, err := c.Job(ctx, 1); err != nil || j.State != tidemark.JobCancelled || j.Finished == nil || j.Error.Kind != tidemark.Cancelled {
 		t.Fatalf("%+v, %v", j, err)
 	}
 }

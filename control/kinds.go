@@ -15,7 +15,8 @@ type kind struct {
 	plan func(*Control, context.Context, json.RawMessage) (*work, error)
 	// again: a job that was cut, and undone, is begun again. To do it twice does no harm.
 	again bool
-	// part: if a run of a workflow asked for it, it is begun again, too. Whoever asks for one by hand is told that it was cut instead.
+	// part: if a run of a workflow asked for it, it is begun again, and more often. Whoever asks by hand for one that is not begun again otherwise
+	// is told that it was cut instead.
 	part bool
 	// resumes: a job that was cut goes on where it was, however often. That it fails is its end.
 	resumes  bool
@@ -33,9 +34,10 @@ func kinds() map[string]kind {
 		"prove":   {plan: decoded((*Control).proveWork), part: true, attempts: 1},
 		"prepare": {plan: decoded((*Control).prepareWork), again: true, attempts: 3, pause: 30 * time.Second}, // it begins from what there was before
 		"publish": {plan: decoded((*Control).publishWork), part: true, attempts: 1},
-		"clone":   {plan: decoded((*Control).cloneWork), part: true, attempts: 3, pause: 30 * time.Second},
-		"protect": {plan: decoded((*Control).protectWork), attempts: 3, pause: 30 * time.Second},
-		"import":  {plan: decoded((*Control).importWork), attempts: 3, pause: 30 * time.Second},
+		// Of these nothing is left once they are undone, so that to begin again is to do them for the first time.
+		"clone":   {plan: decoded((*Control).cloneWork), again: true, part: true, attempts: 3, pause: 30 * time.Second},
+		"protect": {plan: decoded((*Control).protectWork), again: true, attempts: 3, pause: 30 * time.Second},
+		"import":  {plan: decoded((*Control).importWork), again: true, attempts: 3, pause: 30 * time.Second},
 		// What writes over something that somebody has is done once for each time that it is asked for.
 		"rewind":      {plan: decoded((*Control).rewindWork), attempts: 1},
 		"restore":     {plan: decoded((*Control).restoreWork), attempts: 1},

@@ -313,7 +313,7 @@ func (c *Control) captureWork(_ context.Context, spec tidemark.CaptureSpec) (*wo
 	}
 	run := func(ctx context.Context, t *task) (any, error) {
 		begun, before := time.Now(), a.t.StoredBytes()
-		if res, ok, err := c.capturedBefore(ctx, t, a, spec); ok || err != nil {
+		if res, ok, err := c.capturedBefore(ctx, t, a, spec.Bookmark); ok || err != nil {
 			return res, err
 		}
 		if err := t.doing(ctx, "copy", undoing{}); err != nil {
@@ -331,15 +331,15 @@ func (c *Control) captureWork(_ context.Context, spec tidemark.CaptureSpec) (*wo
 	return &work{app: a.name, host: a.host(), args: spec, run: run}, nil
 }
 
-// capturedBefore reports whether an attempt of the same job made its bookmark before it was cut: then the capture is done.
-func (c *Control) capturedBefore(ctx context.Context, t *task, a app, spec tidemark.CaptureSpec) (res tidemark.CaptureResult, ok bool, err error) {
-	if t.job.Attempt < 2 || spec.Bookmark == "" || !a.t.HasBookmark(spec.Bookmark) {
+// capturedBefore reports whether an attempt of the same job made its bookmark before it was cut: then the capture, or import, is done.
+func (c *Control) capturedBefore(ctx context.Context, t *task, a app, bookmark string) (res tidemark.CaptureResult, ok bool, err error) {
+	if t.job.Attempt < 2 || bookmark == "" || !a.t.HasBookmark(bookmark) {
 		return res, false, nil
 	}
 	if err := a.t.Fold(ctx); err != nil {
 		return res, false, err
 	}
-	pos, err := a.t.Resolve(tidemark.Point{Bookmark: spec.Bookmark})
+	pos, err := a.t.Resolve(tidemark.Point{Bookmark: bookmark})
 	if err != nil {
 		return res, false, err
 	}

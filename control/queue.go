@@ -252,11 +252,12 @@ func (c *Control) dropUnheard(h catalog.Held) {
 	}
 }
 
-// retry says how a job that failed is begun again, or nil if it is not: somebody waits for it and is told now, it was
-// begun often enough, or it would fail again.
+// retry says how a job that failed is begun again, or nil if it is not: somebody waits for it and is told now (who waited for one that was begun
+// again after a cut was cut off), it was begun often enough, or it would fail again.
 func (c *Control) retry(t *task, failure *tidemark.Error) *catalog.Again {
 	passes := failure.Kind == tidemark.Unavailable || t.waits && failure.Kind == tidemark.Conflict
-	if !passes || c.jobs.kinds[t.job.Kind].resumes || t.job.Origin == tidemark.FromHand || t.job.Attempt >= t.job.MaxAttempts {
+	waited := t.job.Origin == tidemark.FromHand && t.job.Attempt < 2
+	if !passes || c.jobs.kinds[t.job.Kind].resumes || waited || t.job.Attempt >= t.job.MaxAttempts {
 		return nil
 	}
 	return &catalog.Again{Attempt: t.job.Attempt, After: backOff(c.jobs.kinds[t.job.Kind].pause, t.job.Attempt), Args: t.again, Failure: failure}

@@ -65,6 +65,7 @@ func TestRetry(t *testing.T) {
 		{tidemark.Unavailable, tidemark.FromQueue, 2, false, true},
 		{tidemark.Unavailable, tidemark.FromQueue, 3, false, false},
 		{tidemark.Unavailable, tidemark.FromHand, 1, false, false},
+		{tidemark.Unavailable, tidemark.FromHand, 2, false, true},
 		{tidemark.Conflict, tidemark.FromQueue, 1, true, true},
 		{tidemark.Conflict, tidemark.FromQueue, 1, false, false},
 		{tidemark.Invalid, tidemark.FromQueue, 1, false, false},

@@ -262,6 +262,7 @@ func (c *Control) CancelJob(ctx context.Context, id int64) error {
 	c.jobs.mu.Unlock()
 	if t != nil {
 		t.cancel(errCancelled)
+		c.noteCancelled(id)
 		return nil
 	}
 	running, err := c.catalog.Cancel(ctx, id)
@@ -277,6 +278,19 @@ func (c *Control) CancelJob(ctx context.Context, id int64) error {
 	c.jobs.stir()
 	c.promises.stir() // a schedule may have asked for it
 	return nil
+}
+
+// noteTime bounds how long is waited for it to be recorded that a job is cancelled.
+const noteTime = 5 * time.Second
+
+// noteCancelled records that a job which runs here is cancelled, so that it is not begun again if the server is killed before it has ended. It
+// is cancelled also where that cannot be recorded, as while the catalog is away.
+func (c *Control) noteCancelled(id int64) {
+	ctx, cancel := context.WithTimeout(context.Background(), noteTime)
+	defer cancel()
+	if _, err := c.catalog.Cancel(ctx, id); err != nil && tidemark.KindOf(err) != tidemark.Conflict { // it has ended by now
+		c.log.Warn("that a job is cancelled was not recorded", "job", id, "error", err)
+	}
 }
 
 // undoCut undoes what the jobs did that the last server left running.
@@ -328,7 +342,10 @@ func (c *Control) undoCut(ctx context.Context) error {
 // beginAgain queues a job that was cut and undone.
 func (c *Control) beginAgain(ctx context.Context, j *catalog.Job, u undoing, failure *tidemark.Error) error {
 	a := catalog.Again{Attempt: j.Attempt, Failure: failure.WithHint("it is begun again")}
-	if u.Again != nil {
+	switch {
+	case u.Args != nil:
+		a.Args = u.Args
+	case u.Again != nil:
 		a.Args = mustJSON(refreshing{RefreshSpec: tidemark.RefreshSpec{Name: u.Again.Name}, Again: u.Again})
 	}
 	c.event("warning", j.Application, "job %d (%s) was cut by a stop of the server, and is begun again", j.ID, j.Kind)
@@ -338,6 +355,8 @@ func (c *Control) beginAgain(ctx context.Context, j *catalog.Job, u undoing, fai
 // undoing says what a cut job has to take back.
 type undoing struct {
 	Remove string `json:"remove,omitempty"` // the clone, mount or volume that was being made
+	// Args is the request by which it is begun again, where that is another one.
+	Args json.RawMessage `json:"args,omitempty"`
 	// Again is the clone to be made once more: the old one was taken away for it.
 	Again *cloning `json:"again,omitempty"`
 	// TakeBack is the restore in place to be done again: it had begun to write.

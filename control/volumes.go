@@ -97,7 +97,14 @@ func (c *Control) ImportVolume(ctx context.Context, spec tidemark.ImportSpec) (t
 	return c.ask(ctx, "import", spec)
 }
 
-func (c *Control) importWork(_ context.Context, spec tidemark.ImportSpec) (*work, error) {
+// importing is an import as it is recorded.
+type importing struct {
+	tidemark.ImportSpec
+	// Anew: an attempt that was cut found no volume of that name, and made it. One that is there now is somebody else's.
+	Anew bool `json:"anew,omitempty"`
+}
+
+func (c *Control) importWork(_ context.Context, spec importing) (*work, error) {
 	if err := tidemark.CheckName(spec.Name); err != nil {
 		return nil, err
 	}
@@ -114,13 +121,21 @@ func (c *Control) importWork(_ context.Context, spec tidemark.ImportSpec) (*work
 	return &work{app: spec.Name, host: hostname(), args: spec, run: run}, nil
 }
 
-func (c *Control) importVolume(ctx context.Context, t *task, spec tidemark.ImportSpec, size int64) (tidemark.CaptureResult, error) {
+func (c *Control) importVolume(ctx context.Context, t *task, spec importing, size int64) (tidemark.CaptureResult, error) {
 	begun := time.Now()
 	res := tidemark.CaptureResult{Application: spec.Name}
 	a, err := c.app(spec.Name)
 	fresh := tidemark.KindOf(err) == tidemark.NotFound
-	if fresh {
-		if err := t.doing(ctx, "create", undoing{Remove: spec.Name}); err != nil {
+	switch {
+	case err == nil && spec.Anew:
+		err = tidemark.Errorf(tidemark.Conflict, "there is an application, volume or clone %q by now, which the import would change", spec.Name).WithHint("ask for it again, if that is meant")
+	case err == nil:
+		if before, ok, err := c.capturedBefore(ctx, t, a, spec.Bookmark); ok || err != nil {
+			return before, err
+		}
+	case fresh:
+		spec.Anew = true
+		if err := t.doing(ctx, "create", undoing{Remove: spec.Name, Args: mustJSON(spec)}); err != nil {
 			return res, err
 		}
 		a, err = c.createVolume(ctx, tidemark.VolumeSpec{Name: spec.Name, Size: size, Chunk: spec.Chunk})
@@ -128,7 +143,7 @@ func (c *Control) importVolume(ctx context.Context, t *task, spec tidemark.Impor
 	if err != nil {
 		return res, err
 	}
-	if res, err = c.importInto(ctx, t, a, spec, size); err != nil {
+	if res, err = c.importInto(ctx, t, a, spec.ImportSpec, size); err != nil {
 		if fresh {
 			if e := c.remove(context.WithoutCancel(ctx), tidemark.ApplicationRemoved, spec.Name); e != nil {
 				c.log.Error("a half-imported volume was not removed", "volume", spec.Name, "error", e)

@@ -187,6 +187,7 @@ func (k *killing) round(n int, a act) {
 	t := k.t
 	fio := k.startFio(n)
 	args := a.begin(k, n)
+	last := k.lastJob()
 	cmd := k.command(args...)
 	var said bytes.Buffer
 	cmd.Stderr = &said
@@ -200,6 +201,7 @@ func (k *killing) round(n int, a act) {
 	k.start()
 	t.Logf("round %d, %s: %v %s", n, a.name, map[bool]string{true: "was done", false: "was cut"}[done], strings.TrimSpace(said.String()))
 	k.jobsOver()
+	k.checkJobs(last)
 	k.tidyUp(n, a, done)
 	k.checkDatabases(n)
 	if err := fio.wait(); err != nil {
@@ -214,6 +216,19 @@ func (k *killing) round(n int, a act) {
 	if n%3 == 2 {
 		k.change(1 << 20)
 		k.importVolume(fmt.Sprintf("after%d", n))
+	}
+}
+
+// lastJob is the number of the newest job.
+func (k *killing) lastJob() int64 { return ask[[]tidemark.Job](k.stage, "jobs")[0].ID }
+
+// checkJobs checks that jobs of kinds that are begun again are done in the end.
+func (k *killing) checkJobs(last int64) {
+	k.t.Helper()
+	for _, j := range ask[[]tidemark.Job](k.stage, "jobs") {
+		if j.ID > last && j.State != tidemark.JobDone && slices.Contains(begunAgain, j.Kind) {
+			k.t.Fatalf("a job that was cut was not done in the end: %+v: %v", j, j.Error)
+		}
 	}
 }
 

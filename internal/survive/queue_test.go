@@ -216,7 +216,7 @@ func (s *stage) over(id int64) tidemark.Job {
 }
 
 // begunAgain are the kinds that are begun again after a cut.
-var begunAgain = []string{"capture", "refresh", "verify", "reclaim"}
+var begunAgain = []string{"capture", "refresh", "verify", "reclaim", "clone", "import", "protect", "prepare"}
 
 // check looks at what a job did. It is done, and what it makes is there; or it was cut, says so, and nothing is left of what it made.
 func (q *queueing) check(a asked, j tidemark.Job) {

@@ -1,0 +1,73 @@
+package survive
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"tidemark"
+)
+
+// TestCutLate kills the server when jobs have done their work, or most of it, which kills at random seldom meet.
+func TestCutLate(t *testing.T) {
+	need(t, "mkfs.ext4", program("postgres"))
+	s := newStage(t)
+	catalogs[1].place(s)
+	s.start()
+	p := newProduction(t, s.dir)
+	p.load()
+	s.run("protect", p.url(), "--name", "db")
+	s.run("capture", "db", "--bookmark", "first")
+	t.Run("before the end is recorded", func(t *testing.T) { s.cutUnrecorded(t, p) })
+}
+
+// cutUnrecorded makes jobs that are done those of a server that was killed just before it recorded that. They are begun again, once, and nothing is there
+// twice; but for one that somebody has cancelled.
+func (s *stage) cutUnrecorded(t *testing.T, p *production) {
+	image := filepath.Join(s.dir, "image")
+	if err := os.WriteFile(image, make([]byte, 4<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s.run("volume", "import", "vol", image, "--bookmark", "one")
+	from := ask[[]tidemark.Job](s, "jobs")[0].ID
+	s.run("protect", p.url(), "--name", "again")
+	s.run("clone", "db@first", "dev")
+	s.run("clone", "db@first", "unwanted")
+	s.run("volume", "import", "vol", image, "--bookmark", "two")
+	s.run("volume", "import", "new", image, "--bookmark", "one")
+	s.end(syscall.SIGKILL)
+	sql(t, s.catalog.conn(), fmt.Sprintf(`UPDATE jobs SET state = 'running', result = '', finished = 0,
+		cancelling = CASE application WHEN 'unwanted' THEN 1 ELSE 0 END,
+		undo = CASE application WHEN 'vol' THEN '' ELSE '{"remove": "' || application || '"}' END WHERE id > %d`, from))
+	s.start()
+	for _, j := range ask[[]tidemark.Job](s, "jobs") {
+		if j.ID <= from {
+			break
+		}
+		wants := tidemark.JobDone
+		if j.Application == "unwanted" {
+			wants = tidemark.JobCancelled
+		}
+		if j = s.over(j.ID); j.State != wants || wants == tidemark.JobDone && j.Attempt != 2 {
+			t.Errorf("it is not %s: %+v: %v", wants, j, j.Error)
+		}
+	}
+	clones := ask[[]tidemark.Clone](s, "clones")
+	if len(clones) != 1 || clones[0].Name != "dev" {
+		t.Fatalf("clones: %+v", clones)
+	}
+	consistent(t, clones[0].Connection)
+	for ref, want := range map[string]int{"vol": 2, "new": 1, "again": 0} {
+		if points := ask[[]tidemark.RecoveryPoint](s, "points", ref); len(points) != want {
+			t.Errorf("%s has points %+v", ref, points)
+		}
+	}
+	if held := s.held(); strings.Contains(held, "unwanted") {
+		t.Errorf("of what was cancelled is left: %s", held)
+	}
+	s.run("clone", "rm", "dev")
+	s.run("unprotect", "again", "--yes")
+}
