@@ -259,10 +259,16 @@ func (s leftSlot) sql() string {
 	return "SELECT pg_drop_replication_slot('tidemark_" + s.ID + "')"
 }
 
-// endLog has the cluster of an application keep no log for us any more. Where it cannot be reached, that is told; if it is another host's, it is done when
+// endLog ends the log stream of an application, if it has one, and has its cluster keep no log for us any more. Where it cannot be reached, that is told; if it is another host's, it is done when
 // that is back.
 func (c *Control) endLog(ctx context.Context, a app) {
-	err := c.dropSlot(ctx, a)
+	if !a.hasLog() {
+		return
+	}
+	c.receivers.stop(a.name)
+	asking, cancel := context.WithTimeout(ctx, dropTime)
+	defer cancel()
+	err := c.dropSlot(asking, a)
 	if err == nil {
 		return
 	}

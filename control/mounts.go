@@ -241,6 +241,7 @@ func (c *Control) demolish(ctx context.Context, name string) error {
 	if a.mirrored() {
 		c.unmirror(ctx, a)
 	}
+	c.endLog(ctx, a)
 	if err := c.takeDown(ctx, a, c.detachForGood); err != nil {
 		return err
 	}

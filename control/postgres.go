@@ -160,6 +160,9 @@ func (c *Control) keepReceiving(ctx context.Context, a app, log agent.Log) {
 	}
 }
 
+// dropTime bounds how long a cluster is asked to drop a slot: a start of the server waits for it, where a protect was cut.
+const dropTime = 20 * time.Second
+
 // dropSlot has a cluster keep no log for us any more, when nobody receives it.
 func (c *Control) dropSlot(ctx context.Context, a app) error {
 	if a.sent() {

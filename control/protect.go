@@ -285,10 +285,6 @@ func (c *Control) Unprotect(ctx context.Context, name string) error {
 	if err := c.settled(a); err != nil {
 		return err
 	}
-	c.receivers.stop(name)
-	if a.hasLog() {
-		c.endLog(ctx, a)
-	}
 	return c.remove(ctx, tidemark.ApplicationRemoved, name)
 }
 

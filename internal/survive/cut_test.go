@@ -65,6 +65,9 @@ func (s *stage) cutUnrecorded(t *testing.T, p *production) {
 			t.Errorf("%s has points %+v", ref, points)
 		}
 	}
+	if n := sql(t, p.conn(), "SELECT count(*) FROM pg_replication_slots"); n != "2" {
+		t.Errorf("production keeps log for %s that receive it, and two do", n)
+	}
 	if held := s.held(); strings.Contains(held, "unwanted") {
 		t.Errorf("of what was cancelled is left: %s", held)
 	}

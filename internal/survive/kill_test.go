@@ -66,6 +66,9 @@ var acts = []act{
 		k.change(24 << 20)
 		return []string{"volume", "import", fmt.Sprintf("new%d", n), k.source}
 	}, 700 * time.Millisecond},
+	{"protect", func(k *killing, n int) []string {
+		return []string{"protect", k.prod.url(), "--name", fmt.Sprintf("pro%d", n)}
+	}, 700 * time.Millisecond},
 	{"refresh", func(k *killing, n int) []string { return []string{"refresh", "kept"} }, 1200 * time.Millisecond},
 	{"mount", func(k *killing, n int) []string { return []string{"mount", "fs", "--name", fmt.Sprintf("m%d", n)} }, 150 * time.Millisecond},
 	{"rewind", func(k *killing, n int) []string {
@@ -236,7 +239,7 @@ func (k *killing) checkJobs(last int64) {
 func (k *killing) tidyUp(n int, a act, done bool) {
 	t := k.t
 	have := func(name string) bool { _, err := k.try("points", name); return err == nil }
-	made := map[string]string{"clone": "cut", "first import": "new", "mount": "m"}[a.name]
+	made := map[string]string{"clone": "cut", "first import": "new", "mount": "m", "protect": "pro"}[a.name]
 	if made == "" {
 		return
 	}
@@ -256,6 +259,9 @@ func (k *killing) tidyUp(n int, a act, done bool) {
 		k.run("clone", "rm", name)
 	case "mount":
 		k.run("unmount", name)
+	case "protect":
+		k.run("capture", name)
+		k.run("unprotect", name, "--yes")
 	default:
 		k.run("volume", "rm", name)
 	}
@@ -286,6 +292,9 @@ func (k *killing) checkDatabases(n int) {
 		t.Fatalf("the clone that was kept: %+v", kept)
 	}
 	consistent(t, kept[0].Connection)
+	if slots := sql(t, k.prod.conn(), "SELECT count(*) FROM pg_replication_slots"); slots != "1" {
+		t.Fatalf("production keeps log for %s that receive it, and one does", slots)
+	}
 	points := []string{""}
 	if n%4 == 3 { // the oldest does not change from one round to the next
 		points = append(points, "@first")
