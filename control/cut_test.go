@@ -9,7 +9,29 @@ import (
 
 	"tidemark"
 	"tidemark/catalog"
+	"tidemark/timeline"
 )
+
+// A rewind that was cut when it was done is told at once, and can be undone.
+func TestRewindCutWhenDone(t *testing.T) {
+	c, _, _ := liveVolume(t)
+	ctx := context.Background()
+	a, err := c.app("v")
+	if err != nil {
+		t.Fatal(err)
+	}
+	pos, err := a.t.Bookmark(timeline.Mark{Name: "before-rewind-x", Labels: map[string]string{labelRewound: "1"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	done, err := c.undo(ctx, undoing{Stopped: "v", Done: mustJSON(tidemark.Rewound{Name: "v"})})
+	if err != nil || len(done) == 0 {
+		t.Fatalf("it is not done: %s, %v", done, err)
+	}
+	if back, err := rewindTo(a, tidemark.Point{}, true); err != nil || back != pos {
+		t.Errorf("an undo goes to %v and not to %v: %v", back, pos, err)
+	}
+}
 
 // An import that was cut and undone when it had made its volume leaves another volume alone that has the name by then.
 func TestImportAnew(t *testing.T) {

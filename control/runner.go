@@ -376,8 +376,13 @@ type undoing struct {
 func (c *Control) undo(ctx context.Context, u undoing) (done json.RawMessage, err error) {
 	if u.Stopped != "" {
 		err := c.undoRewind(ctx, u)
-		if a, e := c.app(u.Stopped); err == nil && e == nil && u.Forget != "" {
-			c.forgetPoint(ctx, a, u.Forget)
+		if a, e := c.app(u.Stopped); err == nil && e == nil {
+			if u.Forget != "" {
+				c.forgetPoint(ctx, a, u.Forget)
+			}
+			if len(u.Done) > 0 {
+				c.foldDone(ctx, a)
+			}
 		}
 		return u.Done, err
 	}
@@ -388,4 +393,13 @@ func (c *Control) undo(ctx context.Context, u undoing) (done json.RawMessage, er
 		return nil, nil
 	}
 	return nil, c.abandon(ctx, u.Remove, doom{Again: u.Again})
+}
+
+// foldDone shows the bookmark that a job made which was cut when it was done: else that before a rewind could not be found to undo it.
+func (c *Control) foldDone(ctx context.Context, a app) {
+	if err := a.t.Fold(ctx); err != nil { // it is asked for again
+		c.log.Warn("folding after a job that was done", "application", a.name, "error", err)
+		return
+	}
+	c.keepPoint(ctx, a)
 }

@@ -21,7 +21,31 @@ func TestCutLate(t *testing.T) {
 	p.load()
 	s.run("protect", p.url(), "--name", "db")
 	s.run("capture", "db", "--bookmark", "first")
+	kill := func() {
+		s.end(syscall.SIGKILL)
+		s.start()
+	}
 	t.Run("before the end is recorded", func(t *testing.T) { s.cutUnrecorded(t, p) })
+	t.Run("a rewind that is written", func(t *testing.T) {
+		s.run("clone", "db@first", "kept")
+		s.run("capture", "kept", "--bookmark", "base")
+		s.cutLive(t, "start", kill, "rewind", "kept@base")
+		j := s.over(ask[[]tidemark.Job](s, "jobs")[0].ID)
+		if j.State != tidemark.JobDone {
+			t.Fatalf("it is not done: %+v: %v", j, j.Error)
+		}
+		before := ""
+		for _, p := range ask[[]tidemark.RecoveryPoint](s, "points", "kept") {
+			if strings.HasPrefix(p.Bookmark, "before-rewind-") {
+				before = p.Bookmark
+			}
+		}
+		if before == "" {
+			t.Error("nobody is told of what it held until then")
+		}
+		s.run("rewind", "kept", "--undo")
+		s.run("clone", "rm", "kept")
+	})
 }
 
 // cutUnrecorded makes jobs that are done those of a server that was killed just before it recorded that. They are begun again, once, and nothing is there
