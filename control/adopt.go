@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -54,14 +55,14 @@ func (c *Control) openCatalog(ctx context.Context) (err error) {
 // stateMaking is the state of a mount whose request was not answered yet.
 const stateMaking = "mounting"
 
-// removeUnanswered takes away the mounts that the last server was making when it was cut: nobody was told of them.
+// removeUnanswered takes away the mounts that the last server was making when it was cut, or had made for a restore: nobody was told of them.
 func (c *Control) removeUnanswered(ctx context.Context) error {
 	list, err := catalog.List[tidemark.Mount](ctx, c.catalog, catalog.Mounts)
 	if err != nil {
 		return err
 	}
 	for _, m := range list {
-		if m.State != stateMaking {
+		if m.State != stateMaking && !c.isForRestore(m) {
 			continue
 		}
 		if err := c.abandon(ctx, m.Name, doom{}); err != nil {
@@ -70,7 +71,13 @@ func (c *Control) removeUnanswered(ctx context.Context) error {
 			c.event("warning", m.Name, "the mount %s was cut by a stop of the server and undone", m.Name)
 		}
 	}
-	return nil
+	left, err := filepath.Glob(c.path("run", restoreDirs+"*"))
+	for _, dir := range left {
+		if e := os.Remove(dir); e != nil {
+			c.log.Warn("the directory of a restore that was cut is left", "error", e)
+		}
+	}
+	return err
 }
 
 // Forget deletes what is left of a timeline that cannot be opened, and takes its disks off this host.

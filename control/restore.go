@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"tidemark"
@@ -92,13 +93,22 @@ func checkTarget(a app, spec tidemark.RestoreSpec) (dir bool, err error) {
 	return false, nil
 }
 
-// restoreFiles mounts the point and copies its tree.
+// restoreDirs begins the names of the directories, in that of the server's run, that points are mounted at to be copied.
+const restoreDirs = "restore-"
+
+// isForRestore reports whether a mount is there for a restore alone.
+func (c *Control) isForRestore(m tidemark.Mount) bool {
+	run, err := filepath.EvalSymlinks(c.path("run")) // as paths of mounts are
+	return err == nil && m.Host == "" && strings.HasPrefix(m.Path, filepath.Join(run, restoreDirs))
+}
+
+// restoreFiles mounts the point and copies its tree. A mount that is left when this is cut is found by where it is.
 func (c *Control) restoreFiles(ctx context.Context, t *task, a app, pos tidemark.Position, spec tidemark.RestoreSpec) (n int64, notes []string, err error) {
 	disk := spec.Disk
 	if disk == "" && a.Type != tidemark.TypeVolume {
 		disk = dataDisk
 	}
-	dir, err := os.MkdirTemp(c.path("run"), "restore-")
+	dir, err := os.MkdirTemp(c.path("run"), restoreDirs)
 	if err != nil {
 		return 0, nil, err
 	}

@@ -2,11 +2,13 @@ package survive
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"tidemark"
 )
@@ -45,6 +47,47 @@ func TestCutLate(t *testing.T) {
 		}
 		s.run("rewind", "kept", "--undo")
 		s.run("clone", "rm", "kept")
+	})
+	t.Run("a restore in the middle", func(t *testing.T) {
+		files := filepath.Join(s.dir, "files")
+		b := make([]byte, 96<<20)
+		rng := rand.New(rand.NewPCG(1, 1))
+		for i := range b {
+			b[i] = byte(rng.Uint32())
+		}
+		if err := os.Mkdir(files, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(files, "large"), b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		s.run("protect", files, "--name", "files")
+		s.run("capture", "files", "--bookmark", "one")
+		want := s.held()
+		out := filepath.Join(s.dir, "out")
+		cmd := s.command("restore", "files@one", "--to", out)
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		for end := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
+			if _, err := os.Stat(out); err == nil {
+				break // it is mounted, and is copied
+			}
+			if time.Now().After(end) {
+				t.Fatal("it copies nothing")
+			}
+		}
+		kill()
+		if err := cmd.Wait(); err == nil {
+			t.Log("it was quicker")
+		}
+		s.settled(want)
+		if m := ask[[]tidemark.Mount](s, "mounts"); len(m) > 0 {
+			t.Errorf("mounts that nobody asked for: %+v", m)
+		}
+		if left, _ := filepath.Glob(filepath.Join(s.data, "run", "restore-*")); len(left) > 0 {
+			t.Errorf("left: %v", left)
+		}
 	})
 }
 
