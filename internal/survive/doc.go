@@ -13,6 +13,6 @@
 // The tests need root and the tools of scripts/install-test-deps. Where these
 // are missing, the tests are skipped, but not where CI is set. TIDEMARK_LONG=1
 // runs fifty rounds of kills instead of one for each act, a hundred of each
-// queue instead of ten, and looks at thousands of points instead of hundreds;
+// queue instead of six, and looks at thousands of points instead of hundreds;
 // TIDEMARK_SEED repeats a run.
 package survive
