@@ -26,7 +26,7 @@ func (c *Control) forgotten(have, want policy.Set, changes []policy.Change) (lis
 			anew[x.Name] = true
 		}
 	}
-	now := time.Now().Round(0) // points have no other clock
+	now := c.aging()
 	for _, a := range c.apps() {
 		p, _ := a.promised()
 		name := willHave(a, want)

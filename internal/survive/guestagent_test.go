@@ -46,7 +46,7 @@ func TestGuestAgent(t *testing.T) {
 	}
 	t.Cleanup(func() { agent.Process.Kill() })
 	for end := time.Now().Add(20 * time.Second); ; time.Sleep(50 * time.Millisecond) {
-		if _, err := os.Stat("/tmp/qga.sock"); err == nil {
+		if listens(t, "/tmp/qga.sock") {
 			break
 		}
 		if time.Now().After(end) {
@@ -82,4 +82,19 @@ func TestGuestAgent(t *testing.T) {
 	if err := qemu.ThawGuest(t.Context(), "/tmp/qga.sock"); err != nil {
 		t.Errorf("thaw what is not frozen: %v", err)
 	}
+}
+
+// listens reports whether somebody listens on a socket. That it has its name does not say so, and to connect would be a conversation.
+func listens(t *testing.T, path string) bool {
+	list, err := os.ReadFile("/proc/net/unix")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const accepts = "00010000" // __SO_ACCEPTCON
+	for line := range strings.Lines(string(list)) {
+		if f := strings.Fields(line); len(f) == 8 && f[3] == accepts && f[7] == path {
+			return true
+		}
+	}
+	return false
 }
