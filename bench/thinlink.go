@@ -58,7 +58,7 @@ func benchThinLink(ctx context.Context, e *env, r *Result) error {
 		return err
 	}
 	rowsThinLink(r)
-	r.note("The link is a relay of this benchmark between agent and server on one machine: a token bucket of 20 Mbit/s and 40 ms in each direction. It is above TCP, so slow start and lost packets are not in it. Shipped is all that went through the relay towards the server, TLS included; stored is what the capture added to the pool and the journal.")
+	r.note("The link is a relay of this benchmark between agent and server on one machine: a token bucket of 20 Mbit/s and 40 ms in each direction. It is above TCP, so slow start and lost packets are not in it. Shipped is all that went through the relay towards the server, TLS included; stored is what the capture added to the pool and the journal. What of the log of the cluster, which is received between captures, is still on its way when a capture begins, is in both.")
 	return nil
 }
 
