@@ -77,24 +77,21 @@ func (g *gone) spacious() bool {
 	return unix.Statfs(g.root, &st) == nil && st.Bavail > st.Blocks/20 && (st.Files == 0 || st.Ffree > st.Files/20)
 }
 
-// giveWay removes what was dismissed, of a Receive that was cut, too, and reports whether there was something.
-func (g *gone) giveWay() (bool, error) {
+// giveWay removes what was dismissed, of a Receive that was cut, too.
+func (g *gone) giveWay() error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.moved = nil
-	if _, err := g.top.Lstat(goneDir); errors.Is(err, fs.ErrNotExist) {
-		return false, nil
-	}
-	return true, g.top.RemoveAll(goneDir)
+	return g.top.RemoveAll(goneDir)
 }
 
-// room does something that needs room on the staging disk. What was dismissed gives way.
+// room does something that needs room on the staging disk. What was dismissed gives way; it may just have given way to somebody else, so there may be room
+// now in any case.
 func (g *gone) room(do func() error) error {
 	err := do()
 	if errors.Is(err, unix.ENOSPC) {
-		if some, _ := g.giveWay(); some {
-			return do()
-		}
+		_ = g.giveWay() // whatever stays, do says whether there is room
+		return do()
 	}
 	return err
 }

@@ -195,7 +195,7 @@ func Receive(ctx context.Context, conn net.Conn, staging string, opts Options, f
 	r.openIndexes()
 	err = r.run(ctx, finish)
 	if errors.Is(err, unix.ENOSPC) {
-		_, _ = r.gone.giveWay() // of that error the caller is told
+		_ = r.gone.giveWay() // of that error the caller is told
 	}
 	r.closeIndexes()
 	r.st.Shipped, r.st.Asked, r.st.Warnings = r.taken.Load(), r.sent.Load(), r.warnings
@@ -337,7 +337,7 @@ func (r *receiver) conclude(finish func(Stats) error) error {
 			return err
 		}
 	}
-	if _, err := r.gone.giveWay(); err != nil {
+	if err := r.gone.giveWay(); err != nil {
 		return err
 	}
 	r.st.Result = append(json.RawMessage(nil), r.done.body...)
