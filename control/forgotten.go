@@ -9,12 +9,16 @@ import (
 	"tidemark/policy"
 )
 
-// toForget are the points of an application that a template lets go now. A point with a time that has not come yet has no other go.
+// come are the points whose time has come: one that is of a time to come has no other go.
+func come(points []policy.Point, now time.Time) []policy.Point {
+	return slices.DeleteFunc(slices.Clone(points), func(x policy.Point) bool { return x.Time.After(now) })
+}
+
+// toForget are those of the points of an application, whose time has come, that a template lets go now.
 func (c *Control) toForget(a app, t policy.Template, points []policy.Point, now time.Time) []policy.Verdict {
 	if t.Keep == nil || c.settled(a) != nil {
 		return nil
 	}
-	points = slices.DeleteFunc(slices.Clone(points), func(x policy.Point) bool { return x.Time.After(now) })
 	return slices.DeleteFunc(policy.Keep(t, points, now), func(v policy.Verdict) bool { return !v.Expire || a.publicationAt(v.Position) != nil })
 }
 
@@ -34,7 +38,7 @@ func (c *Control) forgotten(have, want policy.Set, changes []policy.Change) (lis
 		if !ok || name == p.template() && !anew[name] {
 			continue
 		}
-		if n := len(c.toForget(a, t, keptPoints(a.t.Points(), c.promises.verified(a.t.ID())), now)); n > 0 {
+		if n := len(c.toForget(a, t, come(keptPoints(a.t.Points(), c.promises.verified(a.t.ID())), now), now)); n > 0 {
 			list = append(list, policy.Forgotten{Application: a.name, Template: name, Points: n})
 		}
 	}

@@ -594,7 +594,7 @@ func (c *Control) forget(ctx context.Context, a app, t policy.Template, h policy
 	if t.Keep == nil || c.settled(a) != nil {
 		return
 	}
-	points := slices.DeleteFunc(slices.Clone(h.Points), func(x policy.Point) bool { return x.Time.After(now) })
+	points := come(h.Points, now)
 	p := &c.promises
 	p.mu.Lock()
 	was := p.sifted[a.t.ID()]
