@@ -26,20 +26,39 @@ var (
 	linkAttr = &Attr{Mode: unix.S_IFLNK | 0o777, UID: uint32(os.Geteuid()), GID: uint32(os.Getegid()), Inode: 3, Links: 1}
 )
 
-// say has a sender say what it likes, and answers what is wanted with five bytes, but for data/silent; it returns what Receive makes of that.
-func say(t *testing.T, staging string, list []message) error {
+// enemy is a sender that says what a test likes.
+type enemy struct {
+	near  net.Conn // what Receive is given
+	st    *stream
+	ctx   context.Context // of a test that takes no longer than it should
+	hello message
+}
+
+// newEnemy makes a sender that has said nothing yet, and ends with the test.
+func newEnemy(t *testing.T) *enemy {
 	t.Helper()
 	near, far := net.Pipe()
 	st, err := newStream(far)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer st.close()
-	hello, _ := json.Marshal(Hello{Line: "1", Now: time.Now()})
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-	defer cancel()
+	t.Cleanup(st.close)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	t.Cleanup(cancel)
+	hello, err := json.Marshal(Hello{Line: "1", Now: time.Now()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &enemy{near, st, ctx, message{kind: msgHello, off: version, body: hello}}
+}
+
+// say has a sender say what it likes, and answers what is wanted with five bytes, but for data/silent; it returns what Receive makes of that.
+func say(t *testing.T, staging string, list []message) error {
+	t.Helper()
+	e := newEnemy(t)
+	ctx, st, near := e.ctx, e.st, e.near
 	go func() {
-		for _, m := range append([]message{{kind: msgHello, off: version, body: hello}}, list...) {
+		for _, m := range append([]message{e.hello}, list...) {
 			if st.send(ctx, m) != nil {
 				return
 			}
@@ -59,11 +78,11 @@ func say(t *testing.T, staging string, list []message) error {
 				_ = st.send(ctx, message{kind: msgData, id: m.id, body: []byte("enemy")})
 				_ = st.send(ctx, message{kind: msgEnd, id: m.id, attr: fileAttr})
 			case msgNext:
-				time.AfterFunc(500*time.Millisecond, func() { far.Close() }) // it has had enough, when all was heard
+				time.AfterFunc(500*time.Millisecond, func() { st.conn.Close() }) // it has had enough, when all was heard
 			}
 		}
 	}()
-	_, err = Receive(ctx, near, staging, Options{Tops: []string{"data"}}, nil)
+	_, err := Receive(ctx, near, staging, Options{Tops: []string{"data"}}, nil)
 	return err
 }
 
@@ -153,16 +172,9 @@ func TestHostileAnswer(t *testing.T) {
 		"an end that is too soon":   {kind: msgEnd, attr: linkAttr},
 	} {
 		t.Run(name, func(t *testing.T) {
-			near, far := net.Pipe()
-			st, err := newStream(far)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer st.close()
-			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-			defer cancel()
-			hello, _ := json.Marshal(Hello{Line: "1", Now: time.Now()})
-			for _, m := range []message{{kind: msgHello, off: version, body: hello}, {kind: msgEnter, name: "data", attr: dirAttr}, {kind: msgFile, name: "x", attr: fileAttr}} {
+			e := newEnemy(t)
+			ctx, st, near := e.ctx, e.st, e.near
+			for _, m := range []message{e.hello, {kind: msgEnter, name: "data", attr: dirAttr}, {kind: msgFile, name: "x", attr: fileAttr}} {
 				if err := st.send(ctx, m); err != nil {
 					t.Fatal(err)
 				}
@@ -180,7 +192,7 @@ func TestHostileAnswer(t *testing.T) {
 				}
 			}()
 			cache := t.TempDir()
-			_, err = Receive(ctx, near, t.TempDir(), Options{Tops: []string{"data"}, Index: filepath.Join(cache, "index")}, nil)
+			_, err := Receive(ctx, near, t.TempDir(), Options{Tops: []string{"data"}, Index: filepath.Join(cache, "index")}, nil)
 			if tidemark.KindOf(err) != tidemark.Invalid {
 				t.Errorf("%v", err)
 			}
@@ -232,17 +244,10 @@ func TestHostileGone(t *testing.T) {
 
 // walk has a sender tell rounds of a tree in which no file is wanted, and calls told behind each.
 func walk(t *testing.T, staging string, rounds [][]message, told func(round int)) error {
-	near, far := net.Pipe()
-	st, err := newStream(far)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer st.close()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-	defer cancel()
-	hello, _ := json.Marshal(Hello{Line: "1", Now: time.Now()})
+	e := newEnemy(t)
+	ctx, st, near := e.ctx, e.st, e.near
 	go func() {
-		_ = st.send(ctx, message{kind: msgHello, off: version, body: hello})
+		_ = st.send(ctx, e.hello)
 		for i, list := range rounds {
 			for _, m := range append(list, message{kind: msgRound, flag: flag(i == len(rounds)-1)}) {
 				_ = st.send(ctx, m)
@@ -262,12 +267,12 @@ func walk(t *testing.T, staging string, rounds [][]message, told func(round int)
 		_ = st.finish()
 		for {
 			if m, err := st.receive(); err != nil || m.kind == msgNext {
-				far.Close()
+				st.conn.Close()
 				return
 			}
 		}
 	}()
-	_, err = Receive(ctx, near, staging, Options{Tops: []string{"data"}, Samples: -1, Index: filepath.Join(t.TempDir(), "index")}, nil)
+	_, err := Receive(ctx, near, staging, Options{Tops: []string{"data"}, Samples: -1, Index: filepath.Join(t.TempDir(), "index")}, nil)
 	return err
 }
 

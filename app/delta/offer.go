@@ -205,10 +205,16 @@ func (r *receiver) candidates(key uint64) iter.Seq[candidate] {
 		each := func(dir string, found []place, path func(uint32) (string, error)) bool {
 			for _, p := range found {
 				name, err := path(p.path)
-				if err == nil && !yield(candidate{dir, name, p.number}) {
+				if err != nil {
+					continue
+				}
+				if !yield(candidate{dir, name, p.number}) {
 					return false
 				}
-				if gone, ok := r.gone.where(name); err == nil && ok && dir == r.root && !yield(candidate{dir, gone, p.number}) {
+				if dir != r.root {
+					continue
+				}
+				if gone, ok := r.gone.where(name); ok && !yield(candidate{dir, gone, p.number}) {
 					return false
 				}
 			}

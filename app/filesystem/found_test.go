@@ -183,20 +183,24 @@ func TestShipBelievesNoIndex(t *testing.T) {
 	}
 }
 
-func unmount(t *testing.T, dir string) {
-	if err := unix.Unmount(dir, 0); err != nil {
-		t.Error(err)
+// smallDisk mounts a file system in memory, with options that make it a small one, for the length of a test.
+func smallDisk(t *testing.T, options string) string {
+	need(t, os.Geteuid() == 0, "root")
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, options); err != nil {
+		t.Fatal(err)
 	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
 }
 
 // Nor does it take the last inodes.
 func TestShipToADiskWithoutInodes(t *testing.T) {
-	need(t, os.Geteuid() == 0, "root")
-	staging := t.TempDir()
-	if err := unix.Mount("tmpfs", staging, "tmpfs", 0, "size=64m,nr_inodes=200"); err != nil {
-		t.Fatal(err)
-	}
-	defer unmount(t, staging)
+	staging := smallDisk(t, "size=64m,nr_inodes=200")
 	src, opts := t.TempDir(), delta.Options{Index: t.TempDir() + "/index", Samples: -1}
 	for i := range 120 {
 		write(t, fmt.Sprintf("%s/a/x/%d", src, i), noise(5000+i))
@@ -214,12 +218,7 @@ func TestShipToADiskWithoutInodes(t *testing.T) {
 
 // What is kept because it may be elsewhere gives way to what comes, and so does nothing else.
 func TestShipToAFullDisk(t *testing.T) {
-	need(t, os.Geteuid() == 0, "root")
-	staging := t.TempDir()
-	if err := unix.Mount("tmpfs", staging, "tmpfs", 0, "size=16m"); err != nil {
-		t.Fatal(err)
-	}
-	defer unmount(t, staging)
+	staging := smallDisk(t, "size=16m")
 	src, opts := t.TempDir(), delta.Options{Index: t.TempDir() + "/index", Samples: -1}
 	data := noise(22 << 20)
 	write(t, src+"/a", data[:11<<20])
