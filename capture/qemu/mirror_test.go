@@ -318,7 +318,7 @@ func TestDiskHangs(t *testing.T) {
 	c.await(t, 20)
 	shut := make(chan struct{})
 	w.hang.Store(&shut)
-	p := make([]byte, 4096)
+	p := make([]byte, 4<<20) // more than what leads to us takes while we do not
 	noise(rng, p)
 	other := m.guest()
 	defer other.Close()

@@ -3,7 +3,7 @@
 // A peer that is sent no answer cannot tell a slow server from one that was stopped, and QEMU waits for ever. The
 // guard is a process of its own with copies of the server's sockets. While the server beats, it
 // does nothing; when it does not, the guard shuts the connections, and turns away who connects. No
-// byte passes through it.
+// byte passes through it: what lies in a connection that is shut is thrown away.
 package guard
 
 import (
@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"tidemark/internal/socket"
 )
 
 // Limit is how long a process may stand still before its peers are hung up on.
@@ -186,7 +188,7 @@ func (g *Guard) drop(id uint64) {
 	}
 	delete(g.sockets, id)
 	if s.kind == tellPeer {
-		_ = unix.Shutdown(s.fd, unix.SHUT_RDWR)
+		socket.HangUp(s.fd)
 	}
 	_ = unix.Close(s.fd)
 	_ = g.tell(tellDrop, id, noSocket) // one that was not told has copies of what is shut
@@ -329,7 +331,7 @@ func (w *watch) take(kind byte, id uint64, oob []byte) error {
 func (w *watch) hangUp() {
 	for id, s := range w.sockets {
 		if s.kind == tellPeer {
-			_ = unix.Shutdown(s.fd, unix.SHUT_RDWR)
+			socket.HangUp(s.fd)
 			_ = unix.Close(s.fd)
 			delete(w.sockets, id)
 			continue

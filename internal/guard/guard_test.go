@@ -88,6 +88,58 @@ func echo(t *testing.T, c net.Conn) error {
 	return err
 }
 
+// served returns a connection that is served, and stays: what the guard had begun to hang up when the server went on may
+// still meet the first ones.
+func served(t *testing.T, path string) net.Conn {
+	t.Helper()
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); {
+		c := dial(t, path)
+		if echo(t, c) != nil {
+			continue
+		}
+		time.Sleep(200 * time.Millisecond) // several of the guard's rounds
+		if echo(t, c) == nil {
+			return c
+		}
+	}
+	t.Fatal("it is not served again")
+	return nil
+}
+
+// fill sends until there is no more room.
+func fill(t *testing.T, c net.Conn) {
+	t.Helper()
+	if err := c.SetWriteDeadline(time.Now().Add(200 * time.Millisecond)); err != nil {
+		t.Fatal(err)
+	}
+	var err error
+	for err == nil {
+		_, err = c.Write(make([]byte, 64<<10))
+	}
+	if !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Fatal(err)
+	}
+}
+
+// writable waits until a connection can be written to, as those do who have more to send than there is room for.
+func writable(t *testing.T, c net.Conn) {
+	t.Helper()
+	raw, err := c.(*net.UnixConn).SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var p []unix.PollFd
+	cerr := raw.Control(func(fd uintptr) {
+		p = []unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}
+		for end := time.Now().Add(10 * time.Second); p[0].Revents&unix.POLLOUT == 0 && time.Now().Before(end) && err == nil; time.Sleep(10 * time.Millisecond) {
+			_, err = unix.Poll(p, 0) // which returns at once where the peer is gone
+		}
+	})
+	if err := errors.Join(err, cerr); err != nil || p[0].Revents&unix.POLLOUT == 0 {
+		t.Errorf("who has more to send is not told: %#x, %v", p[0].Revents, err)
+	}
+}
+
 // TestStandsStill stops a server: its peers are hung up on, and served again when it goes on.
 func TestStandsStill(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s")
@@ -106,6 +158,10 @@ func TestStandsStill(t *testing.T) {
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
+	full := dial(t, path)
+	if err := echo(t, full); err != nil { // it is let in
+		t.Fatal(err)
+	}
 	if err := cmd.Process.Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
@@ -113,25 +169,19 @@ func TestStandsStill(t *testing.T) {
 	if _, err := syscall.Wait4(cmd.Process.Pid, &status, syscall.WUNTRACED, nil); err != nil || !status.Stopped() {
 		t.Fatal(status, err)
 	}
+	fill(t, full)
 	if err := echo(t, c); err == nil {
 		t.Error("a process that stands still has answered")
 	}
+	writable(t, full)
 	if err := echo(t, dial(t, path)); err == nil { // who comes now is turned away
 		t.Error("a process that stands still has answered")
 	}
 	if err := cmd.Process.Signal(syscall.SIGCONT); err != nil {
 		t.Fatal(err)
 	}
-	for end := time.Now().Add(time.Minute); echo(t, dial(t, path)) != nil; {
-		if time.Now().After(end) {
-			t.Fatal("it is not served again")
-		}
-	}
+	c = served(t, path)
 	// A peer of a process that dies is hung up on, though the guard has a copy of its connection.
-	c = dial(t, path)
-	if err := echo(t, c); err != nil {
-		t.Fatal(err)
-	}
 	cmd.Process.Kill()
 	if err := echo(t, c); err == nil {
 		t.Error("a dead process has answered")

@@ -103,12 +103,32 @@ func (c *Conn) Write(p []byte) (int, error) { return c.f.Write(p) }
 // [io.EOF]; what was received may still be read.
 func (c *Conn) CloseRead() { c.shutdown(syscall.SHUT_RD) }
 
-// Abort makes reads and writes that wait, and all later ones, fail at once.
-func (c *Conn) Abort() { c.shutdown(syscall.SHUT_RDWR) }
+// Abort makes reads and writes that wait, and all later ones, fail at once, at both ends: see [HangUp].
+func (c *Conn) Abort() {
+	_ = c.control(func(fd int) error { HangUp(fd); return nil })
+}
 
 func (c *Conn) shutdown(how int) {
 	// It fails only where the peer or we are gone already, and that does the same.
 	_ = c.control(func(fd int) error { return syscall.Shutdown(fd, how) })
+}
+
+// HangUp ends a socket in both directions, and forgets what has arrived and was not read, while the descriptor stays. To shut it down alone would
+// leave a peer waiting that has more to send than we took: its socket stays full, and so never becomes one that can be written to. A program
+// that waits for just that, as QEMU does, does not notice that nobody is there any more until the socket is closed at our end, which a
+// process that hangs, or one that has a copy of it, does not do.
+func HangUp(fd int) {
+	_ = syscall.Shutdown(fd, syscall.SHUT_RDWR) // see shutdown
+	rest := make([]byte, 64<<10)
+	for range 1 << 10 { // nothing comes in any more, and no buffer is as large
+		n, _, err := syscall.Recvfrom(fd, rest, syscall.MSG_DONTWAIT)
+		if err == syscall.EINTR {
+			continue
+		}
+		if err != nil || n == 0 {
+			return
+		}
+	}
 }
 
 // Close aborts the connection and gives it up.

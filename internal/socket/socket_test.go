@@ -6,8 +6,11 @@ import (
 	"net"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // pair returns two ends of a unix socket.
@@ -37,6 +40,38 @@ func take(t *testing.T, nc net.Conn) *Conn {
 	}
 	t.Cleanup(func() { c.Close() })
 	return c
+}
+
+// A peer whose socket is full, and who waits until he can write, notices an abort, though our descriptor stays open.
+func TestAbortWakesWriter(t *testing.T) {
+	ours, theirs, err := Pair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ours.Close()
+	defer theirs.Close()
+	fd := int(theirs.Fd())
+	if err := syscall.SetNonblock(fd, true); err != nil {
+		t.Fatal(err)
+	}
+	for sent := 0; err == nil; {
+		var n int
+		n, err = syscall.Write(fd, make([]byte, 64<<10))
+		if sent += n; sent > 64<<20 {
+			t.Fatal("it never is full")
+		}
+	}
+	if err != syscall.EAGAIN {
+		t.Fatal(err)
+	}
+	ours.Abort()
+	p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}
+	if n, err := unix.Poll(p, 10_000); err != nil || n != 1 || p[0].Revents&unix.POLLOUT == 0 {
+		t.Errorf("it can be written to: %#x, %v", p[0].Revents, err)
+	}
+	if n, err := ours.Read(make([]byte, 1)); n != 0 || err != io.EOF {
+		t.Errorf("%d bytes are left, %v", n, err)
+	}
 }
 
 func TestCarriesBytesBothWays(t *testing.T) {
