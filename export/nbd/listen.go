@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 )
@@ -17,14 +18,25 @@ const defaultPort = "10809"
 // to (mode 0600), or "tcp:HOST:PORT", where PORT may be left out (10809) or 0
 // (any). A socket file that nobody serves any more is replaced; if somebody
 // does, the error wraps [ErrAddressInUse]. Closing the listener removes the file.
+// A place that is not the caller's own is for [ListenAnywhere].
 func Listen(addr string) (net.Listener, error) {
+	return listen(addr, func(string, os.FileInfo) bool { return true })
+}
+
+// ListenAnywhere is Listen at an address that somebody has asked for. A socket
+// file is replaced only if it is surely one that this user left; else the error
+// wraps [ErrAddressInUse], too.
+func ListenAnywhere(addr string) (net.Listener, error) { return listen(addr, ours) }
+
+// listen is Listen, with what says of a socket that nobody serves whether it may be replaced.
+func listen(addr string, replaced func(path string, st os.FileInfo) bool) (net.Listener, error) {
 	network, place, err := splitAddr(addr)
 	if err != nil {
 		return nil, err
 	}
 	var lc net.ListenConfig
 	if network == "unix" {
-		if err := removeStale(place); err != nil {
+		if err := removeStale(place, replaced); err != nil {
 			return nil, err
 		}
 		// The mode of a bound socket is that of the unbound one: set before
@@ -59,9 +71,9 @@ func splitAddr(addr string) (network, place string, err error) {
 	return "", "", fmt.Errorf("%w: %q", ErrBadAddress, addr)
 }
 
-// removeStale removes a socket at path that nobody answers on. Anything else
-// that is there is left alone, for bind to complain of.
-func removeStale(path string) error {
+// removeStale removes a socket at path that nobody answers on, if it may be
+// replaced. Anything else that is there is left alone, for bind to complain of.
+func removeStale(path string, replaced func(string, os.FileInfo) bool) error {
 	st, err := os.Lstat(path)
 	if err != nil || st.Mode()&os.ModeSocket == 0 {
 		return nil
@@ -73,7 +85,35 @@ func removeStale(path string) error {
 	if !errors.Is(err, syscall.ECONNREFUSED) {
 		return fmt.Errorf("%w: %s: %w", ErrAddressInUse, path, err)
 	}
+	if !replaced(path, st) {
+		return fmt.Errorf("%w: nobody serves the socket %s, and it may be another user's", ErrAddressInUse, path)
+	}
 	return os.Remove(path)
+}
+
+// ours reports whether a file at path is surely one of this user: it belongs to
+// him, and lies where nobody else can have moved it to.
+func ours(path string, st os.FileInfo) bool {
+	dir, err := os.Stat(filepath.Dir(path))
+	return err == nil && owned(st) && kept(dir)
+}
+
+// owned reports whether a file belongs to this user.
+func owned(st os.FileInfo) bool {
+	sys, ok := st.Sys().(*syscall.Stat_t)
+	return ok && int(sys.Uid) == os.Geteuid()
+}
+
+// kept reports whether nobody but root and this user can replace what they have
+// in a directory: it is theirs, and only they, or the group that this user is
+// in for himself, may write to it; or it keeps what each has there, as /tmp does.
+func kept(dir os.FileInfo) bool {
+	sys, ok := dir.Sys().(*syscall.Stat_t)
+	if !ok || sys.Uid != 0 && !owned(dir) {
+		return false
+	}
+	mode := dir.Mode()
+	return mode&os.ModeSticky != 0 || mode&0o002 == 0 && (mode&0o020 == 0 || int(sys.Gid) == os.Getegid())
 }
 
 // URI returns how a client reaches an export through a socket that was opened

@@ -269,10 +269,40 @@ func TestListen(t *testing.T) {
 	}
 	l.(*net.UnixListener).SetUnlinkOnClose(false)
 	l.Close() // as a crash leaves it
-	if l, err = Listen("unix:" + path); err != nil {
+	if l, err = ListenAnywhere("unix:" + path); err != nil {
 		t.Fatalf("stale socket: %v", err)
 	}
 	l.Close()
+	for what, spoil := range map[string]func(dir, socket string) error{
+		"where others write":     func(dir, _ string) error { return os.Chmod(dir, 0o777) },
+		"in a foreign directory": func(dir, _ string) error { return os.Chown(dir, 65534, 65534) },
+		"of another user":        func(_, socket string) error { return os.Chown(socket, 65534, 65534) },
+	} {
+		if os.Geteuid() != 0 && what != "where others write" {
+			continue // it takes root to give files away
+		}
+		dir := t.TempDir()
+		socket := filepath.Join(dir, "s")
+		l, err := net.ListenUnix("unix", &net.UnixAddr{Name: socket, Net: "unix"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.SetUnlinkOnClose(false)
+		if err := errors.Join(l.Close(), spoil(dir, socket)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := ListenAnywhere("unix:" + socket); !errors.Is(err, ErrAddressInUse) {
+			t.Errorf("a stale socket %s: %v", what, err)
+		}
+		if _, err := os.Lstat(socket); err != nil {
+			t.Errorf("a stale socket %s is gone: %v", what, err)
+		}
+		if l, err := Listen("unix:" + socket); err != nil { // it was left there, and is replaced in a place of ours
+			t.Errorf("a stale socket %s: %v", what, err)
+		} else {
+			l.Close()
+		}
+	}
 	if err := os.WriteFile(path, []byte("precious"), 0o600); err != nil {
 		t.Fatal(err)
 	}
