@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"tidemark/internal/again"
 	"tidemark/internal/process"
 	"tidemark/internal/vfs"
 	"tidemark/mount/internal/nbdctl"
@@ -88,7 +89,7 @@ func RunAttacher(ctx context.Context, dial Dialer) error {
 	}
 	cfg := o.attachConfig
 	starter := process.FromStarter()
-	a := &attacher{cfg: cfg, dial: dial, dir: cfg.dir(), forced: make(chan error, 1), log: slog.New(slog.NewTextHandler(os.Stderr, nil))}
+	a := &attacher{cfg: cfg, dial: dial, dir: cfg.dir(), forced: make(chan error, 1), log: slog.New(again.Once(slog.NewTextHandler(os.Stderr, nil)))}
 	stop, err := a.start(ctx, starter, held)
 	if err != nil {
 		a.undone()

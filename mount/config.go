@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"tidemark/internal/process"
+	"tidemark/mount/internal/relay"
 )
 
 // Errors that callers tell apart with errors.Is.
@@ -89,8 +90,11 @@ type Session struct {
 	Number   uint64 // grows with each session of it
 }
 
+// ErrShutOut is what a [Dialer] says of a server that lets nobody in any more by the identity that is there.
+var ErrShutOut = relay.ErrShutOut
+
 // Dialer connects with the server of another host for an export, by the identity in a directory. An error of kind Denied is tried again
-// less often than others.
+// less often than others; with one that wraps ErrShutOut all I/O fails for good, if it is told for as long as it may take to get another identity.
 type Dialer func(ctx context.Context, identity, export string, s Session) (net.Conn, error)
 
 // Revive says which process of this program serves an export, as [process.Start] and its Tell want to know it. It has to keep a second one of

@@ -32,7 +32,14 @@ const (
 
 	// deniedPause is the pause before a server that does not let us in is asked again.
 	deniedPause = 5 * time.Second
+
+	// shutOutFor is for how long a server has to say that it has shut us out until that is final: a host that joins anew is told so from the moment that
+	// its token is taken until its next certificate is durable. That is within the 15 s that a greeting may take, or it has failed.
+	shutOutFor = 30 * time.Second
 )
+
+// ErrShutOut: the server lets nobody in any more by what Dial has to show.
+var ErrShutOut = errors.New("the server has shut us out")
 
 // ErrClosed is returned once a relay was closed or has given up.
 var ErrClosed = errors.New("the relay is closed")
@@ -42,7 +49,7 @@ type Options struct {
 	Network, Address string // of the server, as for net.Dial: unix or tcp
 	// Dial connects with the server instead, where it is not nil. session counts the tries to make a session: a server that
 	// lives on through the end of a connection has to end what came in an earlier session before it serves a later one. An error
-	// of kind Denied is tried again less often.
+	// of kind Denied is tried again less often; one that wraps ErrShutOut is final when it is still told after shutOutFor.
 	Dial     func(ctx context.Context, session uint64) (net.Conn, error)
 	Export   string
 	ReadOnly bool          // never write, even if the server would let us
@@ -53,6 +60,8 @@ type Options struct {
 	// again after a while as long as nobody listens at the address.
 	Revive func(context.Context) error
 	Log    *slog.Logger
+
+	shutOutFor time.Duration // as the constant, but for tests
 }
 
 // Relay is one export, kept alive. All methods may be called concurrently.
@@ -93,6 +102,9 @@ type Status struct {
 func Open(ctx context.Context, opt Options) (*Relay, error) {
 	if opt.Conns == 0 {
 		opt.Conns = defaultConns
+	}
+	if opt.shutOutFor == 0 {
+		opt.shutOutFor = shutOutFor
 	}
 	r := &Relay{
 		opt:       opt,
@@ -338,12 +350,22 @@ func (r *Relay) reconnect() []conn {
 		}
 	}()
 	revive := time.Now().Add(reviveAfter)
+	var shutOut time.Time // since when we are told that we are
 	for wait := backoffMin; ctx.Err() == nil; wait = min(2*wait, backoffMax) {
 		conns, err := r.session(ctx)
 		if err == nil {
 			return conns
 		}
 		r.note(err)
+		if errors.Is(err, ErrShutOut) {
+			if shutOut.IsZero() {
+				shutOut = time.Now()
+			}
+			if time.Since(shutOut) >= r.opt.shutOutFor {
+				r.opt.Log.Error("the server has shut us out, and all I/O fails from now on", "err", err)
+				return nil
+			}
+		}
 		if r.opt.Revive != nil && nobodyListens(err) && time.Now().After(revive) {
 			if err = r.opt.Revive(ctx); err == nil {
 				wait = 0

@@ -18,6 +18,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -25,6 +26,8 @@ import (
 
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
+
+	"tidemark"
 )
 
 // forgetful is an NBD server that at a crash loses a random part of what was
@@ -239,6 +242,63 @@ func connectSecure(t *testing.T, f *forgetful, _ func(*Options)) *Relay {
 	}
 	t.Cleanup(func() { r.Close() })
 	return r
+}
+
+// A server that has shut us out for good ends the disk, and not at once; one that refuses us for something that may pass does not, and who gets something to
+// be let in by meanwhile goes on.
+func TestShutOut(t *testing.T) {
+	denied := tidemark.Errorf(tidemark.Denied, "by this clock the certificate is not good")
+	for name, x := range map[string]struct {
+		refusals []error
+		ends     bool
+	}{
+		"for good":    {slices.Repeat([]error{fmt.Errorf("%w: %w", ErrShutOut, denied)}, 100), true},
+		"for a while": {slices.Repeat([]error{denied}, 2), false},
+		"joins anew":  {[]error{fmt.Errorf("%w: %w", ErrShutOut, denied)}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f := newForgetful(1<<20, rand.New(rand.NewPCG(1, 1)))
+			l, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			serve(t, f, l)
+			var mu sync.Mutex
+			var refused bool
+			left := x.refusals
+			dial := func(ctx context.Context, _ uint64) (net.Conn, error) {
+				mu.Lock()
+				defer mu.Unlock()
+				if refused && len(left) > 0 {
+					err := left[0]
+					left = left[1:]
+					return nil, err
+				}
+				return new(net.Dialer).DialContext(ctx, "tcp", l.Addr().String())
+			}
+			r, err := Open(t.Context(), Options{Dial: dial, Address: "it", Export: "x", LogBytes: 8 << 20, Log: slog.New(slog.DiscardHandler), shutOutFor: time.Second})
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { r.Close() })
+			mu.Lock()
+			refused = true
+			mu.Unlock()
+			f.mu.Lock()
+			f.crash()
+			f.mu.Unlock()
+			for end := time.Now().Add(2 * time.Minute); ; time.Sleep(10 * time.Millisecond) {
+				st := r.Status()
+				if st.GaveUp && x.ends || st.Reconnects > 0 && !x.ends {
+					break
+				}
+				if st.GaveUp || st.Reconnects > 0 || time.Now().After(end) {
+					t.Fatalf("%+v", st)
+				}
+			}
+		})
+	}
 }
 
 func selfSigned(t *testing.T) tls.Certificate {
