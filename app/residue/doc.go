@@ -27,5 +27,5 @@
 // # Preparation
 //
 // [Prepare] takes a masked clone of PostgreSQL to where a scan finds nothing: it writes all tables anew, replaces WAL, logs and the file system's
-// journal, and discards free space. It proves nothing. The scan does.
+// journal, and discards free space. [ClearFiles] does the last two for a tree of files. They prove nothing. The scan does.
 package residue

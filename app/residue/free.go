@@ -17,18 +17,36 @@ import (
 	"tidemark/app"
 )
 
-// renewJournal takes the journal off an ext4 and gives it another, which is zeros. The blocks of the old one are free space then. The log of
-// XFS has no contents of files.
+// ClearFiles removes from the mounted file system of dir what is left of files that were changed or removed: the journal of an ext4 is made
+// anew, and free space is discarded. fs takes it off for a moment, so nobody may use it. A file system that can be neither
+// frozen nor asked to discard is left as it is, and so are the names of removed files in the blocks of their directories; [Scan] says what is there.
+func ClearFiles(ctx context.Context, fs Remounter, dir string) error {
+	if err := renewJournal(ctx, fs, dir); err != nil {
+		return err
+	}
+	err := trim(dir)
+	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOTTY) {
+		return nil
+	}
+	return err
+}
+
 func (p *preparation) renewJournal(ctx context.Context) error {
 	r, ok := p.clone.(Remounter)
 	if !ok {
 		return nil
 	}
-	if err := app.SyncTree(p.dir); err != nil {
+	return renewJournal(ctx, r, p.dir)
+}
+
+// renewJournal takes the journal off an ext4 and gives it another, which is zeros. The blocks of the old one are free space then. The log of
+// XFS has no contents of files.
+func renewJournal(ctx context.Context, r Remounter, dir string) error {
+	if err := app.SyncTree(dir); err != nil {
 		return err
 	}
 	var st unix.Statfs_t
-	if err := unix.Statfs(p.dir, &st); err != nil {
+	if err := unix.Statfs(dir, &st); err != nil {
 		return fmt.Errorf("ask for the file system: %w", err)
 	}
 	if st.Type != unix.EXT4_SUPER_MAGIC {
@@ -67,20 +85,45 @@ func trim(dir string) error {
 	if err := app.SyncTree(dir); err != nil {
 		return err
 	}
-	if err := checkpoint(dir); err != nil {
-		return err
-	}
 	d, err := os.Open(dir)
 	if err != nil {
 		return err
 	}
 	defer d.Close()
+	if err := freeBeyondEnds(d); err != nil {
+		return err
+	}
+	if err := checkpoint(dir); err != nil {
+		return err
+	}
 	req := struct{ start, len, min uint64 }{len: math.MaxUint64} // struct fstrim_range of linux/fs.h
 	const fitrim = 0xc0185879                                    // FITRIM
 	if _, _, e := unix.Syscall(unix.SYS_IOCTL, d.Fd(), fitrim, uintptr(unsafe.Pointer(&req))); e != 0 {
 		return fmt.Errorf("discard the free space of %s: %w", dir, e)
 	}
 	return app.SyncTree(dir)
+}
+
+// freeBeyondEnds has the XFS of d give back the blocks that it has set aside beyond the ends of files, for what may be appended to them. They hold what was there
+// before, and are no free space that could be discarded. XFS does so by itself some minutes after a file was closed.
+func freeBeyondEnds(d *os.File) error {
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(int(d.Fd()), &st); err != nil {
+		return fmt.Errorf("ask for the file system: %w", err)
+	}
+	if st.Type != unix.XFS_SUPER_MAGIC {
+		return nil
+	}
+	req := struct { // xfs_fs_eofblocks of xfs/xfs_fs.h
+		version, flags, uid, gid, project, _ uint32
+		least                                uint64
+		_                                    [12]uint64
+	}{version: 1, flags: 1} // XFS_EOF_FLAGS_SYNC: wait for those that are written to
+	const freeEOFBlocks = 0x8080583a // XFS_IOC_FREE_EOFBLOCKS
+	if _, _, e := unix.Syscall(unix.SYS_IOCTL, d.Fd(), freeEOFBlocks, uintptr(unsafe.Pointer(&req))); e != 0 {
+		return fmt.Errorf("free the blocks beyond the ends of files on %s: %w", d.Name(), e)
+	}
+	return nil
 }
 
 // fillFree writes a file of zeros into all free space of the file system of dir, an ext4, and removes it.

@@ -2,6 +2,7 @@ package residue
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -569,4 +570,44 @@ func TestJournal(t *testing.T) {
 	}
 	im.unmount()
 	im.run("e2fsck", "-fn", im.file)
+}
+
+// XFS sets blocks aside beyond the end of a file that is appended to. They hold what was there before, and are no free space.
+func TestTrimBeyondEnds(t *testing.T) {
+	_, err := exec.LookPath("mkfs.xfs")
+	need(t, err == nil, "mkfs.xfs")
+	im := newImage(t, "xfs", "")
+	name, size := filepath.Join(im.dir, "log"), int64(0)
+	for range 20 {
+		f, err := os.OpenFile(name, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n, err := f.Write(make([]byte, 100<<10))
+		size += int64(n)
+		if err := errors.Join(err, f.Close()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	held := func() int64 {
+		t.Helper()
+		var st unix.Stat_t
+		if err := unix.Stat(name, &st); err != nil {
+			t.Fatal(err)
+		}
+		return st.Blocks * 512
+	}
+	if err := exec.Command("sync", "-f", name).Run(); err != nil {
+		t.Fatal(err)
+	}
+	if held() <= size {
+		t.Fatalf("this tests nothing: %d bytes are held for %d", held(), size)
+	}
+	if err := trim(im.dir); err != nil {
+		t.Fatal(err)
+	}
+	if held() != size {
+		t.Errorf("%d bytes are held for %d", held(), size)
+	}
+	im.unmount()
 }

@@ -25,10 +25,10 @@ type Clone interface {
 	Start(ctx context.Context) error
 }
 
-// Remounter is a [Clone] whose file system can be taken off for a moment. [Prepare] makes the journal of an ext4 anew then; without it, what
+// Remounter is a file system that can be taken off for a moment, as a [Clone] may be one, too. [Prepare] makes the journal of an ext4 anew then; without it, what
 // went through the journal stays there: file names always, and the contents of files if it was ever mounted with data=journal.
 type Remounter interface {
-	// Unmount unmounts the file system while the server is stopped, and returns the path of its block device or image file.
+	// Unmount unmounts the file system while nothing uses it, and returns the path of its block device or image file.
 	Unmount(ctx context.Context) (device string, err error)
 	// Mount mounts it again.
 	Mount(ctx context.Context) error
