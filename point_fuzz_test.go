@@ -52,3 +52,21 @@ func FuzzParseSize(f *testing.F) {
 		FormatSize(n)
 	})
 }
+
+// Whatever can name a new bookmark is read as that bookmark, and of names nothing else is refused.
+func FuzzCheckBookmark(f *testing.F) {
+	for _, s := range []string{"a", "latest", "Latest", "2026-01-01", "2026-1-1", "1970-01-01", "1971-01-01", "2026-01-01T10", "20260101", "c20260101-101010.000", "-5m", "#1", "5m", "", "a@b", "9999-12-31"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		p, perr := ParsePoint(s)
+		is := CheckName(s) == nil && perr == nil && p == Point{Bookmark: s}
+		err := CheckBookmark(s)
+		if is != (err == nil) {
+			t.Errorf("%q is read as %+v, %v, and as the name of a bookmark: %v", s, p, perr, err)
+		}
+		if err != nil && KindOf(err) != Invalid {
+			t.Errorf("%q: an error of kind %s: %v", s, KindOf(err), err)
+		}
+	})
+}
