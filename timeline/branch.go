@@ -103,7 +103,7 @@ func (t *Timeline) Branch(ctx context.Context, name string, pos tidemark.Positio
 		if p, ok := each[d.name]; ok {
 			at = p
 		}
-		v, n, err := t.viewAt(i, at)
+		v, n, err := t.viewAt(x, i, at)
 		if err != nil {
 			return nil, err
 		}
@@ -138,13 +138,10 @@ func (t *Timeline) Branch(ctx context.Context, name string, pos tidemark.Positio
 func (t *Timeline) flat(ctx context.Context, x *image.Session, i int, at tidemark.Position, v **view, n *nearest) (tidemark.Position, error) {
 	head, _ := t.Head()
 	at = min(at, head)
-	t.facts.Lock()
-	foreign := t.state.Disks[i].Origin != nil && n.pos == t.state.Base
-	t.facts.Unlock()
-	if len((*v).layers) == 0 || len((*v).layers) == 1 && !foreign {
+	if len((*v).layers) == 0 || len((*v).layers) == 1 && !n.foreign {
 		return at, nil
 	}
-	if !foreign {
+	if !n.foreign {
 		y, err := t.replay(uint16(i), n.image, n.pos, at)
 		if err != nil {
 			return at, err
@@ -174,6 +171,7 @@ func (t *Timeline) unpinOne(child string) {
 	t.facts.Lock()
 	defer t.facts.Unlock()
 	delete(t.pins, child)
+	delete(t.shown, child)
 }
 
 // Rename gives the timeline another name.

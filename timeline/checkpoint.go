@@ -128,7 +128,7 @@ func (t *Timeline) imageAt(ctx context.Context, pos tidemark.Position, at int64)
 	defer x.End()
 	images := make([]measured, len(t.disks))
 	for i := range t.disks {
-		v, n, err := t.viewOf(i, pos)
+		v, n, err := t.viewOf(x, i, pos)
 		if err != nil {
 			return err
 		}

@@ -237,7 +237,8 @@ func (t *Timeline) oldestInJournal() tidemark.Position {
 }
 
 // Snapshot is a disk at one point: read-only, and unchanged for as long as it
-// is open, whatever is written, expired or reclaimed meanwhile.
+// is open, whatever is written, expired or reclaimed meanwhile. So long the disk can be had at
+// that point by others, too, and branched from.
 type Snapshot struct {
 	view
 	x   *image.Session
@@ -268,25 +269,36 @@ func (t *Timeline) At(disk string, pos tidemark.Position) (*Snapshot, error) {
 		x.End()
 		return nil, err
 	}
-	v, n, pin, err := t.pinned(i, pos, t.viewAt)
+	v, _, pin, err := t.pinned(x, i, pos, t.viewAt)
 	if err != nil {
 		x.End()
 		return nil, err
 	}
-	x.Hold(n.image.root())
 	return &Snapshot{view: *v, x: x, t: t, pin: pin, Position: pos}, nil
 }
 
 // pinned makes a view, and keeps the journal that it reads until unpinOne is called with what it returns.
-func (t *Timeline) pinned(i int, pos tidemark.Position, view func(int, tidemark.Position) (*view, nearest, error)) (*view, nearest, string, error) {
+func (t *Timeline) pinned(x *image.Session, i int, pos tidemark.Position, view viewer) (*view, nearest, string, error) {
 	t.trimMu.RLock()
 	defer t.trimMu.RUnlock()
 	pin := "snapshot " + newID()
-	v, n, err := view(i, pos)
-	if err == nil && len(v.layers) > 0 {
-		t.pin(pin, n.pos)
+	v, n, err := view(x, i, pos)
+	if err != nil {
+		return v, n, pin, err
 	}
-	return v, n, pin, err
+	t.facts.Lock()
+	defer t.facts.Unlock()
+	t.shown[pin] = shown{i, n}
+	if len(v.layers) > 0 {
+		t.pins[pin] = n.pos
+	}
+	return v, n, pin, nil
+}
+
+// shown is what a snapshot of a disk is made from.
+type shown struct {
+	disk int
+	nearest
 }
 
 // settle makes sure that nothing more will be written at or before pos: the
@@ -353,20 +365,23 @@ func (t *Timeline) keepTold() error {
 	return nil
 }
 
-// viewAt makes the view of disk i at pos, a settled position, and says from which image it is made.
-func (t *Timeline) viewAt(i int, pos tidemark.Position) (*view, nearest, error) {
+// viewer makes the view of disk i at pos, a settled position, and says from which image it is made. That image stays until x ends.
+type viewer func(x *image.Session, i int, pos tidemark.Position) (*view, nearest, error)
+
+// viewAt is a viewer of points that can be had.
+func (t *Timeline) viewAt(x *image.Session, i int, pos tidemark.Position) (*view, nearest, error) {
 	if err := t.hasPoint(pos); err != nil {
 		return nil, nearest{}, err
 	}
-	return t.viewOf(i, pos)
+	return t.viewOf(x, i, pos)
 }
 
 // viewOf is viewAt, in a gap too.
-func (t *Timeline) viewOf(i int, pos tidemark.Position) (*view, nearest, error) {
-	if v, n, ok := t.frozenAt(i, pos); ok {
+func (t *Timeline) viewOf(x *image.Session, i int, pos tidemark.Position) (*view, nearest, error) {
+	if v, n, ok := t.frozenAt(x, i, pos); ok {
 		return v, n, nil
 	}
-	n, err := t.nearest(i, pos)
+	n, err := t.nearest(x, i, pos)
 	if err != nil {
 		return nil, n, err
 	}
@@ -380,8 +395,8 @@ func (t *Timeline) viewOf(i int, pos tidemark.Position) (*view, nearest, error) 
 	return newView(t.set.store, n.image, y), n, nil
 }
 
-// frozenAt makes the view at pos of the head's own layers, if one of them was frozen just there.
-func (t *Timeline) frozenAt(i int, pos tidemark.Position) (*view, nearest, bool) {
+// frozenAt makes the view at pos of the head's own layers, if one of them was frozen just there. The image below them stays until x ends.
+func (t *Timeline) frozenAt(x *image.Session, i int, pos tidemark.Position) (*view, nearest, bool) {
 	t.facts.Lock()
 	defer t.facts.Unlock()
 	at := slices.IndexFunc(t.cuts, func(c *cut) bool { return c.pos == pos })
@@ -396,17 +411,23 @@ func (t *Timeline) frozenAt(i int, pos tidemark.Position) (*view, nearest, bool)
 			next.layers = append(next.layers, c.layers[i])
 		}
 	}
-	return &next, nearest{pos: t.state.Base, image: t.state.Disks[i].measured}, true
+	d := t.state.Disks[i]
+	n := nearest{pos: t.state.Base, image: d.measured, foreign: d.Origin != nil}
+	x.Hold(n.image.root())
+	return &next, n, true
 }
 
 // nearest is the image that a point is made from.
 type nearest struct {
 	pos   tidemark.Position
 	image measured
+	// foreign says that what comes over the image is, in part, in the journal of the timeline that this one branched from: the image is not what was there at pos.
+	foreign bool
 }
 
-// nearest finds the newest image of disk i at or before pos from which the journal leads on to pos.
-func (t *Timeline) nearest(i int, pos tidemark.Position) (nearest, error) {
+// nearest finds the newest image of disk i at or before pos from which the journal leads on to pos. It stays until x ends: it is held
+// with facts locked, so that its point cannot be expired, and be reclaimed as well, between the choice and the hold.
+func (t *Timeline) nearest(x *image.Session, i int, pos tidemark.Position) (nearest, error) {
 	t.facts.Lock()
 	defer t.facts.Unlock()
 	var n nearest
@@ -429,10 +450,16 @@ func (t *Timeline) nearest(i int, pos tidemark.Position) (nearest, error) {
 	if t.state.Disks[i].Origin == nil {
 		consider(t.state.Base, t.state.Disks[i].measured)
 	}
+	for _, s := range t.shown { // its point may be expired
+		if s.disk == i && !s.foreign {
+			consider(s.pos, s.image)
+		}
+	}
 	if !found || n.pos < pos && n.pos < t.oldestInJournal() {
 		return n, tidemark.Errorf(tidemark.NotFound, "%s cannot be shown at %v: its journal no longer reaches back so far", t.desc.Name, pos).
 			WithHint("choose one of `tidemark points " + t.desc.Name + "`")
 	}
+	x.Hold(n.image.root())
 	return n, nil
 }
 
@@ -463,7 +490,7 @@ func (t *Timeline) firstSegment(after tidemark.Position) uint64 {
 }
 
 // Root returns the image of a disk at pos, which is made if there is none. It
-// stays until x ends, or for as long as a retained point has it.
+// stays until x ends, whatever is expired meanwhile, or for as long as a retained point has it.
 func (t *Timeline) Root(ctx context.Context, x *image.Session, disk string, pos tidemark.Position) (image.Root, error) {
 	i, err := t.diskIndex(disk)
 	if err != nil {
@@ -472,7 +499,7 @@ func (t *Timeline) Root(ctx context.Context, x *image.Session, disk string, pos 
 	if pos, err = t.settle(pos); err != nil {
 		return image.Root{}, err
 	}
-	v, n, pin, err := t.pinned(i, pos, t.viewAt)
+	v, n, pin, err := t.pinned(x, i, pos, t.viewAt)
 	if err != nil {
 		return image.Root{}, err
 	}

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"os"
 	"sort"
@@ -134,15 +135,15 @@ func (k *keeping) atTime(at time.Time) moment {
 	return k.past[max(0, sort.Search(len(k.past), func(i int) bool { return k.past[i].time.After(at) })-1)]
 }
 
-// differs says where a snapshot is not what the disk held at a moment.
-func (m *moment) differs(s *Snapshot) error {
+// differs says where a copy is not what the disk held at a moment.
+func (m *moment) differs(s io.ReaderAt) error {
 	got := make([]byte, 4096)
 	for i, n := range m.blocks {
 		if _, err := s.ReadAt(got, int64(i)*4096); err != nil {
 			return err
 		}
 		if !bytes.Equal(got, pattern(n)) {
-			return fmt.Errorf("%w: block %d at %v is not that of write %d", errWrong, i, s.Position, n)
+			return fmt.Errorf("%w: block %d at %v is not that of write %d", errWrong, i, m.pos, n)
 		}
 	}
 	return nil
@@ -354,8 +355,8 @@ func TestRetentionKeepsWhatItOffers(t *testing.T) {
 	}
 }
 
-// TestRetentionRacesRestores (J5) reads points of the past slowly while history is taken away beneath. Whoever has opened one reads what the disk held, to
-// the end and without an error; who comes too late is told so.
+// TestRetentionRacesRestores (J5) reads points of the past slowly while history is taken away beneath. Whoever has opened one, taken its image or branched
+// from it reads what the disk held, to the end and without an error; who comes too late is told so.
 func TestRetentionRacesRestores(t *testing.T) {
 	rounds := 6
 	if os.Getenv("TIDEMARK_LONG") != "" {
@@ -426,7 +427,7 @@ func (k *keeping) restore(rng *rand.Rand, exact, refused *atomic.Int64) error {
 	oldest = max(0, oldest-rng.IntN(20))
 	want := k.past[oldest+rng.IntN(max(1, min(100, len(k.past)-oldest)))]
 	k.mu.Unlock()
-	s, err := k.line.At("d", want.pos)
+	s, done, err := k.reach(rng.IntN(3), want.pos)
 	if tidemark.KindOf(err) == tidemark.NotFound {
 		refused.Add(1)
 		return nil
@@ -436,12 +437,37 @@ func (k *keeping) restore(rng *rand.Rand, exact, refused *atomic.Int64) error {
 	}
 	for range 3 { // long enough for several folds
 		if err := want.differs(s); err != nil {
-			return errors.Join(err, s.Close())
+			return errors.Join(err, done())
 		}
 		time.Sleep(time.Duration(rng.IntN(3)) * time.Millisecond)
 	}
 	exact.Add(1)
-	return s.Close()
+	return done()
+}
+
+// reach makes a copy of a position, in one of three ways, which stays until done is called.
+func (k *keeping) reach(way int, pos tidemark.Position) (r io.ReaderAt, done func() error, err error) {
+	switch way {
+	case 0:
+		s, err := k.line.At("d", pos)
+		if err != nil {
+			return nil, nil, err
+		}
+		return s, s.Close, nil
+	case 1:
+		x := k.w.store.Begin()
+		root, err := k.line.Root(k.t.Context(), x, "d", pos)
+		if err != nil {
+			x.End()
+			return nil, nil, err
+		}
+		return k.w.store.View(root), func() error { x.End(); return nil }, nil
+	}
+	b, err := k.line.Branch(k.t.Context(), "branch", pos, nil, nil)
+	if err != nil {
+		return nil, nil, err
+	}
+	return b.Disks()[0], func() error { return b.Remove(k.t.Context()) }, nil
 }
 
 // The base of the head whose bookmark is expired stays for the any-point window, with the time that it had: a time before it does not name it.

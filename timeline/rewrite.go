@@ -100,7 +100,7 @@ func (r *Rewrite) Present(ctx context.Context, x *image.Session, disk string) (i
 	if err != nil {
 		return image.Root{}, err
 	}
-	v, n, pin, err := r.t.pinned(i, c.pos, r.t.viewOf)
+	v, n, pin, err := r.t.pinned(x, i, c.pos, r.t.viewOf)
 	if err != nil {
 		return image.Root{}, err
 	}

@@ -222,7 +222,7 @@ func (s *Set) Forget(ctx context.Context, id string) error {
 func (s *Set) dirOf(id string) string { return s.o.FS.PathJoin(s.o.Dir, id) }
 
 func (s *Set) blank(id string) *Timeline {
-	return &Timeline{set: s, ranBefore: -s.o.Elapsed(), id: id, dir: s.dirOf(id), state: state{ID: id}, pins: map[string]tidemark.Position{}, lost: map[tidemark.Position]error{}}
+	return &Timeline{set: s, ranBefore: -s.o.Elapsed(), id: id, dir: s.dirOf(id), state: state{ID: id}, pins: map[string]tidemark.Position{}, shown: map[string]shown{}, lost: map[tidemark.Position]error{}}
 }
 
 // open reads what is stored of one timeline. It returns nil and no error for the remains of a removed or half-made one.

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -54,6 +55,7 @@ type Timeline struct {
 	lost     map[tidemark.Position]error  // retained points that cannot be read, and why
 	cuts     []*cut                       // frozen layers that are not folded yet, oldest first
 	pins     map[string]tidemark.Position // branches and snapshots that still read our journal after this position
+	shown    map[string]shown             // what open snapshots are made from
 	failed   error                        // the first error of a fold, until one succeeds
 	unkept   error                        // what failed of the last keepHistory
 	raw      bool                         // its Pack failed: history is larger than it might be
@@ -260,7 +262,7 @@ func (t *Timeline) Bookmark(m Mark) (tidemark.Position, error) {
 
 // canMark reports why there cannot be such a bookmark now.
 func (t *Timeline) canMark(m Mark) error {
-	if err := tidemark.CheckName(m.Name); err != nil {
+	if err := tidemark.CheckBookmark(m.Name); err != nil {
 		return err
 	}
 	if t.HasBookmark(m.Name) {
@@ -291,6 +293,16 @@ func (t *Timeline) HasBookmark(name string) bool {
 		}
 	}
 	return false
+}
+
+// Marked reports whether there is a bookmark at a position, with an image, without one yet, or with one that cannot be read.
+func (t *Timeline) Marked(pos tidemark.Position) bool {
+	t.facts.Lock()
+	defer t.facts.Unlock()
+	if i := t.firstPointFrom(pos); i < len(t.points) && t.points[i].Position == pos && t.points[i].Mark != nil {
+		return true
+	}
+	return t.lost[pos] != nil || slices.ContainsFunc(t.cuts, func(c *cut) bool { return c.pos == pos && c.mark != nil })
 }
 
 // cut freezes the top layers at a new record, and makes the record durable.
