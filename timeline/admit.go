@@ -66,7 +66,8 @@ func (t *Timeline) admit(n int) error {
 	return nil
 }
 
-// foldNeed is how many bytes a fold of the backlog may take where the journal is.
+// foldNeed is how many bytes a fold of the backlog may take where the journal is: what is frozen for each cut, and what was written since, becomes an image of
+// its own, and until the last one is made none of the journal may be history that can be given up.
 func (t *Timeline) foldNeed() int64 {
 	if t.set.o.PoolDir != "" {
 		return 0
@@ -75,7 +76,13 @@ func (t *Timeline) foldNeed() int64 {
 	for _, d := range t.disks {
 		size += d.size
 	}
-	return min(size, t.backlog.Load())
+	t.facts.Lock()
+	defer t.facts.Unlock()
+	need := min(size, t.sinceCut.Load())
+	for _, c := range t.cuts {
+		need += min(size, c.bytes)
+	}
+	return need
 }
 
 // awaitFold waits until some of what was written is folded: then there is history to give, or less to be kept. It reports

@@ -191,6 +191,49 @@ func TestRemoveTakesTheArchive(t *testing.T) {
 	}
 }
 
+// TestRemovedWhileArchived removes a timeline while the bucket takes a segment of its journal: what fails by that is told nobody.
+func TestRemovedWhileArchived(t *testing.T) {
+	bucket, k := &hooked{}, &heard{}
+	w, err := openWorld(vfs.NewMem(), "/d", func(o *Options) {
+		bucket.Bucket = o.Bucket
+		o.Bucket, o.Notify, o.HotBytes = bucket, k.notify, 1<<30
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { w.close(t) }()
+	line, _ := longHistory(t, w, rand.New(rand.NewPCG(rand.Uint64(), 1)))
+	w.set.o.HotBytes = 64 << 10
+	removed := make(chan error, 1)
+	bucket.put = sync.OnceFunc(func() {
+		go func() { removed <- line.Remove(t.Context()) }()
+		for !line.removed() {
+			time.Sleep(time.Millisecond)
+		}
+	})
+	err = line.keepHistory(t.Context())
+	if err := errors.Join(err, <-removed); err != nil {
+		t.Error(err)
+	}
+	if k.has("error", "") {
+		t.Errorf("%q", k.list)
+	}
+}
+
+// hooked is a bucket that takes no segment of a journal, and calls put instead.
+type hooked struct {
+	object.Bucket
+	put func()
+}
+
+func (h *hooked) Put(ctx context.Context, key string, r io.Reader, size int64) error {
+	if strings.Contains(key, "/journal/") {
+		h.put()
+		return errPoisoned
+	}
+	return h.Bucket.Put(ctx, key, r, size)
+}
+
 // poisoned is a bucket that never takes some segments of journals.
 type poisoned struct {
 	object.Bucket

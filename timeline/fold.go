@@ -63,6 +63,9 @@ func (t *Timeline) keepHistory(ctx context.Context) error {
 	t.facts.Unlock()
 	err = errors.Join(err, raw, t.trim(ctx)) // now that it is known what history takes
 	err = errors.Join(err, t.Archive(ctx))
+	if t.removed() {
+		return nil // what failed by that is kept for nobody any more
+	}
 	if ctx.Err() != nil {
 		return err
 	}
@@ -259,7 +262,7 @@ func (t *Timeline) standOn(c *cut, images []measured) error {
 		t.state = old
 		return err
 	}
-	t.cuts = t.cuts[1:]
+	t.cuts = slices.Delete(t.cuts, 0, 1) // which leaves nothing of it behind: its layers hold segments
 	t.backlog.Add(-c.bytes)
 	for i, d := range t.disks {
 		d.dropLayer(c.layers[i], images[i])

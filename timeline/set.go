@@ -80,6 +80,8 @@ type Set struct {
 	dead        atomic.Bool // the pool may have what nobody needs
 	spent       atomic.Bool // there is no history left to give
 	reclaimNext time.Time   // before that nothing is reclaimed for room; of the keeper alone
+	lingered    int         // how many segments were left when they were last waited for; guarded by roomMu
+	lingeredAt  time.Time   // when that was; guarded by roomMu
 
 	work chan *Timeline
 	run  context.Context // until Close
@@ -566,7 +568,7 @@ func (s *Set) folder(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case t := <-s.work:
-			if err := t.foldBacklog(ctx); err != nil && ctx.Err() == nil {
+			if err := t.foldBacklog(ctx); err != nil && ctx.Err() == nil && !t.removed() {
 				if !errors.Is(err, context.Canceled) { // by Remove, which wants none of it
 					s.o.Logger.Error("what a fold does, or what comes behind it, failed, and is tried again", "timeline", t.Name(), "error", err)
 				}

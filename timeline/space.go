@@ -17,6 +17,7 @@ const (
 	roomEvery    = time.Second      // how often free space is looked at
 	tendEvery    = time.Minute      // how often windows move on though nothing is folded
 	lingerLimit  = time.Second / 4  // how long freed space is waited for
+	lingerRest   = 2 * time.Second  // how long what was waited for in vain is left alone
 	reclaimLimit = 30 * time.Second // how long a reclaim for space may wait for sessions
 	reclaimRest  = 10               // and how long none follows, in multiples of what the last took
 )
@@ -162,6 +163,9 @@ func (s *Set) reclaimDead(ctx context.Context) bool {
 func (s *Set) free(ctx context.Context, dir string) bool {
 	s.roomMu.Lock()
 	defer s.roomMu.Unlock()
+	if dir == s.o.Dir && s.letGo() {
+		return true
+	}
 	switch {
 	case s.o.PoolDir == "": // all is on one
 		return s.giveUp(ctx, func([]journal.SegmentInfo) bool { return true })
@@ -247,13 +251,30 @@ func (t *Timeline) giveUp(ctx context.Context, g journal.SegmentInfo) (freed boo
 	if !freed {
 		return false, err
 	}
-	t.letGo()
+	t.set.letGo()
 	return true, errors.Join(err, t.noteLoss(Loss{From: from, To: t.anyTime(), Bytes: bytes, At: t.set.o.Now()}))
 }
 
-// letGo lets the space of forgotten segments come back: layers that nobody can reach any more still hold them.
-func (t *Timeline) letGo() {
-	for end := time.Now().Add(lingerLimit); t.journal.Lingering() > 0 && time.Now().Before(end); time.Sleep(lingerLimit / 50) {
-		runtime.GC()
+// letGo lets the space of forgotten segments come back: layers that nobody can reach any more still hold them, and where nobody is let write
+// it may be minutes until they are found. It reports whether some came back. Those that somebody reads are not looked for all the time. The caller holds roomMu.
+func (s *Set) letGo() bool {
+	was := s.lingering()
+	if was == 0 || was == s.lingered && time.Since(s.lingeredAt) < lingerRest {
+		return false
 	}
+	s.lingered = was
+	for end := time.Now().Add(lingerLimit); s.lingered > 0 && time.Now().Before(end); s.lingered = s.lingering() {
+		runtime.GC()
+		time.Sleep(lingerLimit / 10)
+	}
+	s.lingeredAt = time.Now()
+	return s.lingered < was
+}
+
+// lingering is how many forgotten segments still take space.
+func (s *Set) lingering() (n int) {
+	for _, t := range s.List() {
+		n += t.journal.Lingering()
+	}
+	return n
 }

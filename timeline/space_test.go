@@ -5,6 +5,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"regexp"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -140,21 +141,62 @@ func TestOldestOfAllGoesFirst(t *testing.T) {
 	}
 }
 
-// TestWritersLeaveRoomToFold refuses a writer who would take the room that a fold needs, and lets him go on when there is.
-func TestWritersLeaveRoomToFold(t *testing.T) {
-	mem := vfs.NewMem()
-	w := open(t, mem, "/d")
+// TestWhatIsGivenUpComesBack has somebody read the present while the history below it is given up. The files of what is forgotten take space for
+// as long as he does, and not for longer: though nothing is written, and so nothing else happens here, the next who needs room has it.
+func TestWhatIsGivenUpComesBack(t *testing.T) {
+	w := open(t, vfs.NewMem(), "/d")
 	defer func() { w.close(t) }()
+	w.set.o.Notify = (&told{}).notify
+	rng := rand.New(rand.NewPCG(1, 1))
+	line, _ := longHistory(t, w, rng)
+	p := make([]byte, 4096)
+	for i := range int64(diskSize / 4096) { // more than a segment
+		for j := range p {
+			p[j] = byte(rng.Uint32())
+		}
+		if _, err := line.Disks()[0].WriteAt(p, i*4096); err != nil {
+			t.Fatal(err)
+		}
+	}
+	reads := line.Disks()[0].head.Load()
+	bookmarkOnly(t, line, "z")
+	for w.set.freeFullest() {
+	}
+	if line.Lost() == nil || w.set.lingering() == 0 {
+		t.Fatalf("lost %+v, and %d segments are held", line.Lost(), w.set.lingering())
+	}
+	runtime.KeepAlive(reads)
+	for end := time.Now().Add(3 * lingerRest); !w.set.freeFullest() || w.set.lingering() > 0; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%d segments that nobody reads take space", w.set.lingering())
+		}
+	}
+	if w.set.freeFullest() {
+		t.Error("there is no end of what can be given")
+	}
+}
+
+// writesTo is a disk of so many MiB, and what writes the MiB at off of it, to the journal.
+func writesTo(t *testing.T, size int64) (mem *vfs.MemFS, w *world, line *Timeline, write func(off int64) error) {
+	t.Helper()
+	mem = vfs.NewMem()
+	w = open(t, mem, "/d")
+	t.Cleanup(func() { w.close(t) })
 	w.set.o.ReferenceAfter = 1 << 30
-	line, err := w.set.Create(t.Context(), "a", []DiskSpec{{Name: "d", Size: 16 << 20}}, nil)
+	line, err := w.set.Create(t.Context(), "a", []DiskSpec{{Name: "d", Size: size << 20}}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	p := bytes.Repeat([]byte{7}, 1<<20)
-	write := func(off int64) error {
+	return mem, w, line, func(off int64) error {
 		_, err := line.Disks()[0].WriteAt(p, off<<20)
 		return err
 	}
+}
+
+// TestWritersLeaveRoomToFold refuses a writer who would take the room that a fold needs, and lets him go on when there is.
+func TestWritersLeaveRoomToFold(t *testing.T) {
+	mem, w, line, write := writesTo(t, 16)
 	setFree(mem, 5<<20)
 	for i := range int64(4) {
 		if err := write(i); err != nil {
@@ -176,6 +218,32 @@ func TestWritersLeaveRoomToFold(t *testing.T) {
 	setFree(mem, 1)
 	if err := write(5); err != nil {
 		t.Fatalf("without a reserve: %v", err)
+	}
+}
+
+// TestWritersLeaveRoomForEachCut has a bookmark wait for its fold: it becomes an image beside that of what is written over it, and both need room.
+func TestWritersLeaveRoomForEachCut(t *testing.T) {
+	mem, _, line, writeTo := writesTo(t, 2)
+	write := func() error { return errors.Join(writeTo(0), writeTo(1)) }
+	setFree(mem, 9<<20)
+	for range 2 {
+		if err := write(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	setFree(mem, 3<<20) // for one image, and some
+	if err := write(); err != nil {
+		t.Fatalf("with room for the only image: %v", err)
+	}
+	if _, err := line.Bookmark(Mark{Name: "kept", Consistency: tidemark.CrashConsistent}); err != nil {
+		t.Fatal(err)
+	}
+	if err := write(); !errors.Is(err, block.ErrNoSpace) {
+		t.Fatalf("a write that takes the room of the second image: %v", err)
+	}
+	setFree(mem, 5<<20)
+	if err := write(); err != nil {
+		t.Fatalf("with room for two: %v", err)
 	}
 }
 
