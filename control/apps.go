@@ -281,6 +281,9 @@ func (c *Control) Applications(ctx context.Context) ([]tidemark.Application, err
 // Bookmark marks the present of an application. Where its disks are attached
 // to this host, their file systems are frozen meanwhile.
 func (c *Control) Bookmark(ctx context.Context, spec tidemark.BookmarkSpec) (tidemark.RecoveryPoint, error) {
+	if err := tidemark.CheckBookmark(spec.Name); err != nil {
+		return tidemark.RecoveryPoint{}, err
+	}
 	a, err := c.app(spec.Application)
 	if err != nil {
 		return tidemark.RecoveryPoint{}, err

@@ -216,7 +216,7 @@ func (c *Control) leaveGroup(ctx context.Context, a app, group string) error {
 // BookmarkGroup marks one moment of all members of a group.
 func (c *Control) BookmarkGroup(ctx context.Context, spec tidemark.BookmarkSpec) (tidemark.GroupPoint, error) {
 	g := tidemark.GroupPoint{Group: spec.Application, Bookmark: spec.Name, Points: []tidemark.MemberPoint{}}
-	if err := tidemark.CheckName(spec.Name); err != nil {
+	if err := tidemark.CheckBookmark(spec.Name); err != nil {
 		return g, err
 	}
 	members := c.membersOf(spec.Application)

@@ -50,7 +50,7 @@ func (c *Control) prepareWork(ctx context.Context, spec tidemark.PrepareSpec) (*
 		return nil, err
 	}
 	if spec.Bookmark != "" {
-		if err := tidemark.CheckName(spec.Bookmark); err != nil {
+		if err := tidemark.CheckBookmark(spec.Bookmark); err != nil {
 			return nil, err
 		}
 		if a.t.HasBookmark(spec.Bookmark) {

@@ -299,7 +299,7 @@ func (c *Control) captureWork(_ context.Context, spec tidemark.CaptureSpec) (*wo
 		return nil, err
 	}
 	if spec.Bookmark != "" {
-		if err := tidemark.CheckName(spec.Bookmark); err != nil {
+		if err := tidemark.CheckBookmark(spec.Bookmark); err != nil {
 			return nil, err
 		}
 	}

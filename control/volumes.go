@@ -109,7 +109,7 @@ func (c *Control) importWork(_ context.Context, spec importing) (*work, error) {
 		return nil, err
 	}
 	if spec.Bookmark != "" {
-		if err := tidemark.CheckName(spec.Bookmark); err != nil {
+		if err := tidemark.CheckBookmark(spec.Bookmark); err != nil {
 			return nil, err
 		}
 	}

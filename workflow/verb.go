@@ -33,7 +33,7 @@ type Capture struct {
 func (b *Capture) check(c *checks, at string) {
 	c.Name(at+".app", b.App)
 	if b.Bookmark != "" {
-		c.Name(at+".bookmark", b.Bookmark)
+		c.Bookmark(at+".bookmark", b.Bookmark)
 	}
 }
 
@@ -53,7 +53,7 @@ type Bookmark struct {
 
 func (b *Bookmark) check(c *checks, at string) {
 	c.Name(at+".app", b.App)
-	c.Name(at+".name", b.Name)
+	c.Bookmark(at+".name", b.Name)
 }
 
 // String says what is done.
@@ -130,7 +130,7 @@ type Prepare struct {
 func (b *Prepare) check(c *checks, at string) {
 	c.Name(at+".clone", b.Clone)
 	if b.Bookmark != "" {
-		c.Name(at+".bookmark", b.Bookmark)
+		c.Bookmark(at+".bookmark", b.Bookmark)
 	}
 	c.That(b.Refresh || b.Point == "", at+".point", "add refresh: true", "a point is of the source")
 	if b.Point != "" {

@@ -47,8 +47,9 @@ type argument struct {
 }
 
 var (
-	aName = argument{tidemark.CheckName}
-	aRef  = argument{func(s string) error {
+	aName     = argument{tidemark.CheckName}
+	aBookmark = argument{tidemark.CheckBookmark} // a new one
+	aRef      = argument{func(s string) error {
 		_, err := tidemark.ParseRef(s)
 		return err
 	}}
@@ -76,12 +77,12 @@ func takes(optional int, want ...argument) cobra.PositionalArgs {
 	}
 }
 
-// checkBookmark checks the name of a bookmark that may be left out.
+// checkBookmark checks the name of a new bookmark, which may be left out.
 func checkBookmark(name string) error {
 	if name == "" {
 		return nil
 	}
-	return usage(tidemark.CheckName(name))
+	return usage(tidemark.CheckBookmark(name))
 }
 
 // group makes a command that only holds others say so.

@@ -112,7 +112,7 @@ func groupList() *cobra.Command {
 }
 
 func groupBookmark() *cobra.Command {
-	return &cobra.Command{Use: "bookmark GROUP NAME", Short: "Mark one moment of all members; no data is copied", Args: takes(0, aName, aName),
+	return &cobra.Command{Use: "bookmark GROUP NAME", Short: "Mark one moment of all members; no data is copied", Args: takes(0, aName, aBookmark),
 		Long:    "Mark one moment of all members. Each is made still as by `bookmark`, and then\nthe writes of all of them are held for the moment of the marks: no member has\na write without the ones before it on the others. A member is recovered alone,\nas APP@NAME, or with the group, by `group clone`.",
 		Example: "  tidemark group bookmark bank before-closing",
 		RunE: func(cmd *cobra.Command, args []string) error {

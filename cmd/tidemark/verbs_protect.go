@@ -265,7 +265,7 @@ func captureCommand() *cobra.Command {
 }
 
 func bookmarkCommand() *cobra.Command {
-	return &cobra.Command{Use: "bookmark APP NAME", Short: "Mark now; no data is copied", Args: takes(0, aName, aName), ValidArgsFunction: anyName,
+	return &cobra.Command{Use: "bookmark APP NAME", Short: "Mark now; no data is copied", Args: takes(0, aName, aBookmark), ValidArgsFunction: anyName,
 		Example: "  tidemark bookmark scratch before-upgrade",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return tell(func(p tidemark.RecoveryPoint) {

@@ -64,7 +64,10 @@ func checkWebhookFlags(s tidemark.WebhookSpec) error {
 			return usage(err)
 		}
 	}
-	return checkBookmark(s.Secret) // which is a name as well
+	if s.Secret == "" {
+		return nil
+	}
+	return usage(tidemark.CheckName(s.Secret))
 }
 
 func webhookAdd() *cobra.Command {

@@ -52,6 +52,9 @@ func (c *Checks) Good(field string, err error) {
 // Name takes it up as a fault that a field is no name: see [tidemark.CheckName].
 func (c *Checks) Name(field, name string) { c.Good(field, tidemark.CheckName(name)) }
 
+// Bookmark takes it up as a fault that a field cannot name a new bookmark: see [tidemark.CheckBookmark].
+func (c *Checks) Bookmark(field, name string) { c.Good(field, tidemark.CheckBookmark(name)) }
+
 // Err is the first fault as an error, or nil.
 func (c *Checks) Err() error {
 	if c.First == nil {
