@@ -19,6 +19,7 @@ import (
 	"tidemark/capture"
 	"tidemark/capture/tap"
 	"tidemark/export/nbd"
+	"tidemark/internal/again"
 	"tidemark/internal/process"
 	"tidemark/internal/vfs"
 	"tidemark/wire"
@@ -88,7 +89,7 @@ func Run(ctx context.Context) error {
 		return err
 	}
 	starter := process.FromStarter()
-	h := &host{cfg: cfg, log: slog.New(slog.NewTextHandler(os.Stderr, nil)), stops: make(chan struct{}, 1)}
+	h := &host{cfg: cfg, log: slog.New(again.Once(slog.NewTextHandler(os.Stderr, nil))), stops: make(chan struct{}, 1)}
 	err = h.start(starter, held)
 	if terr := starter.Tell(err); terr != nil {
 		h.log.Warn("nobody was told that the tap is there", "error", terr)

@@ -17,6 +17,7 @@ import (
 
 	"tidemark"
 	"tidemark/agent"
+	"tidemark/internal/again"
 )
 
 // defaultAgentData is where an agent keeps what it has, unless --data says otherwise.
@@ -57,7 +58,7 @@ Taps go on without it, and without the server; mounts and clones without it.`,
 			if verbose {
 				level = slog.LevelInfo
 			}
-			d.Logger = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
+			d.Logger = slog.New(again.Once(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})))
 			d.Ready = func(host string) {
 				fmt.Println("connected as", host)
 				if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {

@@ -23,6 +23,7 @@ import (
 	"tidemark/catalog"
 	"tidemark/control"
 	"tidemark/export/nbd"
+	"tidemark/internal/again"
 	"tidemark/timeline"
 )
 
@@ -66,7 +67,7 @@ func serverCommand() *cobra.Command {
 			if verbose {
 				level = slog.LevelInfo
 			}
-			o.Logger = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
+			o.Logger = slog.New(again.Once(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})))
 			provider, err := providerOf(at, secretFile)
 			if err != nil {
 				return err
