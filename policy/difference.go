@@ -88,31 +88,44 @@ func Difference(have, want Set) ([]Change, error) {
 
 func compare(n named, old object) (Change, error) {
 	c := Change{Action: ActionMake, Kind: n.kind, Name: n.name, Wanted: true}
-	from, to := map[string]string{}, map[string]string{}
+	var older any // nil, and not of a type
 	if old != nil {
-		c.Action = ActionChange
-		if err := flatten(old, from); err != nil {
-			return Change{}, err
-		}
+		c.Action, older = ActionChange, old
 	}
-	if err := flatten(n.object, to); err != nil {
+	var err error
+	if c.Fields, err = Differing(older, n.object); err != nil {
 		return Change{}, err
 	}
-	all := maps.Clone(from)
-	maps.Copy(all, to)
-	for _, field := range slices.Sorted(maps.Keys(all)) {
-		if from[field] != to[field] && field != "name" {
-			c.Fields = append(c.Fields, FieldChange{field, from[field], to[field]})
-		}
-	}
+	c.Fields = slices.DeleteFunc(c.Fields, func(f FieldChange) bool { return f.Field == "name" })
 	if old != nil && len(c.Fields) == 0 {
 		c.Action = ActionLeave
 	}
 	return c, nil
 }
 
-// flatten writes each single value of an object into fields, under its path. Empty ones are as good as none.
-func flatten(o object, fields map[string]string) error {
+// Differing lists the fields in which two things of a type differ, by name; older is nil if there was nothing. Empty fields are as good as none.
+func Differing(older, newer any) (list []FieldChange, err error) {
+	from, to := map[string]string{}, map[string]string{}
+	if older != nil {
+		if err := flatten(older, from); err != nil {
+			return nil, err
+		}
+	}
+	if err := flatten(newer, to); err != nil {
+		return nil, err
+	}
+	all := maps.Clone(from)
+	maps.Copy(all, to)
+	for _, field := range slices.Sorted(maps.Keys(all)) {
+		if from[field] != to[field] {
+			list = append(list, FieldChange{field, from[field], to[field]})
+		}
+	}
+	return list, nil
+}
+
+// flatten writes each single value of an object into fields, under its path.
+func flatten(o any, fields map[string]string) error {
 	data, err := json.Marshal(o)
 	if err != nil {
 		return tidemark.Errorf(tidemark.Internal, "cannot compare: %w", err)

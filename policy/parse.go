@@ -1,12 +1,7 @@
 package policy
 
 import (
-	"bytes"
-	"errors"
 	"fmt"
-	"io"
-
-	"go.yaml.in/yaml/v4"
 
 	"tidemark"
 	"tidemark/internal/strictyaml"
@@ -19,93 +14,86 @@ const (
 	MaxAliases   = 1_000 // in a stream
 )
 
+// Other reads the documents of a kind that is none of this package's.
+type Other struct {
+	Kind DocumentKind
+	// Read takes one document up, and returns its name.
+	Read func(strictyaml.Document) (name string, err error)
+}
+
 // Parse reads a stream of YAML documents, separated by ---, each with kind: Template,
-// Application, Host or Group. JSON is YAML, and so is read, too. All of it is strict: an error, of kind
+// Application, Host or Group, or one of others. JSON is YAML, and so is read, too. All of it is strict: an error, of kind
 // [tidemark.Invalid], begins with line and column, and says what to write instead.
 // Names are unique within a kind. Nothing is looked up: see [CheckReferences].
 //
 // What is read is never executed. Aliases are read, up to [MaxAliases] of them, and
 // cannot grow without bounds, because all that is read has a fixed depth. Merge keys and
 // tags are refused.
-func Parse(data []byte) (Set, error) {
+func Parse(data []byte, others ...Other) (Set, error) {
 	if len(data) > MaxBytes {
 		return Set{}, tidemark.Errorf(tidemark.Invalid, "the documents are %d bytes long", len(data)).
 			WithHint(fmt.Sprintf("split them: at most %s are read at once", tidemark.FormatSize(MaxBytes)))
 	}
-	loader, err := yaml.NewLoader(bytes.NewReader(data))
+	docs, err := strictyaml.Documents(data, MaxDocuments)
 	if err != nil {
-		return Set{}, tidemark.Errorf(tidemark.Internal, "cannot read YAML: %w", err)
+		return Set{}, err
 	}
-	p := parser{seen: map[string]strictyaml.Place{}, decode: strictyaml.Decoder{MaxAliases: MaxAliases}}
-	for n := 0; ; n++ {
-		var doc yaml.Node
-		switch err := loader.Load(&doc); {
-		case errors.Is(err, io.EOF):
-			return p.set, nil
-		case err != nil:
-			return Set{}, strictyaml.Syntax(err)
-		case n == MaxDocuments:
-			return Set{}, strictyaml.Wrong(&doc, fmt.Sprintf("at most %d are read at once", MaxDocuments), "there are too many documents")
-		}
-		if err := p.document(&doc); err != nil {
+	p := parser{known: []string{string(KindTemplate), string(KindApplication), string(KindHost), string(KindGroup)}, others: others,
+		seen: map[string]strictyaml.Place{}, decode: strictyaml.Decoder{MaxAliases: MaxAliases}}
+	for _, o := range others {
+		p.known = append(p.known, string(o.Kind))
+	}
+	for _, doc := range docs {
+		if err := p.document(doc); err != nil {
 			return Set{}, err
 		}
 	}
+	return p.set, nil
 }
 
 // parser reads one stream.
 type parser struct {
+	known  []string // the kinds, in the order in which they are told
+	others []Other
 	set    Set
 	seen   map[string]strictyaml.Place // kind and name of what was read
 	decode strictyaml.Decoder
 }
 
-func (p *parser) document(doc *yaml.Node) error {
-	if len(doc.Content) == 0 || strictyaml.IsNull(doc.Content[0]) {
-		return nil // nothing between two ---
-	}
-	root := doc.Content[0]
-	kind, err := kindOf(root)
+func (p *parser) document(doc strictyaml.Document) error {
+	text, err := doc.Kind(p.known...)
 	if err != nil {
 		return err
 	}
+	kind := DocumentKind(text)
+	for _, other := range p.others {
+		if other.Kind == kind {
+			name, err := other.Read(doc)
+			if err != nil {
+				return err
+			}
+			return p.once(doc, kind, name)
+		}
+	}
 	o := newObject(kind)
-	if err := p.decode.Decode(root, o, "kind"); err != nil {
+	if err := p.decode.Decode(doc.Root, o, "kind"); err != nil {
 		return err
 	}
 	if err := o.Validate(); err != nil {
-		return p.decode.Locate(root, err)
+		return p.decode.Locate(doc.Root, err)
 	}
-	return p.add(root, kind, o)
-}
-
-// add takes an object up, unless there was one of the same name.
-func (p *parser) add(root *yaml.Node, kind DocumentKind, o object) error {
 	var one Set
 	one.add(o)
-	name := one.all()[0].name
-	key := string(kind) + " " + name
-	if first, ok := p.seen[key]; ok {
-		return strictyaml.Wrong(root, "leave one of them away", "%s stands here again; it was described on line %d", key, first.Line)
-	}
-	p.seen[key] = strictyaml.Place{Line: root.Line, Column: root.Column}
 	p.set.add(o)
-	return nil
+	return p.once(doc, kind, one.all()[0].name)
 }
 
-// kindOf finds the kind of a document before the rest is read.
-func kindOf(root *yaml.Node) (DocumentKind, error) {
-	hint := "begin it with kind: Template, Application, Host or Group, and name: NAME"
-	if root.Kind != yaml.MappingNode {
-		return "", strictyaml.Wrong(root, hint, "this is not a document of fields")
+// once refuses a document if there was one of the same kind and name.
+func (p *parser) once(doc strictyaml.Document, kind DocumentKind, name string) error {
+	key := string(kind) + " " + name
+	if first, ok := p.seen[key]; ok {
+		return strictyaml.Wrong(doc.Root, "leave one of them away", "%s stands here again; it was described on line %d", key, first.Line)
 	}
-	for i := 0; i+1 < len(root.Content); i += 2 {
-		if key, value := root.Content[i], root.Content[i+1]; key.Value == "kind" {
-			if kind := DocumentKind(value.Value); value.Kind == yaml.ScalarNode && newObject(kind) != nil {
-				return kind, nil
-			}
-			return "", strictyaml.Wrong(value, "there are Template, Application, Host and Group", "%.40q is not a kind of document", value.Value)
-		}
-	}
-	return "", strictyaml.Wrong(root, hint, "the document does not say its kind")
+	p.seen[key] = strictyaml.Place{Line: doc.Root.Line, Column: doc.Root.Column}
+	return nil
 }

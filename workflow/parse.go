@@ -1,74 +1,60 @@
 package workflow
 
 import (
-	"bytes"
-	"errors"
 	"fmt"
-	"io"
-
-	"go.yaml.in/yaml/v4"
 
 	"tidemark"
 	"tidemark/internal/strictyaml"
+	"tidemark/policy"
 )
 
-// Parse reads one YAML document with kind: Workflow. All of it is strict: an error, of kind [tidemark.Invalid], begins with line and
-// column, and says what to write instead. Aliases, merge keys and tags are refused: for_each is how steps are repeated.
+// Kind is what documents that describe workflows say that they are.
+const Kind policy.DocumentKind = "Workflow"
+
+// Parse reads the only document of a text: see [Read].
 func Parse(data []byte) (Workflow, error) {
-	if len(data) > MaxBytes {
-		return Workflow{}, tidemark.Errorf(tidemark.Invalid, "the workflow is %d bytes long", len(data)).
-			WithHint(fmt.Sprintf("at most %s are read", tidemark.FormatSize(MaxBytes)))
-	}
-	root, err := load(data)
+	doc, err := Single(data)
 	if err != nil {
 		return Workflow{}, err
 	}
-	var d strictyaml.Decoder
-	if kind := kindOf(root); kind == nil || kind.Value != "Workflow" {
-		return Workflow{}, strictyaml.Wrong(root, "begin it with kind: Workflow, and name: NAME", "this is no workflow")
+	return Read(doc)
+}
+
+// Single finds the only document of a text. An error is of kind [tidemark.Invalid].
+func Single(data []byte) (strictyaml.Document, error) {
+	if len(data) > MaxBytes { // whatever is in it, before it is read
+		return strictyaml.Document{}, tidemark.Errorf(tidemark.Invalid, "the workflow is %d bytes long", len(data)).WithHint(atMost)
 	}
+	docs, err := strictyaml.Documents(data, policy.MaxDocuments)
+	switch {
+	case err != nil:
+		return strictyaml.Document{}, err
+	case len(docs) == 0:
+		return strictyaml.Document{}, tidemark.Errorf(tidemark.Invalid, "the document is empty").WithHint("begin it with kind: Workflow, and name: NAME")
+	case len(docs) > 1:
+		return strictyaml.Document{}, strictyaml.Wrong(docs[1].Root, "`tidemark apply -f FILE` takes many, of all kinds", "there are two documents")
+	}
+	return docs[0], nil
+}
+
+var atMost = fmt.Sprintf("at most %s are read", tidemark.FormatSize(MaxBytes))
+
+// Read reads a document with kind: Workflow. All of it is strict: an error, of kind [tidemark.Invalid], begins with line and
+// column, and says what to write instead. Aliases, merge keys and tags are refused: for_each is how steps are repeated.
+func Read(doc strictyaml.Document) (Workflow, error) {
+	if _, err := doc.Kind(string(Kind)); err != nil {
+		return Workflow{}, strictyaml.Wrong(doc.Root, "begin it with kind: Workflow, and name: NAME", "this is no workflow")
+	}
+	if n := len(doc.Text); n > MaxBytes {
+		return Workflow{}, strictyaml.Wrong(doc.Root, atMost, "the workflow is %d bytes long", n)
+	}
+	var d strictyaml.Decoder
 	var w Workflow
-	if err := d.Decode(root, &w, "kind"); err != nil {
+	if err := d.Decode(doc.Root, &w, "kind"); err != nil {
 		return Workflow{}, err
 	}
 	if err := w.Validate(); err != nil {
-		return Workflow{}, d.Locate(root, err)
+		return Workflow{}, d.Locate(doc.Root, err)
 	}
 	return w, nil
-}
-
-// load reads the only document of a stream.
-func load(data []byte) (root *yaml.Node, err error) {
-	loader, err := yaml.NewLoader(bytes.NewReader(data))
-	if err != nil {
-		return nil, tidemark.Errorf(tidemark.Internal, "cannot read YAML: %w", err)
-	}
-	for {
-		var doc yaml.Node
-		switch err := loader.Load(&doc); {
-		case errors.Is(err, io.EOF) && root == nil:
-			return nil, tidemark.Errorf(tidemark.Invalid, "the document is empty").WithHint("begin it with kind: Workflow, and name: NAME")
-		case errors.Is(err, io.EOF):
-			return root, nil
-		case err != nil:
-			return nil, strictyaml.Syntax(err)
-		}
-		if len(doc.Content) == 0 || strictyaml.IsNull(doc.Content[0]) {
-			continue
-		}
-		if root != nil {
-			return nil, strictyaml.Wrong(doc.Content[0], "write each workflow into a file of its own", "there are two documents")
-		}
-		root = doc.Content[0]
-	}
-}
-
-// kindOf finds the kind of a document, or nil.
-func kindOf(root *yaml.Node) *yaml.Node {
-	for i := 0; root.Kind == yaml.MappingNode && i+1 < len(root.Content); i += 2 {
-		if root.Content[i].Value == "kind" && root.Content[i+1].Kind == yaml.ScalarNode {
-			return root.Content[i+1]
-		}
-	}
-	return nil
 }

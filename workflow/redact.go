@@ -8,6 +8,7 @@ import (
 	"go.yaml.in/yaml/v4"
 
 	"tidemark"
+	"tidemark/internal/strictyaml"
 )
 
 // The URL that a message is posted to is often all that its receiver asks for: its path is a secret. So are then the values of parameters
@@ -18,24 +19,24 @@ const Hidden = "…"
 
 // Redacted is the text of a document for who may not change the workflow: of the URLs that messages are posted to, and of those in
 // comments, scheme and host are left, and nothing of the values of parameters that stand in one. A text without such is returned as it
-// is. What is no YAML any more has no text.
+// is, but for what stands beside the document. What is no YAML any more has no text.
 func Redacted(document string) string {
-	root, err := load([]byte(document))
+	doc, err := Single([]byte(document))
 	if err != nil {
 		return ""
 	}
 	r := redaction{}
-	r.steps(root, "")
-	for _, p := range fieldsOf(root, "parameters") {
+	r.steps(doc.Root, "")
+	for _, p := range fieldsOf(doc.Root, "parameters") {
 		for _, entry := range p.Content {
 			r.parameter(entry)
 		}
 	}
-	r.comments(root)
-	if !r.changed {
-		return document
+	r.comments(doc.Node)
+	if !r.changed && !hasLost(doc) {
+		return doc.Text
 	}
-	text, err := yaml.Dump(root, yaml.WithV3Defaults())
+	text, err := yaml.Dump(doc.Node, yaml.WithV3Defaults())
 	if err != nil {
 		return ""
 	}
@@ -94,6 +95,23 @@ func (r *redaction) comments(n *yaml.Node) {
 	for _, child := range n.Content {
 		r.comments(child)
 	}
+}
+
+// hasLost reports whether a document has a URL in a comment that the library does not know of, as of one behind a bracket. Written anew,
+// the document is without that comment.
+func hasLost(doc strictyaml.Document) bool {
+	for _, u := range anyURL.FindAllString(doc.Text, -1) {
+		if hostOf(u) != u && !says(doc.Node, strings.TrimRight(u, ",]}")) {
+			return true
+		}
+	}
+	return false
+}
+
+// says reports whether a text is in a value or known comment.
+func says(n *yaml.Node, text string) bool {
+	return slices.ContainsFunc([]string{n.Value, n.HeadComment, n.LineComment, n.FootComment}, func(s string) bool { return strings.Contains(s, text) }) ||
+		slices.ContainsFunc(n.Content, func(child *yaml.Node) bool { return says(child, text) })
 }
 
 // fieldsOf are the values of a field, which in what is not checked may stand there twice.

@@ -1,6 +1,7 @@
 package workflow
 
 import (
+	"encoding/json"
 	"strings"
 	"testing"
 )
@@ -43,6 +44,61 @@ func TestRedacted(t *testing.T) {
 	}
 }
 
+// A comment is one wherever it stands.
+func TestRedactedComments(t *testing.T) {
+	const body, comment = "kind: Workflow\nname: w\nsteps:\n  - capture: {app: a}\n", "# https://hooks.example.com/hidden\n"
+	for _, document := range []string{
+		comment + body, comment + "\n" + body, comment + "\n# more\n\n" + body, comment + "---\n" + body, "--- " + comment + body, "%YAML 1.1\n" + comment + "---\n" + body, comment + "...\n" + body,
+		body + comment, body + "\n" + comment, body + "\n\n# more\n\n" + comment, body + "...\n" + comment, body + "... " + comment, body + "---\n" + comment,
+		"kind: Workflow " + comment + "name: w\nsteps: " + comment + "  - capture: {app: a}\n", "kind: # more\n  " + comment + "  Workflow\nname: w\nsteps:\n  - capture: {app: a}\n",
+		"kind: Workflow\nname: w\nsteps:\n  - # more\n    " + comment + "    capture: {app: a}\n  " + comment, "kind: Workflow\nname: w\nsteps:\n  - capture: {app: a,\n  " + comment + "    }\n",
+		"kind: Workflow\nname: w\ndescription: >- " + comment + "  x\nsteps:\n  - capture: {app: a}\n",
+	} {
+		if _, err := Parse([]byte(document)); err != nil {
+			t.Fatalf("%s: %v", document, err)
+		}
+		if got := Redacted(document); strings.Contains(got, "hidden") || !strings.Contains(got, "capture: {app: a") {
+			t.Errorf("%q is shown as %q", document, got)
+		}
+	}
+}
+
+// Comments are put behind and between all lines of a workflow, at each depth.
+func TestRedactedEveryComment(t *testing.T) {
+	const flow = "{\n  kind: Workflow,\n  name: w,\n  parameters: [\n    {name: a,\n     default: b},\n    {\n      name: c,\n      one_of: [\n        d,\n        e\n      ], default: d\n    }\n  ],\n  steps: [\n    {capture: {app: \"{{ a }}\"}},\n    {notify: {message:\n      >-x, level: info}\n    }\n  ]\n}\n"
+	const block = "kind:\n  Workflow\nname: w\nschedule:\n  at:\n  - \"03:00\"\n  -\n    04:00\n  weekdays: [\n    sun ]\nsteps:\n- for_each:\n    - a\n  steps:\n    -\n      wait:\n        clone:\n          x\n    - capture:\n        app: y\n\n- notify:\n    message: >-\n      on\n      two\n    level: info\non_failure: []\n"
+	tried := 0
+	for _, text := range []string{weekly, flow, strings.ReplaceAll(flow, ">-x", "x"), block} {
+		lines := strings.SplitAfter(text, "\n")
+		for i := range lines {
+			before, behind := strings.Join(lines[:i], ""), strings.Join(lines[i:], "")
+			for _, comment := range []string{" # https://h.example.com/hidden\n", "\n# https://h.example.com/hidden\n\n", "\n  # https://h.example.com/hidden\n", "\n      # https://h.example.com/hidden\n", "\n\n\t# https://h.example.com/hidden\n\n\n"} {
+				document := strings.TrimSuffix(before, "\n") + comment + behind
+				w, err := Parse([]byte(document))
+				if err != nil || strings.Contains(mustJSON(t, w), "hidden") { // it is no comment there
+					continue
+				}
+				tried++
+				if got := Redacted(document); strings.Contains(got, "hidden") || got == "" {
+					t.Errorf("%q is shown as %q", document, got)
+				}
+			}
+		}
+	}
+	if tried < 200 {
+		t.Errorf("only %d were tried", tried)
+	}
+}
+
+func mustJSON(t *testing.T, v any) string {
+	t.Helper()
+	data, err := json.Marshal(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(data)
+}
+
 // FuzzRedacted: what a workflow posts to is never in what is shown of it.
 func FuzzRedacted(f *testing.F) {
 	f.Add("kind: Workflow\nname: w\nsteps:\n  - notify: {message: hi, url: \"https://a/b\"}\n")
@@ -52,12 +108,13 @@ func FuzzRedacted(f *testing.F) {
 		if _, err := Parse([]byte(document)); err != nil {
 			return
 		}
-		root, err := load([]byte(shown))
+		doc, err := Single([]byte(shown))
 		if err != nil {
 			t.Fatalf("%q is shown as %q: %v", document, shown, err)
 		}
 		r := redaction{}
-		r.steps(root, "")
+		r.steps(doc.Root, "")
+		r.comments(doc.Node)
 		if r.changed {
 			t.Errorf("%q is shown as %q", document, shown)
 		}

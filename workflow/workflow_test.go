@@ -96,7 +96,7 @@ func TestRefused(t *testing.T) {
 	for _, x := range []struct{ text, want string }{
 		{"", "empty"},
 		{"kind: Template\nname: x", "line 1, column 1: this is no workflow"},
-		{"[1]", "this is no workflow"},
+		{"[1]", "line 1, column 1: this is not a document of fields"},
 		{head, "steps: it does nothing"},
 		{head + "steps: []", "steps: it does nothing"},
 		{head + "steps:\n  - {}", "line 4, column 5: steps[0]: it says 0 things to do"},

@@ -14,6 +14,7 @@ import (
 
 	"tidemark"
 	"tidemark/client"
+	"tidemark/internal/strictyaml"
 	"tidemark/policy"
 )
 
@@ -68,7 +69,7 @@ func readDocuments(files []string) (string, error) {
 		}
 		all = append(all, string(data))
 	}
-	return strings.Join(all, "\n---\n"), nil
+	return strictyaml.Join(all...), nil
 }
 
 func readDocument(name string) ([]byte, error) {

@@ -3,7 +3,7 @@
 // Fields are named by their JSON tags, so that YAML and JSON cannot differ. What is not known, stands there twice or has another type is
 // refused; so are tags and merge keys. A value that has a text form of its own reads itself ([encoding.TextUnmarshaler]).
 //
-// What is read may come from anybody: it is never executed, and neither aliases nor depth can make it grow without bounds. Start with [Decoder].
+// What is read may come from anybody: it is never executed, and neither aliases nor depth can make it grow without bounds. Start with [Documents] and [Decoder].
 package strictyaml
 
 import (
