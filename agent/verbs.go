@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -95,9 +96,11 @@ type none struct{}
 
 // Filesystem says what is mounted where: see [mount.MountFS].
 type Filesystem struct {
-	Device  string   `json:"device"`
-	Dir     string   `json:"dir"`            // exists, unless Make is set; relative: below the agent's data directory
-	Make    bool     `json:"make,omitempty"` // make the directory
+	Device string `json:"device"`
+	Dir    string `json:"dir"`            // exists, unless Make is set; relative: below the agent's data directory
+	Make   bool   `json:"make,omitempty"` // make the directory
+	// Private: with Make, nobody but root gets to the directory, whatever the modes of the files are.
+	Private bool     `json:"private,omitempty"`
 	Type    string   `json:"type,omitempty"`
 	Options []string `json:"options,omitempty"`
 }
@@ -114,6 +117,11 @@ func doMount(_ context.Context, s *session, fs Filesystem, _ func(any)) (string,
 	dir := s.places.abs(fs.Dir)
 	if fs.Make {
 		if err := os.MkdirAll(dir, 0o711); err != nil { // databases run as other users, and must get through
+			return "", err
+		}
+	}
+	if fs.Make && fs.Private {
+		if err := os.Chmod(filepath.Dir(dir), 0o700); err != nil { // before there is something to be seen
 			return "", err
 		}
 	}

@@ -31,6 +31,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net/url"
+	"os"
 	"strings"
 	"time"
 
@@ -101,6 +102,9 @@ func connect(where string) (*Catalog, goose.Dialect, error) {
 		b := bun.NewDB(db, pgdialect.New())
 		return &Catalog{write: b, read: b, outage: outage{remote: true}}, goose.DialectPostgres, nil
 	}
+	if err := private(where); err != nil {
+		return nil, "", tidemark.Errorf(tidemark.Unavailable, "the catalog cannot be opened: %w", err)
+	}
 	open := func(connections int) (*bun.DB, error) {
 		q := url.Values{"_pragma": {"busy_timeout(10000)", "journal_mode(WAL)", "synchronous(FULL)", "foreign_keys(1)"}, "_txlock": {"immediate"}}
 		db, err := sql.Open("sqlite", "file:"+(&url.URL{Path: where}).EscapedPath()+"?"+q.Encode())
@@ -119,6 +123,25 @@ func connect(where string) (*Catalog, goose.Dialect, error) {
 		return nil, "", damaged(where, err)
 	}
 	return &Catalog{write: w, read: r}, goose.DialectSQLite3, nil
+}
+
+// private makes the files of a catalog nobody else's to read: there are hashes of passwords in it, and the audit. SQLite gives those beside it
+// the mode of the first when it makes them. Nor may others lock it, which who can read it could. What is there is not opened: to close it would
+// let go of the locks that this process has on it.
+func private(where string) error {
+	f, err := os.OpenFile(where, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
+	if err == nil {
+		return f.Close()
+	}
+	if !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	for _, name := range []string{where, where + "-wal", where + "-shm"} { // those of an older release
+		if err := os.Chmod(name, 0o600); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
 }
 
 // maxConnections is how many connections one server has to a PostgreSQL at most: several of them
@@ -311,9 +334,24 @@ func (c *Catalog) exec(ctx context.Context, statement string, args ...any) error
 	})
 }
 
+// counted is exec for who has to know how many rows were changed.
+func (c *Catalog) counted(ctx context.Context, statement string, args ...any) (res sql.Result, err error) {
+	err = c.do(ctx, func(ctx context.Context) (err error) {
+		res, err = c.write.NewRaw(statement, args...).Exec(ctx)
+		return err
+	})
+	return res, err
+}
+
 // query reads rows into a pointer.
 func (c *Catalog) query(ctx context.Context, into any, statement string, args ...any) error {
 	return c.do(ctx, func(ctx context.Context) error { return c.read.NewRaw(statement, args...).Scan(ctx, into) })
+}
+
+// tx runs fn in a transaction. Errors for users come through as they are.
+func (c *Catalog) tx(ctx context.Context, what string, fn func(context.Context, bun.Tx) error) error {
+	err := c.do(ctx, func(ctx context.Context) error { return c.write.RunInTx(ctx, nil, fn) })
+	return wrap(err, "%s", what)
 }
 
 // wrap says what was being done, and tells a full disk and a broken file apart from a fault.

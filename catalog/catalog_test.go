@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -160,6 +161,37 @@ func concurrent(t *testing.T, c *Catalog) {
 	wg.Wait()
 	if l, _ := List[string](context.Background(), c, Exports); len(l) != 180 {
 		t.Errorf("%d of 180", len(l))
+	}
+}
+
+// Nobody else can read the files of a catalog, or lock them; of an older release they could.
+func TestFilesArePrivate(t *testing.T) {
+	defer syscall.Umask(syscall.Umask(0o022))
+	at := filepath.Join(t.TempDir(), "catalog.db")
+	for _, mode := range []os.FileMode{0o600, 0o644} {
+		for range 2 {
+			c, err := Open(t.Context(), at, "us")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			if err := c.Put(t.Context(), Exports, "x", "x"); err != nil {
+				t.Fatal(err)
+			}
+			files, err := filepath.Glob(at + "*")
+			if err != nil || len(files) != 3 {
+				t.Fatalf("%q, %v", files, err)
+			}
+			for _, name := range files {
+				st, err := os.Stat(name)
+				if err != nil || st.Mode().Perm() != 0o600 {
+					t.Errorf("%s has %v, %v", name, st.Mode(), err)
+				}
+				if err := os.Chmod(name, mode); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
 	}
 }
 

@@ -55,8 +55,10 @@ func (c *Catalog) AddGrant(ctx context.Context, g access.Grant) (int64, error) {
 	}
 	user, group := columns(g.Subject)
 	var id int64
-	err = c.write.NewRaw("INSERT INTO grants (user_name, group_name, role, scope_kind, scope_names, limits, created) VALUES (?, ?, ?, ?, ?, ?, ?) RETURNING id",
-		user, group, string(g.Role), string(g.Scope.Kind), string(names), string(limits), time.Now().UnixNano()).Scan(ctx, &id)
+	err = c.do(impatient(ctx), func(ctx context.Context) error {
+		return c.write.NewRaw("INSERT INTO grants (user_name, group_name, role, scope_kind, scope_names, limits, created) VALUES (?, ?, ?, ?, ?, ?, ?) RETURNING id",
+			user, group, string(g.Role), string(g.Scope.Kind), string(names), string(limits), time.Now().UnixNano()).Scan(ctx, &id)
+	})
 	if dangling(err) {
 		return 0, tidemark.Errorf(tidemark.NotFound, "there is no %s %q", g.Subject.Kind, g.Subject.Name).WithHint("`tidemark user ls` and `tidemark usergroup ls` list them")
 	}
@@ -73,7 +75,7 @@ func columns(s access.Subject) (user, group any) {
 
 // RemoveGrant takes a grant back. It no longer counts for whatever is decided after this.
 func (c *Catalog) RemoveGrant(ctx context.Context, id int64) error {
-	res, err := c.write.NewRaw("DELETE FROM grants WHERE id = ?", id).Exec(ctx)
+	res, err := c.counted(ctx, "DELETE FROM grants WHERE id = ?", id)
 	return wrap(exactlyOne(res, err)(tidemark.Errorf(tidemark.NotFound, "there is no grant %d", id).WithHint("`tidemark grant ls` lists them")), "remove grant %d", id)
 }
 
@@ -84,7 +86,7 @@ func (c *Catalog) Grants(ctx context.Context, after int64, n int) ([]access.Gran
 
 func (c *Catalog) grants(ctx context.Context, query string, args ...any) ([]access.Grant, error) {
 	var rows []grantRow
-	if err := c.read.NewRaw(query, args...).Scan(ctx, &rows); err != nil {
+	if err := c.query(ctx, &rows, query, args...); err != nil {
 		return nil, wrap(err, "look up grants")
 	}
 	list := make([]access.Grant, len(rows))
@@ -102,14 +104,14 @@ func (c *Catalog) grants(ctx context.Context, query string, args ...any) ([]acce
 func (c *Catalog) Principal(ctx context.Context, user string, by access.Method) (access.Principal, []access.Grant, error) {
 	p := access.Principal{User: user, Method: by}
 	var name string
-	err := c.read.NewRaw("SELECT name FROM users WHERE name = ? AND NOT disabled", user).Scan(ctx, &name)
+	err := c.query(ctx, &name, "SELECT name FROM users WHERE name = ? AND NOT disabled", user)
 	if errors.Is(err, sql.ErrNoRows) {
 		return access.Principal{}, nil, notLoggedIn()
 	}
 	if err != nil {
 		return access.Principal{}, nil, wrap(err, "look up a user")
 	}
-	if err := c.read.NewRaw("SELECT DISTINCT group_name FROM memberships WHERE user_name = ? ORDER BY group_name", user).Scan(ctx, &p.Groups); err != nil {
+	if err := c.query(ctx, &p.Groups, "SELECT DISTINCT group_name FROM memberships WHERE user_name = ? ORDER BY group_name", user); err != nil {
 		return access.Principal{}, nil, wrap(err, "look up the groups of user %s", user)
 	}
 	grants, err := c.grants(ctx, selectGrant+" WHERE user_name = ? OR group_name IN (SELECT group_name FROM memberships WHERE user_name = ?) ORDER BY id", user, user)
@@ -207,7 +209,7 @@ func holdSession(ctx context.Context, tx bun.Tx, session access.Hash) error {
 // known, has expired, or its user is disabled.
 func (c *Catalog) ByToken(ctx context.Context, h access.Hash, now time.Time) (access.Principal, []access.Grant, error) {
 	var row tokenRow
-	err := c.read.NewRaw(selectToken+" WHERE hash = ?", h.String()).Scan(ctx, &row)
+	err := c.query(ctx, &row, selectToken+" WHERE hash = ?", h.String())
 	if errors.Is(err, sql.ErrNoRows) || err == nil && now.UnixNano() >= row.Expires {
 		return access.Principal{}, nil, notLoggedIn()
 	}
@@ -231,14 +233,14 @@ func (c *Catalog) used(ctx context.Context, table string, id, before int64, now 
 	if now.UnixNano()-before < int64(time.Minute) {
 		return nil
 	}
-	_, err := c.write.NewRaw(fmt.Sprintf("UPDATE %s SET used = ? WHERE id = ? AND used < ?", table), now.UnixNano(), id, now.UnixNano()).Exec(ctx)
+	err := c.exec(ctx, fmt.Sprintf("UPDATE %s SET used = ? WHERE id = ? AND used < ?", table), now.UnixNano(), id, now.UnixNano())
 	return wrap(err, "note the use of a secret")
 }
 
 // Tokens returns at most n tokens of a user, or of all if that is empty, from behind a number on.
 func (c *Catalog) Tokens(ctx context.Context, user string, after int64, n int) ([]access.Token, error) {
 	var rows []tokenRow
-	if err := c.read.NewRaw(selectToken+" WHERE (user_name = ? OR ? = '') AND id > ? ORDER BY id LIMIT ?", user, user, after, n).Scan(ctx, &rows); err != nil {
+	if err := c.query(ctx, &rows, selectToken+" WHERE (user_name = ? OR ? = '') AND id > ? ORDER BY id LIMIT ?", user, user, after, n); err != nil {
 		return nil, wrap(err, "list tokens")
 	}
 	list := make([]access.Token, len(rows))
@@ -253,7 +255,7 @@ func (c *Catalog) Tokens(ctx context.Context, user string, after int64, n int) (
 
 // RevokeToken ends a token of a user, or of anybody if that is empty.
 func (c *Catalog) RevokeToken(ctx context.Context, user string, id int64) error {
-	res, err := c.write.NewRaw("DELETE FROM tokens WHERE id = ? AND (user_name = ? OR ? = '')", id, user, user).Exec(ctx)
+	res, err := c.counted(ctx, "DELETE FROM tokens WHERE id = ? AND (user_name = ? OR ? = '')", id, user, user)
 	return wrap(exactlyOne(res, err)(tidemark.Errorf(tidemark.NotFound, "there is no such token: %d", id).WithHint("`tidemark token ls` lists yours, and with --user NAME those of somebody else")), "revoke token %d", id)
 }
 
@@ -302,7 +304,7 @@ func passwordChanged(user string) *tidemark.Error {
 // BySession returns the principal whose session has the secret with this hash, and his grants. Errors are those of [Catalog.ByToken].
 func (c *Catalog) BySession(ctx context.Context, h access.Hash, now time.Time) (access.Principal, []access.Grant, error) {
 	var row sessionRow
-	err := c.read.NewRaw(selectSession+" WHERE hash = ?", h.String()).Scan(ctx, &row)
+	err := c.query(ctx, &row, selectSession+" WHERE hash = ?", h.String())
 	if errors.Is(err, sql.ErrNoRows) || err == nil && !row.session().Valid(now) {
 		return access.Principal{}, nil, notLoggedIn()
 	}
@@ -319,7 +321,7 @@ func (c *Catalog) BySession(ctx context.Context, h access.Hash, now time.Time) (
 // Sessions returns the sessions of a user, the newest first.
 func (c *Catalog) Sessions(ctx context.Context, user string) ([]access.Session, error) {
 	var rows []sessionRow
-	if err := c.read.NewRaw(selectSession+" WHERE user_name = ? ORDER BY id DESC", user).Scan(ctx, &rows); err != nil {
+	if err := c.query(ctx, &rows, selectSession+" WHERE user_name = ? ORDER BY id DESC", user); err != nil {
 		return nil, wrap(err, "list sessions")
 	}
 	list := make([]access.Session, len(rows))
@@ -336,10 +338,10 @@ func (c *Catalog) EndSessionOf(ctx context.Context, h access.Hash) error {
 
 // SweepSecrets forgets sessions and tokens that are over.
 func (c *Catalog) SweepSecrets(ctx context.Context, now time.Time) error {
-	_, err := c.write.NewRaw("DELETE FROM sessions WHERE expires <= ? OR used + idle < ?", now.UnixNano(), now.UnixNano()).Exec(ctx)
+	err := c.exec(ctx, "DELETE FROM sessions WHERE expires <= ? OR used + idle < ?", now.UnixNano(), now.UnixNano())
 	if err != nil {
 		return wrap(err, "forget old sessions")
 	}
-	_, err = c.write.NewRaw("DELETE FROM tokens WHERE expires <= ?", now.UnixNano()).Exec(ctx)
+	err = c.exec(ctx, "DELETE FROM tokens WHERE expires <= ?", now.UnixNano())
 	return wrap(err, "forget old tokens")
 }

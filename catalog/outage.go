@@ -41,6 +41,9 @@ type patience struct{}
 // failing: until it is back, ctx is done, or [Catalog.GiveUp] was called.
 func Patient(ctx context.Context) context.Context { return context.WithValue(ctx, patience{}, true) }
 
+// impatient is ctx for a call that does harm if it is made twice.
+func impatient(ctx context.Context) context.Context { return context.WithValue(ctx, patience{}, nil) }
+
 func isPatient(ctx context.Context) bool { return ctx.Value(patience{}) != nil }
 
 // outage is what is known of a database that is away. While it is, calls fail at once: only who looks for it waits
@@ -150,18 +153,22 @@ func away(cause error, tried bool) error {
 		Cause: errors.Join(ErrAway, cause)}
 }
 
-// isOutage reports whether a call failed because the database cannot be reached, or is about to stop.
+// isOutage reports whether a call failed because the database cannot be reached, lets nobody in, or is about to stop. A catalog that was opened was let
+// in: a password that was changed since is for the administrator to see in the log, and no fault of who asks.
 func isOutage(ctx context.Context, err error) bool {
 	if err == nil || ctx.Err() != nil {
 		return false
+	}
+	var connect *pgconn.ConnectError
+	if errors.As(err, &connect) {
+		return true
 	}
 	var p *pgconn.PgError
 	if errors.As(err, &p) {
 		// 08: connection; 57P: it is shut down, or starts; 53300: it has no connection left.
 		return strings.HasPrefix(p.Code, "08") || strings.HasPrefix(p.Code, "57P") || p.Code == "53300"
 	}
-	var connect *pgconn.ConnectError
 	var network net.Error
-	return errors.As(err, &connect) || errors.As(err, &network) || pgconn.SafeToRetry(err) || errors.Is(err, driver.ErrBadConn) ||
+	return errors.As(err, &network) || pgconn.SafeToRetry(err) || errors.Is(err, driver.ErrBadConn) ||
 		errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, context.DeadlineExceeded)
 }

@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os/exec"
 	"strings"
 	"testing"
 	"time"
 
 	"tidemark"
+	"tidemark/access"
 	"tidemark/catalog/catalogtest"
 )
 
@@ -72,6 +74,77 @@ func TestAway(t *testing.T) {
 	case <-time.After(10 * time.Second):
 		t.Fatal("it waits although it shall give up")
 	}
+}
+
+// Every call finds that the database is away, also the first, and says no more than that: neither where it is nor as whom it is asked.
+func TestAllAway(t *testing.T) {
+	ctx := context.Background()
+	g := catalogtest.NewGate(t, catalogtest.StartPostgres(t))
+	c := openFor(t, g.URL(), "us")
+	u := access.Subject{Kind: access.User, Name: "u"}
+	for name, call := range map[string]func() error{
+		"AddUser":           func() error { return c.AddUser(ctx, tidemark.User{Name: "u"}) },
+		"User":              func() error { _, err := c.User(ctx, "u"); return err },
+		"Users":             func() error { _, err := c.Users(ctx, "", 9); return err },
+		"SetDisabled":       func() error { return c.SetDisabled(ctx, "u", true) },
+		"Password":          func() error { _, err := c.Password(ctx, "u"); return err },
+		"RenewPassword":     func() error { return c.RenewPassword(ctx, "u", "a", "b") },
+		"RemoveUser":        func() error { return c.RemoveUser(ctx, "u") },
+		"HandOver":          func() error { return c.HandOver(ctx, "u", "v") },
+		"AddGroup":          func() error { return c.AddGroup(ctx, "g") },
+		"RemoveGroup":       func() error { return c.RemoveGroup(ctx, "g") },
+		"Groups":            func() error { _, err := c.Groups(ctx); return err },
+		"Members":           func() error { _, err := c.Members(ctx, "g"); return err },
+		"Join":              func() error { return c.Join(ctx, "g", "u") },
+		"Leave":             func() error { return c.Leave(ctx, "g", "u") },
+		"SetProvidedGroups": func() error { return c.SetProvidedGroups(ctx, "u", []string{"g"}) },
+		"AddGrant": func() error {
+			_, err := c.AddGrant(Patient(ctx), access.Grant{Subject: u, Role: access.Admin, Scope: access.Scope{Kind: access.Everything}})
+			return err
+		},
+		"RemoveGrant":  func() error { return c.RemoveGrant(ctx, 1) },
+		"Grants":       func() error { _, err := c.Grants(ctx, 0, 9); return err },
+		"Principal":    func() error { _, _, err := c.Principal(ctx, "u", access.ByToken); return err },
+		"ByToken":      func() error { _, _, err := c.ByToken(ctx, access.Hash{}, time.Now()); return err },
+		"BySession":    func() error { _, _, err := c.BySession(ctx, access.Hash{}, time.Now()); return err },
+		"Tokens":       func() error { _, err := c.Tokens(ctx, "", 0, 9); return err },
+		"RevokeToken":  func() error { return c.RevokeToken(ctx, "", 1) },
+		"Sessions":     func() error { _, err := c.Sessions(ctx, "u"); return err },
+		"SweepSecrets": func() error { return c.SweepSecrets(ctx, time.Now()) },
+		"PutObject":    func() error { return c.PutObject(ctx, access.Object{Kind: access.KindClone, Name: "k"}) },
+	} {
+		back(t, c)
+		g.Set(true, false)
+		err := call()
+		if !errors.Is(err, ErrAway) || tidemark.KindOf(err) != tidemark.Unavailable || err.Error() != away(nil, false).Error() {
+			t.Errorf("%s: %v", name, err)
+		}
+		g.Set(false, false)
+	}
+}
+
+// A database that lets a catalog in no more is away, until it does again.
+func TestLetIn(t *testing.T) {
+	ctx := context.Background()
+	server := catalogtest.StartPostgres(t)
+	admin := func(statement string) {
+		t.Helper()
+		if out, err := exec.Command("psql", "-h", server, "-U", "postgres", "-c", statement).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+	}
+	admin("CREATE ROLE cat LOGIN SUPERUSER")
+	c := openFor(t, "postgres://cat@/postgres?host="+server, "us")
+	back(t, c)
+	admin("ALTER ROLE cat NOLOGIN")
+	admin("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'cat'")
+	for range 3 {
+		if _, err := c.Users(ctx, "", 9); !errors.Is(err, ErrAway) || err.Error() != away(nil, false).Error() {
+			t.Fatal(err)
+		}
+	}
+	admin("ALTER ROLE cat LOGIN")
+	back(t, c)
 }
 
 // within waits for a channel to be closed.

@@ -38,8 +38,8 @@ func (c *Catalog) AddUser(ctx context.Context, u tidemark.User) error {
 	if (u.Issuer == "") != (u.Subject == "") {
 		return tidemark.Errorf(tidemark.Invalid, "a user of a provider has an issuer and a subject")
 	}
-	_, err := c.write.NewRaw("INSERT INTO users (name, display, password, issuer, subject, disabled, created) VALUES (?, ?, '', ?, ?, ?, ?)",
-		u.Name, u.Display, u.Issuer, u.Subject, u.Disabled, time.Now().UnixNano()).Exec(ctx)
+	err := c.exec(ctx, "INSERT INTO users (name, display, password, issuer, subject, disabled, created) VALUES (?, ?, '', ?, ?, ?, ?)",
+		u.Name, u.Display, u.Issuer, u.Subject, u.Disabled, time.Now().UnixNano())
 	if unique(err) {
 		return tidemark.Errorf(tidemark.Conflict, "there is a user %s already, or one with this identity of the provider", u.Name)
 	}
@@ -58,7 +58,7 @@ func (c *Catalog) UserOfProvider(ctx context.Context, issuer, subject string) (t
 
 func (c *Catalog) oneUser(ctx context.Context, name, query string, args ...any) (tidemark.User, error) {
 	var row userRow
-	err := c.read.NewRaw(query, args...).Scan(ctx, &row)
+	err := c.query(ctx, &row, query, args...)
 	if errors.Is(err, sql.ErrNoRows) {
 		return tidemark.User{}, noUser(name)
 	}
@@ -72,7 +72,7 @@ func noUser(name string) error {
 // Users returns at most n users by name, from behind a name on.
 func (c *Catalog) Users(ctx context.Context, after string, n int) ([]tidemark.User, error) {
 	var rows []userRow
-	if err := c.read.NewRaw(selectUser+" WHERE name > ? ORDER BY name LIMIT ?", after, n).Scan(ctx, &rows); err != nil {
+	if err := c.query(ctx, &rows, selectUser+" WHERE name > ? ORDER BY name LIMIT ?", after, n); err != nil {
 		return nil, wrap(err, "list users")
 	}
 	list := make([]tidemark.User, len(rows))
@@ -103,7 +103,7 @@ func (c *Catalog) ChangePassword(ctx context.Context, name, old, hash string) er
 
 // RenewPassword stores another hash of the same password, unless it was changed meanwhile.
 func (c *Catalog) RenewPassword(ctx context.Context, name, old, hash string) error {
-	_, err := c.write.NewRaw("UPDATE users SET password = ? WHERE name = ? AND password = ?", hash, name, old).Exec(ctx)
+	err := c.exec(ctx, "UPDATE users SET password = ? WHERE name = ? AND password = ?", hash, name, old)
 	return wrap(err, "renew the password of user %s", name)
 }
 
@@ -122,7 +122,7 @@ func (c *Catalog) changeUser(ctx context.Context, name string, none error, state
 // user, or he has none, or is disabled. Whoever compares cannot tell which.
 func (c *Catalog) Password(ctx context.Context, name string) (string, error) {
 	var hash string
-	err := c.read.NewRaw("SELECT password FROM users WHERE name = ? AND NOT disabled", name).Scan(ctx, &hash)
+	err := c.query(ctx, &hash, "SELECT password FROM users WHERE name = ? AND NOT disabled", name)
 	if errors.Is(err, sql.ErrNoRows) {
 		return "", nil
 	}
@@ -133,7 +133,7 @@ func (c *Catalog) Password(ctx context.Context, name string) (string, error) {
 // what was shared with him, so that a later one of that name inherits nothing.
 // While something belongs to him, the error is of kind Conflict.
 func (c *Catalog) RemoveUser(ctx context.Context, name string) error {
-	res, err := c.write.NewRaw("DELETE FROM users WHERE name = ?", name).Exec(ctx)
+	res, err := c.counted(ctx, "DELETE FROM users WHERE name = ?", name)
 	if dangling(err) {
 		return tidemark.Errorf(tidemark.Conflict, "clones, mounts or exports belong to user %s", name).WithHint("remove them, or hand them over to somebody; to shut him out at once, disable him")
 	}
@@ -142,7 +142,7 @@ func (c *Catalog) RemoveUser(ctx context.Context, name string) error {
 
 // HandOver makes everything that belongs to a user belong to another.
 func (c *Catalog) HandOver(ctx context.Context, from, to string) error {
-	_, err := c.write.NewRaw("UPDATE objects SET owner = ? WHERE owner = ?", to, from).Exec(ctx)
+	err := c.exec(ctx, "UPDATE objects SET owner = ? WHERE owner = ?", to, from)
 	if dangling(err) {
 		return noUser(to)
 	}
@@ -154,7 +154,7 @@ func (c *Catalog) AddGroup(ctx context.Context, name string) error {
 	if err := access.CheckGroup(name); err != nil {
 		return err
 	}
-	_, err := c.write.NewRaw("INSERT INTO user_groups (name, created) VALUES (?, ?)", name, time.Now().UnixNano()).Exec(ctx)
+	err := c.exec(ctx, "INSERT INTO user_groups (name, created) VALUES (?, ?)", name, time.Now().UnixNano())
 	if unique(err) {
 		return tidemark.Errorf(tidemark.Conflict, "there is a group %s already", name)
 	}
@@ -163,7 +163,7 @@ func (c *Catalog) AddGroup(ctx context.Context, name string) error {
 
 // RemoveGroup removes a group with its grants and what was shared with it.
 func (c *Catalog) RemoveGroup(ctx context.Context, name string) error {
-	res, err := c.write.NewRaw("DELETE FROM user_groups WHERE name = ?", name).Exec(ctx)
+	res, err := c.counted(ctx, "DELETE FROM user_groups WHERE name = ?", name)
 	return wrap(exactlyOne(res, err)(noGroup(name)), "remove group %s", name)
 }
 
@@ -174,20 +174,20 @@ func noGroup(name string) error {
 // Groups returns the names of all groups of users.
 func (c *Catalog) Groups(ctx context.Context) ([]string, error) {
 	var names []string
-	err := c.read.NewRaw("SELECT name FROM user_groups ORDER BY name").Scan(ctx, &names)
+	err := c.query(ctx, &names, "SELECT name FROM user_groups ORDER BY name")
 	return names, wrap(err, "list groups of users")
 }
 
 // Members returns the users of a group.
 func (c *Catalog) Members(ctx context.Context, group string) ([]string, error) {
 	var names []string
-	err := c.read.NewRaw("SELECT DISTINCT user_name FROM memberships WHERE group_name = ? ORDER BY user_name", group).Scan(ctx, &names)
+	err := c.query(ctx, &names, "SELECT DISTINCT user_name FROM memberships WHERE group_name = ? ORDER BY user_name", group)
 	return names, wrap(err, "list the members of group %s", group)
 }
 
 // Join makes a user a member of a group; that he is one already is no error.
 func (c *Catalog) Join(ctx context.Context, group, user string) error {
-	_, err := c.write.NewRaw("INSERT INTO memberships (group_name, user_name, provided) VALUES (?, ?, FALSE) ON CONFLICT DO NOTHING", group, user).Exec(ctx)
+	err := c.exec(ctx, "INSERT INTO memberships (group_name, user_name, provided) VALUES (?, ?, FALSE) ON CONFLICT DO NOTHING", group, user)
 	if dangling(err) {
 		return tidemark.Errorf(tidemark.NotFound, "there is no group %.140q, or no user %.140q", group, user).WithHint("`tidemark usergroup ls` and `tidemark user ls` list them")
 	}
@@ -196,7 +196,7 @@ func (c *Catalog) Join(ctx context.Context, group, user string) error {
 
 // Leave takes a user out of a group, unless a provider put him there.
 func (c *Catalog) Leave(ctx context.Context, group, user string) error {
-	_, err := c.write.NewRaw("DELETE FROM memberships WHERE group_name = ? AND user_name = ? AND NOT provided", group, user).Exec(ctx)
+	err := c.exec(ctx, "DELETE FROM memberships WHERE group_name = ? AND user_name = ? AND NOT provided", group, user)
 	return wrap(err, "take user %s out of group %s", user, group)
 }
 
@@ -218,11 +218,6 @@ func (c *Catalog) SetProvidedGroups(ctx context.Context, user string, groups []s
 		}
 		return nil
 	})
-}
-
-// tx runs fn in a transaction. Errors for users come through as they are.
-func (c *Catalog) tx(ctx context.Context, what string, fn func(context.Context, bun.Tx) error) error {
-	return wrap(c.write.RunInTx(ctx, nil, fn), "%s", what)
 }
 
 // exactlyOne takes what Exec returns, and then the error to return if no row was changed.

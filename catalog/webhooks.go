@@ -81,12 +81,6 @@ func (r *webhookRow) set(s tidemark.WebhookSpec) error {
 
 const newestEvent = "SELECT COALESCE(MAX(id), 0) FROM events WHERE owner = ?"
 
-// change runs a transaction. Like other calls it notices that the database is away.
-func (c *Catalog) change(ctx context.Context, what string, fn func(context.Context, bun.Tx) error) error {
-	err := c.do(ctx, func(ctx context.Context) error { return c.write.RunInTx(ctx, nil, fn) })
-	return wrap(err, "%s", what)
-}
-
 // holding ends a query whose rows nobody else is to change before the transaction ends. SQLite has one writer.
 func (c *Catalog) holding() string {
 	if c.outage.remote {
@@ -97,7 +91,7 @@ func (c *Catalog) holding() string {
 
 // AddWebhook stores a new webhook, unless there are most already. It begins with the next event.
 func (c *Catalog) AddWebhook(ctx context.Context, s tidemark.WebhookSpec, author string, most int) error {
-	return c.change(ctx, "store webhook "+s.Name, func(ctx context.Context, tx bun.Tx) error {
+	return c.tx(ctx, "store webhook "+s.Name, func(ctx context.Context, tx bun.Tx) error {
 		row := webhookRow{Owner: c.owner, Name: s.Name, Author: author, Created: c.now().UnixNano()}
 		if err := row.set(s); err != nil {
 			return err
@@ -123,7 +117,7 @@ func (c *Catalog) AddWebhook(ctx context.Context, s tidemark.WebhookSpec, author
 // ChangeWebhook makes a webhook what fn makes of it. What waits for it still does, but one that is switched on begins with the next event. With
 // another URL nothing has failed yet.
 func (c *Catalog) ChangeWebhook(ctx context.Context, name string, fn func(*tidemark.WebhookSpec) error) error {
-	return c.change(ctx, "change webhook "+name, func(ctx context.Context, tx bun.Tx) error {
+	return c.tx(ctx, "change webhook "+name, func(ctx context.Context, tx bun.Tx) error {
 		var row webhookRow
 		err := tx.NewRaw("SELECT * FROM webhooks WHERE owner = ? AND name = ?"+c.holding(), c.owner, name).Scan(ctx, &row)
 		if errors.Is(err, sql.ErrNoRows) {
@@ -164,7 +158,7 @@ func noWebhook(name string) error {
 
 // RemoveWebhook forgets a webhook.
 func (c *Catalog) RemoveWebhook(ctx context.Context, name string) error {
-	return c.change(ctx, "remove webhook "+name, func(ctx context.Context, tx bun.Tx) error {
+	return c.tx(ctx, "remove webhook "+name, func(ctx context.Context, tx bun.Tx) error {
 		return exactlyOne(tx.NewRaw("DELETE FROM webhooks WHERE owner = ? AND name = ?", c.owner, name).Exec(ctx))(noWebhook(name))
 	})
 }
@@ -251,7 +245,7 @@ func (c *Catalog) NotTaken(ctx context.Context, name, why string) error {
 // ForgetEvents forgets all events but the newest, of which it keeps so many, and returns how many it forgot. Webhooks that waited for some of them have them
 // counted as missed, in the same transaction.
 func (c *Catalog) ForgetEvents(ctx context.Context, keep int) (n int64, err error) {
-	err = c.change(ctx, "forget old events", func(ctx context.Context, tx bun.Tx) error {
+	err = c.tx(ctx, "forget old events", func(ctx context.Context, tx bun.Tx) error {
 		var last int64 // that is forgotten
 		err := tx.NewRaw("SELECT id FROM events WHERE owner = ? ORDER BY id DESC LIMIT 1 OFFSET ?", c.owner, keep).Scan(ctx, &last)
 		if errors.Is(err, sql.ErrNoRows) {

@@ -263,13 +263,17 @@ func (c *Control) makeStaging(ctx context.Context, name string, note about, disk
 // mountOptions are of every file system that is mounted for somebody: who has made what is in it has no business on this host.
 var mountOptions = []string{"noatime", "nosuid", "nodev"}
 
+// ownFiles reports whether the disk of an application has files that nobody but us has to reach. They have the modes that they have in the
+// tree, where the directories above it may keep others out.
+func (a app) ownFiles() bool { return a.Role == "" && a.Type == tidemark.TypeFilesystem }
+
 // mountOurs mounts a disk of an application or clone where it belongs, and returns where that is.
 func (c *Control) mountOurs(ctx context.Context, device string, a app, disk string) (dir string, err error) {
 	x, err := c.agentOf(a)
 	if err != nil {
 		return "", err
 	}
-	return x.Mount(ctx, agent.Filesystem{Device: device, Dir: c.dirOf(a, disk), Make: true, Options: mountOptions})
+	return x.Mount(ctx, agent.Filesystem{Device: device, Dir: c.dirOf(a, disk), Make: true, Private: a.ownFiles(), Options: mountOptions})
 }
 
 // Unprotect ends the protection of an application and deletes its timeline

@@ -113,9 +113,9 @@ func place() (p client.Place, err error) {
 
 // readSecret reads a file that holds a secret, and that others cannot read.
 func readSecret(path string) (string, error) {
-	info, err := os.Stat(path)
-	if err == nil && info.Mode().Perm()&0o077 != 0 {
-		return "", tidemark.Errorf(tidemark.Invalid, "%s can be read by others", path).WithHint("chmod 600 " + path)
+	err := closedToOthers(path)
+	if tidemark.KindOf(err) == tidemark.Invalid {
+		return "", err
 	}
 	var data []byte
 	if err == nil {
@@ -125,4 +125,13 @@ func readSecret(path string) (string, error) {
 		return "", tidemark.Errorf(tidemark.Invalid, "the file with the token cannot be read: %w", err)
 	}
 	return strings.TrimSpace(string(data)), nil
+}
+
+// closedToOthers makes sure that nobody but its user has access to a file with a secret.
+func closedToOthers(path string) error {
+	info, err := os.Stat(path)
+	if err == nil && info.Mode().Perm()&0o077 != 0 {
+		return tidemark.Errorf(tidemark.Invalid, "%s can be read by others", path).WithHint("chmod 600 " + path)
+	}
+	return err
 }

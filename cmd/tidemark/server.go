@@ -124,13 +124,17 @@ func catalogPlace(flag, file string) (string, error) {
 		if err != nil {
 			return "", tidemark.Errorf(tidemark.Unavailable, "the file with the catalog's URL cannot be read: %w", err)
 		}
+		if hasPassword(strings.TrimSpace(string(text))) {
+			if err := closedToOthers(file); err != nil {
+				return "", err
+			}
+		}
 		return catalogURL(strings.TrimSpace(string(text)), "the file "+file)
 	case flag != "":
-		u, err := url.Parse(flag)
-		if err != nil { // its message would show what was written
+		if _, err := url.Parse(flag); err != nil { // its message would show what was written
 			return "", usage(tidemark.Errorf(tidemark.Invalid, "--catalog is no URL").WithHint("write postgres://USER@HOST/DATABASE"))
 		}
-		if _, secret := u.User.Password(); secret || u.Query().Has("password") || u.Query().Has("sslpassword") {
+		if hasPassword(flag) {
 			return "", usage(tidemark.Errorf(tidemark.Invalid, "a password on a command line can be read by everybody on this host").WithHint("use --catalog-file FILE, or TIDEMARK_CATALOG"))
 		}
 		return catalogURL(flag, "--catalog")
@@ -139,6 +143,16 @@ func catalogPlace(flag, file string) (string, error) {
 		return catalogURL(env, "TIDEMARK_CATALOG")
 	}
 	return "", nil
+}
+
+// hasPassword reports whether a URL has a password in it.
+func hasPassword(text string) bool {
+	u, err := url.Parse(text)
+	if err != nil {
+		return false // nobody connects with that
+	}
+	_, secret := u.User.Password()
+	return secret || u.Query().Has("password") || u.Query().Has("sslpassword")
 }
 
 func catalogURL(text, from string) (string, error) {
