@@ -39,6 +39,7 @@ type Agent struct {
 	cfg   Config
 	host  string        // another one, whose agent comes to us; empty: ours, which we start
 	grace time.Duration // see link
+	every time.Duration // see stayHeard
 
 	mu     sync.Mutex
 	link   *link // to the process that runs; nil: none does
@@ -60,10 +61,10 @@ func New(cfg Config) *Agent {
 
 // NewRemote returns an Agent of another host, which is there as long as [Agent.Take] has a connection of it. Before and after, calls
 // are errors of kind Unavailable.
-func NewRemote(host string) *Agent { return &Agent{host: host, grace: graceTime} }
+func NewRemote(host string) *Agent { return &Agent{host: host, grace: graceTime, every: aliveEvery} }
 
 // Take calls the agent of another host on a connection until that ends, and closes it. A later connection takes the place of an earlier one. It
-// returns an error of kind Invalid if the agent has said more at once than it may.
+// returns an error of kind Invalid if the agent has said more at once than it may, and ErrSilent if it is silent for too long.
 func (a *Agent) Take(conn net.Conn) (err error) {
 	l := newLink(conn, tidemark.Errorf(tidemark.Unavailable, "the connection to host %s was lost", a.host).WithHint("it comes back by itself, if the agent there runs"))
 	l.grace, l.in.most = a.grace, maxMessage
@@ -75,15 +76,33 @@ func (a *Agent) Take(conn net.Conn) (err error) {
 	}
 	a.mu.Unlock()
 	if before != nil {
-		before.conn.Close()
+		before.cut()
 	}
 	if !closed {
-		err = l.listen()
+		err = a.listen(l)
 	}
 	conn.Close()
 	close(l.gone)
-	if !errors.Is(err, errTooLong) { // that a connection ends is what they do
+	if !errors.Is(err, errTooLong) && !errors.Is(err, ErrSilent) { // that a connection ends is what they do
 		err = nil
+	}
+	return err
+}
+
+// listen listens on a link of another host's agent until that ends or is silent for too long, and returns why.
+func (a *Agent) listen(l *link) (err error) {
+	ended, silent := make(chan none), make(chan bool, 1)
+	go func() {
+		lost := l.stayHeard(a.every, ended)
+		if lost {
+			l.cut()
+		}
+		silent <- lost
+	}()
+	err = l.listen()
+	close(ended)
+	if <-silent {
+		return ErrSilent
 	}
 	return err
 }
@@ -350,7 +369,7 @@ func do[R any](ctx context.Context, a *Agent, verb string, args any, note func(j
 	return r, nil
 }
 
-// soon is do for a question that is answered at once, unless a disk hangs: then it is an error, so that
+// soon is do for a question that is answered at once, unless a disk or the agent hangs: then, and when ctx is done, it is an error, so that
 // whoever only wants to look does not hang as well.
 func soon[R any](ctx context.Context, a *Agent, verb string, args any) (R, error) {
 	type answer struct {
@@ -366,9 +385,15 @@ func soon[R any](ctx context.Context, a *Agent, verb string, args any) (R, error
 	case x := <-got:
 		return x.r, x.err
 	case <-time.After(lookTime):
-		var none R
-		return none, tidemark.Errorf(tidemark.Unavailable, "its disk does not answer")
+	case <-ctx.Done():
+		select {
+		case x := <-got: // which knows more of why
+			return x.r, x.err
+		default:
+		}
 	}
+	var none R
+	return none, tidemark.Errorf(tidemark.Unavailable, "nothing answers: its disk hangs, or the agent of its host")
 }
 
 // lookTime is how long a look at a mounted disk may take.

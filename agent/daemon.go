@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -266,14 +267,17 @@ func (d *Daemon) rejoin(ctx context.Context, id *remote.Identity) bool {
 
 // serve answers the server's calls until the connection ends.
 func (d *Daemon) serve(ctx context.Context, id *remote.Identity, conn net.Conn) error {
+	ctx, cut := context.WithCancelCause(ctx)
+	defer cut(nil)
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
 	defer conn.Close()
 	s := newSession(conn)
+	s.cut = cut
 	s.places = d.places()
 	s.dial = func(ctx context.Context, purpose string) (net.Conn, error) {
 		return id.Dial(ctx, d.Server, remote.Request{For: purpose})
 	}
-	return s.serve(ctx)
+	return cmp.Or(s.serve(ctx), context.Cause(ctx)) // that it was cut is no error of what was heard
 }
 
 // carryFeeds gives each connection that a tap makes here one to the server.

@@ -56,8 +56,11 @@ type session struct {
 	dial   func(ctx context.Context, purpose string) (net.Conn, error)
 	limits limits
 	syncFS func(dir string) error
-	tidied chan none // closed when what an agent that was killed has left has been let go on
-	shots  sync.WaitGroup
+	// cut ends the connection to the server, and says why; nil: it is of this host, and ends with us or we with it.
+	cut       func(cause error)
+	listening sync.Once // whether the server is alive
+	tidied    chan none // closed when what an agent that was killed has left has been let go on
+	shots     sync.WaitGroup
 
 	mu       sync.Mutex
 	live     map[uint64]context.CancelFunc // calls that run

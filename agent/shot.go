@@ -80,6 +80,8 @@ var shotLimits = limits{write: 30 * time.Second, again: 10 * time.Second, mark: 
 // Shoot makes an application still, puts a mark into the streams of its taps, and lets it go on. Whatever
 // fails or hangs, what was stopped goes on. It fails if the taps take no mark.
 func (a *Agent) Shoot(ctx context.Context, shot Shot) (ShotResult, error) {
+	ctx, cancel := context.WithTimeout(ctx, shotLimit(Part{a, shot}))
+	defer cancel()
 	return do[ShotResult](ctx, a, "shoot", shot, nil)
 }
 

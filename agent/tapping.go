@@ -376,7 +376,7 @@ func linkDevice(link, device string) error {
 
 // TapStatus asks a tap how it is: see [taps.Tap.Status]. That there is none is an error of kind NotFound.
 func (a *Agent) TapStatus(ctx context.Context, timeline string) (taps.Status, error) {
-	return do[taps.Status](ctx, a, "tap-status", timeline, nil)
+	return soon[taps.Status](ctx, a, "tap-status", timeline)
 }
 
 func doTapStatus(ctx context.Context, s *session, timeline string, _ func(any)) (taps.Status, error) {

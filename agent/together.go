@@ -23,8 +23,8 @@ type Part struct {
 // file systems are frozen, when taps hold, and when the marks are made.
 const barriers = 5
 
-// togetherLimit is how long a shot of several hosts may take, most of it for programs.
-func togetherLimit(parts []Part) time.Duration {
+// shotLimit is how long a shot may take, most of it for programs: others wait for its members meanwhile.
+func shotLimit(parts ...Part) time.Duration {
 	scripts := ScriptLimit
 	for _, p := range parts {
 		for _, m := range p.Shot.Members {
@@ -43,13 +43,18 @@ func ShootTogether(ctx context.Context, parts []Part) ([]ShotResult, error) {
 		results[0], errs[0] = parts[0].Agent.Shoot(ctx, parts[0].Shot)
 		return results, errs[0]
 	}
-	ctx, cancel := context.WithTimeout(ctx, togetherLimit(parts))
+	ctx, cancel := context.WithTimeout(ctx, shotLimit(parts...))
 	defer cancel()
 	name, arrived, ended := rand.Text(), make(chan none, len(parts)), make(chan none, len(parts))
 	for i, p := range parts {
 		p.Shot.Barrier = name
 		go func() {
-			results[i], errs[i] = do[ShotResult](ctx, p.Agent, "shoot", p.Shot, func(json.RawMessage) { arrived <- none{} })
+			results[i], errs[i] = do[ShotResult](ctx, p.Agent, "shoot", p.Shot, func(json.RawMessage) {
+				select {
+				case arrived <- none{}:
+				default: // there are no more barriers than this has room for; nobody who says so keeps its agent from being listened to
+				}
+			})
 			if errs[i] != nil {
 				cancel() // the others need not wait
 			}

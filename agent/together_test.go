@@ -67,6 +67,37 @@ func TestTogetherWithout(t *testing.T) {
 	}
 }
 
+// An agent that is at more barriers than there are is listened to, and noticed when it is silent.
+func TestTogetherBeside(t *testing.T) {
+	a := NewRemote("a")
+	a.every, a.grace = looks, looks
+	ours, theirs := net.Pipe()
+	defer theirs.Close()
+	go func() {
+		w := newWire(theirs)
+		for m, err := w.receive(); err == nil; m, err = w.receive() {
+			for range 50 {
+				if m.Verb == "shoot" && w.send(message{Call: m.Call, Note: true}) != nil {
+					return
+				}
+			}
+		}
+	}()
+	taken := make(chan error, 1)
+	go func() { taken <- a.Take(ours) }()
+	for !a.Connected() {
+		time.Sleep(time.Millisecond)
+	}
+	if _, err := ShootTogether(t.Context(), []Part{{a, shotOf("one")}, {connected(t, "b"), shotOf("two")}}); err == nil {
+		t.Error("there is a shot")
+	}
+	select {
+	case <-taken:
+	case <-time.After(3 * silentLooks * looks):
+		t.Error("it is connected for ever")
+	}
+}
+
 // An agent that hangs does not hold up whoever gives up.
 func TestSilentAgent(t *testing.T) {
 	a := NewRemote("a")

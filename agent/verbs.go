@@ -55,6 +55,8 @@ var verbs = map[string]verb{
 
 // tapVerbs are those that an agent of another host knows, too.
 var tapVerbs = map[string]verb{
+	alive: on(doAlive),
+
 	"tap-inspect":  on(doInspectTap),
 	"tap-run":      on(doRunTap),
 	"tap-status":   on(doTapStatus),

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -52,20 +53,24 @@ var errTooLong = tidemark.Errorf(tidemark.Invalid, "the agent has said more than
 // intake reads what one end says, and no more for one message than it may say.
 type intake struct {
 	io.Reader
-	most int // bytes; 0: as many as there are
-	left int // for this message
+	most  int           // bytes; 0: as many as there are
+	left  int           // for this message
+	reads atomic.Uint64 // that brought something: a long message on a slow line is heard, too
 }
 
 // Read implements [io.Reader].
 func (i *intake) Read(p []byte) (int, error) {
-	if i.most == 0 {
-		return i.Reader.Read(p)
+	if i.most > 0 {
+		if i.left == 0 {
+			return 0, errTooLong
+		}
+		p = p[:min(len(p), i.left, readAhead)]
 	}
-	if i.left == 0 {
-		return 0, errTooLong
-	}
-	n, err := i.Reader.Read(p[:min(len(p), i.left, readAhead)])
+	n, err := i.Reader.Read(p)
 	i.left -= n
+	if n > 0 {
+		i.reads.Add(1)
+	}
 	return n, err
 }
 

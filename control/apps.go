@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"sync"
 	"time"
 
 	"tidemark"
@@ -269,12 +270,13 @@ func (c *Control) describe(ctx context.Context, a app) tidemark.Application {
 
 // Applications lists what is protected, volumes included, clones and mounts not.
 func (c *Control) Applications(ctx context.Context) ([]tidemark.Application, error) {
-	list := []tidemark.Application{}
-	for _, a := range c.apps() {
-		if a.Role == "" {
-			list = append(list, c.describe(ctx, a))
-		}
+	apps := slices.DeleteFunc(c.apps(), func(a app) bool { return a.Role != "" })
+	list := make([]tidemark.Application, len(apps))
+	var all sync.WaitGroup
+	for i, a := range apps { // at once: each may have to wait for an agent that hangs
+		all.Go(func() { list[i] = c.describe(ctx, a) })
 	}
+	all.Wait()
 	return list, nil
 }
 

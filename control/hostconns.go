@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"tidemark"
+	"tidemark/agent/remote"
 	"tidemark/catalog"
 )
 
@@ -15,8 +16,9 @@ import (
 
 // hostConn is a connection of a host that was let in.
 type hostConn struct {
-	serial string // of its certificate
-	end    context.CancelFunc
+	serial  string // of its certificate
+	purpose string // as of [remote.Request]
+	end     context.CancelFunc
 }
 
 // good returns what is open to a host and what the catalog has of it, and the place of a certificate among those that are good; it is an error if it
@@ -44,7 +46,7 @@ func errReplaced(host string) error {
 
 // enter makes a connection one of its host's, if its certificate is good yet: it may have been replaced since it was admitted. in is done when the
 // connection is to end, or ctx is, and closes it; leave is called behind it.
-func (h *hosts) enter(ctx context.Context, host, serial string, conn net.Conn) (l *hostLink, in context.Context, leave func(), err error) {
+func (h *hosts) enter(ctx context.Context, host, serial, purpose string, conn net.Conn) (l *hostLink, in context.Context, leave func(), err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	l, _, _, err = h.good(ctx, host, serial)
@@ -54,7 +56,7 @@ func (h *hosts) enter(ctx context.Context, host, serial string, conn net.Conn) (
 	in, end := context.WithCancel(l.ctx)
 	also := context.AfterFunc(ctx, end)
 	closing := context.AfterFunc(in, func() { cut(conn) })
-	c := &hostConn{serial, end}
+	c := &hostConn{serial, purpose, end}
 	l.conns[c] = true
 	return l, in, func() {
 		also()
@@ -72,6 +74,19 @@ func cut(conn net.Conn) {
 		conn = t.NetConn()
 	}
 	conn.Close()
+}
+
+// endCarried ends the connections that the agent of a host carries, which was silent for too long: whoever waits for what comes on them goes on. Its disks have
+// attachers of their own.
+func (h *hosts) endCarried(l *hostLink) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for c := range l.conns {
+		switch c.purpose {
+		case remote.Feed, remote.WriteBack, remote.Capture:
+			c.end()
+		}
+	}
 }
 
 // keep ends the connections of a host that came with other certificates than these. The caller holds mu.

@@ -310,7 +310,7 @@ func (h *hosts) Admit(ctx context.Context, host, serial string, r remote.Request
 
 // Take implements [remote.Owner].
 func (h *hosts) Take(ctx context.Context, host, serial string, r remote.Request, conn net.Conn) {
-	l, ctx, leave, err := h.enter(ctx, host, serial, conn)
+	l, ctx, leave, err := h.enter(ctx, host, serial, r.For, conn)
 	if err != nil {
 		h.c.log.Warn("a connection of a host was closed", "host", host, "address", conn.RemoteAddr(), "error", err)
 		return
@@ -341,8 +341,12 @@ func (h *hosts) takeCalls(ctx context.Context, l *hostLink, host string, conn ne
 	ctx, cancel := context.WithCancel(ctx)
 	var welcome sync.WaitGroup
 	welcome.Go(func() { h.c.welcome(ctx, host) })
-	if err := l.agent.Take(conn); err != nil {
+	err := l.agent.Take(conn)
+	if err != nil {
 		h.c.log.Warn("the connection to a host was closed", "host", host, "error", err)
+	}
+	if errors.Is(err, agent.ErrSilent) {
+		h.endCarried(l)
 	}
 	cancel()
 	welcome.Wait()
