@@ -366,6 +366,7 @@ const (
 type Host struct {
 	Name         string            `json:"name" doc:"Its name."`
 	State        HostState         `json:"state" enum:"invited,connected,away" doc:"Whether its agent is there."`
+	Problem      string            `json:"problem,omitempty" doc:"What an operator should look at, in one line; missing: nothing."`
 	Joined       *time.Time        `json:"joined,omitempty" doc:"When it joined."`
 	Applications []string          `json:"applications" doc:"The applications that are tapped there."`
 	Shown        []string          `json:"shown" doc:"The clones and mounts that are there."`

@@ -202,9 +202,10 @@ func (d *Daemon) identity(ctx context.Context) (*remote.Identity, error) {
 	return remote.Join(ctx, d.Server, t, dir)
 }
 
-// stayConnected lets the server call, over one connection after another. That it has let us in is sent once, with the name of our host.
+// stayConnected lets the server call, over one connection after another. That it has let us in is sent once, with the name of our host. Where another machine
+// has our place by a copy of our identity, we are tried again, and a token, if it is good, shuts that one out.
 func (d *Daemon) stayConnected(ctx context.Context, id *remote.Identity, admitted chan<- string) error {
-	pause, ready := leastPause, false
+	pause, ready, tried := leastPause, false, false
 	for {
 		conn, err := id.Dial(ctx, d.Server, remote.Request{For: remote.Calls})
 		if err == nil {
@@ -219,8 +220,16 @@ func (d *Daemon) stayConnected(ctx context.Context, id *remote.Identity, admitte
 		if ctx.Err() != nil {
 			return nil
 		}
-		if tidemark.KindOf(err) == tidemark.Denied && !d.rejoin(ctx, id) {
-			return err
+		switch tidemark.KindOf(err) {
+		case tidemark.Denied:
+			if !d.rejoin(ctx, id) {
+				return err
+			}
+		case tidemark.Conflict:
+			if !tried { // one that was used is good for nothing the next time, either
+				tried = true
+				d.rejoin(ctx, id)
+			}
 		}
 		if err != nil {
 			d.Logger.Warn("the server is tried again", "server", d.Server, "in", pause, "error", err)

@@ -116,7 +116,7 @@ type callers struct{ came chan none }
 
 func (c callers) Redeem(context.Context, string, netip.Addr) (string, error)          { return "here", nil }
 func (c callers) Certified(context.Context, string, string, string, netip.Addr) error { return nil }
-func (c callers) Admit(context.Context, string, string, remote.Request) error {
+func (c callers) Admit(context.Context, string, string, netip.Addr, remote.Request) error {
 	return nil
 }
 func (c callers) Take(ctx context.Context, _, _ string, r remote.Request, _ net.Conn) {
@@ -124,6 +124,20 @@ func (c callers) Take(ctx context.Context, _, _ string, r remote.Request, _ net.
 		c.came <- none{}
 	}
 	<-ctx.Done()
+}
+
+// newServer makes a server of an owner, and where it is to listen.
+func newServer(t *testing.T, authority *remote.Authority, owner remote.Owner, log *slog.Logger) (*remote.Server, net.Listener) {
+	t.Helper()
+	server, err := remote.NewServer(authority, owner, nil, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return server, l
 }
 
 // An agent of whose taps one does not answer serves the others, and its server; that all is there is not told before that was tried.
@@ -134,14 +148,7 @@ func TestDaemonBesideHung(t *testing.T) {
 	}
 	log := slog.New(slog.DiscardHandler)
 	owner := callers{make(chan none, 1)}
-	server, err := remote.NewServer(authority, owner, nil, log)
-	if err != nil {
-		t.Fatal(err)
-	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	server, l := newServer(t, authority, owner, log)
 	ctx, cancel := context.WithCancel(t.Context())
 	served, ran := make(chan error, 1), make(chan error, 1)
 	go func() { served <- server.Serve(ctx, l) }()

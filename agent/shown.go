@@ -336,7 +336,11 @@ func (s *session) here() Here { return Here{Places: s.places} }
 
 // DialDisk is the [mount.Dialer] of attachers on other hosts.
 func DialDisk(ctx context.Context, identity, export string, s mount.Session) (net.Conn, error) {
-	return remote.DialFrom(ctx, identity, remote.Request{For: remote.Disk, Disk: export, Client: s.Attacher, Session: s.Number})
+	conn, err := remote.DialFrom(ctx, identity, remote.Request{For: remote.Disk, Disk: export, Client: s.Attacher, Session: s.Number})
+	if errors.Is(err, remote.ErrShutOut) {
+		err = fmt.Errorf("%w: %w", mount.ErrShutOut, err)
+	}
+	return conn, err
 }
 
 // CheckMountPoint returns the path, without links, of an empty directory of the agent's host to mount on.

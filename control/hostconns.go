@@ -29,7 +29,7 @@ func (h *hosts) good(ctx context.Context, host, serial string) (l *hostLink, k k
 	case h.live == nil:
 		return nil, k, 0, tidemark.Errorf(tidemark.Unavailable, "the server stops")
 	case l == nil:
-		return nil, k, 0, tidemark.Errorf(tidemark.Denied, "host %s was removed from this server", host).WithHint("to let it join again: `tidemark host add " + host + "` on the server, and start the agent with that token")
+		return nil, k, 0, shutOut("host "+host+" was removed from this server", "to let it join again: `tidemark host add "+host+"` on the server, and start the agent with that token")
 	}
 	if err := h.c.catalog.Get(ctx, catalog.Hosts, host, &k); err != nil {
 		return nil, k, 0, err
@@ -41,7 +41,12 @@ func (h *hosts) good(ctx context.Context, host, serial string) (l *hostLink, k k
 }
 
 func errReplaced(host string) error {
-	return tidemark.Errorf(tidemark.Denied, "this certificate of host %s has been replaced", host).WithHint("does another machine use it? To let this one join again: `tidemark host add " + host + "` on the server, and start the agent with that token")
+	return shutOut("this certificate of host "+host+" has been replaced", "does another machine use it? To let this one join again: `tidemark host add "+host+"` on the server, and start the agent with that token")
+}
+
+// shutOut refuses who will never be let in again by what he has.
+func shutOut(what, hint string) error {
+	return &tidemark.Error{Kind: tidemark.Denied, Message: what, Hint: hint, Cause: remote.ErrShutOut}
 }
 
 // enter makes a connection one of its host's, if its certificate is good yet: it may have been replaced since it was admitted. in is done when the

@@ -156,8 +156,18 @@ func TestTokenEndsConnections(t *testing.T) {
 	if _, err := askFor(t.Context(), now, export, export); err != nil {
 		t.Errorf("the new machine: %v", err)
 	}
-	if _, err := askFor(t.Context(), old, export, export); tidemark.KindOf(err) != tidemark.Denied {
+	if _, err := askFor(t.Context(), old, export, export); tidemark.KindOf(err) != tidemark.Denied || !errors.Is(err, remote.ErrShutOut) {
 		t.Errorf("the old one: %v", err)
+	}
+	// That a disk is not there says nothing of the host; that it was removed does.
+	if _, err := askFor(t.Context(), now, "none", "none"); tidemark.KindOf(err) != tidemark.Denied || errors.Is(err, remote.ErrShutOut) {
+		t.Errorf("no such disk: %v", err)
+	}
+	if err := c.RemoveHost(t.Context(), tidemark.HostRemoval{Name: "two", Force: true}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := askFor(t.Context(), now, export, export); tidemark.KindOf(err) != tidemark.Denied || !errors.Is(err, remote.ErrShutOut) {
+		t.Errorf("a host that was removed: %v", err)
 	}
 }
 
@@ -202,7 +212,7 @@ func TestReplacedMeanwhile(t *testing.T) {
 	} {
 		t.Run(what, func(t *testing.T) {
 			joined("O")
-			if err := h.Admit(ctx, "two", "O", remote.Request{For: remote.Feed}); err != nil {
+			if err := h.Admit(ctx, "two", "O", netip.Addr{}, remote.Request{For: remote.Feed}); err != nil {
 				t.Fatal(err)
 			}
 			between()

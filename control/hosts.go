@@ -60,13 +60,15 @@ type hosts struct {
 
 // hostLink is what is open to a host.
 type hostLink struct {
-	agent *agent.Agent
-	disks *hostDisks // that are shown there
-	limit hostLimit
-	ctx   context.Context
-	end   context.CancelFunc
-	calls chan struct{}      // held by each connection on which it is called
-	conns map[*hostConn]bool // guarded by hosts.mu
+	agent  *agent.Agent
+	disks  *hostDisks // that are shown there
+	limit  hostLimit
+	ctx    context.Context
+	end    context.CancelFunc
+	calls  chan struct{}      // held by each connection on which it is called
+	conns  map[*hostConn]bool // guarded by hosts.mu
+	from   netip.Addr         // of the last connection on which it was called; guarded by hosts.mu
+	second second
 }
 
 // maxCalls bounds the connections on which a host is called: one is in use, and those before may have something to end yet.
@@ -173,6 +175,16 @@ func (c *Control) agentOn(host string) (*agent.Agent, error) {
 		return l.agent, nil
 	}
 	return nil, tidemark.Errorf(tidemark.NotFound, "there is no host %q", host).WithHint("`tidemark host ls` lists them, `tidemark host add` lets one join")
+}
+
+// isRemoved reports whether a host was removed whose agent this was, as it was found before. One of that name that may join since is another.
+func (c *Control) isRemoved(host string, x *agent.Agent) bool {
+	now, err := c.agentOn(host)
+	return tidemark.KindOf(err) == tidemark.NotFound || err == nil && now != x
+}
+
+func errHostRemoved(host string) error {
+	return tidemark.Errorf(tidemark.NotFound, "host %s was removed", host).WithHint("`tidemark host add " + host + "` lets it join again")
 }
 
 // change changes what the catalog has of a host. The caller holds mu.
@@ -287,25 +299,35 @@ func (s *strangers) told(r *access.AuditRecord) bool {
 	return true
 }
 
-// Admit implements [remote.Owner]. Whoever comes with the next certificate has it: the one before is not needed any more.
-func (h *hosts) Admit(ctx context.Context, host, serial string, r remote.Request) error {
+// Admit implements [remote.Owner].
+func (h *hosts) Admit(ctx context.Context, host, serial string, from netip.Addr, r remote.Request) error {
+	l, err := h.admit(ctx, host, serial, r)
+	if err == nil && r.For == remote.Calls {
+		err = h.soleCaller(ctx, l, host, from)
+	}
+	return err
+}
+
+// admit returns what is open to a host that may come in and have what it asks for. Whoever comes with the next certificate has it: the one before is not
+// needed any more.
+func (h *hosts) admit(ctx context.Context, host, serial string, r remote.Request) (*hostLink, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	l, k, i, err := h.good(ctx, host, serial)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if i > 0 {
 		k.Serials = k.Serials[i:]
 		if err := h.c.catalog.Put(ctx, catalog.Hosts, host, k); err != nil {
-			return err
+			return nil, err
 		}
 		h.keep(host, k.Serials)
 	}
 	if r.For == remote.Disk {
-		return h.mayHave(l, host, r.Disk)
+		return l, h.mayHave(l, host, r.Disk)
 	}
-	return nil
+	return l, nil
 }
 
 // Take implements [remote.Owner].
@@ -337,6 +359,9 @@ func (h *hosts) takeCalls(ctx context.Context, l *hostLink, host string, conn ne
 		h.c.log.Warn("a host has too many connections to be called on, and one more was closed", "host", host, "address", conn.RemoteAddr(), "most", maxCalls)
 		return
 	}
+	h.mu.Lock()
+	l.from = addressOf(conn)
+	h.mu.Unlock()
 	h.c.log.Info("a host is connected", "host", host, "address", conn.RemoteAddr())
 	ctx, cancel := context.WithCancel(ctx)
 	var welcome sync.WaitGroup
@@ -358,7 +383,7 @@ func (c *Control) Hosts(ctx context.Context) ([]tidemark.Host, error) {
 	known, err := catalog.List[keptHost](ctx, c.catalog, catalog.Hosts)
 	list := []tidemark.Host{}
 	for _, k := range known {
-		v := tidemark.Host{Name: k.Name, State: tidemark.HostAway, Joined: k.Joined, Applications: c.namesOn(k.Name), Shown: c.shownNames(k.Name), Limit: k.Limit, Labels: k.Labels}
+		v := tidemark.Host{Name: k.Name, State: tidemark.HostAway, Problem: c.hosts.twice(k.Name), Joined: k.Joined, Applications: c.namesOn(k.Name), Shown: c.shownNames(k.Name), Limit: k.Limit, Labels: k.Labels}
 		if x, err := c.agentOn(k.Name); err == nil && x.Connected() {
 			v.State = tidemark.HostConnected
 		} else if k.Joined == nil {

@@ -275,6 +275,9 @@ func (c *Control) catchUp(ctx context.Context, a app, patience time.Duration, re
 	for {
 		var d tidemark.Application
 		c.describeTap(ctx, a, &d)
+		if _, err := c.agentOn(a.Agent); tidemark.KindOf(err) == tidemark.NotFound {
+			return 0, errHostRemoved(a.Agent) // which nobody waits for
+		}
 		switch {
 		case d.Tap.State == tidemark.TapFollowing && d.Tap.QueuedBytes == 0:
 			report(tidemark.Progress{})

@@ -40,6 +40,7 @@ func (c *Control) Status(ctx context.Context) (tidemark.Status, error) {
 	c.warnOfTrail(&s)
 	c.warnOfClock(&s)
 	c.warnOfPromises(&s)
+	c.warnOfTwice(&s)
 	if err := c.webhookStatus(ctx, &s); err != nil {
 		return s, err
 	}

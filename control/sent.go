@@ -155,6 +155,8 @@ func (c *Control) stageSent(ctx context.Context, t *task, a app, dir string, res
 			return r, context.Cause(ctx)
 		case err == nil && !r.Lost:
 			return r, nil
+		case c.isRemoved(a.Agent, x):
+			return r, errHostRemoved(a.Agent)
 		case err != nil && !errors.Is(err, agent.ErrInterrupted):
 			return r, err
 		case fruitless >= mostFruitless:
@@ -162,14 +164,14 @@ func (c *Control) stageSent(ctx context.Context, t *task, a app, dir string, res
 				WithHint("what has come is kept, and does not come again: see the log of its agent, and try again")
 		}
 		c.event("warning", a.name, "the capture of %s was interrupted: it goes on when host %s is connected", a.name, a.Agent)
-		if err := awaitHost(ctx, x); err != nil {
+		if err := c.awaitHost(ctx, a.Agent, x); err != nil {
 			return r, err
 		}
 	}
 }
 
-// awaitHost waits until a host is connected.
-func awaitHost(ctx context.Context, x *agent.Agent) error {
+// awaitHost waits until a host is connected, whose agent this is, unless it is removed.
+func (c *Control) awaitHost(ctx context.Context, host string, x *agent.Agent) error {
 	patient, cancel := context.WithTimeout(ctx, awayLimit)
 	defer cancel()
 	for {
@@ -181,7 +183,10 @@ func awaitHost(ctx context.Context, x *agent.Agent) error {
 			return x.Reach(ctx)
 		case <-time.After(awayPause):
 		}
-		if x.Reach(ctx) == nil {
+		switch {
+		case c.isRemoved(host, x):
+			return errHostRemoved(host)
+		case x.Reach(ctx) == nil:
 			return nil
 		}
 	}

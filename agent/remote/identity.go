@@ -298,6 +298,9 @@ func ask(conn *tls.Conn, o opening) (a answer, err error) {
 		return a, explain(err)
 	}
 	if a.Error != nil {
+		if a.ShutOut {
+			a.Error.Cause = ErrShutOut
+		}
 		return a, a.Error
 	}
 	return a, conn.SetDeadline(time.Time{})

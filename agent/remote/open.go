@@ -2,6 +2,7 @@ package remote
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -54,9 +55,15 @@ type opening struct {
 
 type answer struct {
 	Error *tidemark.Error `json:"error,omitempty"`
-	Cert  []byte          `json:"cert,omitempty"` // DER
-	Host  string          `json:"host,omitempty"`
+	// ShutOut: the error is [ErrShutOut].
+	ShutOut bool   `json:"shut_out,omitempty"`
+	Cert    []byte `json:"cert,omitempty"` // DER
+	Host    string `json:"host,omitempty"`
 }
+
+// ErrShutOut is why a server lets nobody in by a certificate, and never will again: its host was removed, or has another one. Other errors of kind Denied, such as of a
+// clock that is wrong, may pass. An [Owner] wraps it; so does an error of the one who dials.
+var ErrShutOut = errors.New("shut out for good")
 
 // Limits of the first lines.
 const (

@@ -50,7 +50,7 @@ func (o *owner) Certified(_ context.Context, host, _, serial string, _ netip.Add
 	return nil
 }
 
-func (o *owner) Admit(_ context.Context, host, serial string, r Request) error {
+func (o *owner) Admit(_ context.Context, host, serial string, _ netip.Addr, r Request) error {
 	if o.admitting != nil {
 		o.admitting()
 	}

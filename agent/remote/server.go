@@ -24,8 +24,8 @@ type Owner interface {
 	// Certified notes that a host, which came from an address, has a new certificate, by its serial number. It follows another one, which the host may still use, or what was
 	// redeemed, by the hash of the token: where that was replaced since, by whomever, it is an error of kind Denied.
 	Certified(ctx context.Context, host, follows, serial string, from netip.Addr) error
-	// Admit says whether a host may come in with a certificate, and have what it asks for. An error is told to the agent.
-	Admit(ctx context.Context, host, serial string, r Request) error
+	// Admit says whether a host, which came from an address, may come in with a certificate, and have what it asks for. An error is told to the agent.
+	Admit(ctx context.Context, host, serial string, from netip.Addr, r Request) error
 	// Take takes a connection of a host that was admitted, by a certificate that may have been replaced since, and returns when it is done with it. The
 	// connection is closed, and ctx done, when the certificate expires.
 	Take(ctx context.Context, host, serial string, r Request, conn net.Conn)
@@ -112,7 +112,7 @@ func (s *Server) serve(ctx context.Context, raw net.Conn, known func()) {
 	}
 	known()
 	if err != nil {
-		s.log.Warn("an agent was turned away", "address", raw.RemoteAddr(), "host", host, "error", err)
+		s.log.Warn("an agent was turned away", "address", addressOf(raw), "host", host, "error", err)
 		return
 	}
 	if r.known() {
@@ -166,7 +166,7 @@ func (s *Server) admit(ctx context.Context, certs []*x509.Certificate, o opening
 	}
 	serial := certs[0].SerialNumber.String()
 	a.Host = certs[0].Subject.CommonName
-	if err := s.owner.Admit(ctx, a.Host, serial, o.Request); err != nil {
+	if err := s.owner.Admit(ctx, a.Host, serial, from, o.Request); err != nil {
 		return a, err
 	}
 	if o.For == renew {
@@ -193,5 +193,5 @@ func refusal(err error) answer {
 	if !errors.As(err, &told) {
 		told = tidemark.Errorf(tidemark.Internal, "the server could not do it").WithHint("its log says why")
 	}
-	return answer{Error: told}
+	return answer{Error: told, ShutOut: errors.Is(err, ErrShutOut)}
 }

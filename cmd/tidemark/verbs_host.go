@@ -74,6 +74,11 @@ func hostList() *cobra.Command {
 				rows = append(rows, []string{h.Name, string(h.State), when(joined), tidemark.FormatRate(h.Limit), dash(strings.Join(h.Applications, ", ")), dash(strings.Join(h.Shown, ", "))})
 			}
 			table("HOST STATE JOINED LIMIT APPLICATIONS SHOWN", rows)
+			for _, h := range list {
+				if h.Problem != "" {
+					fmt.Printf("%s: %s\n", h.Name, h.Problem)
+				}
+			}
 		})
 	}}
 }
