@@ -7,7 +7,7 @@ type Preparation struct {
 	Steps       []string `json:"steps,omitempty" doc:"Files of the directory preparations of the clone's host, run in this order: SQL if the name ends in .sql, else programs."`
 	Database    string   `json:"database,omitempty" doc:"The database that SQL runs in; missing: postgres."`
 	StepTimeout int64    `json:"step_timeout_seconds,omitempty" minimum:"1" doc:"How many seconds each step may take; missing: an hour."`
-	NoRewrite   bool     `json:"no_rewrite,omitempty" doc:"Leave out what takes residue off a PostgreSQL: tables, WAL and free space are not written anew."`
+	NoRewrite   bool     `json:"no_rewrite,omitempty" doc:"Leave out what takes residue off: of a PostgreSQL tables, WAL and free space are not made anew, of a file tree journal and free space."`
 	Secrets     string   `json:"secrets,omitempty" doc:"A file of the directory secrets of the data directory: the sensitive values, one a line, or, if its name ends in .sql, a query that returns them of the source. Without it nothing can be published."`
 }
 

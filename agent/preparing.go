@@ -200,11 +200,37 @@ func doRewritePostgres(ctx context.Context, s *session, r Rewriting, note func(a
 	if err != nil {
 		return none{}, err
 	}
-	return none{}, residue.Prepare(ctx, masked{r}, residue.PrepareOptions{Remove: []string{in.Log}, Step: func(what string) { note(what) }})
+	return none{}, residue.Prepare(ctx, masked{r, remounted{r.Device, r.Target.Root}}, residue.PrepareOptions{Remove: []string{in.Log}, Step: func(what string) { note(what) }})
+}
+
+// Clearing asks for [residue.ClearFiles] on the files of a clone.
+type Clearing struct {
+	Device string `json:"device"` // that the file system is on
+	Dir    string `json:"dir"`    // where it is mounted
+}
+
+// ClearFiles removes what is left of files that were changed or removed: see [residue.ClearFiles].
+func (a *Agent) ClearFiles(ctx context.Context, r Clearing) error {
+	_, err := do[none](ctx, a, "clear-files", r, nil)
+	return err
+}
+
+func doClearFiles(ctx context.Context, s *session, r Clearing, _ func(any)) (none, error) {
+	err := s.checkDevice(r.Device)
+	if err == nil {
+		r.Dir, err = s.ofClone(r.Dir)
+	}
+	if err != nil {
+		return none{}, err
+	}
+	return none{}, residue.ClearFiles(ctx, remounted{r.Device, r.Dir}, r.Dir)
 }
 
 // masked is a clone for [residue.Prepare].
-type masked struct{ r Rewriting }
+type masked struct {
+	r Rewriting
+	remounted
+}
 
 var _ residue.Remounter = masked{}
 
@@ -234,26 +260,29 @@ func (m masked) Start(ctx context.Context) error {
 	return err
 }
 
+// remounted is the file system of a clone, which is taken off for a moment.
+type remounted struct{ device, dir string }
+
 // unmountPatience is how long the file system of a clone may be in use by who is just leaving.
 const unmountPatience = 5 * time.Second
 
-func (m masked) Unmount(ctx context.Context) (device string, err error) {
-	err = mount.WhileBusy(ctx, unmountPatience, func() error { return mount.Unmount(m.r.Target.Root) })
+func (m remounted) Unmount(ctx context.Context) (device string, err error) {
+	err = mount.WhileBusy(ctx, unmountPatience, func() error { return mount.Unmount(m.dir) })
 	if err == nil {
 		err = mount.WhileBusy(ctx, lettingGo, m.isFree)
 	}
 	if errors.Is(err, mount.ErrBusy) {
-		err = fmt.Errorf("%w%s", err, by(m.r.Device))
+		err = fmt.Errorf("%w%s", err, by(m.device))
 	}
-	return m.r.Device, err
+	return m.device, err
 }
 
 // isFree returns [mount.ErrBusy] while something has the device, as the room of the database that was just stopped may for a moment: nobody may
 // write to it then.
-func (m masked) isFree() error {
-	f, err := os.OpenFile(m.r.Device, os.O_RDONLY|unix.O_EXCL, 0)
+func (m remounted) isFree() error {
+	f, err := os.OpenFile(m.device, os.O_RDONLY|unix.O_EXCL, 0)
 	if errors.Is(err, unix.EBUSY) {
-		return fmt.Errorf("%s: %w", m.r.Device, mount.ErrBusy)
+		return fmt.Errorf("%s: %w", m.device, mount.ErrBusy)
 	}
 	if err != nil {
 		return err
@@ -261,8 +290,8 @@ func (m masked) isFree() error {
 	return f.Close()
 }
 
-func (m masked) Mount(context.Context) error {
-	return mount.MountFS(m.r.Device, m.r.Target.Root, "", []string{"noatime", "nosuid", "nodev"})
+func (m remounted) Mount(context.Context) error {
+	return mount.MountFS(m.device, m.dir, "", []string{"noatime", "nosuid", "nodev"})
 }
 
 // Gathering asks for fingerprints of what a query returns.

@@ -91,6 +91,7 @@ var diskVerbs = map[string]verb{
 	"check-step":       on(doCheckStep),
 	"run-step":         on(doRunStep),
 	"rewrite-postgres": on(doRewritePostgres),
+	"clear-files":      on(doClearFiles),
 }
 
 // none is the answer of what has nothing to say.

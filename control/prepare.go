@@ -114,7 +114,7 @@ func (c *Control) prepareLive(ctx context.Context, t *task, x *preparing) (tidem
 		return x.res, err
 	}
 	err = c.beginPreparing(ctx, t, x, before)
-	for _, step := range []func(context.Context, *task, *preparing) error{c.runSteps, c.rewriteDatabase, c.endPreparing} {
+	for _, step := range []func(context.Context, *task, *preparing) error{c.runSteps, c.clearResidue, c.endPreparing} {
 		if err == nil {
 			err = step(ctx, t, x)
 		}
@@ -260,12 +260,38 @@ func (c *Control) runSteps(ctx context.Context, t *task, x *preparing) error {
 	return nil
 }
 
+// clearResidue takes off a clone what masking has left of what was masked.
+func (c *Control) clearResidue(ctx context.Context, t *task, x *preparing) error {
+	switch {
+	case x.a.Live.NoRewrite:
+		return nil
+	case x.a.Type == tidemark.TypePostgres:
+		return c.rewriteDatabase(ctx, t, x)
+	case x.a.Type == tidemark.TypeFilesystem:
+		return c.clearFiles(ctx, t, x)
+	}
+	return nil
+}
+
+// clearFiles takes off a tree what is left of files that were changed or removed.
+func (c *Control) clearFiles(ctx context.Context, t *task, x *preparing) error {
+	disk := x.a.dataDisk()
+	s, err := c.look(ctx, x.a, disk)
+	if err != nil {
+		return err
+	}
+	agentOf, err := c.agentOf(x.a)
+	if err != nil {
+		return err
+	}
+	return x.step(ctx, t, "clear", func() error {
+		return agentOf.ClearFiles(ctx, agent.Clearing{Device: s.Device, Dir: c.dirOf(x.a, disk)})
+	})
+}
+
 // rewriteDatabase takes off a database what masking has left of what was masked.
 func (c *Control) rewriteDatabase(ctx context.Context, t *task, x *preparing) error {
 	a := x.a
-	if a.Type != tidemark.TypePostgres || a.Live.NoRewrite {
-		return nil
-	}
 	k, err := c.cloneOf(ctx, a)
 	if err != nil {
 		return err

@@ -136,13 +136,24 @@ func (x *publishing) verdict() error {
 			at = ": " + f.Place
 		}
 		return tidemark.Errorf(tidemark.Conflict, "%s is not published: sensitive values are in %d places%s, the first of them value %d as %s at offset %d of %s%s", ref, n, more, f.Value, f.Encoding, f.Offset, f.Disk, at).
-			WithHint("mask what can be seen in a step, and have the preparation rewrite the database; the job lists the places")
+			WithHint("mask what can be seen in a step" + x.cure() + "; the job lists the places")
 	}
 	if x.unresolved > 0 {
 		return tidemark.Errorf(tidemark.Conflict, "%s is not published: %d large values are in pieces that fit together in too many ways to search them all", ref, x.unresolved).
 			WithHint("have the preparation rewrite the database")
 	}
 	return nil
+}
+
+// cure is what helps against values that nobody sees any more.
+func (x *publishing) cure() string {
+	switch x.a.Type {
+	case tidemark.TypePostgres:
+		return ", and have the preparation rewrite the database"
+	case tidemark.TypeFilesystem:
+		return ", and have the preparation clear what is left of old files, without --no-rewrite; their names go with a new directory alone"
+	}
+	return ", and have it write over, or discard, what is not in use"
 }
 
 // gatherPrints makes fingerprints of the sensitive values.

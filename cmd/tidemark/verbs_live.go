@@ -50,7 +50,7 @@ source when something is published. They are never kept.`,
 	f.StringVar(&p.Database, "database", "", "that SQL runs in (default postgres)")
 	f.StringVar(&p.Secrets, "secrets", "", "a file of the directory secrets: without it nothing can be published")
 	f.StringVar(&limit, "step-timeout", "", "how long each step may take (default 1h)")
-	f.BoolVar(&p.NoRewrite, "no-rewrite", false, "do not take residue off a PostgreSQL when it was masked")
+	f.BoolVar(&p.NoRewrite, "no-rewrite", false, "do not take residue off a PostgreSQL or file tree when it was masked")
 	f.IntVar(&spec.Port, "port", 0, "the database's port (default: a free one)")
 	hostFlag(c, &spec.Host, "the host to bring it up on (default: the server's own)")
 	return c
@@ -60,9 +60,9 @@ func livePrepare() *cobra.Command {
 	spec := tidemark.PrepareSpec{}
 	c := &cobra.Command{Use: "prepare NAME", Short: "Run the steps of a LiveClone, and bookmark the result", Args: takes(0, aName), ValidArgsFunction: cloneNames,
 		Long: `Refresh a LiveClone, if that is asked for, run its steps, take off a PostgreSQL
-what they have left of what they masked, and bookmark the result. If that fails,
-or is cut, the LiveClone is what it was before. Its points stay, and those that
-are published can be cloned meanwhile.`,
+or file tree what they have left of what they masked, and bookmark the result.
+If that fails, or is cut, the LiveClone is what it was before. Its points stay,
+and those that are published can be cloned meanwhile.`,
 		Example: "  tidemark liveclone prepare masked --refresh\n  tidemark liveclone prepare masked --refresh --point nightly --bookmark monday",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			spec.Name = args[0]
