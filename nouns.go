@@ -39,6 +39,7 @@ type Application struct {
 	Created  time.Time         `json:"created" doc:"When it was made."`
 	Options  map[string]string `json:"options,omitempty" doc:"Settings of the application's type."`
 	Labels   map[string]string `json:"labels,omitempty" doc:"What people call it by."`
+	Profile  string            `json:"profile,omitempty" doc:"The profile that says where its copies go."`
 	State    string            `json:"state" doc:"One of ok, capturing, degraded and others."`
 	Detail   string            `json:"detail,omitempty" doc:"One line about its state."`
 	Latest   *RecoveryPoint    `json:"latest,omitempty" doc:"Its newest bookmark."`
@@ -293,6 +294,7 @@ type Job struct {
 	AskedBy     string     `json:"asked_by,omitempty" doc:"Who asked for it."`
 	Origin      JobOrigin  `json:"origin,omitempty" enum:"queue,schedule" doc:"How it came to it: it was asked for and waited, or a policy asked for it; missing: it was asked for, to begin at once."`
 	Parent      int64      `json:"parent,omitempty" doc:"The job that it is a part of."`
+	Profile     string     `json:"profile,omitempty" doc:"The profile of its application, when it was asked for."`
 }
 
 // JobOrigin says how it came to a job.

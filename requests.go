@@ -26,6 +26,7 @@ type ProtectSpec struct {
 	Window  *Window           `json:"window,omitempty" doc:"With cdp: of how much of the past any point can be had."`
 	Options map[string]string `json:"options,omitempty" doc:"Settings of the application's type: see the manual of protect."`
 	SLA     string            `json:"sla,omitempty" doc:"The template of what is promised to it; missing: nothing."`
+	Profile string            `json:"profile,omitempty" doc:"The profile that says where its copies go; missing: none."`
 	Labels  map[string]string `json:"labels,omitempty" doc:"What people call it by."`
 }
 
@@ -217,6 +218,12 @@ type ApplySpec struct {
 type SLASpec struct {
 	Application string `json:"application,omitempty" doc:"The application. In the API the path says it."`
 	Template    string `json:"template,omitempty" doc:"The template; missing: nothing is promised."`
+}
+
+// ProfileSpec asks that an application have a profile.
+type ProfileSpec struct {
+	Application string `json:"application,omitempty" doc:"The application. In the API the path says it."`
+	Profile     string `json:"profile,omitempty" doc:"The profile; missing: none."`
 }
 
 // GroupSLASpec asks that the members of a consistency group have a template of what is promised to them.

@@ -132,7 +132,7 @@ var table = []entry{
 	{ApplicationPublish, [...]Level{All, All, All, None, None}, 0, "say that a bookmark or LiveClone is fit for others, masked for example"},
 	{ApplicationProve, [...]Level{All, All, All, Own, None}, 0, "prove that a point can be recovered, in a sandbox"},
 	{ApplicationExpire, [...]Level{All, All, None, Own, None}, 0, "forget points"},
-	{ApplicationConfigure, [...]Level{All, All, None, Own, None}, 0, "change its options, its SLA template, and how long its past is kept"},
+	{ApplicationConfigure, [...]Level{All, All, None, Own, None}, 0, "change its options, its SLA template and profile, and how long its past is kept"},
 	{ApplicationProtect, [...]Level{All, All, None, None, None}, 0, "begin to protect something, make a volume, and end either"},
 
 	{CloneView, [...]Level{All, All, All, Open, All}, 0, "see a clone"},
@@ -165,8 +165,8 @@ var table = []entry{
 	{PoolVerify, [...]Level{All, All, None, None, None}, 0, "read and check what the pool holds"},
 	{PoolManage, [...]Level{All, All, None, None, None}, 0, "reclaim space, and import another pool"},
 
-	{SLAView, [...]Level{All, All, All, All, All}, common, "see SLA templates"},
-	{SLAManage, [...]Level{All, All, None, None, None}, 0, "change SLA templates"},
+	{SLAView, [...]Level{All, All, All, All, All}, common, "see SLA templates and profiles"},
+	{SLAManage, [...]Level{All, All, None, None, None}, 0, "change SLA templates and profiles"},
 	{WorkflowView, [...]Level{All, All, All, All, All}, common, "see workflows: of the URLs that their messages are posted to, scheme and host"},
 	{WorkflowRun, [...]Level{All, All, All, Open, None}, 0, "run a workflow on an application or clone; its steps are decided as well"},
 	{WorkflowManage, [...]Level{All, All, None, None, None}, 0, "change workflows, and so what they run, and see these URLs whole"},

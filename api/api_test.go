@@ -202,7 +202,7 @@ func TestClientHasEveryOperation(t *testing.T) {
 	works(err)
 	for _, list := range []func() (int, error){
 		counted(x.Applications(ctx)), counted(x.Points(ctx, "v")), counted(x.Groups(ctx)), counted(x.Hosts(ctx)), counted(x.Volumes(ctx)),
-		counted(x.Templates(ctx)), counted(x.Workflows(ctx)), counted(x.Audit(ctx, "", "")), counted(x.Exports(ctx)), counted(x.Mounts(ctx)), counted(x.Clones(ctx)), counted(x.Jobs(ctx, tidemark.JobFilter{})), counted(x.Events(ctx)),
+		counted(x.Templates(ctx)), counted(x.Profiles(ctx)), counted(x.Workflows(ctx)), counted(x.Audit(ctx, "", "")), counted(x.Exports(ctx)), counted(x.Mounts(ctx)), counted(x.Clones(ctx)), counted(x.Jobs(ctx, tidemark.JobFilter{})), counted(x.Events(ctx)),
 	} {
 		_, err := list()
 		works(err)
@@ -268,6 +268,8 @@ func TestClientHasEveryOperation(t *testing.T) {
 	refuses(tidemark.NotFound, x.SetSLA(ctx, tidemark.SLASpec{Application: "nobody"}))
 	refuses(tidemark.NotFound, x.SetGroupSLA(ctx, tidemark.GroupSLASpec{Group: "nobody"}))
 	refuses(tidemark.NotFound, x.RemoveTemplate(ctx, "nothing"))
+	refuses(tidemark.NotFound, x.SetProfile(ctx, tidemark.ProfileSpec{Application: "nobody"}))
+	refuses(tidemark.NotFound, x.RemoveProfile(ctx, "nothing"))
 	refuses(tidemark.NotFound, x.ChangeHost(ctx, tidemark.HostChange{Name: "nobody"}))
 	_, err = x.Prove(ctx, tidemark.ProveSpec{Ref: "nobody"})
 	refuses(tidemark.NotFound, err)

@@ -41,7 +41,7 @@ var others = map[string][]variant{
 }
 
 // about are the kinds of what an operation is asked about, where its rule does not say it by what it reads of the path or body.
-var about = map[string]access.Kind{"run-workflow": access.KindWorkflow, "remove-template": access.KindSLA, "set-password": access.KindToken,
+var about = map[string]access.Kind{"run-workflow": access.KindWorkflow, "remove-template": access.KindSLA, "remove-profile": access.KindSLA, "set-password": access.KindToken,
 	"make-token": access.KindToken, "revoke-token": access.KindToken, "list-tokens": access.KindToken,
 	"set-group-sla": access.KindGroup, "follow-changes": access.KindApplication}
 
@@ -332,6 +332,7 @@ var lists = map[string]func(thing) bool{
 	"list-compliance":   func(v thing) bool { return v.kind == access.KindApplication },
 	"list-volumes":      func(v thing) bool { return v.kind == access.KindApplication || v.kind == access.KindClone },
 	"list-templates":    func(v thing) bool { return v.kind == access.KindSLA },
+	"list-profiles":     func(v thing) bool { return v.kind == access.KindSLA },
 	"list-groups":       func(v thing) bool { return v.kind == access.KindGroup },
 	"list-hosts":        func(v thing) bool { return v.kind == access.KindHost },
 	"list-exports":      func(v thing) bool { return v.kind == access.KindExport },

@@ -199,6 +199,24 @@ func slaTable() []operation {
 			func(ctx context.Context, c *control.Control, in *ByName) error {
 				return c.RemoveTemplate(ctx, string(in.Name))
 			}),
+		list(operation{id: "list-profiles", method: http.MethodGet, path: "/v1/profiles", tag: "SLA", summary: "Profiles",
+			description: "Which say where copies go, and how many jobs of their applications run at a time; by name.", errors: wrong, rule: may(access.SLAView, access.KindSLA)},
+			func(p policy.Profile) string { return p.Name },
+			func(ctx context.Context, c *control.Control) ([]policy.Profile, error) { return c.Profiles(ctx) }),
+		do(operation{id: "set-profile", method: http.MethodPut, path: "/v1/applications/{name}/profile", tag: "SLA", summary: "Give an application or clone a profile",
+			description: "Or none.", errors: refused, rule: may(access.ApplicationConfigure, access.KindApplication, "path.name")},
+			func(ctx context.Context, c *control.Control, in *ofNameAndBody[tidemark.ProfileSpec]) error {
+				name, err := sameName(in.Name, in.Body.Application)
+				if err != nil {
+					return err
+				}
+				return c.SetProfile(ctx, name, in.Body.Profile)
+			}),
+		do(operation{id: "remove-profile", method: http.MethodDelete, path: "/v1/profiles/{name}", tag: "SLA", summary: "Forget a profile that no application has",
+			description: "Nothing else is changed.", errors: refused, rule: may(access.SLAManage, access.KindSLA, "path.name")},
+			func(ctx context.Context, c *control.Control, in *ByName) error {
+				return c.RemoveProfile(ctx, string(in.Name))
+			}),
 		applying(),
 	}
 }

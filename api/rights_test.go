@@ -37,6 +37,7 @@ var samples = map[string]string{
 	"change-application":   `{"window":{"seconds":60}}`,
 	"bookmark-application": `{"name":"one"}`,
 	"set-sla":              `{"template":"gold"}`,
+	"set-profile":          `{"profile":"gold"}`,
 	"set-group-sla":        `{"template":"gold"}`,
 	"apply":                `{"documents":"kind: Template"}`,
 	"change-group":         `{"join":["APP"]}`,

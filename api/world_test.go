@@ -163,7 +163,7 @@ func makeThing(t *testing.T, x *rig, v *thing) {
 	case access.KindHost:
 		_, err = x.AddHost(ctx, tidemark.HostSpec{Name: v.name})
 	case access.KindSLA:
-		_, err = x.Apply(ctx, tidemark.ApplySpec{Documents: "kind: Template\nname: " + v.name + "\ncapture:\n  every: 1h\n"})
+		_, err = x.Apply(ctx, tidemark.ApplySpec{Documents: "kind: Template\nname: " + v.name + "\ncapture:\n  every: 1h\n---\nkind: Profile\nname: " + v.name + "\njobs: 4\n"})
 	case access.KindWebhook:
 		_, err = x.AddWebhook(ctx, tidemark.WebhookSpec{Name: v.name, URL: "https://example.com/hook", Off: true})
 	case access.KindWorkflow:

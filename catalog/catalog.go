@@ -243,6 +243,7 @@ const (
 	Hosts        Kept = "host"
 	Shots        Kept = "shot"     // of AppShots, what their bookmarks do not say
 	Templates    Kept = "template" // of service levels
+	Profiles     Kept = "profile"  // which say where copies go
 	Promises     Kept = "promise"  // what was done to keep one
 	Proofs       Kept = "proof"    // the newest recovery proof of each point that has one
 	Unproven     Kept = "unproven" // by application, the newest point that could not be proven, until it is or a newer one is
@@ -257,6 +258,7 @@ var listed = map[Kept]string{
 	Exports:      "`tidemark exports` lists them",
 	Hosts:        "`tidemark host ls` lists them",
 	Templates:    "`tidemark sla templates` lists them",
+	Profiles:     "`tidemark profile` lists them",
 }
 
 // Put stores v under its sort and name, in place of what was there.

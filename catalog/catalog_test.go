@@ -46,6 +46,7 @@ func conformance(t *testing.T, where func(t *testing.T) string) {
 	t.Run("Owners", func(t *testing.T) { owners(t, where(t)) })
 	t.Run("Order", func(t *testing.T) { order(t, open(t, where(t))) })
 	t.Run("Limits", func(t *testing.T) { limits(t, where(t)) })
+	t.Run("Profiles", func(t *testing.T) { profiles(t, where(t)) })
 	t.Run("Again", func(t *testing.T) { again(t, open(t, where(t))) })
 	t.Run("Cancel", func(t *testing.T) { cancel(t, where(t)) })
 	t.Run("TakeOver", func(t *testing.T) { takeOver(t, where(t)) })

@@ -54,6 +54,7 @@ type jobRow struct {
 	Parent        int64
 	Part          string
 	FirstID       string
+	Profile       string
 }
 
 // ErrLost is in the chain of errors about a job that does not run here any more: another process of its owner took it over.
@@ -151,7 +152,7 @@ func (r *jobRow) job() *Job {
 	j := &Job{Job: tidemark.Job{ID: r.ID, Kind: r.Kind, Application: r.Application, Host: r.Host, State: tidemark.JobState(r.State), Step: r.Step,
 		Progress: tidemark.Progress{Done: r.Done, Total: r.Total, Unit: r.Unit}, Created: time.Unix(0, r.Created),
 		Priority: int(r.Priority), Attempt: int(r.Attempts), MaxAttempts: int(r.MaxAttempts),
-		AskedBy: r.AskedBy, Origin: tidemark.JobOrigin(r.Origin), Parent: r.Parent},
+		AskedBy: r.AskedBy, Origin: tidemark.JobOrigin(r.Origin), Parent: r.Parent, Profile: r.Profile},
 		Args: json.RawMessage(r.Args), Undo: json.RawMessage(r.Undo), FirstID: r.FirstID}
 	j.Started, j.Finished = timeOf(r.Started), timeOf(r.Finished)
 	if j.State == tidemark.JobQueued {

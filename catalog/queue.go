@@ -26,6 +26,7 @@ type NewJob struct {
 	Application string // of which one job runs at a time; empty: of none
 	FirstID     string // by which whoever asks knows it, for a name can be another's by the time the job begins; empty: whoever has the name
 	Host        string // that it works on; empty: on none
+	Profile     string // of its application; empty: none
 	Args        any    // the request
 	// Now: it begins at once if it can, and is refused if its application is busy. Else it is queued.
 	Now         bool
@@ -42,6 +43,8 @@ type NewJob struct {
 type Limits struct {
 	Host int // on one host, of all owners together
 	All  int // of this owner
+	// Profiles are how many jobs of one profile, of this owner, may run for one more to begin that a policy asked for; a profile that is not here has no bound.
+	Profiles map[string]int
 }
 
 // Enqueue records a job. One that is to begin now is running when this returns, and held here, unless a limit is reached:
@@ -109,7 +112,7 @@ func (c *Catalog) rowOf(n NewJob, args string) jobRow {
 	now := c.now().UnixNano()
 	row := jobRow{Kind: n.Kind, Application: n.Application, Host: n.Host, State: string(tidemark.JobQueued), Args: args,
 		Owner: c.owner, Priority: int64(n.Priority), Created: now, Queued: now, MaxAttempts: int64(n.MaxAttempts),
-		AskedBy: n.AskedBy, Origin: string(n.Origin), Parent: n.Parent, Part: n.Part, FirstID: n.FirstID}
+		AskedBy: n.AskedBy, Origin: string(n.Origin), Parent: n.Parent, Part: n.Part, FirstID: n.FirstID, Profile: n.Profile}
 	if !n.NotBefore.IsZero() {
 		row.NotBefore = n.NotBefore.UnixNano()
 	}
@@ -232,17 +235,25 @@ func (c *Catalog) claim(ctx context.Context, tx bun.Tx, l Limits, row *jobRow, i
 	if id != 0 {
 		which = "q.id = ?id"
 	}
+	full, err := c.fullProfiles(ctx, tx, l)
+	if err != nil {
+		return false, err
+	}
+	if len(full) > 0 {
+		which += " AND NOT (q.origin = ?schedule AND q.profile IN (?full))"
+	}
 	lock := ""
 	if c.outage.remote {
 		lock = "FOR UPDATE SKIP LOCKED"
 	}
-	err := tx.NewRaw(`UPDATE jobs SET state = 'running', holder = ?holder, lease_end = ?lease, started = ?now, attempts = attempts + 1, not_before = 0
+	err = tx.NewRaw(`UPDATE jobs SET state = 'running', holder = ?holder, lease_end = ?lease, started = ?now, attempts = attempts + 1, not_before = 0
 		WHERE id = (SELECT q.id FROM jobs AS q WHERE q.owner = ?owner AND q.state = 'queued' AND `+which+`
 			AND NOT EXISTS (SELECT 1 FROM jobs AS r WHERE r.owner = q.owner AND r.application = q.application AND r.application <> '' AND r.state = 'running')
 			AND (q.host = '' OR ?host > (SELECT count(*) FROM jobs AS r WHERE r.host = q.host AND r.state = 'running' AND (r.owner = q.owner OR r.lease_end > ?now)))
 			AND (q.kind = ?waiter OR ?all > (SELECT count(*) FROM jobs AS r WHERE r.owner = q.owner AND r.state = 'running' AND r.kind <> ?waiter))
 			ORDER BY q.priority DESC, q.id LIMIT 1 `+lock+`)
-		RETURNING *`, claimArgs{Holder: c.holder, Owner: c.owner, Now: now.UnixNano(), Lease: now.Add(LeaseFor).UnixNano(), ID: id, Host: l.Host, All: l.All, Waiter: KindWorkflow}).Scan(ctx, row)
+		RETURNING *`, claimArgs{Holder: c.holder, Owner: c.owner, Now: now.UnixNano(), Lease: now.Add(LeaseFor).UnixNano(), ID: id, Host: l.Host, All: l.All, Waiter: KindWorkflow,
+		Schedule: string(tidemark.FromSchedule), Full: bun.In(full)}).Scan(ctx, row)
 	if errors.Is(err, sql.ErrNoRows) {
 		return false, nil
 	}
@@ -255,6 +266,29 @@ type claimArgs struct {
 	Waiter         string
 	Now, Lease, ID int64
 	Host, All      int
+	Schedule       string
+	Full           any // the names of profiles that are full, for IN
+}
+
+// fullProfiles are the profiles of which as many jobs run as may.
+func (c *Catalog) fullProfiles(ctx context.Context, tx bun.Tx, l Limits) (full []string, err error) {
+	if len(l.Profiles) == 0 {
+		return nil, nil
+	}
+	var running []profileLoad
+	err = tx.NewRaw("SELECT profile, count(*) AS jobs FROM jobs WHERE owner = ? AND state = 'running' AND profile <> '' GROUP BY profile", c.owner).Scan(ctx, &running)
+	for _, r := range running {
+		if most, bounded := l.Profiles[r.Profile]; bounded && r.Jobs >= most {
+			full = append(full, r.Profile)
+		}
+	}
+	return full, err
+}
+
+// profileLoad is how many jobs of a profile run.
+type profileLoad struct {
+	Profile string
+	Jobs    int
 }
 
 // TakeOver makes all running jobs of the owner ours that are held by others, and returns them, oldest first: they were cut. The
@@ -376,12 +410,14 @@ func (c *Catalog) Over(ctx context.Context, ids []int64) ([]tidemark.Job, error)
 type Load struct {
 	All   int            // jobs of the owner
 	Hosts map[string]int // jobs on each host, of all owners
-	Busy  map[string]tidemark.Job
+	// Profiles are the jobs of each profile, of the owner.
+	Profiles map[string]int
+	Busy     map[string]tidemark.Job
 }
 
 // Load returns what runs now.
 func (c *Catalog) Load(ctx context.Context) (Load, error) {
-	l := Load{Hosts: map[string]int{}, Busy: map[string]tidemark.Job{}}
+	l := Load{Hosts: map[string]int{}, Profiles: map[string]int{}, Busy: map[string]tidemark.Job{}}
 	var rows []jobRow
 	err := c.query(ctx, &rows, "SELECT * FROM jobs WHERE state = 'running' AND (owner = ? OR lease_end > ?)", c.owner, c.now().UnixNano())
 	if errors.Is(err, sql.ErrNoRows) {
@@ -393,6 +429,7 @@ func (c *Catalog) Load(ctx context.Context) (Load, error) {
 			if r.Kind != KindWorkflow {
 				l.All++
 			}
+			l.Profiles[r.Profile]++
 			l.Busy[r.Application] = r.job().Job
 		}
 	}

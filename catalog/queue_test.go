@@ -169,6 +169,48 @@ func limits(t *testing.T, at string) {
 	}
 }
 
+// What policies ask for waits while as many jobs of its profile run as may; what people ask for does not, and counts.
+func profiles(t *testing.T, at string) {
+	c := openFor(t, at, "us")
+	scheduled := func(app, profile string) int64 {
+		return enqueue(t, c, NewJob{Application: app, Profile: profile, Origin: tidemark.FromSchedule, Priority: 1})
+	}
+	l := plenty
+	l.Profiles = map[string]int{"one": 1, "two": 2}
+	a, b := scheduled("a", "one"), scheduled("b", "one")
+	free, two, three, four := scheduled("c", "none"), scheduled("d", "two"), scheduled("e", "two"), scheduled("f", "two")
+	hand := enqueue(t, c, NewJob{Application: "g", Profile: "one", Origin: tidemark.FromQueue})
+	for _, want := range []int64{a, free, two, three, hand, 0} {
+		if got := claim(t, c, l); got != want {
+			t.Fatalf("claimed %d, not %d", got, want)
+		}
+	}
+	if load, err := c.Load(context.Background()); err != nil || load.Profiles["one"] != 2 || load.Profiles["two"] != 2 || load.Profiles["none"] != 1 {
+		t.Fatalf("%+v, %v", load, err)
+	}
+	if j, err := c.Job(context.Background(), a); err != nil || j.Profile != "one" {
+		t.Fatalf("%+v, %v", j, err)
+	}
+	done(t, c, a)
+	if got := claim(t, c, l); got != 0 { // one that somebody asked for runs
+		t.Fatalf("claimed %d", got)
+	}
+	done(t, c, hand)
+	if got := claim(t, c, l); got != b {
+		t.Fatalf("claimed %d, not %d", got, b)
+	}
+	if got := claim(t, c, plenty); got != four { // the bound is no more
+		t.Fatalf("claimed %d, not %d", got, four)
+	}
+	if !c.outage.remote {
+		return
+	}
+	them := openFor(t, at, "them") // has profiles of its own
+	if id := enqueue(t, them, NewJob{Application: "a", Profile: "one", Origin: tidemark.FromSchedule}); claim(t, them, l) != id {
+		t.Fatal("another's jobs count")
+	}
+}
+
 func again(t *testing.T, c *Catalog) {
 	ctx := context.Background()
 	at := time.Now()

@@ -165,6 +165,21 @@ func (c *Client) Templates(ctx context.Context) iter.Seq2[policy.Template, error
 	return list[policy.Template](ctx, c, "/v1/templates", nil)
 }
 
+// Profiles lists profiles, by name.
+func (c *Client) Profiles(ctx context.Context) iter.Seq2[policy.Profile, error] {
+	return list[policy.Profile](ctx, c, "/v1/profiles", nil)
+}
+
+// SetProfile gives an application or clone a profile, or none.
+func (c *Client) SetProfile(ctx context.Context, spec tidemark.ProfileSpec) error {
+	return c.do(ctx, http.MethodPut, path("/v1/applications/%s/profile", spec.Application), spec, nil)
+}
+
+// RemoveProfile forgets a profile that no application has.
+func (c *Client) RemoveProfile(ctx context.Context, name string) error {
+	return c.do(ctx, http.MethodDelete, path("/v1/profiles/%s", name), nil, nil)
+}
+
 // RemoveTemplate forgets a template that no application has.
 func (c *Client) RemoveTemplate(ctx context.Context, name string) error {
 	return c.do(ctx, http.MethodDelete, path("/v1/templates/%s", name), nil, nil)

@@ -47,7 +47,9 @@ type about struct {
 	// Notes are what else is noted of these groups, by name.
 	Notes map[string]groupNote `json:"group_notes,omitempty"`
 	// Promise is the SLA template that it has; nil: nothing is promised.
-	Promise *promise          `json:"promise,omitempty"`
+	Promise *promise `json:"promise,omitempty"`
+	// Profile is the name of the profile that it has; empty: none.
+	Profile string            `json:"profile,omitempty"`
 	Labels  map[string]string `json:"labels,omitempty"`
 	// Role tells clones and mounts from applications of their own.
 	Role role `json:"role,omitempty"`
@@ -252,7 +254,7 @@ func hostname() string {
 // describe returns the application as a noun.
 func (c *Control) describe(ctx context.Context, a app) tidemark.Application {
 	d := tidemark.Application{Name: a.name, Type: a.Type, Clone: a.Role == roleClone, Source: a.Source, Host: a.Host,
-		Timeline: a.t.Describe(), Created: a.t.Describe().Created, Options: a.Options, Labels: a.Labels, State: "ok"}
+		Timeline: a.t.Describe(), Created: a.t.Describe().Created, Options: a.Options, Labels: a.Labels, Profile: a.Profile, State: "ok"}
 	for _, disk := range a.t.Disks() {
 		d.Disks = append(d.Disks, disk.Describe())
 	}

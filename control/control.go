@@ -146,6 +146,8 @@ type Control struct {
 	// exporting is held while an export is begun or ended: from when its name is chosen until it is kept, so that no two have one.
 	exporting sync.Mutex
 
+	profiles profiles
+
 	// declaring is held while it is looked whether what documents declare is being protected already, until the job that does so is asked for.
 	declaring sync.Mutex
 

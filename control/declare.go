@@ -2,6 +2,7 @@ package control
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -121,7 +122,7 @@ func (c *Control) SetSLA(ctx context.Context, application, template string) erro
 		if err != nil {
 			return err
 		}
-		if err := c.canPromise(a, t); err != nil {
+		if err := cmp.Or(c.canPromise(a, t), c.canPlace(ctx, a, t)); err != nil {
 			return err
 		}
 	}
@@ -181,6 +182,9 @@ func (c *Control) Apply(ctx context.Context, documents []byte, dryRun bool) (pol
 	for _, t := range want.Templates {
 		done.Notes = append(done.Notes, t.Notes()...)
 	}
+	for _, p := range want.Profiles {
+		done.Notes = append(done.Notes, p.Notes()...)
+	}
 	if done.UnderWay, err = underWay(done.Changes, begun); err != nil {
 		return done, err
 	}
@@ -197,6 +201,9 @@ func (c *Control) Apply(ctx context.Context, documents []byte, dryRun bool) (pol
 // declared is what the server has, as documents would say it.
 func (c *Control) declared(ctx context.Context) (s policy.Set, err error) {
 	if s.Templates, err = c.Templates(ctx); err != nil {
+		return s, err
+	}
+	if s.Profiles, err = c.Profiles(ctx); err != nil {
 		return s, err
 	}
 	known, err := catalog.List[keptHost](ctx, c.catalog, catalog.Hosts)
@@ -219,7 +226,7 @@ func (c *Control) declared(ctx context.Context) (s policy.Set, err error) {
 }
 
 func (a app) declared() policy.Application {
-	d := policy.Application{Name: a.name, Source: a.Source, Host: a.Agent, SLA: a.Promise.template(), Options: a.Options, Labels: a.Labels}
+	d := policy.Application{Name: a.name, Source: a.Source, Host: a.Agent, SLA: a.Promise.template(), Profile: a.Profile, Options: a.Options, Labels: a.Labels}
 	if len(a.Taps) > 1 {
 		d.Also = a.Taps[1:]
 	}
@@ -252,7 +259,7 @@ func (c *Control) canApply(ctx context.Context, have, want policy.Set, changes [
 			}
 		}
 	}
-	return ctx.Err()
+	return cmp.Or(c.canPlaceAll(have, want), ctx.Err())
 }
 
 func (c *Control) canChange(x policy.Change, have, want policy.Set, templates map[string]policy.Template) error {
@@ -268,7 +275,7 @@ func (c *Control) canChange(x policy.Change, have, want policy.Set, templates ma
 		return c.canMake(have, want, d, templates)
 	}
 	for _, f := range x.Fields {
-		if field, _, _ := strings.Cut(f.Field, "."); field != "sla" && field != "labels" {
+		if field, _, _ := strings.Cut(f.Field, "."); field != "sla" && field != "profile" && field != "labels" {
 			return tidemark.Errorf(tidemark.Conflict, "%s of %s is %q, and cannot be made %q while it is protected", f.Field, x.Name, f.From, f.To).
 				WithHint("`tidemark unprotect " + x.Name + "` first, or leave it as it is")
 		}
@@ -309,7 +316,7 @@ func clusterHost(spec tidemark.ProtectSpec) string {
 
 // protectSpec asks for an application as it is wanted, with the template that it will have by itself or by a group.
 func protectSpec(d policy.Application, t policy.Template) tidemark.ProtectSpec {
-	spec := tidemark.ProtectSpec{Name: d.Name, Source: d.Source, Also: d.Also, Host: d.Host, Options: d.Options, SLA: d.SLA, Labels: d.Labels}
+	spec := tidemark.ProtectSpec{Name: d.Name, Source: d.Source, Also: d.Also, Host: d.Host, Options: d.Options, SLA: d.SLA, Profile: d.Profile, Labels: d.Labels}
 	if spec.CDP = t.CDP != nil; spec.CDP {
 		spec.Window = &tidemark.Window{Seconds: int64(time.Duration(t.CDP.Window).Seconds()), Bytes: int64(t.CDP.Bytes)}
 	}
@@ -319,7 +326,7 @@ func protectSpec(d policy.Application, t policy.Template) tidemark.ProtectSpec {
 // willBe is an application as it will be when it is protected: what can be promised to it goes by that. It has no timeline yet. A disk that is copied is
 // taken for a directory: the same can be promised to both.
 func willBe(spec tidemark.ProtectSpec) app {
-	a := app{name: spec.Name, about: about{Type: tidemark.TypeFilesystem, Source: spec.Source, Agent: spec.Host}}
+	a := app{name: spec.Name, about: about{Type: tidemark.TypeFilesystem, Source: spec.Source, Agent: spec.Host, Profile: spec.Profile}}
 	switch {
 	case strings.HasPrefix(spec.Source, machinePrefix):
 		a.Type, a.Machine = tidemark.TypeVolume, &machine{}
@@ -387,6 +394,9 @@ func (c *Control) applyAll(ctx context.Context, want policy.Set, changes []polic
 			i := slices.IndexFunc(want.Templates, func(t policy.Template) bool { return t.Name == x.Name })
 			err = c.catalog.Put(ctx, catalog.Templates, x.Name, want.Templates[i])
 			c.promises.anew()
+		case policy.KindProfile:
+			i := slices.IndexFunc(want.Profiles, func(p policy.Profile) bool { return p.Name == x.Name })
+			err = c.putProfile(ctx, want.Profiles[i])
 		case policy.KindApplication:
 			i := slices.IndexFunc(want.Applications, func(a policy.Application) bool { return a.Name == x.Name })
 			j, err = c.applyApplication(ctx, want, want.Applications[i], x.Action)
@@ -437,7 +447,7 @@ func (c *Control) applyApplication(ctx context.Context, want policy.Set, d polic
 		return nil, err
 	}
 	return nil, c.describeAnew(ctx, a, func(n *about) {
-		n.Labels = d.Labels
+		n.Labels, n.Profile = d.Labels, d.Profile
 		if a.Promise.template() != d.SLA {
 			n.Promise = newPromise(d.SLA)
 		}
@@ -475,7 +485,7 @@ func withProtecting(list []policy.Application, begun map[string]begunProtect) []
 	list = slices.DeleteFunc(list, func(a policy.Application) bool { _, is := begun[a.Name]; return is })
 	for _, b := range begun {
 		s := b.spec
-		list = append(list, policy.Application{Name: s.Name, Source: s.Source, Also: s.Also, Host: s.Host, SLA: s.SLA, Options: s.Options, Labels: s.Labels})
+		list = append(list, policy.Application{Name: s.Name, Source: s.Source, Also: s.Also, Host: s.Host, SLA: s.SLA, Profile: s.Profile, Options: s.Options, Labels: s.Labels})
 	}
 	return list
 }

@@ -1,6 +1,7 @@
 package control
 
 import (
+	"cmp"
 	"context"
 	"maps"
 	"slices"
@@ -136,7 +137,7 @@ func (c *Control) canPromiseAll(ctx context.Context, members []app, template str
 		return err
 	}
 	for _, a := range members {
-		if err := c.canPromise(a, t); err != nil {
+		if err := cmp.Or(c.canPromise(a, t), c.canPlace(ctx, a, t)); err != nil {
 			return err
 		}
 	}

@@ -114,7 +114,8 @@ func (c *Control) verifyWork(ctx context.Context, ref string) (*work, error) {
 		}
 		return v, nil
 	}
-	return &work{args: fixed(ref), run: run}, nil
+	of, _, _ := strings.Cut(ref, "@")
+	return &work{of: of, args: fixed(ref), run: run}, nil
 }
 
 // verifyTimelines says what is damaged of timelines, points and journals.

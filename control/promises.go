@@ -628,20 +628,21 @@ func (c *Control) Compliance(ctx context.Context) ([]policy.Compliance, error) {
 		if a.Role == roleMount || a.Role == roleClone && p == nil {
 			continue
 		}
-		if p == nil {
-			list = append(list, policy.Compliance{Application: a.name, Judged: now, State: policy.Unprotected, Reasons: []string{"nothing is promised to it"}})
-			continue
-		}
-		t, ok := templates[p.Template]
-		if !ok {
-			kept := unknownTemplate(a, *p, now)
-			kept.Group = group
-			list = append(list, kept)
-			continue
-		}
-		kept := policy.Judge(t, c.history(ctx, a, t), now)
-		kept.Group = group
+		kept := c.comply(ctx, a, p, templates, now)
+		kept.Group, kept.Profile = group, a.Profile
 		list = append(list, kept)
 	}
 	return list, nil
+}
+
+// comply judges a promise to an application, or says that there is none.
+func (c *Control) comply(ctx context.Context, a app, p *promise, templates map[string]policy.Template, now time.Time) policy.Compliance {
+	if p == nil {
+		return policy.Compliance{Application: a.name, Judged: now, State: policy.Unprotected, Reasons: []string{"nothing is promised to it"}}
+	}
+	t, ok := templates[p.Template]
+	if !ok {
+		return unknownTemplate(a, *p, now)
+	}
+	return policy.Judge(t, c.history(ctx, a, t), now)
 }

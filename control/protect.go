@@ -1,6 +1,7 @@
 package control
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"os"
@@ -43,10 +44,13 @@ func (c *Control) protectWork(ctx context.Context, spec tidemark.ProtectSpec) (*
 	if err != nil {
 		return nil, err
 	}
+	if _, err := c.profile(ctx, spec.Profile); err != nil {
+		return nil, err
+	}
 	if spec.SLA != "" {
 		t, err := c.template(ctx, spec.SLA)
 		if err == nil {
-			err = c.canPromise(willBe(spec), t)
+			err = cmp.Or(c.canPromise(willBe(spec), t), c.canPlace(ctx, willBe(spec), t))
 		}
 		if err != nil {
 			return nil, err
@@ -64,8 +68,8 @@ func (c *Control) protectWork(ctx context.Context, spec tidemark.ProtectSpec) (*
 		if err != nil {
 			return nil, errors.Join(err, c.demolish(context.WithoutCancel(ctx), spec.Name))
 		}
-		if spec.SLA != "" || len(spec.Labels) > 0 {
-			err := c.describeAnew(ctx, a, func(n *about) { n.Promise, n.Labels = newPromise(spec.SLA), spec.Labels })
+		if spec.SLA != "" || spec.Profile != "" || len(spec.Labels) > 0 {
+			err := c.describeAnew(ctx, a, func(n *about) { n.Promise, n.Profile, n.Labels = newPromise(spec.SLA), spec.Profile, spec.Labels })
 			if err != nil {
 				return nil, errors.Join(err, c.demolish(context.WithoutCancel(ctx), spec.Name))
 			}

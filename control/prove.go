@@ -58,7 +58,7 @@ func (c *Control) proveWork(ctx context.Context, spec tidemark.ProveSpec) (*work
 		spec.Seed = x.proof.Seed
 	}
 	// The job is one of the throw-away clone: what is proven can be captured meanwhile.
-	return &work{app: x.name, args: spec, holding: c.claiming(x.name), run: run}, nil
+	return &work{app: x.name, of: x.plan.src.name, args: spec, holding: c.claiming(x.name), run: run}, nil
 }
 
 // planProof checks a request, and finds the point.

@@ -1,6 +1,7 @@
 package control
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -75,7 +76,7 @@ func (c *Control) ask(ctx context.Context, name string, request any) (tidemark.J
 		c.jobs.claims.RLock()
 		defer c.jobs.claims.RUnlock()
 	}
-	j, err := c.addJob(ctx, catalog.NewJob{Kind: name, Application: w.app, FirstID: c.firstIDOf(w.app), Host: w.host, Args: w.args, Now: !how.Queue, Priority: how.Priority,
+	j, err := c.addJob(ctx, catalog.NewJob{Kind: name, Application: w.app, FirstID: c.firstIDOf(w.app), Profile: c.profileOf(cmp.Or(w.of, w.app)), Host: w.host, Args: w.args, Now: !how.Queue, Priority: how.Priority,
 		NotBefore: how.NotBefore, MaxAttempts: k.attempts, AskedBy: how.By, Origin: how.Origin, Parent: how.Parent, Part: how.Part})
 	if err != nil {
 		release()
@@ -168,7 +169,12 @@ func (c *Control) dispatch() {
 // claimAll begins all jobs that can begin.
 func (c *Control) claimAll() error {
 	for c.jobs.ctx.Err() == nil {
-		j, err := c.catalog.Claim(c.jobs.ctx, c.limits())
+		l := c.limits()
+		var err error
+		if l.Profiles, err = c.jobsOf(c.jobs.ctx); err != nil {
+			return err
+		}
+		j, err := c.catalog.Claim(c.jobs.ctx, l)
 		if err != nil || j == nil {
 			return err
 		}
@@ -177,6 +183,7 @@ func (c *Control) claimAll() error {
 	return nil
 }
 
+// limits bound the jobs of the server, but for those of profiles: these are for what schedules ask for, which is queued.
 func (c *Control) limits() catalog.Limits {
 	l := catalog.Limits{Host: c.o.HostJobs, All: c.o.Jobs}
 	if l.Host == 0 {
@@ -291,6 +298,10 @@ func (r *runner) changed() <-chan struct{} {
 // sayWaits says of queued jobs why they wait.
 func (c *Control) sayWaits(ctx context.Context, jobs []tidemark.Job) error {
 	var load *catalog.Load
+	most, err := c.jobsOf(ctx)
+	if err != nil {
+		return err
+	}
 	for i := range jobs {
 		j := &jobs[i]
 		if j.State != tidemark.JobQueued {
@@ -303,13 +314,15 @@ func (c *Control) sayWaits(ctx context.Context, jobs []tidemark.Job) error {
 			}
 			load = &l
 		}
-		j.Waits = c.whyWaits(*j, *load)
+		j.Waits = c.whyWaits(*j, *load, most)
 	}
 	return nil
 }
 
-func (c *Control) whyWaits(j tidemark.Job, load catalog.Load) string {
+// whyWaits says why a queued job has not begun, by what runs and how many jobs each profile may have.
+func (c *Control) whyWaits(j tidemark.Job, load catalog.Load, profiles map[string]int) string {
 	l, now := c.limits(), time.Now()
+	most, bounded := profiles[j.Profile]
 	other, busy := load.Busy[j.Application]
 	switch {
 	case j.NotBefore != nil && j.NotBefore.After(now) && !j.Created.After(now):
@@ -318,6 +331,8 @@ func (c *Control) whyWaits(j tidemark.Job, load catalog.Load) string {
 		return fmt.Sprintf("for job %d (%s) of %s", other.ID, other.Kind, j.Application)
 	case j.Host != "" && load.Hosts[j.Host] >= l.Host:
 		return fmt.Sprintf("for a job of %s to end: %d run there, which is the limit", j.Host, load.Hosts[j.Host])
+	case bounded && j.Origin == tidemark.FromSchedule && load.Profiles[j.Profile] >= most:
+		return fmt.Sprintf("for a job of the profile %s to end: %d run, which is its limit", j.Profile, load.Profiles[j.Profile])
 	case load.All >= l.All:
 		return fmt.Sprintf("for another job to end: %d run, which is the limit of this server", load.All)
 	}

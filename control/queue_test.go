@@ -84,7 +84,7 @@ func TestRetry(t *testing.T) {
 func TestWhyWaits(t *testing.T) {
 	c := &Control{o: Options{HostJobs: 2, Jobs: 3}}
 	later := time.Now().Add(time.Hour)
-	load := catalog.Load{All: 2, Hosts: map[string]int{"h": 2}, Busy: map[string]tidemark.Job{"a": {ID: 7, Kind: "capture"}, "": {ID: 8}}}
+	load := catalog.Load{All: 2, Hosts: map[string]int{"h": 2}, Profiles: map[string]int{"p": 1, "q": 1}, Busy: map[string]tidemark.Job{"a": {ID: 7, Kind: "capture"}, "": {ID: 8}}}
 	full := load
 	full.All = 3
 	for _, x := range []struct {
@@ -97,8 +97,11 @@ func TestWhyWaits(t *testing.T) {
 		{tidemark.Job{Host: "h"}, load, "for a job of h to end: 2 run"},
 		{tidemark.Job{}, full, "for another job to end: 3 run"},
 		{tidemark.Job{Host: "i"}, load, "for its turn"},
+		{tidemark.Job{Profile: "p", Origin: tidemark.FromSchedule}, load, "for a job of the profile p to end: 1 run"},
+		{tidemark.Job{Profile: "p"}, load, "for its turn"},
+		{tidemark.Job{Profile: "q", Origin: tidemark.FromSchedule}, load, "for its turn"},
 	} {
-		if got := c.whyWaits(x.job, x.load); !strings.HasPrefix(got, x.want) {
+		if got := c.whyWaits(x.job, x.load, map[string]int{"p": 1}); !strings.HasPrefix(got, x.want) {
 			t.Errorf("%q, not %q", got, x.want)
 		}
 	}

@@ -60,8 +60,8 @@ func (c Change) String() string {
 }
 
 // Difference lists what has to be done that a server that has have gets what is wanted:
-// hosts and templates before applications, these before groups, each kind by name. What is
-// there and not wanted is left alone: documents add and change, and never take away.
+// hosts, templates and profiles before applications, these before groups, each kind by name. What is
+// there and no document names is left alone; of what one names, it is the whole: a field that it does not have is taken away.
 func Difference(have, want Set) ([]Change, error) {
 	old := map[string]object{}
 	for _, n := range have.all() {
@@ -184,7 +184,7 @@ func (f Forgotten) String() string {
 type Applied struct {
 	Changes []Change       `json:"changes" doc:"What was changed, or is as it is wanted."`
 	DryRun  bool           `json:"dry_run,omitempty" doc:"Nothing was changed."`
-	Notes   []string       `json:"notes,omitempty" doc:"What a template says that is not acted on."`
+	Notes   []string       `json:"notes,omitempty" doc:"What a template or profile says that is not acted on."`
 	Jobs    []tidemark.Job `json:"jobs,omitempty" doc:"The jobs that protect what was not protected."`
 	// Forgotten are the applications whose template is another one, or says something else, and lets points go.
 	Forgotten []Forgotten `json:"forgotten,omitempty" doc:"How many points are forgotten at once for what was changed, by application."`

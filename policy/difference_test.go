@@ -24,6 +24,7 @@ func TestDifference(t *testing.T) {
 		lines := []string{
 			"leave Host db1 true",
 			"change Template gold: capture.weekdays: [mon, tue, wed, thu, fri] → [mon, fri], log.every: 5m → 1m, priority: 90 → (none) true",
+			"leave Profile berlin true",
 			"change Application orders: labels.team: sales → shop true",
 			"leave Group bank false",
 			"make Group till: members: [orders], options.appshot: 5m true",
@@ -38,7 +39,7 @@ func TestDifference(t *testing.T) {
 func TestNothingDiffersFromItself(t *testing.T) {
 	set := must(Parse([]byte(everything)))
 	changes, err := Difference(set, set)
-	if err != nil || len(changes) != 4 {
+	if err != nil || len(changes) != 5 {
 		t.Fatalf("%v, %v", changes, err)
 	}
 	for _, c := range changes {
@@ -57,6 +58,7 @@ func TestCheckReferences(t *testing.T) {
 		cut  func(*Set)
 		says string
 	}{
+		{func(s *Set) { s.Profiles = nil }, "Application orders names the Profile berlin"},
 		{func(s *Set) { s.Templates = nil }, "Application orders names the Template gold"},
 		{func(s *Set) { s.Hosts = nil }, "Application orders names the Host db1"},
 		{func(s *Set) { s.Applications = nil }, "Group bank names the Application orders"},

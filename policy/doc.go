@@ -2,7 +2,7 @@
 // when something is due, what may be forgotten, and whether the promise is kept.
 //
 // A [Template] is an SLA template. Its lines are policies: capture, keep, cdp, appshot, log,
-// verify, replicate, vault, and the objectives RPO and RTO. Templates, and the applications, hosts
+// verify, replicate, vault, and the objectives RPO and RTO. A [Profile] says where to. Templates, profiles, and the applications, hosts
 // and groups that are wanted, are written as YAML documents, which [Parse] reads
 // and [Marshal] writes; names are the same in Go, YAML and JSON.
 //

@@ -15,11 +15,12 @@ type DocumentKind string
 const (
 	KindHost        DocumentKind = "Host"
 	KindTemplate    DocumentKind = "Template"
+	KindProfile     DocumentKind = "Profile"
 	KindApplication DocumentKind = "Application"
 	KindGroup       DocumentKind = "Group"
 )
 
-var kinds = []DocumentKind{KindHost, KindTemplate, KindApplication, KindGroup}
+var kinds = []DocumentKind{KindHost, KindTemplate, KindProfile, KindApplication, KindGroup}
 
 // Application is the wanted state of an application: what is to be protected, and what is promised to it.
 type Application struct {
@@ -28,6 +29,8 @@ type Application struct {
 	Also   []string `json:"also,omitempty"` // more devices, whose writes share one order with those of Source
 	Host   string   `json:"host,omitempty"` // that has the source. Empty: the server's own
 	SLA    string   `json:"sla,omitempty"`  // the name of a template. Empty: nothing is promised
+	// Profile is the name of the profile that says where its copies go. Empty: none.
+	Profile string `json:"profile,omitempty"`
 	// Options are settings of the application's type.
 	Options map[string]string `json:"options,omitempty"`
 	Labels  map[string]string `json:"labels,omitempty"`
@@ -52,11 +55,12 @@ type Group struct {
 type Set struct {
 	Hosts        []Host        `json:"hosts,omitempty"`
 	Templates    []Template    `json:"templates,omitempty"`
+	Profiles     []Profile     `json:"profiles,omitempty"`
 	Applications []Application `json:"applications,omitempty"`
 	Groups       []Group       `json:"groups,omitempty"`
 }
 
-// object is one document: a *Host, *Template, *Application or *Group.
+// object is one document: a *Host, *Template, *Profile, *Application or *Group.
 type object interface{ Validate() error }
 
 // newObject returns an empty document of a kind, or nil.
@@ -66,6 +70,8 @@ func newObject(kind DocumentKind) object {
 		return new(Host)
 	case KindTemplate:
 		return new(Template)
+	case KindProfile:
+		return new(Profile)
 	case KindApplication:
 		return new(Application)
 	case KindGroup:
@@ -80,6 +86,8 @@ func (s *Set) add(o object) {
 		s.Hosts = append(s.Hosts, *o)
 	case *Template:
 		s.Templates = append(s.Templates, *o)
+	case *Profile:
+		s.Profiles = append(s.Profiles, *o)
 	case *Application:
 		s.Applications = append(s.Applications, *o)
 	case *Group:
@@ -101,6 +109,9 @@ func (s Set) all() (list []named) {
 	}
 	for i := range s.Templates {
 		list = append(list, named{KindTemplate, s.Templates[i].Name, &s.Templates[i]})
+	}
+	for i := range s.Profiles {
+		list = append(list, named{KindProfile, s.Profiles[i].Name, &s.Profiles[i]})
 	}
 	for i := range s.Applications {
 		list = append(list, named{KindApplication, s.Applications[i].Name, &s.Applications[i]})
@@ -138,6 +149,9 @@ func (a Application) Validate() error {
 	}
 	if a.SLA != "" {
 		c.Name("sla", a.SLA)
+	}
+	if a.Profile != "" {
+		c.Name("profile", a.Profile)
 	}
 	c.pairs("options", a.Options)
 	for key, value := range a.Options {
@@ -179,7 +193,7 @@ func (g Group) Validate() error {
 }
 
 // CheckReferences returns an error of kind [tidemark.NotFound] if something in want names a
-// template, host or application that is neither in want nor in have.
+// template, profile, host or application that is neither in want nor in have.
 func CheckReferences(have, want Set) error {
 	known := map[DocumentKind]map[string]bool{}
 	for _, kind := range kinds {
@@ -198,7 +212,7 @@ func CheckReferences(have, want Set) error {
 	for _, n := range want.all() {
 		switch o := n.object.(type) {
 		case *Application:
-			if err := cmp.Or(missing(n.kind, n.name, KindTemplate, o.SLA), missing(n.kind, n.name, KindHost, o.Host)); err != nil {
+			if err := cmp.Or(missing(n.kind, n.name, KindTemplate, o.SLA), missing(n.kind, n.name, KindProfile, o.Profile), missing(n.kind, n.name, KindHost, o.Host)); err != nil {
 				return err
 			}
 		case *Group:

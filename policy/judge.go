@@ -24,6 +24,7 @@ type Compliance struct {
 	Application string    `json:"application"`
 	Template    string    `json:"template"`
 	Group       string    `json:"group,omitempty"` // by which it has the template; empty: it is its own
+	Profile     string    `json:"profile,omitempty"`
 	State       State     `json:"state"`
 	Judged      time.Time `json:"judged"`
 	// Newest is the newest moment that could be recovered; zero: there is none.

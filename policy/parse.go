@@ -21,7 +21,7 @@ type Other struct {
 	Read func(strictyaml.Document) (name string, err error)
 }
 
-// Parse reads a stream of YAML documents, separated by ---, each with kind: Template,
+// Parse reads a stream of YAML documents, separated by ---, each with kind: Template, Profile,
 // Application, Host or Group, or one of others. JSON is YAML, and so is read, too. All of it is strict: an error, of kind
 // [tidemark.Invalid], begins with line and column, and says what to write instead.
 // Names are unique within a kind. Nothing is looked up: see [CheckReferences].
@@ -38,7 +38,7 @@ func Parse(data []byte, others ...Other) (Set, error) {
 	if err != nil {
 		return Set{}, err
 	}
-	p := parser{known: []string{string(KindTemplate), string(KindApplication), string(KindHost), string(KindGroup)}, others: others,
+	p := parser{known: []string{string(KindTemplate), string(KindProfile), string(KindApplication), string(KindHost), string(KindGroup)}, others: others,
 		seen: map[string]strictyaml.Place{}, decode: strictyaml.Decoder{MaxAliases: MaxAliases}}
 	for _, o := range others {
 		p.known = append(p.known, string(o.Kind))

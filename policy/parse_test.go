@@ -41,12 +41,20 @@ kind: Host
 name: db1
 labels: {rack: 7, critical: yes}
 ---
+kind: Profile
+name: berlin
+description: the old array
+jobs: 2
+replicate: hamburg
+vault: tape
+---
 kind: Application
 name: orders
 source: postgres://backup@db1/orders
 also: [/dev/vg0/logs]
 host: db1
 sla: gold
+profile: berlin
 options: {scripts: /etc/orders, port: 5432}
 labels: {team: sales}
 ---
@@ -75,7 +83,8 @@ func TestParse(t *testing.T) {
 			Verify:    &Verify{Every: Duration(day), Point: WhichRandom, Of: 10, Probe: "orders-count"},
 			Replicate: &Copy{To: "site-b", Every: Duration(time.Hour), Keep: Duration(30 * day)},
 			Vault:     &Copy{To: "vault-1", Keep: Duration(365 * day)}}},
-		Applications: []Application{{Name: "orders", Source: "postgres://backup@db1/orders", Also: []string{"/dev/vg0/logs"}, Host: "db1", SLA: "gold",
+		Profiles: []Profile{{Name: "berlin", Description: "the old array", Jobs: 2, Replicate: "hamburg", Vault: "tape"}},
+		Applications: []Application{{Name: "orders", Source: "postgres://backup@db1/orders", Also: []string{"/dev/vg0/logs"}, Host: "db1", SLA: "gold", Profile: "berlin",
 			Options: map[string]string{"scripts": "/etc/orders", "port": "5432"}, Labels: map[string]string{"team": "sales"}}},
 		Groups: []Group{{Name: "bank", Members: []string{"orders"}, Options: map[string]string{"appshot": "5m"}}},
 	}
@@ -136,17 +145,21 @@ func TestParseRefuses(t *testing.T) {
 		{"a: [1\nb: 2", "line 2, column 2: this is not YAML", "indent with spaces"},
 		{"kind: Template\n\tname: x", "line 2, column", "indent with spaces"},
 		{"- a", "line 1, column 1: this is not a document of fields", "kind:"},
-		{"name: x", "line 1, column 1: the document does not say its kind", "kind: Template, Application, Host or Group"},
-		{"kind: Pod\nname: x", `line 1, column 7: "Pod" is not a kind`, "Template, Application, Host and Group"},
+		{"name: x", "line 1, column 1: the document does not say its kind", "kind: Template, Profile, Application, Host or Group"},
+		{"kind: Pod\nname: x", `line 1, column 7: "Pod" is not a kind`, "Template, Profile, Application, Host and Group"},
 		{"kind: [Template]", `line 1, column 7: "" is not a kind`, "Template"},
 		{"kind: Host\nname: x\n---\n# twice\nkind: Host\nname: x", "line 5, column 1: Host x stands here again; it was described on line 1", "leave one"},
 		// fields
 		{tmpl("captrue: {every: 1h}"), "line 3, column 1: there is no field \"captrue\" here", "did you mean capture?"},
 		{tmpl("capture: {evry: 1h}"), "line 3, column 11: there is no field \"evry\" here", "did you mean every?"},
 		{tmpl("capture: {frequency: 1h}"), "there is no field \"frequency\" here", "there are every, at, weekdays"},
-		{tmpl("profile: far"), "line 3, column 1: there is no field \"profile\" here", "verify, replicate, vault"}, // where to is a line of a template
-		{app("source: /srv\nsla: gold\nprofile: far"), "line 5, column 1: there is no field \"profile\" here", "there are name, source"},
-		{"kind: Profile\nname: far", `line 1, column 7: "Profile" is not a kind of document`, "there are Template, Application, Host and Group"},
+		{tmpl("profile: far"), "line 3, column 1: there is no field \"profile\" here", "verify, replicate, vault"}, // an application has it
+		{app("source: /srv\nsla: gold\nprofile: not far"), "line 5, column 10: profile: the name", ""},
+		{"kind: Profile\nname: far", "line 2, column 7: name: the profile \"far\" says nothing", "write jobs, replicate or vault"},
+		{"kind: Profile\nname: far\njobs: -1", "line 3, column 7: jobs: -1 is not possible", "write 1 to 10000"},
+		{"kind: Profile\nname: far\nvault: a b", "line 3, column 8: vault: the name", ""},
+		{"kind: Profile\nname: far\nkeep: 1d", "line 3, column 1: there is no field \"keep\" here", "there are name, description, jobs, replicate, vault"},
+		{tmpl("vault: {to: a b}"), "vault.to: the name", ""},
 		{tmpl("rpo: 1h\nrpo: 2h"), "line 4, column 1: \"rpo\" stands here again; it was given on line 3", "leave one"},
 		{tmpl("rpo: 1h\n? [a]\n: b"), "line 4, column 3: this is not the name of a field", "write names"},
 		{tmpl("capture: 1h"), "line 3, column 10: capture has fields, and no value of its own", "indented"},
@@ -201,7 +214,6 @@ func TestParseRefuses(t *testing.T) {
 		{tmpl("log: {every: 1m}"), "log.keep: 0s is not possible", ""},
 		{tmpl("verify: {every: 1d, of: 3}"), "verify.of: it goes with point: random only", ""},
 		{tmpl("verify: {every: 1d, point: oldest}"), "verify.point", "latest or random"},
-		{tmpl("vault: {every: 1d}"), "vault.to: the name is empty", ""},
 		{app(""), "line 1, column 1: source: it is empty", "write a URL, a directory or a device"},
 		{app("source: /srv\nsla: not a name"), "line 4, column 6: sla: the name", ""},
 		{app("source: /srv\noptions: {admin_password: x}"), "line 4, column 27: options.admin_password: an option is no place for a secret", "a file"},
@@ -269,7 +281,7 @@ func TestValidateNamesTheField(t *testing.T) {
 	if tidemark.KindOf(err) != tidemark.Invalid || !strings.HasPrefix(err.Error(), "rpo: ") {
 		t.Errorf("%v", err)
 	}
-	for _, v := range []interface{ Validate() error }{Template{Name: "t"}, Host{Name: "h"}, Group{Name: "g", Members: []string{"a"}}, Application{Name: "a", Source: "/srv"}} {
+	for _, v := range []interface{ Validate() error }{Template{Name: "t"}, Host{Name: "h"}, Profile{Name: "p", Jobs: 1}, Group{Name: "g", Members: []string{"a"}}, Application{Name: "a", Source: "/srv"}} {
 		if err := v.Validate(); err != nil {
 			t.Errorf("%+v: %v", v, err)
 		}
@@ -285,10 +297,14 @@ func TestNotes(t *testing.T) {
 	if !strings.Contains(notes, "replicate: read and checked, but this version does not act on it") || !strings.Contains(notes, "vault:") || strings.Contains(notes, "rpo") {
 		t.Errorf("%s", notes)
 	}
+	if notes := set.Profiles[0].Notes(); len(notes) != 2 || !strings.Contains(notes[0], "replicate: read and checked") || !strings.Contains(notes[1], "nothing is copied to tape") {
+		t.Errorf("%q", notes)
+	}
 	for _, c := range []struct {
 		tmpl Template
 		says string
 	}{
+		{Template{Vault: &Copy{}}, "nothing is copied to where profiles say"},
 		{Template{RPO: Duration(time.Hour), Capture: &Capture{Every: Duration(day)}}, "rpo: 1h cannot be kept: capture leaves 1d between points"},
 		{Template{RPO: Duration(time.Hour), Capture: &Capture{At: hours("06:00", "20:00")}}, "capture leaves 14h between points"},
 		{Template{RPO: Duration(time.Hour), Capture: &Capture{Every: Duration(day)}, Log: &Log{Keep: Duration(day)}}, ""},

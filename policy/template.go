@@ -135,7 +135,7 @@ func (v Verify) Limit() Duration { return min(max(v.Every, leastProof), mostProo
 // Copy is how often points go to another site (replicate) or to a store that nobody can
 // change (vault). It is read and checked; nothing acts on it yet, and [Template.Notes] says so.
 type Copy struct {
-	To    string   `json:"to"`             // the name of the site or vault
+	To    string   `json:"to,omitempty"`   // the name of the site or vault. Empty: the [Profile] of the application says it
 	Every Duration `json:"every,omitzero"` // 0: after each capture
 	Keep  Duration `json:"keep,omitzero"`  // how long they are kept there. 0: by keep
 }

@@ -153,7 +153,9 @@ func (p *Copy) validate(c *checks, policy Policy) {
 	if p == nil {
 		return
 	}
-	c.Name(string(policy)+".to", p.To)
+	if p.To != "" {
+		c.Name(string(policy)+".to", p.To)
+	}
 	c.optional(string(policy)+".every", p.Every, leastCapture)
 	c.optional(string(policy)+".keep", p.Keep, leastShot)
 }
@@ -163,7 +165,7 @@ func (p *Copy) validate(c *checks, policy Policy) {
 func (t Template) Notes() (notes []string) {
 	for policy, copies := range map[Policy]*Copy{PolicyReplicate: t.Replicate, PolicyVault: t.Vault} {
 		if copies != nil {
-			notes = append(notes, fmt.Sprintf("%s: read and checked, but this version does not act on it: nothing is copied to %s", policy, copies.To))
+			notes = append(notes, notCopied(policy, copies.To))
 		}
 	}
 	slices.Sort(notes)

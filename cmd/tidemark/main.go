@@ -67,7 +67,7 @@ as #8123, a time such as 2026-11-23T02:41:07Z, or -5m for five minutes ago.`,
 		&cobra.Group{ID: "use", Title: "Use points:"}, &cobra.Group{ID: "access", Title: "Who may do what:"}, &cobra.Group{ID: "keep", Title: "Keep house:"})
 	for group, commands := range map[string][]*cobra.Command{
 		"server":  {serverCommand(), agentCommand(), hostCommand(), demoCommand(), statusCommand(), jobsCommand(), jobCommand(), poolCommand(), webhookCommand(), apiCommand()},
-		"protect": {discoverCommand(), protectCommand(), unprotectCommand(), captureCommand(), bookmarkCommand(), groupCommand(), applyCommand(), slaCommand(), workflowCommand(), resyncCommand(), volumeCommand()},
+		"protect": {discoverCommand(), protectCommand(), unprotectCommand(), captureCommand(), bookmarkCommand(), groupCommand(), applyCommand(), slaCommand(), profileCommand(), workflowCommand(), resyncCommand(), volumeCommand()},
 		"use":     {pointsCommand(), exportCommand(), exportsCommand(), unexportCommand(), mountCommand(), mountsCommand(), unmountCommand(), cloneCommand(), clonesCommand(), refreshCommand(), liveCloneCommand(), liveClonesCommand(), rewindCommand(), proveCommand(), restoreCommand(), diffCommand(), bisectCommand()},
 		"access":  {loginCommand(), logoutCommand(), whoamiCommand(), userCommand(), userGroupCommand(), grantCommand(), tokenCommand(), auditCommand()},
 		"keep":    {changesCommand(), expireCommand(), reclaimCommand(), forgetCommand(), verifyCommand()},

@@ -214,16 +214,21 @@ func slaTemplates() *cobra.Command {
 				return err
 			}
 			if asYAML {
-				data, err := policy.Marshal(policy.Set{Templates: list})
-				if err == nil {
-					_, err = os.Stdout.Write(data)
-				}
-				return err
+				return printDocuments(policy.Set{Templates: list})
 			}
 			return show(list, func() { printTemplates(list) })
 		}}
 	c.Flags().BoolVar(&asYAML, "yaml", false, "as documents, which `tidemark apply` takes")
 	return c
+}
+
+// printDocuments prints what there is as documents, which apply takes.
+func printDocuments(s policy.Set) error {
+	data, err := policy.Marshal(s)
+	if err == nil {
+		_, err = os.Stdout.Write(data)
+	}
+	return err
 }
 
 func printTemplates(list []policy.Template) {
