@@ -292,6 +292,7 @@ type Job struct {
 	Error       *Error     `json:"error,omitempty" doc:"Why it failed; of a queued job: why its last attempt did."`
 	Result      any        `json:"result,omitempty" doc:"The result type of its kind, as JSON."`
 	AskedBy     string     `json:"asked_by,omitempty" doc:"Who asked for it."`
+	AskerID     string     `json:"-"` // which of all who ever had that name: for the server alone
 	Origin      JobOrigin  `json:"origin,omitempty" enum:"queue,schedule" doc:"How it came to it: it was asked for and waited, or a policy asked for it; missing: it was asked for, to begin at once."`
 	Parent      int64      `json:"parent,omitempty" doc:"The job that it is a part of."`
 	Profile     string     `json:"profile,omitempty" doc:"The profile of its application, when it was asked for."`

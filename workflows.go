@@ -10,6 +10,7 @@ type Workflow struct {
 	Parameters  []WorkflowParameter `json:"parameters,omitempty" doc:"The values that a run is given."`
 	Document    string              `json:"document,omitempty" doc:"The YAML that was applied; missing in lists. For who may not change the workflow, with scheme and host alone of the URLs that messages are posted to."`
 	Author      string              `json:"author,omitempty" doc:"Who applied it, and by whose rights its schedule runs it; missing: the administrator at the socket."`
+	Token       string              `json:"token,omitempty" doc:"The API token that it was applied by, which narrows these rights; missing: none."`
 	Created     time.Time           `json:"created" doc:"When this version was applied."`
 	Removed     *time.Time          `json:"removed,omitempty" doc:"When the workflow was removed; missing: it is not."`
 	Scheduled   bool                `json:"scheduled,omitempty" doc:"It has a schedule."`

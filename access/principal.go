@@ -31,6 +31,7 @@ func (m Method) Known() bool {
 // Principal is somebody who asks. Only who has checked his secret makes one.
 type Principal struct {
 	User   string // empty for the socket
+	UserID string // which of all who ever had that name
 	Groups []string
 	Method Method
 	// Token is the one that he came with, if [ByToken]. It narrows what he may do.

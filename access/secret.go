@@ -1,6 +1,7 @@
 package access
 
 import (
+	"cmp"
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/subtle"
@@ -8,6 +9,7 @@ import (
 	"hash/crc32"
 	"log/slog"
 	"math/big"
+	"slices"
 	"strings"
 	"time"
 
@@ -172,6 +174,21 @@ func (t *Token) level(a Action) Level {
 		l = max(l, r.Level(a))
 	}
 	return l
+}
+
+// NarrowsAs reports whether t leaves the same of its user's rights as o. No token, nil, leaves all of them.
+func (t *Token) NarrowsAs(o *Token) bool {
+	var none Token
+	t, o = cmp.Or(t, &none), cmp.Or(o, &none)
+	return slices.Equal(t.Roles, o.Roles) && slices.Equal(t.Applications, o.Applications)
+}
+
+// String is the name of the token; of none, it is empty.
+func (t *Token) String() string {
+	if t == nil {
+		return ""
+	}
+	return t.Name
 }
 
 // Session is a login that lasts.

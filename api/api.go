@@ -133,7 +133,7 @@ func (s *server) handle(h *huma.Operation, next http.HandlerFunc) {
 			return
 		}
 		ctx := context.WithValue(r.Context(), callerKey{}, who)
-		r = r.WithContext(control.WithAsk(ctx, control.Ask{Queue: o.queues && takeQueue(r) == "true", By: who.principal.User}))
+		r = r.WithContext(control.WithAsk(ctx, control.Ask{Queue: o.queues && takeQueue(r) == "true", By: who.principal.User, UserID: who.principal.UserID, Token: who.principal.Token}))
 		if strings.Contains(r.URL.RawQuery, "%00") { // which no catalog can search for
 			s.fail(rec, tidemark.Errorf(tidemark.Invalid, "the query has a NUL in it").WithHint("nothing has such a name: leave it out"))
 			return

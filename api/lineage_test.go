@@ -47,7 +47,7 @@ func (x *rig) begun(w *httptest.ResponseRecorder) {
 // clone makes a clone for a user; nobody is the socket.
 func (x *rig) clone(user string, spec tidemark.CloneSpec) {
 	x.t.Helper()
-	ctx := control.WithAsk(x.t.Context(), control.Ask{By: user})
+	ctx := control.WithAsk(x.t.Context(), x.by(user))
 	j, err := x.c.Clone(ctx, spec)
 	if err == nil {
 		err = x.Wait(ctx, j.ID, nil, nil)

@@ -85,7 +85,7 @@ func (s *server) once(o operation, w http.ResponseWriter, r *http.Request, next 
 		s.fail(w, err)
 		return
 	}
-	k := catalog.NewKey(key, s.process)
+	k := catalog.NewKey(ownKey(r.Context(), key), s.process)
 	known, err := s.c.TakeKey(r.Context(), k, print)
 	switch {
 	case err != nil:
@@ -104,6 +104,13 @@ func (s *server) once(o operation, w http.ResponseWriter, r *http.Request, next 
 	default:
 		s.again(w, *known.Answer)
 	}
+}
+
+// ownKey is a key as the catalog has it: each user has keys of his own, and none can tell or take those of another, also of one who had his
+// name before. No name of a user has a slash or a space; the administrator at the socket has none.
+func ownKey(ctx context.Context, key string) string {
+	who := callerOf(ctx).principal
+	return strings.TrimSpace(who.User+" "+who.UserID) + "/" + key
 }
 
 // again answers as the first request was.
@@ -125,8 +132,8 @@ func (s *server) again(w http.ResponseWriter, a catalog.Answer) {
 	}
 }
 
-// first has the request with a key done, and keeps the answer. A fault of the server, and what it lacks now, may be otherwise the next
-// time: then nothing is kept. That is so too if it panics.
+// first has the request with a key done, and keeps the answer. A fault of the server, what it lacks now, and what is not granted yet may be
+// otherwise the next time: then nothing is kept. That is so too if it panics.
 func (s *server) first(o operation, k catalog.Key, w http.ResponseWriter, r *http.Request, next http.HandlerFunc) {
 	keep := &keeper{ResponseWriter: w}
 	// The client may be gone; that what it asked for was done is recorded all the same.

@@ -91,12 +91,45 @@ func TestOnceIsNotKnown(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if known, err := x.c.TakeKey(context.Background(), catalog.NewKey("cut", "another process"), print); err != nil || known != nil {
+	if known, err := x.c.TakeKey(context.Background(), catalog.NewKey(ownKey(context.Background(), "cut"), "another process"), print); err != nil || known != nil {
 		t.Fatal(known, err)
 	}
 	resp, text := x.ask("POST", "/v1/pool/reclaim", "", keyHeader, `"cut"`)
 	if resp.StatusCode != 409 || !strings.Contains(string(text), "not known whether it was done") {
 		t.Errorf("%s: %s", resp.Status, text)
+	}
+}
+
+// TestOnceIsOnesOwn: the key that one user has used is free for another, who is not told of it. What was not allowed is asked for again with the
+// same key when it is granted, and done.
+func TestOnceIsOnesOwn(t *testing.T) {
+	x := newRig(t)
+	h := outside(x)
+	operator := access.Grant{Role: access.Operator, Scope: access.Scope{Kind: access.Everything}}
+	secrets := map[string]string{"alice": x.person("alice", operator), "bob": x.person("bob", operator), "carol": x.person("carol")}
+	volume := func(user, name string) *httptest.ResponseRecorder {
+		r := httptest.NewRequest("POST", "/v1/volumes", strings.NewReader(`{"name":"`+name+`","size_bytes":4096}`))
+		r.Header.Set("Content-Type", "application/json")
+		r.Header.Set(keyHeader, `"weekly-1"`)
+		return ask(h, r, secrets[user])
+	}
+	for _, one := range []struct {
+		user, name string
+		status     int
+		again      string
+	}{
+		{"alice", "a", http.StatusCreated, ""}, {"bob", "b", http.StatusCreated, ""}, {"alice", "a", http.StatusCreated, "true"},
+		{"alice", "b", http.StatusUnprocessableEntity, ""}, {"carol", "c", http.StatusForbidden, ""}, {"carol", "a", http.StatusForbidden, ""},
+	} {
+		if w := volume(one.user, one.name); w.Code != one.status || w.Header().Get(replayed) != one.again {
+			t.Errorf("%s asks for %s: %d, %v: %s", one.user, one.name, w.Code, w.Header(), w.Body)
+		}
+	}
+	operator.Subject = access.Subject{Kind: access.User, Name: "carol"}
+	_, err := x.AddGrant(t.Context(), operator)
+	worksIn(t)(err)
+	if w := volume("carol", "c"); w.Code != http.StatusCreated || w.Header().Get(replayed) != "" {
+		t.Errorf("what is granted now: %d: %s", w.Code, w.Body)
 	}
 }
 
@@ -293,5 +326,31 @@ func TestOnceEndsAway(t *testing.T) {
 				t.Fatalf("%s: %+v, %v", name, known, err)
 			}
 		}
+	}
+}
+
+// A later user of a name is not answered what the former one was, by whatever key.
+func TestKeyOfANamesake(t *testing.T) {
+	x := newRig(t)
+	g := access.Grant{Role: access.Admin, Scope: access.Scope{Kind: access.Everything}}
+	h, body := outside(x), `{"name":"v","size_bytes":1048576}`
+	secret := x.person("ann", g)
+	first := func() *httptest.ResponseRecorder {
+		r := httptest.NewRequest(http.MethodPost, "/v1/volumes", strings.NewReader(body))
+		r.Header.Set("Content-Type", "application/json")
+		r.Header.Set(keyHeader, `"one"`)
+		return ask(h, r, secret)
+	}
+	for i, again := range []string{"", "true"} {
+		if w := first(); w.Code >= 300 || w.Header().Get(replayed) != again {
+			t.Fatalf("%d: %d: %s", i, w.Code, w.Body)
+		}
+	}
+	if err := x.RemoveUser(t.Context(), "ann"); err != nil {
+		t.Fatal(err)
+	}
+	secret = x.person("ann", g)
+	if w := first(); w.Code != http.StatusConflict || w.Header().Get(replayed) != "" { // there is one by now
+		t.Errorf("%d: %s", w.Code, w.Body)
 	}
 }

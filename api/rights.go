@@ -328,9 +328,9 @@ func (s *server) within(ctx context.Context, d access.Decision, in any, done fun
 	default:
 		return done, nil
 	}
-	user := callerOf(ctx).principal.User
-	unlock := s.c.HoldCopies(user)
-	u, err := s.c.Usage(ctx, user)
+	who := callerOf(ctx).principal
+	unlock := s.c.HoldCopies(who.User)
+	u, err := s.c.Usage(ctx, who)
 	if err == nil {
 		err = d.Within(u, copy).Err()
 	}

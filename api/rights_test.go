@@ -21,6 +21,7 @@ import (
 	"tidemark/access/oidc"
 	"tidemark/access/oidc/oidctest"
 	"tidemark/catalog"
+	"tidemark/control"
 )
 
 // samples are requests of operations, with NAME where what they are about is named, and APP where an application is. What is not here has no
@@ -114,6 +115,19 @@ func (x *rig) person(name string, grants ...access.Grant) string {
 		x.t.Fatal(err)
 	}
 	return i.Secret
+}
+
+// by is how a user asks; nobody is the socket.
+func (x *rig) by(user string) control.Ask {
+	x.t.Helper()
+	if user == "" {
+		return control.Ask{}
+	}
+	who, _, err := x.c.Access().Principal(context.Background(), user, access.ByPassword)
+	if err != nil {
+		x.t.Fatal(err)
+	}
+	return control.Ask{By: user, UserID: who.UserID}
 }
 
 func ask(h http.Handler, r *http.Request, secret string) *httptest.ResponseRecorder {

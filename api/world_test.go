@@ -113,7 +113,7 @@ func makeWorld(t *testing.T, x *rig) []thing {
 	}
 	works(x.c.Share(t.Context(), "k-lent", []access.Subject{{Kind: access.User, Name: "alice"}}))
 	for _, user := range []string{"", "alice"} {
-		j, err := x.c.Reclaim(control.WithAsk(t.Context(), control.Ask{By: user}))
+		j, err := x.c.Reclaim(control.WithAsk(t.Context(), x.by(user)))
 		works(err)
 		works(x.Wait(t.Context(), j.ID, nil, nil))
 	}
@@ -139,7 +139,7 @@ func worksIn(t *testing.T) func(error) {
 func makeThing(t *testing.T, x *rig, v *thing) {
 	t.Helper()
 	works := worksIn(t)
-	ctx := control.WithAsk(t.Context(), control.Ask{By: v.owner})
+	ctx := control.WithAsk(t.Context(), x.by(v.owner))
 	var err error
 	switch v.kind {
 	case access.KindClone:
@@ -186,7 +186,7 @@ func (x *rig) script(name, text string) {
 func (x *rig) slowRun(name, user string) {
 	x.t.Helper()
 	works := worksIn(x.t)
-	j, err := x.c.Run(control.WithAsk(x.t.Context(), control.Ask{By: user}), name, tidemark.RunSpec{})
+	j, err := x.c.Run(control.WithAsk(x.t.Context(), x.by(user)), name, tidemark.RunSpec{})
 	works(err)
 	for end := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
 		r, err := x.c.RunOf(x.t.Context(), j.ID)

@@ -41,7 +41,7 @@ func TestAccessPostgres(t *testing.T) {
 func accessConformance(t *testing.T, where func(t *testing.T) string) {
 	for name, test := range map[string]func(t *testing.T, at string){
 		"Users": users, "Groups": groups, "Grants": grants, "Tokens": tokens, "Sessions": sessions,
-		"Objects": objects, "FromBefore": fromBefore,
+		"Objects": objects, "FromBefore": fromBefore, "Namesakes": namesakes, "WithoutIDs": withoutIDs,
 		"Audit": audit, "AuditTogether": auditTogether, "AuditTampering": auditTampering, "AuditOnlyGrows": auditOnlyGrows, "Checkpoints": checkpoints,
 		"Spool": spool, "SpoolTogether": spoolTogether, "Logins": logins, "LoginsTogether": loginsTogether,
 	} {
@@ -89,18 +89,24 @@ func refused(t *testing.T, want tidemark.Kind, err error) {
 	}
 }
 
-// fromBefore opens a catalog that was written before there were users.
-func fromBefore(t *testing.T, at string) {
-	ctx, c := context.Background(), openAt(t, at)
-	ok(t, c.Put(ctx, Mounts, "m", tidemark.Mount{Name: "m"}), c.AddUser(ctx, tidemark.User{Name: "alice"}), c.PutObject(ctx, access.Object{Kind: access.KindMount, Name: "m", Owner: "alice"}))
-	appendRecords(t, c, 2)
+// downTo makes a catalog one of an older release, and closes it.
+func downTo(t *testing.T, c *Catalog, at string, version int64) {
+	t.Helper()
 	dialect, dir := goose.DialectSQLite3, "sqlite"
 	if Remote(at) {
 		dialect, dir = goose.DialectPostgres, "postgres"
 	}
 	p := must(goose.NewProvider(dialect, c.write.DB, must(fs.Sub(migrations, "migrations/"+dir))(t)))(t)
-	must(p.DownTo(ctx, 9))(t)
+	must(p.DownTo(context.Background(), version))(t)
 	c.Close()
+}
+
+// fromBefore opens a catalog that was written before there were users.
+func fromBefore(t *testing.T, at string) {
+	ctx, c := context.Background(), openAt(t, at)
+	ok(t, c.Put(ctx, Mounts, "m", tidemark.Mount{Name: "m"}), c.AddUser(ctx, tidemark.User{Name: "alice"}), c.PutObject(ctx, access.Object{Kind: access.KindMount, Name: "m", Owner: "alice"}))
+	appendRecords(t, c, 2)
+	downTo(t, c, at, 9)
 	c = openAt(t, at)
 	if l := must(c.Users(ctx, "", 10))(t); len(l) != 0 {
 		t.Errorf("users: %+v", l)
@@ -151,6 +157,58 @@ func users(t *testing.T, at string) {
 	}
 	if l := must(c.Copies(ctx, "bob"))(t); !slices.Equal(l, []string{"dev"}) {
 		t.Errorf("copies: %q", l)
+	}
+}
+
+// idOf is the ID of a user.
+func idOf(t *testing.T, c *Catalog, user string) string {
+	t.Helper()
+	p, _, err := c.Principal(context.Background(), user, access.ByPassword)
+	ok(t, err)
+	return p.UserID
+}
+
+// namesakes holds that what somebody has asked for tells him from a later user of his name.
+func namesakes(t *testing.T, at string) {
+	ctx, c := context.Background(), openAt(t, at)
+	ok(t, c.AddUser(ctx, tidemark.User{Name: "ann"}))
+	id := idOf(t, c, "ann")
+	j := must(c.Enqueue(ctx, NewJob{Kind: "capture", AskedBy: "ann", AskerID: id}, plenty))(t)
+	w := must(c.PutWorkflow(ctx, Workflow{Name: "w", Document: "x", Author: "ann", AuthorID: id}))(t)
+	if j = must(c.Job(ctx, j.ID))(t); id == "" || j.AskerID != id || w.AuthorID != id || !must(c.IsUser(ctx, "ann", id))(t) || must(c.IsUser(ctx, "bob", id))(t) {
+		t.Errorf("%q has asked for %+v and %+v", id, j, w)
+	}
+	ok(t, c.SetDisabled(ctx, "ann", true))
+	if !must(c.IsUser(ctx, "ann", id))(t) {
+		t.Error("who is disabled is another")
+	}
+	ok(t, c.RemoveUser(ctx, "ann"), c.AddUser(ctx, tidemark.User{Name: "ann"}))
+	now := idOf(t, c, "ann")
+	if now == id || must(c.IsUser(ctx, "ann", id))(t) {
+		t.Errorf("%q and %q are the same", now, id)
+	}
+	if v := must(c.PutWorkflow(ctx, Workflow{Name: "w", Document: "x", Author: "ann", AuthorID: now}))(t); v.Version != w.Version+1 {
+		t.Errorf("applied by another, it is version %d", v.Version)
+	}
+}
+
+// withoutIDs opens a catalog that was written before users had IDs: what was asked for is of who has the name then, and of no later one.
+func withoutIDs(t *testing.T, at string) {
+	ctx, c := context.Background(), openAt(t, at)
+	ok(t, c.AddUser(ctx, tidemark.User{Name: "ann"}))
+	id := idOf(t, c, "ann")
+	j := must(c.Enqueue(ctx, NewJob{Kind: "capture", AskedBy: "ann", AskerID: id}, plenty))(t)
+	_, err := c.PutWorkflow(ctx, Workflow{Name: "w", Document: "x", Author: "ann", AuthorID: id})
+	ok(t, err)
+	downTo(t, c, at, 35)
+	c = openAt(t, at)
+	j, w := must(c.Job(ctx, j.ID))(t), must(c.Workflow(ctx, "w", 0))(t)
+	if now := idOf(t, c, "ann"); now != j.AskerID || now != w.AuthorID {
+		t.Errorf("%q has asked for %+v and %+v", now, j, w)
+	}
+	ok(t, c.RemoveUser(ctx, "ann"), c.AddUser(ctx, tidemark.User{Name: "ann"}))
+	if must(c.IsUser(ctx, "ann", j.AskerID))(t) {
+		t.Error("a later ann is the former one")
 	}
 }
 

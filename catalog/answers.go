@@ -27,7 +27,7 @@ type Asked struct {
 
 // Key is a key that a request has, or wants to have, for its own. What is recorded by it of a key that is another request's by now changes nothing.
 type Key struct {
-	Name   string // as the client chose it
+	Name   string // whose it is, and as the client chose it
 	Server string // the process that answers the request
 	holder string // the request, as nobody else is called
 }

@@ -103,8 +103,7 @@ func (c *Catalog) grants(ctx context.Context, query string, args ...any) ([]acce
 // groups and all grants that are for him. One who is disabled is refused as if he were not there.
 func (c *Catalog) Principal(ctx context.Context, user string, by access.Method) (access.Principal, []access.Grant, error) {
 	p := access.Principal{User: user, Method: by}
-	var name string
-	err := c.query(ctx, &name, "SELECT name FROM users WHERE name = ? AND NOT disabled", user)
+	err := c.query(ctx, &p.UserID, "SELECT id FROM users WHERE name = ? AND NOT disabled", user)
 	if errors.Is(err, sql.ErrNoRows) {
 		return access.Principal{}, nil, notLoggedIn()
 	}

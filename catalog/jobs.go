@@ -50,6 +50,7 @@ type jobRow struct {
 	LeaseEnd      int64
 	Cancelling    int64
 	AskedBy       string
+	AskerID       string
 	Origin        string
 	Parent        int64
 	Part          string
@@ -152,7 +153,7 @@ func (r *jobRow) job() *Job {
 	j := &Job{Job: tidemark.Job{ID: r.ID, Kind: r.Kind, Application: r.Application, Host: r.Host, State: tidemark.JobState(r.State), Step: r.Step,
 		Progress: tidemark.Progress{Done: r.Done, Total: r.Total, Unit: r.Unit}, Created: time.Unix(0, r.Created),
 		Priority: int(r.Priority), Attempt: int(r.Attempts), MaxAttempts: int(r.MaxAttempts),
-		AskedBy: r.AskedBy, Origin: tidemark.JobOrigin(r.Origin), Parent: r.Parent, Profile: r.Profile},
+		AskedBy: r.AskedBy, AskerID: r.AskerID, Origin: tidemark.JobOrigin(r.Origin), Parent: r.Parent, Profile: r.Profile},
 		Args: json.RawMessage(r.Args), Undo: json.RawMessage(r.Undo), FirstID: r.FirstID}
 	j.Started, j.Finished = timeOf(r.Started), timeOf(r.Finished)
 	if j.State == tidemark.JobQueued {

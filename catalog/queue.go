@@ -34,6 +34,7 @@ type NewJob struct {
 	NotBefore   time.Time // zero: any time
 	MaxAttempts int       // how often it may be begun
 	AskedBy     string
+	AskerID     string // of that user, as [Catalog.IsUser] has it
 	Origin      tidemark.JobOrigin
 	Parent      int64
 	Part        string // of the parent, that it is; there is one job of each part. Empty: it is no part
@@ -112,7 +113,7 @@ func (c *Catalog) rowOf(n NewJob, args string) jobRow {
 	now := c.now().UnixNano()
 	row := jobRow{Kind: n.Kind, Application: n.Application, Host: n.Host, State: string(tidemark.JobQueued), Args: args,
 		Owner: c.owner, Priority: int64(n.Priority), Created: now, Queued: now, MaxAttempts: int64(n.MaxAttempts),
-		AskedBy: n.AskedBy, Origin: string(n.Origin), Parent: n.Parent, Part: n.Part, FirstID: n.FirstID, Profile: n.Profile}
+		AskedBy: n.AskedBy, AskerID: n.AskerID, Origin: string(n.Origin), Parent: n.Parent, Part: n.Part, FirstID: n.FirstID, Profile: n.Profile}
 	if !n.NotBefore.IsZero() {
 		row.NotBefore = n.NotBefore.UnixNano()
 	}

@@ -2,6 +2,7 @@ package catalog
 
 import (
 	"context"
+	"crypto/rand"
 	"database/sql"
 	"errors"
 	"slices"
@@ -38,8 +39,8 @@ func (c *Catalog) AddUser(ctx context.Context, u tidemark.User) error {
 	if (u.Issuer == "") != (u.Subject == "") {
 		return tidemark.Errorf(tidemark.Invalid, "a user of a provider has an issuer and a subject")
 	}
-	err := c.exec(ctx, "INSERT INTO users (name, display, password, issuer, subject, disabled, created) VALUES (?, ?, '', ?, ?, ?, ?)",
-		u.Name, u.Display, u.Issuer, u.Subject, u.Disabled, time.Now().UnixNano())
+	err := c.exec(ctx, "INSERT INTO users (name, id, display, password, issuer, subject, disabled, created) VALUES (?, ?, ?, '', ?, ?, ?, ?)",
+		u.Name, rand.Text(), u.Display, u.Issuer, u.Subject, u.Disabled, time.Now().UnixNano())
 	if unique(err) {
 		return tidemark.Errorf(tidemark.Conflict, "there is a user %s already, or one with this identity of the provider", u.Name)
 	}
@@ -63,6 +64,14 @@ func (c *Catalog) oneUser(ctx context.Context, name, query string, args ...any) 
 		return tidemark.User{}, noUser(name)
 	}
 	return row.user(), wrap(err, "look up user %s", name)
+}
+
+// IsUser reports whether the user who has a name is the one with that ID, whether he is disabled or not. What a user asked for that is done
+// later keeps both: names are given again, and IDs never. An empty ID is that of who had the name when there were none.
+func (c *Catalog) IsUser(ctx context.Context, name, id string) (bool, error) {
+	var n int
+	err := c.query(ctx, &n, "SELECT COUNT(*) FROM users WHERE name = ? AND id = ?", name, id)
+	return n > 0, wrap(err, "look up user %s", name)
 }
 
 func noUser(name string) error {
@@ -131,6 +140,7 @@ func (c *Catalog) Password(ctx context.Context, name string) (string, error) {
 
 // RemoveUser removes a user with his grants, tokens, sessions, memberships and
 // what was shared with him, so that a later one of that name inherits nothing.
+// Of jobs and workflows, his ID tells the two apart.
 // While something belongs to him, the error is of kind Conflict.
 func (c *Catalog) RemoveUser(ctx context.Context, name string) error {
 	res, err := c.counted(ctx, "DELETE FROM users WHERE name = ?", name)

@@ -10,6 +10,7 @@ import (
 	"github.com/uptrace/bun"
 
 	"tidemark"
+	"tidemark/access"
 )
 
 // KindWorkflow is the kind of jobs that only have others done, and wait for them. They count for no limit: if they did, they could keep
@@ -22,8 +23,11 @@ type Workflow struct {
 	Version  int64
 	Document string // as it was applied
 	Author   string // the user who did; empty: the administrator at the socket
-	Created  time.Time
-	Removed  *time.Time // when the workflow was removed; nil: it is not
+	AuthorID string // of that user, as [Catalog.IsUser] has it
+	// Token is the API token that he applied it by: its roles and applications narrow what runs of its schedule may do. nil: none.
+	Token   *access.Token
+	Created time.Time
+	Removed *time.Time // when the workflow was removed; nil: it is not
 }
 
 type workflowRow struct {
@@ -33,38 +37,64 @@ type workflowRow struct {
 	Version       int64
 	Document      string
 	Author        string
+	AuthorID      string
+	Token         string // as JSON; empty: none
 	Created       int64
 	Removed       int64
 }
 
-func (r workflowRow) workflow() Workflow {
-	return Workflow{Name: r.Name, Version: r.Version, Document: r.Document, Author: r.Author, Created: time.Unix(0, r.Created), Removed: timeOf(r.Removed)}
+func (r workflowRow) workflow() (w Workflow, err error) {
+	w = Workflow{Name: r.Name, Version: r.Version, Document: r.Document, Author: r.Author, AuthorID: r.AuthorID, Created: time.Unix(0, r.Created), Removed: timeOf(r.Removed)}
+	if r.Token == "" {
+		return w, nil
+	}
+	if err := json.Unmarshal([]byte(r.Token), &w.Token); err != nil {
+		return w, tidemark.Errorf(tidemark.Corrupt, "version %d of the workflow %s cannot be read: %w", r.Version, r.Name, err)
+	}
+	return w, nil
 }
 
-// PutWorkflow stores a document as the newest version of a workflow, and returns it. One that is the newest already stays the one that it is.
-func (c *Catalog) PutWorkflow(ctx context.Context, name, document, author string) (w Workflow, err error) {
-	err = c.tx(ctx, "store workflow "+name, func(ctx context.Context, tx bun.Tx) error {
+// Same reports whether v says the same, by the rights of the same user, narrowed alike.
+func (w Workflow) Same(v Workflow) bool {
+	return w.Document == v.Document && w.Author == v.Author && w.AuthorID == v.AuthorID && w.Token.NarrowsAs(v.Token)
+}
+
+// PutWorkflow stores w as the newest version of the workflow that it names, and returns it. One that is the newest already stays the one
+// that it is. Version and times are not taken from w.
+func (c *Catalog) PutWorkflow(ctx context.Context, w Workflow) (kept Workflow, err error) {
+	row := workflowRow{Owner: c.owner, Name: w.Name, Document: w.Document, Author: w.Author, AuthorID: w.AuthorID, Created: c.now().UnixNano()}
+	if w.Token != nil {
+		token, err := json.Marshal(w.Token)
+		if err != nil {
+			return kept, err
+		}
+		row.Token = string(token)
+	}
+	err = c.tx(ctx, "store workflow "+w.Name, func(ctx context.Context, tx bun.Tx) error {
 		var last workflowRow
-		q := tx.NewSelect().Model(&last).Where("owner = ? AND name = ?", c.owner, name).Order("version DESC").Limit(1)
+		q := tx.NewSelect().Model(&last).Where("owner = ? AND name = ?", c.owner, w.Name).Order("version DESC").Limit(1)
 		if err := q.Scan(ctx); err != nil && !errors.Is(err, sql.ErrNoRows) {
 			return err
 		}
-		if last.Version > 0 && last.Removed == 0 && last.Document == document {
-			w = last.workflow()
-			return nil
+		if last.Version > 0 && last.Removed == 0 {
+			if kept, err = last.workflow(); err != nil || kept.Same(w) {
+				return err
+			}
 		}
-		row := workflowRow{Owner: c.owner, Name: name, Version: last.Version + 1, Document: document, Author: author, Created: c.now().UnixNano()}
-		w = row.workflow()
+		row.Version = last.Version + 1
+		if kept, err = row.workflow(); err != nil {
+			return err
+		}
 		_, err := tx.NewInsert().Model(&row).Exec(ctx)
 		if unique(err) { // two at the same time
-			return tidemark.Errorf(tidemark.Conflict, "somebody else has just changed the workflow %s", name).WithHint("look at it, and apply yours again")
+			return tidemark.Errorf(tidemark.Conflict, "somebody else has just changed the workflow %s", w.Name).WithHint("look at it, and apply yours again")
 		}
 		return err
 	})
-	return w, err
+	return kept, err
 }
 
-const selectWorkflow = "SELECT name, version, document, author, created, removed FROM workflows WHERE owner = ? "
+const selectWorkflow = "SELECT name, version, document, author, author_id, token, created, removed FROM workflows WHERE owner = ? "
 
 // Workflow returns a version of a workflow; 0 is the newest, unless it was removed. Other versions are there as long as the catalog is.
 func (c *Catalog) Workflow(ctx context.Context, name string, version int64) (Workflow, error) {
@@ -80,7 +110,10 @@ func (c *Catalog) Workflow(ctx context.Context, name string, version int64) (Wor
 	case errors.Is(err, sql.ErrNoRows):
 		return Workflow{}, noWorkflow(name)
 	}
-	return row.workflow(), wrap(err, "look up workflow %s", name)
+	if err != nil {
+		return Workflow{}, wrap(err, "look up workflow %s", name)
+	}
+	return row.workflow()
 }
 
 func noWorkflow(name string) error {
@@ -101,10 +134,17 @@ func (c *Catalog) Versions(ctx context.Context, name string) ([]Workflow, error)
 func (c *Catalog) workflows(ctx context.Context, query string, args ...any) (list []Workflow, err error) {
 	var rows []workflowRow
 	err = c.query(ctx, &rows, selectWorkflow+query, append([]any{c.owner}, args...)...)
-	for _, r := range rows {
-		list = append(list, r.workflow())
+	if err != nil {
+		return nil, wrap(err, "list workflows")
 	}
-	return list, wrap(err, "list workflows")
+	for _, r := range rows {
+		w, err := r.workflow()
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, w)
+	}
+	return list, nil
 }
 
 // RemoveWorkflow removes a workflow. Its versions stay, for the runs that there were.

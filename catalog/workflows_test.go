@@ -14,7 +14,7 @@ func workflows(t *testing.T, c *Catalog) {
 	ctx := context.Background()
 	put := func(name, document string, version int64) {
 		t.Helper()
-		if w, err := c.PutWorkflow(ctx, name, document, "ann"); err != nil || w.Version != version || w.Document != document || w.Author != "ann" {
+		if w, err := c.PutWorkflow(ctx, Workflow{Name: name, Document: document, Author: "ann"}); err != nil || w.Version != version || w.Document != document || w.Author != "ann" {
 			t.Fatalf("%+v, %v", w, err)
 		}
 	}

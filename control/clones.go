@@ -70,7 +70,7 @@ func (c *Control) cloneAs(ctx context.Context, spec cloning, claim func(ctx cont
 		if err := t.doing(ctx, "branch", undoing{Remove: spec.Name}); err != nil {
 			return nil, err
 		}
-		if err := c.own(ctx, access.KindClone, spec.Name, src.src, t.job.AskedBy); err != nil {
+		if err := c.ownMade(ctx, access.KindClone, spec.Name, src.src, t.job); err != nil {
 			return nil, err
 		}
 		k, err := c.makeClone(ctx, src, spec)

@@ -22,7 +22,7 @@ func owned(t *testing.T, c *Control) {
 			t.Fatal(err)
 		}
 	}
-	ended(t, c)(c.Clone(WithAsk(t.Context(), Ask{By: "ann"}), tidemark.CloneSpec{Ref: "v@pub-1", Name: "k"}))
+	ended(t, c)(c.Clone(WithAsk(t.Context(), by(t, c, "ann")), tidemark.CloneSpec{Ref: "v@pub-1", Name: "k"}))
 	if err := c.Share(t.Context(), "k", []access.Subject{{Kind: access.User, Name: "bob"}}); err != nil {
 		t.Fatal(err)
 	}
@@ -87,7 +87,7 @@ func TestDoomKeepsOwner(t *testing.T) {
 			break
 		}
 		isOwned(t, c, "when its host is back")
-		ended(t, c)(c.Clone(WithAsk(t.Context(), Ask{By: "ann"}), tidemark.CloneSpec{Ref: "v@pub-1", Name: "k"}))
+		ended(t, c)(c.Clone(WithAsk(t.Context(), by(t, c, "ann")), tidemark.CloneSpec{Ref: "v@pub-1", Name: "k"}))
 	}
 	if o, err := c.catalog.Object(t.Context(), access.KindClone, "k"); tidemark.KindOf(err) != tidemark.NotFound {
 		t.Errorf("%+v, %v", o, err)
@@ -124,7 +124,7 @@ func TestUsageDuringRefresh(t *testing.T) {
 	owned(t, c)
 	uses := func(user string, clones int) {
 		t.Helper()
-		if u, err := c.Usage(t.Context(), user); err != nil || u.Clones != clones {
+		if u, err := c.Usage(t.Context(), access.Principal{User: user, UserID: by(t, c, user).UserID}); err != nil || u.Clones != clones {
 			t.Errorf("%s has %d clones, and not %d: %v", user, u.Clones, clones, err)
 		}
 	}
@@ -133,7 +133,7 @@ func TestUsageDuringRefresh(t *testing.T) {
 		t.Fatal(err)
 	}
 	uses("ann", 0)
-	later := catalog.NewJob{Kind: "refresh", Application: "k", AskedBy: "bob", NotBefore: time.Now().Add(time.Hour), MaxAttempts: 1}
+	later := catalog.NewJob{Kind: "refresh", Application: "k", AskedBy: "bob", AskerID: by(t, c, "bob").UserID, NotBefore: time.Now().Add(time.Hour), MaxAttempts: 1}
 	j, err := c.catalog.Enqueue(t.Context(), later, c.limits())
 	if err != nil {
 		t.Fatal(err)

@@ -33,7 +33,7 @@ func payroll(t *testing.T) *Control {
 
 func clones(t *testing.T, c *Control, ref, name string) {
 	t.Helper()
-	ended(t, c)(c.Clone(WithAsk(t.Context(), Ask{By: "ann"}), tidemark.CloneSpec{Ref: ref, Name: name}))
+	ended(t, c)(c.Clone(WithAsk(t.Context(), by(t, c, "ann")), tidemark.CloneSpec{Ref: ref, Name: name}))
 }
 
 // replace removes a clone, and makes another of that name.
@@ -215,7 +215,7 @@ func TestRefreshNeedsItsSource(t *testing.T) {
 	if err := c.catalog.AddUser(t.Context(), tidemark.User{Name: "bob"}); err != nil {
 		t.Fatal(err)
 	}
-	ended(t, c)(c.Clone(WithAsk(t.Context(), Ask{By: "bob"}), tidemark.CloneSpec{Ref: "v@pub-1", Name: "his"}))
+	ended(t, c)(c.Clone(WithAsk(t.Context(), by(t, c, "bob")), tidemark.CloneSpec{Ref: "v@pub-1", Name: "his"}))
 	with := []access.Subject{{Kind: access.User, Name: "ann"}}
 	if err := c.Share(t.Context(), "his", with); err != nil {
 		t.Fatal(err)

@@ -84,7 +84,7 @@ func (c *Control) mayAll(ctx context.Context, user string, needs []Need) (decide
 		decided = append(decided, Decided{n.Action, o, there})
 		d := access.Decide(who, grants, n.Action, o)
 		if n.Copy != nil && d.Allowed {
-			u, err := c.Usage(ctx, user)
+			u, err := c.Usage(ctx, who)
 			if err != nil {
 				return decided, err
 			}

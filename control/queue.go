@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"tidemark"
+	"tidemark/access"
 	"tidemark/catalog"
 )
 
@@ -18,9 +19,11 @@ import (
 type Ask struct {
 	// Queue: the job waits until it can begin. Else it is refused if its application is busy.
 	Queue     bool
-	Priority  int       // the highest begins first; what people ask for has handPriority at least
-	NotBefore time.Time // with Queue: when it may begin
-	By        string    // who asks
+	Priority  int           // the highest begins first; what people ask for has handPriority at least
+	NotBefore time.Time     // with Queue: when it may begin
+	By        string        // who asks
+	UserID    string        // of that user, as a principal has it
+	Token     *access.Token // by which he asks, which narrows what the steps of a run may do, and what waits; nil: none
 	Origin    tidemark.JobOrigin
 	Parent    int64  // the job that it is a part of
 	Part      string // which part; of each there is one job, however often it is asked for. Empty: it does not matter
@@ -77,7 +80,7 @@ func (c *Control) ask(ctx context.Context, name string, request any) (tidemark.J
 		defer c.jobs.claims.RUnlock()
 	}
 	j, err := c.addJob(ctx, catalog.NewJob{Kind: name, Application: w.app, FirstID: c.firstIDOf(w.app), Profile: c.profileOf(cmp.Or(w.of, w.app)), Host: w.host, Args: w.args, Now: !how.Queue, Priority: how.Priority,
-		NotBefore: how.NotBefore, MaxAttempts: k.attempts, AskedBy: how.By, Origin: how.Origin, Parent: how.Parent, Part: how.Part})
+		NotBefore: how.NotBefore, MaxAttempts: k.attempts, AskedBy: how.By, AskerID: how.UserID, Origin: how.Origin, Parent: how.Parent, Part: how.Part})
 	if err != nil {
 		release()
 		return tidemark.Job{}, err

@@ -84,9 +84,26 @@ func (c *Control) takenAway(ctx context.Context, o access.Object) (access.Object
 	return noted, nil
 }
 
+// former is to whom a job belongs that nobody has asked for who is a user still: to no user, whoever has the name now; and it is not nobody's,
+// which more people may see.
+const former = "a former user"
+
+// asksStill reports whether who asked for a job is still the user who has his name. The administrator at the socket is who he is.
+func (c *Control) asksStill(ctx context.Context, j tidemark.Job) (bool, error) {
+	if j.AskedBy == "" {
+		return true, nil
+	}
+	return c.catalog.IsUser(ctx, j.AskedBy, j.AskerID)
+}
+
 // JobObject is what a decision has to know of a job.
 func (c *Control) JobObject(ctx context.Context, j tidemark.Job) (access.Object, error) {
 	o := access.Object{Kind: access.KindJob, Name: strconv.FormatInt(j.ID, 10), Owner: j.AskedBy, Host: serverHost(j.Host)}
+	if is, err := c.asksStill(ctx, j); err != nil {
+		return o, err
+	} else if !is {
+		o.Owner = former
+	}
 	if j.Application == "" {
 		return o, nil
 	}
@@ -192,6 +209,18 @@ func (c *Control) own(ctx context.Context, k access.Kind, name string, src app, 
 	return c.catalog.PutObject(ctx, o)
 }
 
+// ownMade notes that a copy which a job makes is of who asked for that. He has to be a user still: what is made belongs to no other of his name.
+func (c *Control) ownMade(ctx context.Context, k access.Kind, name string, src app, j tidemark.Job) error {
+	is, err := c.asksStill(ctx, j)
+	if err == nil && !is {
+		err = tidemark.Errorf(tidemark.Denied, "%s, who asked for the %s %s, is no user any more", j.AskedBy, k, name).WithHint("ask for it as somebody else")
+	}
+	if err != nil {
+		return err
+	}
+	return c.own(ctx, k, name, src, j.AskedBy)
+}
+
 // disown forgets whose something was that is gone.
 func (c *Control) disown(ctx context.Context, name string, kinds ...access.Kind) error {
 	var errs []error
@@ -256,8 +285,8 @@ func (c *Control) Source(ctx context.Context, spec tidemark.RefreshSpec) (string
 func (c *Control) HoldCopies(user string) (release func()) { return c.copies.lock(user) }
 
 // Usage is what belongs to a user: clones and mounts that are there, or that are being made for him or, by whomever, anew.
-func (c *Control) Usage(ctx context.Context, user string) (u access.Usage, err error) {
-	names, err := c.catalog.Copies(ctx, user)
+func (c *Control) Usage(ctx context.Context, who access.Principal) (u access.Usage, err error) {
+	names, err := c.catalog.Copies(ctx, who.User)
 	if err != nil {
 		return u, err
 	}
@@ -277,7 +306,7 @@ func (c *Control) Usage(ctx context.Context, user string) (u access.Usage, err e
 		return u, err
 	}
 	for _, j := range made {
-		if j.AskedBy == user {
+		if j.AskedBy == who.User && j.AskerID == who.UserID {
 			mine[j.Application] = true
 		}
 	}

@@ -60,6 +60,19 @@ func granted(t *testing.T, c *Control, user string, role access.Role, names ...a
 	}
 }
 
+// by is how the user asks who has a name now, or somebody whom nobody knows.
+func by(t *testing.T, c *Control, user string) Ask { return byToken(t, c, user, nil) }
+
+// byToken is how he asks with a token.
+func byToken(t *testing.T, c *Control, user string, token *access.Token) Ask {
+	t.Helper()
+	who, _, err := c.catalog.Principal(t.Context(), user, access.ByPassword)
+	if err != nil && tidemark.KindOf(err) != tidemark.Denied {
+		t.Fatal(err)
+	}
+	return Ask{By: user, UserID: who.UserID, Token: token}
+}
+
 // What a schedule does in the name of who applied the workflow is in the audit: also what it does to what it has made itself.
 func TestScheduledStepsAreRecorded(t *testing.T) {
 	c := serving(t)
@@ -67,7 +80,7 @@ func TestScheduledStepsAreRecorded(t *testing.T) {
 	doc := "kind: Workflow\nname: w\nschedule: {every: 1h}\nsteps:\n" +
 		"  - clone: {source: v@pub-1, name: k1}\n  - clone: {source: v@pub-1, name: k2}\n  - bookmark: {app: k1, name: x}\n  - wait: {clone: k1}\n" +
 		"  - expire: {clones: \"k*\", keep: 1}\n  - remove: {clone: k2}\n  - expire: {app: v, points: \"*\", keep: 1}\n  - notify: {message: hi}\n  - remove: {clone: k1}\n"
-	if _, err := c.ApplyWorkflow(WithAsk(t.Context(), Ask{By: "ann"}), tidemark.WorkflowSpec{Document: doc}); err != nil {
+	if _, err := c.ApplyWorkflow(WithAsk(t.Context(), by(t, c, "ann")), tidemark.WorkflowSpec{Document: doc}); err != nil {
 		t.Fatal(err)
 	}
 	run := eventually(t, c, 1)[0].Job

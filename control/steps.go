@@ -86,7 +86,7 @@ func (x *execution) job(ctx context.Context, s workflow.Step, ask func(context.C
 	if before != nil {
 		return x.await(ctx, before.ID)
 	}
-	how := Ask{Queue: true, Priority: x.t.job.Priority, By: x.t.job.AskedBy, Origin: tidemark.FromQueue, Parent: x.id, Part: s.ID}
+	how := Ask{Queue: true, Priority: x.t.job.Priority, By: x.t.job.AskedBy, UserID: x.t.job.AskerID, Origin: tidemark.FromQueue, Parent: x.id, Part: s.ID}
 	if x.t.job.Origin == tidemark.FromSchedule {
 		how.Origin = tidemark.FromSchedule
 	}

@@ -30,16 +30,40 @@ type running struct {
 
 // ApplyWorkflow makes a document the newest version of the workflow that it names, by whom ctx says.
 func (c *Control) ApplyWorkflow(ctx context.Context, spec tidemark.WorkflowSpec) (tidemark.Workflow, error) {
-	w, err := workflow.Parse([]byte(spec.Document))
+	doc, err := workflow.Single([]byte(spec.Document))
 	if err != nil {
 		return tidemark.Workflow{}, err
 	}
-	kept, err := c.catalog.PutWorkflow(ctx, w.Name, spec.Document, askOf(ctx).By)
+	w, err := workflow.Read(doc)
 	if err != nil {
 		return tidemark.Workflow{}, err
 	}
-	c.promises.stir()
+	kept, err := c.putWorkflow(ctx, writtenWorkflow{w, doc.Text})
+	if err != nil {
+		return tidemark.Workflow{}, err
+	}
 	return c.describeWorkflow(ctx, kept, true)
+}
+
+// writtenWorkflow is a workflow as it was read, and as it is written.
+type writtenWorkflow struct {
+	workflow.Workflow
+	text string
+}
+
+// asked is the workflow as the catalog has it when it is applied by whom ctx says.
+func (w writtenWorkflow) asked(ctx context.Context) catalog.Workflow {
+	how := askOf(ctx)
+	return catalog.Workflow{Name: w.Name, Document: w.text, Author: how.By, AuthorID: how.UserID, Token: how.Token}
+}
+
+// putWorkflow makes a workflow the newest version, and has its schedule looked at.
+func (c *Control) putWorkflow(ctx context.Context, w writtenWorkflow) (catalog.Workflow, error) {
+	kept, err := c.catalog.PutWorkflow(ctx, w.asked(ctx))
+	if err == nil {
+		c.promises.stir()
+	}
+	return kept, err
 }
 
 // Workflows lists the newest version of each workflow, by name.
@@ -81,7 +105,7 @@ func (c *Control) RemoveWorkflow(ctx context.Context, name string) error {
 }
 
 func (c *Control) describeWorkflow(ctx context.Context, k catalog.Workflow, newest bool) (tidemark.Workflow, error) {
-	d := tidemark.Workflow{Name: k.Name, Version: k.Version, Document: k.Document, Author: k.Author, Created: k.Created, Removed: k.Removed}
+	d := tidemark.Workflow{Name: k.Name, Version: k.Version, Document: k.Document, Author: k.Author, Token: k.Token.String(), Created: k.Created, Removed: k.Removed}
 	w, err := workflow.Parse([]byte(k.Document))
 	if err != nil { // of an older release
 		d.Description = "it cannot be run: " + err.Error()
@@ -153,8 +177,8 @@ func (c *Control) keepSchedules(ctx context.Context, now time.Time) (next time.T
 		case ok && at.After(now):
 			next = earlier(next, at)
 		case ok:
-			how := Ask{Queue: true, Priority: handPriority / 2, By: k.Author, Origin: tidemark.FromSchedule}
-			// What its steps need is looked at by the steps: a run that fails says so, and is not tried again until the next time.
+			how := Ask{Queue: true, Priority: handPriority / 2, By: k.Author, UserID: k.AuthorID, Origin: tidemark.FromSchedule}
+			// What it needs is looked at when it begins, and by its steps: a run that fails says so, and is not tried again until the next time.
 			if _, err := c.ask(WithAsk(ctx, how), catalog.KindWorkflow, running{Name: k.Name, Version: k.Version, Begun: now}); err != nil && ctx.Err() == nil {
 				c.log.Error("a workflow that is due was not begun", "workflow", k.Name, "error", err)
 			}

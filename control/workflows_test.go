@@ -64,7 +64,7 @@ func applied(t *testing.T, c *Control, head, steps string) {
 // ran runs w for a user until it has ended.
 func ran(t *testing.T, c *Control, user string) tidemark.Job {
 	t.Helper()
-	j, err := c.Run(WithAsk(t.Context(), Ask{By: user}), "w", tidemark.RunSpec{})
+	j, err := c.Run(WithAsk(t.Context(), by(t, c, user)), "w", tidemark.RunSpec{})
 	if err == nil {
 		j, err = c.Job(t.Context(), j.ID, time.Minute)
 	}
@@ -149,7 +149,7 @@ func TestSchedule(t *testing.T) {
 		t.Fatal(err)
 	}
 	doc := "kind: Workflow\nname: w\nschedule: {every: 1h}\nsteps:\n  - notify: {message: hi}\n"
-	if _, err := c.ApplyWorkflow(WithAsk(ctx, Ask{By: "ann"}), tidemark.WorkflowSpec{Document: doc}); err != nil {
+	if _, err := c.ApplyWorkflow(WithAsk(ctx, by(t, c, "ann")), tidemark.WorkflowSpec{Document: doc}); err != nil {
 		t.Fatal(err)
 	}
 	runs := eventually(t, c, 1)
