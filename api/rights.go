@@ -151,31 +151,40 @@ func (s *server) allow(ctx context.Context, o operation, in any) (done func(), e
 // limited are the actions that the limits of a grant bound, of which no operation needs two.
 var limited = []access.Action{access.ApplicationClone, access.ApplicationMount, access.ApplicationBookmark, access.ApplicationCapture, access.CloneExtend}
 
-// allowSteps decides about a run of a workflow: that it is run on what its steps are about, and what they do. What a step before makes is
-// not there yet, and is decided about when it is its turn; but by then nobody knows of the token that the run was asked for with.
+// allowSteps decides about a run of a workflow, and notes what was decided.
 func (s *server) allowSteps(ctx context.Context, in any) error {
 	r, ok := in.(*ofNameAndMore[tidemark.RunSpec])
 	if !ok {
 		return tidemark.Errorf(tidemark.Internal, "%T asks for no run", in)
 	}
+	decided, err := stepsAllowed(ctx, s.c, string(r.Name), runSpec(r))
 	who := callerOf(ctx)
-	if seen := access.Decide(who.principal, who.grants, access.WorkflowView, access.Object{Kind: access.KindWorkflow, Name: string(r.Name)}); !seen.Allowed {
-		return seen.Err()
+	who.asked = append(who.asked, decided...)
+	return err
+}
+
+// stepsAllowed decides about a run of a workflow: that it is run on what its steps are about, and what they do. What a step before makes is
+// not there yet, and is decided about when it is its turn, by the token that the run was asked for with, if it was. It returns what was
+// decided about; the last of it is what was refused.
+func stepsAllowed(ctx context.Context, c *control.Control, name string, spec tidemark.RunSpec) (decided []asked, err error) {
+	who := callerOf(ctx)
+	if seen := access.Decide(who.principal, who.grants, access.WorkflowView, access.Object{Kind: access.KindWorkflow, Name: name}); !seen.Allowed {
+		return nil, seen.Err()
 	}
-	needs, err := s.c.RunNeeds(ctx, string(r.Name), runSpec(r))
+	needs, err := c.RunNeeds(ctx, name, spec, control.SightOf(who.principal, who.grants))
 	if err != nil {
-		return err
+		return nil, err
 	}
 	for _, n := range needs {
-		if !n.There && who.principal.Token == nil {
+		if !n.There {
 			continue
 		}
-		who.asked = append(who.asked, asked{n.Action, n.Object})
+		decided = append(decided, asked{n.Action, n.Object})
 		if err := access.Decide(who.principal, who.grants, n.Action, n.Object).Err(); err != nil {
-			return err
+			return decided, err
 		}
 	}
-	return nil
+	return decided, nil
 }
 
 // objects are those that a need is about.

@@ -39,13 +39,18 @@ func workflowTable() []operation {
 				return withoutURLs(ctx, w), err
 			}),
 		do(operation{id: "remove-workflow", method: http.MethodDelete, path: "/v1/workflows/{name}", tag: "Workflows", summary: "Remove a workflow with its schedule",
-			description: "A run that goes on is not cut.", errors: refused, rule: may(access.WorkflowManage, access.KindWorkflow, "path.name")},
+			description: "A run that goes on is not cut. The versions are kept to be read, and none of them is run any more.", errors: refused, rule: may(access.WorkflowManage, access.KindWorkflow, "path.name")},
 			func(ctx context.Context, c *control.Control, in *ByName) error {
 				return c.RemoveWorkflow(ctx, string(in.Name))
 			}),
 		get(operation{id: "plan-workflow", method: http.MethodPost, path: "/v1/workflows/{name}/plans", tag: "Workflows", summary: "What a run of a workflow would do",
 			description: "A dry run: all steps with the values of their parameters, in order, and the error that a run would be refused with. Nothing is changed.", errors: refused, rule: may(access.WorkflowView, access.KindWorkflow, "path.name")},
 			func(ctx context.Context, c *control.Control, in *ofNameAndMore[tidemark.RunSpec]) (tidemark.WorkflowRun, error) {
+				if decided, err := stepsAllowed(ctx, c, string(in.Name), runSpec(in)); err != nil {
+					who := callerOf(ctx)
+					who.asked = append(who.asked, decided[max(0, len(decided)-1):]...) // of the others, nothing is done
+					return tidemark.WorkflowRun{}, err
+				}
 				r, err := c.PlanRun(ctx, string(in.Name), runSpec(in))
 				if err != nil {
 					return r, err

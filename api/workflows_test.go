@@ -56,7 +56,7 @@ func workflows(t *testing.T, x *client.Client, works func(error), refuses func(t
 	refuses(tidemark.NotFound, x.RemoveWorkflow(ctx, "w"))
 }
 
-// Who runs a workflow has to be allowed to do so on what its steps are about, and what they do; by a token, also what is not there yet.
+// Who runs a workflow has to be allowed to do so on what its steps are about, and what they do, by a token as well. A dry run says the same.
 func TestRunByRights(t *testing.T) {
 	x := newRig(t)
 	ctx := t.Context()
@@ -79,7 +79,10 @@ func TestRunByRights(t *testing.T) {
 		return g
 	}
 	user := access.Principal{User: "ann", Method: access.ByPassword}
-	token := access.Principal{User: "ann", Method: access.ByToken, Token: &access.Token{ID: 1, User: "ann"}}
+	token := func(narrowed access.Token) access.Principal {
+		narrowed.ID, narrowed.User = 1, "ann"
+		return access.Principal{User: "ann", Method: access.ByToken, Token: &narrowed}
+	}
 	for what, want := range map[string]struct {
 		who     access.Principal
 		grants  []access.Grant
@@ -91,7 +94,10 @@ func TestRunByRights(t *testing.T) {
 		"a developer":         {user, []access.Grant{grant(access.Developer, "v")}, true},
 		"of something else":   {user, []access.Grant{grant(access.Developer, "w")}, false},
 		"an auditor":          {user, []access.Grant{grant(access.Auditor, "v")}, false},
-		"a developer's token": {token, []access.Grant{grant(access.Developer, "v")}, false},
+		"a developer's token": {token(access.Token{}), []access.Grant{grant(access.Developer, "v")}, true},
+		"one for it":          {token(access.Token{Applications: []access.Pattern{"v"}}), []access.Grant{grant(access.Developer, "*")}, true},
+		"one for another":     {token(access.Token{Applications: []access.Pattern{"w"}}), []access.Grant{grant(access.Developer, "*")}, false},
+		"one of an auditor":   {token(access.Token{Roles: []access.Role{access.Auditor}}), []access.Grant{grant(access.Developer, "*")}, false},
 	} {
 		who := &caller{principal: want.who, grants: want.grants}
 		err := s.allowSteps(context.WithValue(ctx, callerKey{}, who), &ofNameAndMore[tidemark.RunSpec]{Name: "w"})

@@ -8,6 +8,7 @@ import (
 
 	"tidemark"
 	"tidemark/access"
+	"tidemark/catalog"
 	"tidemark/workflow"
 )
 
@@ -82,7 +83,11 @@ func TestRefreshOfAnotherOfTheName(t *testing.T) {
 			t.Errorf("the clone was made anew: %v", err)
 		}
 		applied(t, c, "", "  - refresh: {clone: mine}\n")
-		if j := ran(t, c, "ann"); j.State != tidemark.JobFailed || !strings.Contains(j.Error.Message, "mid is not what mine is of") {
+		ann := WithAsk(t.Context(), by(t, c, "ann"))
+		_, err = c.Run(ann, "w", tidemark.RunSpec{})
+		conflicts(t, "a run", err)
+		j, err := c.ask(ann, catalog.KindWorkflow, running{Name: "w", Begun: time.Now()}) // as if it had been so only then
+		if j = lasted(t, c, j, err); j.State != tidemark.JobFailed || !strings.Contains(j.Error.Message, "mid is not what mine is of") {
 			t.Errorf("a step: %s: %+v", j.State, j.Error)
 		}
 	}
@@ -228,8 +233,15 @@ func TestRefreshNeedsItsSource(t *testing.T) {
 	if err := c.Share(t.Context(), "his", nil); err != nil {
 		t.Fatal(err)
 	}
-	if j := ran(t, c, "ann"); j.State != tidemark.JobFailed || j.Error.Kind != tidemark.Denied || !strings.Contains(j.Error.Message, "application.clone on his") {
+	if j := ran(t, c, "ann"); j.State != tidemark.JobFailed || j.Error.Kind != tidemark.Denied || !strings.Contains(j.Error.Message, "workflow.run on his") {
 		t.Errorf("when it is shared no more: %s: %+v", j.State, j.Error)
+	}
+	needs, err := refreshNeeds(c, t.Context(), &workflow.Refresh{Clone: "k"})
+	if err == nil {
+		_, err = c.mayAll(t.Context(), asker{user: "ann", id: by(t, c, "ann").UserID}, needs)
+	}
+	if tidemark.KindOf(err) != tidemark.Denied || !strings.Contains(err.Error(), "application.clone on his") {
+		t.Errorf("when it is shared no more, its step: %v", err)
 	}
 	for _, x := range []struct {
 		b    workflow.Prepare

@@ -3,7 +3,7 @@ package control
 import (
 	"context"
 	"encoding/json"
-	"time"
+	"slices"
 
 	"tidemark"
 	"tidemark/access"
@@ -13,14 +13,42 @@ import (
 
 // Need is something that somebody has to be allowed.
 type Need struct {
-	Action access.Action
-	Kind   access.Kind
+	Action access.Action `json:"action"`
+	Kind   access.Kind   `json:"kind"`
 	// Ref is the name of the object, or APP@POINT, of which the data of that point is taken.
-	Ref string
+	Ref string `json:"ref,omitempty"`
 	// From is the point that is taken, where it is not Ref; Beyond: what is taken is no kept point.
-	From   string
-	Beyond bool
-	Copy   *access.Copy // that is made; nil: none
+	From   string       `json:"from,omitempty"`
+	Beyond bool         `json:"beyond,omitempty"`
+	Copy   *access.Copy `json:"copy,omitempty"` // that is made, or of which a point is; nil: none
+	// Any: it is about all clones that this removes, instead of one object. It is of steps alone, and not recorded.
+	Any *workflow.Expire `json:"-"`
+}
+
+// sight reports whether somebody may see a clone. nil: he sees all.
+type sight func(access.Object) bool
+
+// SightOf is what somebody sees of clones.
+func SightOf(who access.Principal, grants []access.Grant) func(access.Object) bool {
+	return func(o access.Object) bool { return access.Decide(who, grants, access.CloneView, o).Allowed }
+}
+
+// meant are needs with one for each clone in place of those about any: what a pattern matches is among what somebody sees, and nothing else.
+func (c *Control) meant(ctx context.Context, needs []Need, sees sight) (list []Need, err error) {
+	for _, n := range needs {
+		if n.Any == nil {
+			list = append(list, n)
+			continue
+		}
+		names, err := c.oldClones(ctx, n.Any, sees, c.aging())
+		if err != nil {
+			return nil, err
+		}
+		for _, name := range names {
+			list = append(list, Need{Action: n.Action, Kind: n.Kind, Ref: name})
+		}
+	}
+	return list, nil
 }
 
 // name is that of the object.
@@ -53,10 +81,39 @@ func (c *Control) needed(ctx context.Context, n Need) (o access.Object, there bo
 	return o, there, notThere(err)
 }
 
-// mayAll returns an error unless a user may do all of it now, and what was decided about until then. The administrator at the socket, who
-// has no name, may do everything.
-func (c *Control) mayAll(ctx context.Context, user string, needs []Need) (decided []Decided, err error) {
-	if user == "" {
+// asker is who has something done that is decided about later than he asked for it.
+type asker struct {
+	user  string        // empty: the administrator at the socket
+	id    string        // of that user
+	token *access.Token // that he asked with; nil: none
+}
+
+// askerOf is who has asked for a job, with a token or without.
+func askerOf(j tidemark.Job, token *access.Token) asker { return asker{j.AskedBy, j.AskerID, token} }
+
+// principal is what a decision has to know of him, as that is now. A token that has ended since, or was revoked, narrows as it did. He may
+// be no user any more, and another one may have his name.
+func (c *Control) principal(ctx context.Context, by asker) (access.Principal, []access.Grant, error) {
+	who, grants, err := c.catalog.Principal(ctx, by.user, access.ByPassword)
+	if tidemark.KindOf(err) == tidemark.Denied || err == nil && who.UserID != by.id {
+		err = tidemark.Errorf(tidemark.Denied, "%s, for whom this is done, is no user any more, or is shut out", by.user).WithHint("apply or run the workflow, or ask for it, as somebody else")
+	}
+	if err != nil {
+		return access.Principal{}, nil, err
+	}
+	if by.token != nil {
+		who.Method, who.Token = access.ByToken, by.token
+	}
+	return who, grants, nil
+}
+
+// mayAll returns an error unless somebody may do all of it now, and what was decided about until then. The administrator at the socket may
+// do everything.
+func (c *Control) mayAll(ctx context.Context, by asker, needs []Need) (decided []Decided, err error) {
+	if by.user == "" {
+		if needs, err = c.meant(ctx, needs, nil); err != nil {
+			return nil, err
+		}
 		for _, n := range needs {
 			o, err := c.Object(ctx, n.Kind, n.name())
 			if err != nil {
@@ -69,11 +126,11 @@ func (c *Control) mayAll(ctx context.Context, user string, needs []Need) (decide
 	if len(needs) == 0 {
 		return nil, nil
 	}
-	who, grants, err := c.catalog.Principal(ctx, user, access.ByPassword)
-	if tidemark.KindOf(err) == tidemark.Denied {
-		return nil, tidemark.Errorf(tidemark.Denied, "%s, for whom this is run, is no user any more", user).WithHint("apply or run the workflow as somebody else")
-	}
+	who, grants, err := c.principal(ctx, by)
 	if err != nil {
+		return nil, err
+	}
+	if needs, err = c.meant(ctx, needs, SightOf(who, grants)); err != nil {
 		return nil, err
 	}
 	for _, n := range needs {
@@ -105,18 +162,18 @@ type Decided struct {
 	There bool
 }
 
-// RunNeeds says what somebody has to be allowed who runs a workflow: to run one on all that its steps are about, and what the steps do.
-// The steps are decided about again when it is their turn.
-func (c *Control) RunNeeds(ctx context.Context, name string, spec tidemark.RunSpec) (list []Decided, err error) {
-	p, err := c.planRun(ctx, running{Name: name, Version: spec.Version, Parameters: spec.Parameters, Begun: time.Now()}, 0)
+// RunNeeds says what somebody, who sees what sees says, has to be allowed who runs a workflow: to run one on all that its steps are about,
+// and what the steps do. The steps are decided about again when it is their turn.
+func (c *Control) RunNeeds(ctx context.Context, name string, spec tidemark.RunSpec, sees func(access.Object) bool) (list []Decided, err error) {
+	p, err := c.planNew(ctx, name, spec)
 	if err != nil {
 		return nil, err
 	}
-	return c.stepNeeds(ctx, p)
+	return c.stepNeeds(ctx, p, sees)
 }
 
 // stepNeeds says what somebody has to be allowed who has the steps of a plan done.
-func (c *Control) stepNeeds(ctx context.Context, p planned) (list []Decided, err error) {
+func (c *Control) stepNeeds(ctx context.Context, p planned, sees sight) (list []Decided, err error) {
 	on := map[string]bool{}
 	for _, s := range p.steps {
 		k := stepKinds()[s.Kind]
@@ -124,6 +181,9 @@ func (c *Control) stepNeeds(ctx context.Context, p planned) (list []Decided, err
 			continue
 		}
 		needs, err := k.needs(c, ctx, s.Body)
+		if err == nil {
+			needs, err = c.meant(ctx, needs, sees)
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -145,6 +205,18 @@ func (c *Control) stepNeeds(ctx context.Context, p planned) (list []Decided, err
 	return list, nil
 }
 
+// runAbout are the objects on which a run of a plan is one, as they are now.
+func (c *Control) runAbout(ctx context.Context, p planned, by asker) (about []access.Object, err error) {
+	defer c.Enter()()
+	needs, err := c.stepNeeds(ctx, p, c.sightOfRun(ctx, p, by))
+	for _, n := range needs {
+		if n.Action == access.WorkflowRun {
+			about = append(about, n.Object)
+		}
+	}
+	return about, err
+}
+
 // runParts are what the steps of a run are about, which is what a run has in place of an application; but not what the run itself makes. Where
 // something of it is not there any more nobody knows whose that was, and there are no parts: the run is covered by everything alone.
 func (c *Control) runParts(ctx context.Context, id int64) (parts []access.Object, err error) {
@@ -159,7 +231,7 @@ func (c *Control) runParts(ctx context.Context, id int64) (parts []access.Object
 	p, err := c.planRun(ctx, r, id)
 	var needs []Decided
 	if err == nil {
-		needs, err = c.stepNeeds(ctx, p)
+		needs, err = c.stepNeeds(ctx, p, c.sightOfRun(ctx, p, askerOf(j.Job, r.Token)))
 	}
 	if k := tidemark.KindOf(err); k == tidemark.NotFound || k == tidemark.Conflict || k == tidemark.Invalid {
 		return nil, nil
@@ -183,6 +255,19 @@ func (c *Control) runParts(ctx context.Context, id int64) (parts []access.Object
 		}
 	}
 	return parts, nil
+}
+
+// sightOfRun is what somebody sees for whom a run goes on. What one who is no user any more saw nobody knows, and he may have seen all.
+func (c *Control) sightOfRun(ctx context.Context, p planned, by asker) sight {
+	patterns := slices.ContainsFunc(p.steps, func(s workflow.Step) bool { return s.Kind == "expire" })
+	if by.user == "" || !patterns {
+		return nil
+	}
+	who, grants, err := c.principal(ctx, by)
+	if err != nil {
+		return nil
+	}
+	return SightOf(who, grants)
 }
 
 // foresee refuses a run that cannot come to its end, as far as that can be known: what it names has to be there, or to be made by a step
@@ -217,7 +302,14 @@ func (c *Control) foreseeStep(ctx context.Context, s workflow.Step, there func(r
 	case *workflow.Bookmark:
 		return there(b.App)
 	case *workflow.Refresh:
-		return there(b.Clone)
+		if err := there(b.Clone); err != nil {
+			return err
+		}
+		return c.foreseeRefresh(ctx, b.Clone, b.Point)
+	case *workflow.Prepare:
+		if b.Refresh {
+			return c.foreseeRefresh(ctx, b.Clone, b.Point)
+		}
 	case *workflow.Wait:
 		return there(b.Clone)
 	case *workflow.Prove:
@@ -233,6 +325,9 @@ func (c *Control) foreseeStep(ctx context.Context, s workflow.Step, there func(r
 		if _, err := c.hostAgent(ctx, b.Host); tidemark.KindOf(err) == tidemark.NotFound { // one that is away may be back by then
 			return err
 		}
+		if _, err := c.madeAnew(ctx, b); err != nil {
+			return err
+		}
 		if b.SLA != "" {
 			_, err := c.template(ctx, b.SLA)
 			return err
@@ -246,4 +341,10 @@ func (c *Control) foreseeStep(ctx context.Context, s workflow.Step, there func(r
 		}
 	}
 	return nil
+}
+
+// foreseeRefresh returns an error if a clone is there and cannot be made anew.
+func (c *Control) foreseeRefresh(ctx context.Context, clone, point string) error {
+	_, err := c.Source(ctx, tidemark.RefreshSpec{Name: clone, Point: point})
+	return notThere(err)
 }

@@ -23,27 +23,40 @@ func (x *execution) recorded(s workflow.Step, part func() ([]Decided, error)) (e
 	return err
 }
 
-// record puts what was decided about for a step into the audit. Where nothing was, as of a step that needs no more than that the workflow
-// is run, or of one that did not come so far, the record is about the workflow.
+// record puts what was decided about for a step into the audit.
 func (x *execution) record(s workflow.Step, decided []Decided, err error) {
-	one := access.AuditRecord{Time: time.Now(), User: x.t.job.AskedBy, Method: access.ByRun, Request: fmt.Sprintf("run %d, step %s", x.id, s.ID), Outcome: access.Done, Detail: s.Does}
+	if !stepKinds()[s.Kind].looks || tidemark.KindOf(err) == tidemark.Denied {
+		x.audit(fmt.Sprintf("run %d, step %s", x.id, s.ID), s.Does, decided, err)
+	}
+}
+
+// audit puts what was decided about into the audit, and what became of it. Where nothing was, as of a step that needs no more than that the
+// workflow is run, or of one that did not come so far, the record is about the workflow.
+func (x *execution) audit(request, does string, decided []Decided, err error) {
+	one := access.AuditRecord{User: x.t.job.AskedBy, Method: access.ByRun, Request: request, Outcome: access.Done, Detail: does}
+	if x.Token != nil {
+		one.TokenID = x.Token.ID
+	}
 	if err != nil {
 		one.Outcome, one.Detail = access.Failed, Explain(err).Message
 		if tidemark.KindOf(err) == tidemark.Denied {
 			one.Outcome = access.Refused
 		}
 	}
-	if stepKinds()[s.Kind].looks && one.Outcome != access.Refused {
-		return
-	}
 	if len(decided) == 0 {
 		decided = []Decided{{Action: access.WorkflowRun, Object: access.Object{Kind: access.KindWorkflow, Name: x.Name}}}
 	}
+	x.c.recordDecided(one, decided)
+}
+
+// recordDecided puts a record for each of what was decided about into the audit.
+func (c *Control) recordDecided(one access.AuditRecord, decided []Decided) {
+	one.Time = time.Now()
 	var records []*access.AuditRecord
 	for _, d := range decided {
 		r := one
 		r.Action, r.Kind, r.Object = d.Action, d.Object.Kind, d.Object.Name
 		records = append(records, &r)
 	}
-	x.c.RecordAudit(context.WithoutCancel(x.c.jobs.ctx), records...)
+	c.RecordAudit(context.WithoutCancel(c.jobs.ctx), records...)
 }

@@ -36,7 +36,8 @@ func audited(t *testing.T, c *Control, user string) []access.AuditRecord {
 func ofRun(t *testing.T, list []access.AuditRecord, run int64) (said []string) {
 	t.Helper()
 	for _, r := range list {
-		step, ok := strings.CutPrefix(r.Request, fmt.Sprintf("run %d, step ", run))
+		step, ok := strings.CutPrefix(r.Request, fmt.Sprintf("run %d", run))
+		step = strings.TrimPrefix(step, ", step ")
 		if !ok || r.Method != access.ByRun || r.Detail == "" {
 			t.Errorf("%+v", r)
 		}
@@ -105,7 +106,11 @@ func TestScheduledStepsAreRecorded(t *testing.T) {
 func TestRefusedStepsAreRecorded(t *testing.T) {
 	c := serving(t)
 	granted(t, c, "ann", access.Owner, "v")
-	granted(t, c, "bob", access.Auditor, "other")
+	if _, err := c.CreateVolume(t.Context(), tidemark.VolumeSpec{Name: "other", Size: 1 << 20}); err != nil {
+		t.Fatal(err)
+	}
+	granted(t, c, "bob", access.Operator, "other")
+	granted(t, c, "eve", access.Developer, "v")
 	for _, x := range []struct {
 		user, steps string
 		want        []string
@@ -114,9 +119,10 @@ func TestRefusedStepsAreRecorded(t *testing.T) {
 			"clone-2: application.clone application v done", "clone-2: host.use host @server done"}},
 		{"ann", "  - expire: {app: v, points: \"*\", keep: 1}\n", []string{"expire: application.expire application v refused"}},
 		{"ann", "  - bookmark: {app: v, name: pub-1}\n", []string{"bookmark: application.bookmark application v failed"}},
-		{"bob", "  - wait: {clone: k}\n", []string{"wait: clone.view clone k refused"}},
-		{"bob", "  - expire: {clones: \"k*\", keep: 1}\n", []string{"expire: clone.remove clone k refused"}},
-		{"gone", "  - remove: {clone: k}\n", []string{"remove: workflow.run workflow w refused"}},
+		{"bob", "  - wait: {clone: k}\n", []string{": workflow.run workflow w refused"}},
+		{"bob", "  - bookmark: {app: other, name: x}\n  - expire: {clones: \"k*\", keep: 1}\n", []string{"bookmark: application.bookmark application other done"}}, // for him there is none
+		{"eve", "  - expire: {clones: \"k*\", keep: 1}\n", []string{"expire: clone.remove clone k refused"}},
+		{"gone", "  - remove: {clone: k}\n", []string{": workflow.run workflow w refused"}},
 		{"", "  - remove: {clone: k}\n", []string{"remove: clone.remove clone k done"}},
 	} {
 		before := len(audited(t, c, ""))
@@ -131,6 +137,21 @@ func TestRefusedStepsAreRecorded(t *testing.T) {
 				t.Errorf("%+v of a run that says %v", r, j.Error)
 			}
 		}
+	}
+}
+
+// A step that only looks is recorded if it was refused.
+func TestRefusedLooksAreRecorded(t *testing.T) {
+	c := serving(t)
+	x := &execution{planned: planned{running: running{Name: "w"}}, c: c, t: &task{c: c, job: tidemark.Job{AskedBy: "ann"}}, id: 7}
+	about := []Decided{{Action: access.CloneView, Object: access.Object{Kind: access.KindClone, Name: "k"}}}
+	for _, err := range []error{nil, tidemark.Errorf(tidemark.Unavailable, "it does not answer"), tidemark.Errorf(tidemark.Denied, "she may not")} {
+		if got := x.recorded(workflow.Step{ID: "wait", Kind: "wait"}, func() ([]Decided, error) { return about, err }); got != err {
+			t.Error(got)
+		}
+	}
+	if got := ofRun(t, audited(t, c, "ann"), 7); !slices.Equal(got, []string{"wait: clone.view clone k refused"}) {
+		t.Errorf("%q", got)
 	}
 }
 

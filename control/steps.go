@@ -19,7 +19,7 @@ import (
 type stepKind struct {
 	// do does a step. resumed: it had begun when the server stopped, and may have done all, some or nothing of it.
 	do func(ctx context.Context, x *execution, s workflow.Step, resumed bool) (result any, err error)
-	// needs says what somebody has to be allowed to have it done; nil: nothing but to run the workflow.
+	// needs says what somebody has to be allowed to have it done; nil: to run the workflow, and no more.
 	needs func(c *Control, ctx context.Context, b workflow.Body) ([]Need, error)
 	// looks: it changes nothing, and is in the audit only if it was refused.
 	looks bool
@@ -74,7 +74,34 @@ func (x *execution) allowed(ctx context.Context, s workflow.Step) ([]Decided, er
 	if err != nil {
 		return nil, err
 	}
-	return x.c.mayAll(ctx, x.t.job.AskedBy, needs)
+	return x.c.mayAll(ctx, x.asker(), needs)
+}
+
+// mayRun returns an error unless who runs the workflow may run one now on what this run is about: as that is now or, where it is not there
+// any more, as it was when the run began.
+func (x *execution) mayRun(ctx context.Context) error {
+	by := x.asker()
+	if by.user == "" {
+		return nil
+	}
+	defer x.c.Enter()()
+	who, grants, err := x.c.principal(ctx, by)
+	if err != nil {
+		return err
+	}
+	for _, was := range x.About {
+		o, there, err := x.c.needed(ctx, Need{Action: access.WorkflowRun, Kind: was.Kind, Ref: was.Name})
+		if err != nil {
+			return err
+		}
+		if o.Bookmark, o.Published = was.Bookmark, was.Published; !there {
+			o = was
+		}
+		if err := access.Decide(who, grants, access.WorkflowRun, o).Err(); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // job has a job do a step: the one that was asked for before the server stopped, or else a new one.
@@ -137,7 +164,10 @@ func (x *execution) fixed(ctx context.Context, b workflow.Body) (workflow.Body, 
 		return &at, err
 	case *workflow.Refresh:
 		ref, err := x.c.Source(ctx, tidemark.RefreshSpec{Name: b.Clone, Point: b.Point})
-		if err != nil {
+		if k := tidemark.KindOf(err); err != nil {
+			if k == tidemark.Conflict { // that is said when he may have it done
+				err = nil
+			}
 			return b, err
 		}
 		t, err := x.c.Taking(ref)
@@ -256,17 +286,19 @@ func doBookmark(ctx context.Context, d doing[*workflow.Bookmark]) (p any, err er
 // bookmarkSlack is how much a timeline's time may be behind that of the catalog.
 const bookmarkSlack = time.Second
 
+// cloneNeeds is what a clone needs. What it needs of a clone that it replaces comes last: who may not make one is told the same whether there
+// is another of the name or not. That it cannot replace that one is said when it is done, or foreseen.
 func cloneNeeds(c *Control, ctx context.Context, b *workflow.Clone) ([]Need, error) {
-	host := Need{Action: access.HostUse, Kind: access.KindHost, Ref: hostOr(b.Host)}
-	if anew, err := c.madeAnew(ctx, b); err != nil || anew != nil {
-		if err != nil {
-			return nil, err
-		}
-		needs, err := refreshNeeds(c, ctx, anew)
-		return append(needs, host), err
+	anew, err := c.madeAnew(ctx, b)
+	if err != nil && tidemark.KindOf(err) != tidemark.Conflict {
+		return nil, err
 	}
-	copied := &access.Copy{New: 1, Lifetime: time.Duration(b.Lifetime), Host: hostOr(b.Host)}
-	return []Need{{Action: access.ApplicationClone, Kind: access.KindApplication, Ref: b.Source, Beyond: b.To != "", Copy: copied}, host}, nil
+	needs := []Need{{Action: access.ApplicationClone, Kind: access.KindApplication, Ref: b.Source, Beyond: b.To != "" && anew == nil}, {Action: access.HostUse, Kind: access.KindHost, Ref: hostOr(b.Host)}}
+	if anew != nil {
+		return append(needs, Need{Action: access.CloneRefresh, Kind: access.KindClone, Ref: b.Name, From: b.Source}), nil
+	}
+	needs[0].Copy = &access.Copy{New: 1, Lifetime: time.Duration(b.Lifetime), Host: hostOr(b.Host)}
+	return needs, nil
 }
 
 func hostOr(name string) string {
@@ -276,7 +308,8 @@ func hostOr(name string) string {
 	return name
 }
 
-// madeAnew is the refresh that a clone step is, where there is a clone already that it replaces; nil: there is none.
+// madeAnew is the refresh that a clone step is, where there is a clone already that it replaces; nil: there is none. One that it cannot
+// replace is an error of kind Conflict.
 func (c *Control) madeAnew(ctx context.Context, b *workflow.Clone) (*workflow.Refresh, error) {
 	var k keptClone
 	err := c.catalog.Get(ctx, catalog.Clones, b.Name, &k)
@@ -294,8 +327,8 @@ func (c *Control) madeAnew(ctx context.Context, b *workflow.Clone) (*workflow.Re
 	if err != nil {
 		return nil, err
 	}
-	if was.App != ref.App || k.Spec.Host != b.Host {
-		return nil, tidemark.Errorf(tidemark.Conflict, "there is a clone %s, of %s on %s", b.Name, was.App, hostOr(k.Spec.Host)).WithHint("remove it first, or choose another name")
+	if was.App != ref.App || k.Spec.Host != b.Host { // who asks may have no right to know which these are
+		return nil, tidemark.Errorf(tidemark.Conflict, "there is a clone %s already, of another source or on another host", b.Name).WithHint("remove it first, or choose another name")
 	}
 	r := &workflow.Refresh{Clone: b.Name}
 	if !ref.Point.Latest() {
@@ -320,7 +353,7 @@ func doClone(ctx context.Context, d doing[*workflow.Clone]) (any, error) {
 	}
 	return made, d.recorded(d.step, func() ([]Decided, error) {
 		defer d.c.Enter()()
-		decided, err := d.c.mayAll(ctx, d.t.job.AskedBy, []Need{{Action: access.ApplicationConfigure, Kind: access.KindApplication, Ref: d.body.Name}})
+		decided, err := d.c.mayAll(ctx, d.asker(), []Need{{Action: access.ApplicationConfigure, Kind: access.KindApplication, Ref: d.body.Name}})
 		if err == nil {
 			err = d.c.SetSLA(ctx, d.body.Name, d.body.SLA)
 		}
@@ -332,8 +365,11 @@ func doClone(ctx context.Context, d doing[*workflow.Clone]) (any, error) {
 func refreshNeeds(c *Control, ctx context.Context, b *workflow.Refresh) ([]Need, error) {
 	n := Need{Action: access.CloneRefresh, Kind: access.KindClone, Ref: b.Clone}
 	from, err := c.Source(ctx, tidemark.RefreshSpec{Name: b.Clone, Point: b.Point})
+	if k := tidemark.KindOf(err); k == tidemark.NotFound || k == tidemark.Conflict {
+		return []Need{n}, nil // that is said to him if he may know
+	}
 	if err != nil {
-		return []Need{n}, notThere(err)
+		return nil, err
 	}
 	n.From = from
 	return []Need{n, {Action: access.ApplicationClone, Kind: access.KindApplication, Ref: from}}, nil
@@ -462,15 +498,11 @@ func doRemove(ctx context.Context, d doing[*workflow.Remove]) (any, error) {
 	return nil, notThere(d.entered(ctx, func() error { return d.c.RemoveClone(ctx, d.body.Clone) }))
 }
 
-func expireNeeds(c *Control, ctx context.Context, b *workflow.Expire) (needs []Need, err error) {
+func expireNeeds(_ *Control, _ context.Context, b *workflow.Expire) ([]Need, error) {
 	if b.App != "" {
 		return []Need{{Action: access.ApplicationExpire, Kind: access.KindApplication, Ref: b.App}}, nil
 	}
-	names, err := c.oldClones(ctx, b, c.aging())
-	for _, name := range names {
-		needs = append(needs, Need{Action: access.CloneRemove, Kind: access.KindClone, Ref: name})
-	}
-	return needs, err
+	return []Need{{Action: access.CloneRemove, Kind: access.KindClone, Any: b}}, nil
 }
 
 // expired is what an expire or unpublish step did.
@@ -494,10 +526,22 @@ func doExpire(ctx context.Context, d doing[*workflow.Expire]) (any, error) {
 	return gone, err
 }
 
-// oldClones are the clones that an expire step removes.
-func (c *Control) oldClones(ctx context.Context, b *workflow.Expire, now time.Time) (names []string, err error) {
-	kept, err := catalog.List[keptClone](ctx, c.catalog, catalog.Clones)
-	kept = slices.DeleteFunc(kept, func(k keptClone) bool { return !b.Matches(k.Name) })
+// oldClones are the clones that an expire step removes, of those that somebody sees: of others, nothing is told or counted.
+func (c *Control) oldClones(ctx context.Context, b *workflow.Expire, sees sight, now time.Time) (names []string, err error) {
+	all, err := catalog.List[keptClone](ctx, c.catalog, catalog.Clones)
+	var kept []keptClone
+	for _, k := range all {
+		if !b.Matches(k.Name) {
+			continue
+		}
+		o, err := c.Object(ctx, access.KindClone, k.Name)
+		if err != nil {
+			return nil, err
+		}
+		if sees == nil || sees(o) {
+			kept = append(kept, k)
+		}
+	}
 	for _, k := range old(kept, func(k keptClone) time.Time { return k.Created }, b.OlderThan, b.Keep, now) {
 		names = append(names, k.Name)
 	}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"tidemark"
+	"tidemark/access"
 	"tidemark/catalog"
 	"tidemark/workflow"
 )
@@ -26,6 +27,10 @@ type running struct {
 	Version    int64             `json:"version"`
 	Parameters map[string]string `json:"parameters,omitempty"`
 	Begun      time.Time         `json:"begun"` // what its dates are made of
+	// Token is the API token that the run was asked for with: its roles and applications narrow what the steps may do, too.
+	Token *access.Token `json:"token,omitempty"`
+	// About is what it is about, as that was when it began, for its steps may remove some of it.
+	About []access.Object `json:"about,omitempty"`
 }
 
 // ApplyWorkflow makes a document the newest version of the workflow that it names, by whom ctx says.
@@ -99,7 +104,7 @@ func (c *Control) Workflow(ctx context.Context, name string, version int64) (tid
 	return w, err
 }
 
-// RemoveWorkflow removes a workflow and its schedule. A run that goes on is not cut, and its versions stay.
+// RemoveWorkflow removes a workflow and its schedule. A run that goes on is not cut, and its versions stay, but none of them is run any more.
 func (c *Control) RemoveWorkflow(ctx context.Context, name string) error {
 	return c.catalog.RemoveWorkflow(ctx, name)
 }
@@ -179,7 +184,7 @@ func (c *Control) keepSchedules(ctx context.Context, now time.Time) (next time.T
 		case ok:
 			how := Ask{Queue: true, Priority: handPriority / 2, By: k.Author, UserID: k.AuthorID, Origin: tidemark.FromSchedule}
 			// What it needs is looked at when it begins, and by its steps: a run that fails says so, and is not tried again until the next time.
-			if _, err := c.ask(WithAsk(ctx, how), catalog.KindWorkflow, running{Name: k.Name, Version: k.Version, Begun: now}); err != nil && ctx.Err() == nil {
+			if _, err := c.ask(WithAsk(ctx, how), catalog.KindWorkflow, running{Name: k.Name, Version: k.Version, Begun: now, Token: k.Token}); err != nil && ctx.Err() == nil {
 				c.log.Error("a workflow that is due was not begun", "workflow", k.Name, "error", err)
 			}
 		}
@@ -190,8 +195,18 @@ func (c *Control) keepSchedules(ctx context.Context, now time.Time) (next time.T
 // planned is a run that was planned.
 type planned struct {
 	running
-	w     workflow.Workflow
-	steps []workflow.Step
+	w       workflow.Workflow
+	steps   []workflow.Step
+	removed bool // the version has been, with its workflow
+}
+
+// canBegin returns an error if the version was removed: of that, no run begins any more.
+func (p planned) canBegin() error {
+	if !p.removed {
+		return nil
+	}
+	return tidemark.Errorf(tidemark.NotFound, "version %d of the workflow %s was removed", p.Version, p.Name).
+		WithHint(fmt.Sprintf("`tidemark workflow show %s --version %d` prints it, to be applied anew", p.Name, p.Version))
 }
 
 // planRun plans a run with a number, or 0.
@@ -201,7 +216,7 @@ func (c *Control) planRun(ctx context.Context, r running, id int64) (p planned, 
 		return p, err
 	}
 	r.Version = k.Version
-	p.running = r
+	p.running, p.removed = r, k.Removed != nil
 	if p.w, err = workflow.Parse([]byte(k.Document)); err != nil {
 		return p, err
 	}
@@ -209,9 +224,18 @@ func (c *Control) planRun(ctx context.Context, r running, id int64) (p planned, 
 	return p, err
 }
 
+// planNew plans a run that is asked for.
+func (c *Control) planNew(ctx context.Context, name string, spec tidemark.RunSpec) (planned, error) {
+	p, err := c.planRun(ctx, running{Name: name, Version: spec.Version, Parameters: spec.Parameters, Begun: time.Now()}, 0)
+	if err == nil {
+		err = p.canBegin()
+	}
+	return p, err
+}
+
 // PlanRun says what a run would do, and changes nothing. It fails if the run could not be begun.
 func (c *Control) PlanRun(ctx context.Context, name string, spec tidemark.RunSpec) (tidemark.WorkflowRun, error) {
-	p, err := c.planRun(ctx, running{Name: name, Version: spec.Version, Parameters: spec.Parameters, Begun: time.Now()}, 0)
+	p, err := c.planNew(ctx, name, spec)
 	if err == nil {
 		err = c.foresee(ctx, p.steps)
 	}
@@ -223,14 +247,14 @@ func (c *Control) PlanRun(ctx context.Context, name string, spec tidemark.RunSpe
 
 // Run begins a run of a workflow. Of each workflow, one goes on at a time.
 func (c *Control) Run(ctx context.Context, name string, spec tidemark.RunSpec) (tidemark.Job, error) {
-	r := running{Name: name, Version: spec.Version, Parameters: spec.Parameters, Begun: time.Now()}
-	p, err := c.planRun(ctx, r, 0)
+	p, err := c.planNew(ctx, name, spec)
 	if err == nil {
 		err = c.foresee(ctx, p.steps)
 	}
 	if err != nil {
 		return tidemark.Job{}, err
 	}
+	p.Token = askOf(ctx).Token
 	return c.ask(ctx, catalog.KindWorkflow, p.running)
 }
 
@@ -321,11 +345,17 @@ type execution struct {
 	failed  string
 }
 
+// asker is in whose name the steps are done.
+func (x *execution) asker() asker { return askerOf(x.t.job, x.Token) }
+
 // runWorkflow does what is not done yet.
 func (c *Control) runWorkflow(ctx context.Context, t *task, p planned) (any, error) {
 	x := &execution{planned: p, c: c, t: t, id: t.id, ended: map[string]error{}}
 	var err error
 	if x.begun, err = c.catalog.RunSteps(ctx, t.id); err != nil {
+		return nil, err
+	}
+	if err := x.begin(ctx); err != nil {
 		return nil, err
 	}
 	x.recall()
@@ -346,6 +376,30 @@ func (c *Control) runWorkflow(ctx context.Context, t *task, p planned) (any, err
 		return nil, fmt.Errorf("step %s of %s: %w", x.failed, p.Name, x.failure)
 	}
 	return tidemark.RunResult{Workflow: p.Name, Version: p.Version, Steps: len(x.ended)}, nil
+}
+
+// begin notes what the run is about, if it was not noted before it was cut. It returns an error unless the run may begin: of what has begun,
+// each step is decided about when it is its turn, and what is to be done for a failure as well.
+func (x *execution) begin(ctx context.Context) error {
+	var err error
+	if x.About == nil {
+		if x.About, err = x.c.runAbout(ctx, x.planned, x.asker()); err != nil {
+			return err
+		}
+	}
+	if len(x.begun) > 0 {
+		return nil
+	}
+	if err = x.canBegin(); err == nil {
+		err = x.mayRun(ctx)
+	}
+	if tidemark.KindOf(err) == tidemark.Denied {
+		err = tidemark.Errorf(tidemark.Denied, "the workflow %s is not run: %s", x.Name, Explain(err).Message).WithHint("apply or run it as somebody else, or have it granted")
+	}
+	if err != nil {
+		x.audit(fmt.Sprintf("run %d", x.id), "", nil, err)
+	}
+	return err
 }
 
 // recall takes up which steps have ended, when the run goes on that was cut.
@@ -457,7 +511,7 @@ func (x *execution) step(ctx context.Context, s workflow.Step) (err error) {
 			return err
 		}
 	}
-	if err := x.t.doing(patient, s.ID, undoing{}); err != nil {
+	if err := x.t.doing(patient, s.ID, undoing{Args: mustJSON(x.running)}); err != nil {
 		return err
 	}
 	if s.Timeout > 0 {
@@ -499,7 +553,9 @@ func (x *execution) try(ctx context.Context, s workflow.Step, resumed bool) (res
 			return k.do(ctx, x, s, resumed)
 		}
 		err = x.recorded(s, func() (_ []Decided, err error) {
-			result, err = k.do(ctx, x, s, resumed)
+			if err = x.mayRun(ctx); err == nil {
+				result, err = k.do(ctx, x, s, resumed)
+			}
 			return nil, err
 		})
 		return result, err

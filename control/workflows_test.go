@@ -89,7 +89,7 @@ func TestStepsByRights(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, x := range []struct{ user, steps, want string }{
-		{"bob", "  - clone: {source: v@pub-1, name: k}\n", "bob may not do application.clone"},
+		{"bob", "  - clone: {source: v@pub-1, name: k}\n", "the workflow w is not run: bob may not do workflow.run on v"},
 		{"ann", "  - clone: {source: v@secret, name: k}\n", "do not allow this point"},
 		{"ann", "  - clone: {source: v, name: k}\n", "may not do application.clone"},
 		{"ann", "  - bookmark: {app: v, name: mine}\n", "may not do application.bookmark"},
@@ -127,7 +127,7 @@ func TestStepsByRights(t *testing.T) {
 func TestRunNeeds(t *testing.T) {
 	c := serving(t)
 	applied(t, c, "", "  - clone: {source: v@pub-1, name: k}\n  - bookmark: {app: k, name: x}\n  - notify: {message: hi}\n")
-	list, err := c.RunNeeds(t.Context(), "w", tidemark.RunSpec{})
+	list, err := c.RunNeeds(t.Context(), "w", tidemark.RunSpec{}, nil)
 	var got []string
 	for _, n := range list {
 		got = append(got, fmt.Sprint(n.Action, " ", n.Object.Name, n.Object.Bookmark, " ", n.There))
@@ -137,7 +137,7 @@ func TestRunNeeds(t *testing.T) {
 		t.Errorf("%q, %v", got, err)
 	}
 	applied(t, c, "", "  - notify: {message: hi}\n")
-	if list, err := c.RunNeeds(t.Context(), "w", tidemark.RunSpec{}); err != nil || len(list) != 1 || list[0].Action != access.WorkflowRun || list[0].Object.Name != "" {
+	if list, err := c.RunNeeds(t.Context(), "w", tidemark.RunSpec{}, nil); err != nil || len(list) != 1 || list[0].Action != access.WorkflowRun || list[0].Object.Name != "" {
 		t.Errorf("%+v, %v", list, err)
 	}
 }
@@ -145,9 +145,7 @@ func TestRunNeeds(t *testing.T) {
 // A schedule runs a workflow by who applied it, once for each time; and when the server was away, once for all that were missed.
 func TestSchedule(t *testing.T) {
 	c, ctx := serving(t), t.Context()
-	if err := c.catalog.AddUser(ctx, tidemark.User{Name: "ann"}); err != nil {
-		t.Fatal(err)
-	}
+	granted(t, c, "ann", access.Operator)
 	doc := "kind: Workflow\nname: w\nschedule: {every: 1h}\nsteps:\n  - notify: {message: hi}\n"
 	if _, err := c.ApplyWorkflow(WithAsk(ctx, by(t, c, "ann")), tidemark.WorkflowSpec{Document: doc}); err != nil {
 		t.Fatal(err)
@@ -174,6 +172,46 @@ func TestSchedule(t *testing.T) {
 	c.keepSchedules(ctx, time.Now().Add(50*time.Hour))
 	if runs := eventually(t, c, 2); len(runs) != 2 {
 		t.Errorf("one that was removed has run: %d runs", len(runs))
+	}
+}
+
+// Of a version that was removed no run begins: not by its number, and not one that waited. A run that had begun goes on, and is told.
+func TestRemovedVersion(t *testing.T) {
+	c, ctx := serving(t), t.Context()
+	applied(t, c, "", "  - notify: {message: hi}\n")
+	later := func() tidemark.Job {
+		t.Helper()
+		j, err := c.Run(WithAsk(ctx, Ask{Queue: true, NotBefore: time.Now().Add(time.Second)}), "w", tidemark.RunSpec{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return j
+	}
+	begun, waits := later(), later()
+	if err := c.catalog.BeginStep(ctx, begun.ID, "notify"); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.RemoveWorkflow(ctx, "w"); err != nil {
+		t.Fatal(err)
+	}
+	applied(t, c, "", "  - notify: {message: ho}\n") // another version makes the one that was removed no better
+	spec := tidemark.RunSpec{Version: 1}
+	_, asked := c.Run(ctx, "w", spec)
+	_, planned := c.PlanRun(ctx, "w", spec)
+	_, needed := c.RunNeeds(ctx, "w", spec, nil)
+	for _, err := range []error{asked, planned, needed} {
+		if tidemark.KindOf(err) != tidemark.NotFound || !strings.Contains(err.Error(), "version 1 of the workflow w was removed") {
+			t.Errorf("%v", err)
+		}
+	}
+	if j := lasted(t, c, begun, nil); j.State != tidemark.JobDone {
+		t.Errorf("one that had begun is %s: %v", j.State, j.Error)
+	}
+	if j := lasted(t, c, waits, nil); j.State != tidemark.JobFailed || j.Error.Kind != tidemark.NotFound {
+		t.Errorf("one that waited is %s: %v", j.State, j.Error)
+	}
+	if r, err := c.RunOf(ctx, begun.ID); err != nil || r.Version != 1 || len(r.Steps) != 1 || r.Steps[0].State != "done" {
+		t.Errorf("%+v, %v", r, err)
 	}
 }
 
