@@ -208,9 +208,9 @@ type JobFilter struct {
 	Limit       int        // at most so many
 }
 
-// ApplySpec asks that the server have what documents say: SLA templates, applications and groups.
+// ApplySpec asks that the server have what documents say: SLA templates, profiles, applications, groups and workflows.
 type ApplySpec struct {
-	Documents string `json:"documents" doc:"YAML; the manual of service levels has the format."`
+	Documents string `json:"documents" doc:"YAML; the manual of service levels has the format, and that of workflows the one of these."`
 	DryRun    bool   `json:"dry_run,omitempty" doc:"Only say what would be changed."`
 }
 

@@ -8,7 +8,7 @@ type Workflow struct {
 	Version     int64               `json:"version" doc:"Each change is a new version, counted from 1."`
 	Description string              `json:"description,omitempty" doc:"What it is for."`
 	Parameters  []WorkflowParameter `json:"parameters,omitempty" doc:"The values that a run is given."`
-	Document    string              `json:"document,omitempty" doc:"The YAML that was applied; missing in lists. For who may not change the workflow, with scheme and host alone of the URLs that messages are posted to."`
+	Document    string              `json:"document,omitempty" doc:"The YAML that was applied, without what separated it from other documents; missing in lists. For who may not change the workflow, with scheme and host alone of the URLs that messages are posted to."`
 	Author      string              `json:"author,omitempty" doc:"Who applied it, and by whose rights its schedule runs it; missing: the administrator at the socket."`
 	Token       string              `json:"token,omitempty" doc:"The API token that it was applied by, which narrows these rights; missing: none."`
 	Created     time.Time           `json:"created" doc:"When this version was applied."`

@@ -28,6 +28,9 @@ func (m Method) Known() bool {
 	return false
 }
 
+// Administrator is what the administrator at the server's own socket is called, who has no name.
+const Administrator = "the administrator at the socket"
+
 // Principal is somebody who asks. Only who has checked his secret makes one.
 type Principal struct {
 	User   string // empty for the socket
@@ -42,7 +45,7 @@ type Principal struct {
 func (p Principal) String() string {
 	switch {
 	case p.Method == BySocket:
-		return "the administrator at the socket"
+		return Administrator
 	case p.User == "":
 		return "nobody"
 	}

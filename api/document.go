@@ -140,6 +140,9 @@ func (r rule) document() []map[string]any {
 		if n.source {
 			m["source_of"] = true
 		}
+		if n.workflows {
+			m["workflows_in"] = true
+		}
 		if n.only != "" {
 			m["if"] = n.only
 		}

@@ -37,6 +37,7 @@ var others = map[string][]variant{
 	"prepare-liveclone": {{body: `{"refresh":true}`}},
 	"restore":           {{body: `{"ref":"NAME@one","in_place":true}`}},
 	"change-group":      {{body: `{"leave":["APP"]}`}},
+	"apply":             {{body: `{"documents":"kind: Workflow\nname: new\nsteps: [{wait: {clone: x}}]\n---\nkind: Template\nname: new\n"}`}},
 	"follow-changes":    {{query: "?application=NAME"}},
 }
 
@@ -128,7 +129,9 @@ func (c cell) parts(n need, world []thing) []thing {
 		return []thing{{kind: access.KindToken, owner: "alice"}} // her own
 	case n.kind == access.KindApplication && c.thing.kind == access.KindGroup: // that joins it
 		return []thing{application(world, c.thing.app)}
-	case len(n.from) == 0:
+	case n.workflows && !strings.Contains(c.body, "kind: Workflow"):
+		return nil
+	case n.workflows, len(n.from) == 0:
 		return []thing{{kind: n.kind}} // all that there is
 	}
 	return []thing{c.thing}
@@ -299,6 +302,9 @@ func (m *matrix) ask(c cell, grants []access.Grant) {
 	}
 	if err != nil && !got && !told && tidemark.KindOf(err) != tidemark.Denied {
 		m.t.Errorf("%v: %v", c, err)
+	}
+	if got && strings.Contains(c.body, "kind: Workflow") && !slices.ContainsFunc(who.asked, func(a asked) bool { return a.action == access.WorkflowManage }) {
+		m.t.Errorf("%v: the right to change workflows was not asked for", c) // which all roles have that may apply something else
 	}
 	switch {
 	case got != want:

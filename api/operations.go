@@ -224,9 +224,13 @@ func slaTable() []operation {
 // applying makes what is missing by jobs, which may wait.
 func applying() operation {
 	o := operation{id: "apply", method: http.MethodPost, path: "/v1/declarations", tag: "SLA", summary: "Make the server have what documents say",
-		description: "Templates, applications and groups, in YAML. What they do not speak of is left alone. All of it is looked at before anything is changed.",
-		errors:      refused, queues: true, once: true, rule: may(access.SLAManage, access.KindSLA).and(access.ApplicationProtect, access.KindApplication).and(access.GroupManage, access.KindGroup)}
+		description: "Templates, profiles, applications, groups and workflows, in YAML. What none of them names is left alone; a document is the whole of what it names, and takes away what it leaves out. All of it is looked at before anything is changed. A workflow that is written otherwise than its newest version becomes a new one, whose schedule runs it by the rights of who applies it.",
+		errors:      refused, queues: true, once: true,
+		rule: may(access.SLAManage, access.KindSLA).and(access.ApplicationProtect, access.KindApplication).and(access.GroupManage, access.KindGroup).ofWorkflows(access.WorkflowManage, "body.documents")}
 	return get(o, func(ctx context.Context, c *control.Control, in *ofBody[tidemark.ApplySpec]) (policy.Applied, error) {
+		if in.Body.DryRun {
+			callerOf(ctx).did = "a dry run"
+		}
 		return c.Apply(ctx, []byte(in.Body.Documents), in.Body.DryRun)
 	})
 }

@@ -32,6 +32,13 @@ type caller struct {
 	failure error
 }
 
+// about says for the audit what the only decision was about, where that is known only when it is done.
+func (w *caller) about(name string) {
+	if len(w.asked) == 1 {
+		w.asked[0].object.Name = name
+	}
+}
+
 // asked is one decision.
 type asked struct {
 	action access.Action
@@ -198,7 +205,10 @@ func (s *server) objects(ctx context.Context, n need, in any) (list []access.Obj
 			return nil, err
 		}
 	}
-	if len(names) == 0 {
+	switch {
+	case n.workflows:
+		names = described(names)
+	case len(names) == 0:
 		names = []string{""}
 	}
 	for _, name := range names {
@@ -230,6 +240,16 @@ func (s *server) objects(ctx context.Context, n need, in any) (list []access.Obj
 		list = append(list, o)
 	}
 	return list, nil
+}
+
+// described are the workflows that documents describe. By documents that cannot be read nothing is done: who sent them is told so then.
+func described(documents []string) (names []string) {
+	for _, d := range documents {
+		if list, err := control.WorkflowsIn(d); err == nil {
+			names = append(names, list...)
+		}
+	}
+	return names
 }
 
 // members are the applications of groups.

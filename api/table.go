@@ -59,6 +59,8 @@ type need struct {
 	source bool
 	// members: it is about the members of the consistency groups of these names.
 	members bool
+	// workflows: the parts are documents, and it is about the workflows that they describe. If there are none, there is no need.
+	workflows bool
 }
 
 // open is the rule of what everybody may be told, and self of what everybody who is known may do to himself.
@@ -94,6 +96,11 @@ func (r rule) and(a access.Action, k access.Kind, from ...string) rule {
 // mayToAll is the rule that somebody may do something to all members of the group that a part of the request names.
 func mayToAll(a access.Action, from string) rule {
 	return rule{needs: []need{{action: a, kind: access.KindApplication, from: []string{from}, members: true}}}
+}
+
+// ofWorkflows adds what has to be allowed as well on the workflows that the documents in a part of the request describe.
+func (r rule) ofWorkflows(a access.Action, from string) rule {
+	return rule{needs: append(slices.Clone(r.needs), need{action: a, kind: access.KindWorkflow, from: []string{from}, workflows: true})}
 }
 
 // where adds what has to be allowed as well if the request has a part.

@@ -24,10 +24,14 @@ func workflowTable() []operation {
 				return all, err
 			}),
 		get(operation{id: "apply-workflow", method: http.MethodPost, path: "/v1/workflows", tag: "Workflows", summary: "Make a document the newest version of a workflow",
-			description: "All of it is looked at before anything is changed. A document that is the newest version already makes none. Its schedule runs it by the rights of who applies it. The answer is the version.",
+			description: "All of it is looked at before anything is changed. A document that is the newest version already makes none, whatever separates it from others. Its schedule runs it by the rights of who applies it. The answer is the version.",
 			errors:      refused, rule: may(access.WorkflowManage, access.KindWorkflow)},
 			func(ctx context.Context, c *control.Control, in *ofBody[tidemark.WorkflowSpec]) (tidemark.Workflow, error) {
-				return c.ApplyWorkflow(ctx, in.Body)
+				w, err := c.ApplyWorkflow(ctx, in.Body)
+				if err == nil {
+					callerOf(ctx).about(w.Name)
+				}
+				return w, err
 			}),
 		get(operation{id: "get-workflow", method: http.MethodGet, path: "/v1/workflows/{name}", tag: "Workflows", summary: "One version of a workflow",
 			description: "With its document. Versions are kept when the workflow is removed. Of the URLs that its messages are posted to, scheme and host are shown to who may not change workflows.", errors: missing, rule: may(access.WorkflowView, access.KindWorkflow, "path.name")},

@@ -21,7 +21,7 @@ const KindWorkflow = "workflow"
 type Workflow struct {
 	Name     string
 	Version  int64
-	Document string // as it was applied
+	Document string // as it was applied, without what separates it from others
 	Author   string // the user who did; empty: the administrator at the socket
 	AuthorID string // of that user, as [Catalog.IsUser] has it
 	// Token is the API token that he applied it by: its roles and applications narrow what runs of its schedule may do. nil: none.
@@ -124,6 +124,15 @@ func noWorkflow(name string) error {
 func (c *Catalog) Workflows(ctx context.Context) ([]Workflow, error) {
 	return c.workflows(ctx, `AND removed = 0 AND version = (SELECT max(w.version) FROM workflows AS w WHERE w.owner = workflows.owner AND w.name = workflows.name)
 		ORDER BY name`)
+}
+
+// LastVersion returns the newest version that a workflow ever had, also if it was removed, and whether there is one.
+func (c *Catalog) LastVersion(ctx context.Context, name string) (Workflow, bool, error) {
+	list, err := c.workflows(ctx, "AND name = ? ORDER BY version DESC LIMIT 1", name)
+	if len(list) == 0 {
+		return Workflow{}, false, err
+	}
+	return list[0], true, err
 }
 
 // Versions returns all versions that a workflow ever had, newest first.

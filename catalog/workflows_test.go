@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"tidemark"
+	"tidemark/access"
 )
 
 // Versions are kept for ever, one that changes nothing is none, and one that was removed comes back as a new one.
@@ -18,8 +19,27 @@ func workflows(t *testing.T, c *Catalog) {
 			t.Fatalf("%+v, %v", w, err)
 		}
 	}
+	last := func(name string, version int64, removed bool) {
+		t.Helper()
+		if w, there, err := c.LastVersion(ctx, name); err != nil || there != (version > 0) || w.Version != version || (w.Removed != nil) != removed {
+			t.Fatalf("%+v, %v, %v", w, there, err)
+		}
+	}
+	last("b", 0, false)
 	put("b", "one", 1)
 	put("b", "one", 1)
+	last("b", 1, false)
+	token := &access.Token{ID: 1, User: "ann", Name: "ci", Roles: []access.Role{access.Auditor}}
+	for i, by := range []Workflow{{Author: "ann", Token: token}, {Author: "ann", Token: &access.Token{ID: 2, Roles: token.Roles}}, {Author: "bob"}} {
+		by.Name, by.Document = "by", "one"
+		w, err := c.PutWorkflow(ctx, by)
+		if err != nil || w.Version != []int64{1, 1, 2}[i] || w.Author != by.Author || w.Token.NarrowsAs(nil) != (by.Token == nil) {
+			t.Fatalf("%+v, %v", w, err)
+		}
+	}
+	if err := c.RemoveWorkflow(ctx, "by"); err != nil {
+		t.Fatal(err)
+	}
 	put("b", "two", 2)
 	put("a", "other", 1)
 	if list, err := c.Workflows(ctx); err != nil || len(list) != 2 || list[0].Name != "a" || list[1].Version != 2 {
@@ -31,6 +51,7 @@ func workflows(t *testing.T, c *Catalog) {
 	if err := c.RemoveWorkflow(ctx, "b"); tidemark.KindOf(err) != tidemark.NotFound {
 		t.Fatal(err)
 	}
+	last("b", 2, true)
 	if _, err := c.Workflow(ctx, "b", 0); tidemark.KindOf(err) != tidemark.NotFound {
 		t.Fatal(err)
 	}

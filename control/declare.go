@@ -155,14 +155,15 @@ func (c *Control) canPromise(a app, t policy.Template) error {
 	return nil
 }
 
-// Apply makes the server have what documents say: templates, applications and groups. What they do not speak of is left alone. With dryRun
+// Apply makes the server have what documents say: templates, profiles, applications, groups and workflows. What none names is left alone; of what one names it is the whole. With dryRun
 // nothing is changed. All of it is looked at before anything is: what cannot be done leaves everything as it is.
 func (c *Control) Apply(ctx context.Context, documents []byte, dryRun bool) (policy.Applied, error) {
 	done := policy.Applied{DryRun: dryRun}
-	want, err := policy.Parse(documents)
+	all, err := readDocuments(documents)
 	if err != nil {
 		return done, err
 	}
+	want := all.Set
 	have, err := c.declared(ctx)
 	if err != nil {
 		return done, err
@@ -191,11 +192,19 @@ func (c *Control) Apply(ctx context.Context, documents []byte, dryRun bool) (pol
 	if err := c.canApply(ctx, have, want, done.Changes, begun); err != nil {
 		return done, err
 	}
-	if done.Forgotten = c.forgotten(have, want, done.Changes); dryRun {
+	done.Forgotten = c.forgotten(have, want, done.Changes)
+	workflows, err := c.compareWorkflows(ctx, all.workflows)
+	if err != nil {
+		return done, err
+	}
+	changes := done.Changes
+	if done.Changes = slices.Concat(changes, workflows); dryRun {
 		return done, nil
 	}
-	done.Jobs, err = c.applyAll(ctx, want, done.Changes, done.UnderWay)
-	return done, err
+	if done.Jobs, err = c.applyAll(ctx, want, changes, done.UnderWay); err != nil {
+		return done, err
+	}
+	return done, c.applyWorkflows(ctx, all.workflows, done.Changes[len(changes):])
 }
 
 // declared is what the server has, as documents would say it.

@@ -123,6 +123,140 @@ func TestStepsByRights(t *testing.T) {
 	}
 }
 
+// A token that a run was asked for with narrows its steps, also those that are done with what the run makes.
+func TestStepsByToken(t *testing.T) {
+	c := serving(t)
+	if _, err := c.CreateVolume(t.Context(), tidemark.VolumeSpec{Name: "z", Size: 1 << 20}); err != nil {
+		t.Fatal(err)
+	}
+	granted(t, c, "ann", access.Operator)
+	made := "  - clone: {source: v@pub-1, name: k, replace: true}\n  - bookmark: {app: k, name: \"x-{{ run }}\"}\n"
+	for _, x := range []struct {
+		token       *access.Token
+		steps, want string
+	}{
+		{nil, made + "  - bookmark: {app: z, name: a}\n", ""},
+		{&access.Token{ID: 7, User: "ann"}, made + "  - bookmark: {app: z, name: b}\n", ""},
+		{&access.Token{ID: 7, User: "ann", Applications: []access.Pattern{"v"}}, made, ""},
+		{&access.Token{ID: 7, User: "ann", Applications: []access.Pattern{"v"}}, made + "  - bookmark: {app: z, name: c}\n", "ann may not do workflow.run on z: the token does not allow it"},
+		{&access.Token{ID: 7, User: "ann", Applications: []access.Pattern{"z"}}, made, "ann may not do workflow.run on v: the token does not allow it"},
+		{&access.Token{ID: 7, User: "ann", Roles: []access.Role{access.Auditor}}, "  - wait: {clone: k}\n", "ann may not do workflow.run on k: the token does not allow it"},
+		{&access.Token{ID: 7, User: "ann", Roles: []access.Role{access.Owner}}, "  - wait: {clone: k}\n  - expire: {app: v, points: \"*\", keep: 1}\n", "step expire of w: ann may not do application.expire on v"},
+	} {
+		applied(t, c, "", x.steps)
+		j, err := c.Run(WithAsk(t.Context(), byToken(t, c, "ann", x.token)), "w", tidemark.RunSpec{})
+		if err == nil {
+			j, err = c.Job(t.Context(), j.ID, time.Minute)
+		}
+		if err != nil || (x.want == "") != (j.State == tidemark.JobDone) || x.want != "" && !strings.Contains(j.Error.Message, x.want) {
+			t.Errorf("%+v, %s: %s: %v, %v, and not %q", x.token, x.steps, j.State, j.Error, err, x.want)
+		}
+	}
+	for _, r := range audited(t, c, "ann") {
+		if r.TokenID != 0 && r.TokenID != 7 {
+			t.Errorf("%+v", r)
+		}
+	}
+}
+
+// A token that a version was applied with narrows what its schedule does, and is told.
+func TestScheduleByToken(t *testing.T) {
+	c, ctx := serving(t), t.Context()
+	granted(t, c, "ann", access.Operator)
+	doc := "kind: Workflow\nname: w\nschedule: {every: 1h}\nsteps:\n  - bookmark: {app: v, name: \"x-{{ run }}\"}\n"
+	token := &access.Token{ID: 7, User: "ann", Name: "ci", Roles: []access.Role{access.Auditor}}
+	w, err := c.ApplyWorkflow(WithAsk(ctx, byToken(t, c, "ann", token)), tidemark.WorkflowSpec{Document: doc})
+	if err != nil || w.Token != "ci" {
+		t.Fatalf("%+v, %v", w, err)
+	}
+	if j := eventually(t, c, 1)[0].Job; j.State != tidemark.JobFailed || !strings.Contains(j.Error.Message, "ann may not do workflow.run on v: the token does not allow it") {
+		t.Errorf("%s: %v", j.State, j.Error)
+	}
+	// The same document without the token is another version.
+	again := WithAsk(ctx, by(t, c, "ann"))
+	a, err := c.Apply(again, []byte(doc), false)
+	if err != nil || len(a.Changes) != 1 || a.Changes[0].String() != "change Workflow w: version: 1 → 2, token: ci → (none)" {
+		t.Errorf("%+v, %v", a, err)
+	}
+	c.keepSchedules(ctx, time.Now().Add(5*time.Hour))
+	if j := eventually(t, c, 2)[0].Job; j.State != tidemark.JobDone {
+		t.Errorf("%s: %v", j.State, j.Error)
+	}
+}
+
+// A pattern of clones matches among those that who runs the workflow may see: others are not named, counted or touched. Of those that he sees, he
+// needs the right to remove each.
+func TestExpireByRights(t *testing.T) {
+	c, ctx := serving(t), t.Context()
+	if _, err := c.CreateVolume(ctx, tidemark.VolumeSpec{Name: "payroll", Size: 1 << 20}); err != nil {
+		t.Fatal(err)
+	}
+	granted(t, c, "ann", access.Owner, "v")
+	granted(t, c, "bob", access.Developer, "v")
+	granted(t, c, "zoe", access.Owner, "payroll")
+	clone := func(user string, names ...string) {
+		t.Helper()
+		for _, name := range names {
+			source := "v"
+			if strings.HasPrefix(name, "pay") {
+				source = "payroll"
+			}
+			j, err := c.Clone(WithAsk(ctx, by(t, c, user)), tidemark.CloneSpec{Ref: source, Name: name})
+			if err == nil {
+				j, err = c.Job(ctx, j.ID, time.Minute)
+			}
+			if err != nil || j.Error != nil {
+				t.Fatal(err, j.Error)
+			}
+		}
+	}
+	clone("", "old")
+	clone("ann", "mine")
+	clone("zoe", "pay-1", "pay-2")
+	if err := c.Share(ctx, "mine", []access.Subject{{Kind: access.User, Name: "bob"}}); err != nil {
+		t.Fatal(err)
+	}
+	applied(t, c, "", "  - expire: {clones: \"*\", keep: 1}\n")
+	sees := func(user string) func(access.Object) bool {
+		who, grants, err := c.catalog.Principal(ctx, user, access.ByPassword)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return SightOf(who, grants)
+	}
+	for user, want := range map[string][]string{"ann": {"old"}, "bob": {"old"}} {
+		list, err := c.RunNeeds(ctx, "w", tidemark.RunSpec{}, sees(user))
+		var got []string
+		for _, n := range list {
+			if n.Action == access.CloneRemove {
+				got = append(got, n.Object.Name)
+			}
+		}
+		if err != nil || !slices.Equal(got, want) {
+			t.Errorf("%s: %q, %v", user, got, err)
+		}
+	}
+	j := ran(t, c, "bob")
+	if j.State != tidemark.JobFailed || !strings.Contains(j.Error.Message, "bob may not do clone.remove on old") {
+		t.Errorf("%s: %v", j.State, j.Error)
+	}
+	if o, err := c.JobObject(ctx, j); err != nil || len(o.Parts) != 2 || o.Parts[0].Name != "old" || o.Parts[1].Name != "old" { // to remove it, and to run one on it
+		t.Errorf("the run is about %+v: %v", o.Parts, err)
+	}
+	if j = ran(t, c, "ann"); j.State != tidemark.JobDone {
+		t.Errorf("%s: %v", j.State, j.Error)
+	}
+	left, err := c.Clones(ctx)
+	var names []string
+	for _, k := range left {
+		names = append(names, k.Name)
+	}
+	slices.Sort(names)
+	if err != nil || !slices.Equal(names, []string{"mine", "pay-1", "pay-2"}) {
+		t.Errorf("%q are left: %v", names, err)
+	}
+}
+
 // Who asks for a run needs what its steps are about, as far as that is there.
 func TestRunNeeds(t *testing.T) {
 	c := serving(t)

@@ -24,12 +24,14 @@ const maxDocuments = 4 << 20
 func applyCommand() *cobra.Command {
 	var files []string
 	var dry, wait bool
-	c := &cobra.Command{Use: "apply -f FILE", Short: "Make the server have what files say: templates, applications", Args: takes(0),
-		Long: `Make the server have what YAML documents say: SLA templates, applications and
-groups. What is there and differs is changed, what is not is made, and what the
-documents do not speak of is left alone. All of it is looked at before anything
-is changed. Applications that were not protected are, by jobs, which --wait
-waits for.`,
+	c := &cobra.Command{Use: "apply -f FILE", Short: "Make the server have what the files of a site say", Args: takes(0),
+		Long: `Make the server have what YAML documents say: SLA templates, profiles,
+applications, hosts, groups and workflows, in any order. A document is the whole
+of the one thing that it names: what is not there is made, what differs is
+changed, and what it leaves out, as the sla of an application, is taken away.
+What no document names is left alone. All of it is looked at before anything is
+changed. Applications that were not protected are, by jobs, which --wait waits
+for. A workflow that differs, if only in a comment, becomes a new version.`,
 		Example: "  tidemark apply -f site.yaml --dry-run\n  tidemark apply -f templates.yaml -f applications.yaml\n  cat site.yaml | tidemark apply -f -",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			documents, err := readDocuments(files)
