@@ -296,6 +296,8 @@ type Job struct {
 	Origin      JobOrigin  `json:"origin,omitempty" enum:"queue,schedule" doc:"How it came to it: it was asked for and waited, or a policy asked for it; missing: it was asked for, to begin at once."`
 	Parent      int64      `json:"parent,omitempty" doc:"The job that it is a part of."`
 	Profile     string     `json:"profile,omitempty" doc:"The profile of its application, when it was asked for."`
+
+	FirstID string `json:"-"` // of its application: that of [Event]
 }
 
 // JobOrigin says how it came to a job.
@@ -322,6 +324,9 @@ type Event struct {
 	Level       string    `json:"level" enum:"info,warning,error" doc:"How grave it is."`
 	Application string    `json:"application,omitempty" doc:"The application it is about, where it is about one."`
 	Message     string    `json:"message" doc:"What happened, one line."`
+
+	// FirstID is the ID of that application, by which a server knows it and tells nobody else: its name can be another's later. Empty: it is not known.
+	FirstID string `json:"-"`
 }
 
 // PoolStatus is what the pool holds and saves.

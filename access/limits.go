@@ -61,14 +61,14 @@ type Usage struct {
 
 // Copy is what somebody asks for that limits are about.
 type Copy struct {
-	New   int   // how many clones and mounts come into being; 0 when one is refreshed or lives longer
-	Bytes int64 // that they are known to take at once; usually none
+	New   int   `json:"new,omitempty"`   // how many clones and mounts come into being; 0 when one is refreshed or lives longer
+	Bytes int64 `json:"bytes,omitempty"` // that they are known to take at once; usually none
 	// Lifetime is how long it is to live, counted from when it was made; 0 is without an end.
-	Lifetime time.Duration
+	Lifetime time.Duration `json:"lifetime,omitempty"`
 	// Host is where it is put; empty when it stays where it is. The server's own is [ServerHost].
-	Host string
+	Host string `json:"host,omitempty"`
 	// Point: it is only a point of a copy that is there, and keeps what that has now. All but u.Bytes is without meaning.
-	Point bool
+	Point bool `json:"point,omitempty"`
 }
 
 // Allow returns nil if c may be had beside u, and else says in a few words why not.

@@ -16,6 +16,7 @@ const (
 // What records of the audit have for a method where nobody came himself. Nobody is let in by these: they are not [Method.Known].
 const (
 	ByRun  Method = "workflow" // a step of a run, in the name of who asked for the run
+	ByJob  Method = "job"      // a job that begins later than it was asked for, in the name of who did
 	ByHost Method = "host"     // the agent of a host, by its join token or its certificate
 )
 

@@ -27,8 +27,9 @@ type caller struct {
 	secret    access.Secret
 	look      func(context.Context) (access.Principal, []access.Grant, error) // who has the secret now; nil: there is none
 
-	asked   []asked // what was decided about
-	did     string  // what was done, where the action does not tell it from something else
+	asked   []asked        // what was decided about
+	needs   []control.Need // the same, as a job that waits is decided about when it begins
+	did     string         // what was done, where the action does not tell it from something else
 	failure error
 }
 
@@ -147,7 +148,12 @@ func (s *server) allow(ctx context.Context, o operation, in any) (done func(), e
 			if !slices.Contains(limited, n.action) {
 				continue
 			}
-			if done, err = s.within(ctx, d, in, done); err != nil {
+			copy, err := s.copied(ctx, in)
+			if err != nil {
+				return done, err
+			}
+			who.needs[len(who.needs)-1].Copy = copy
+			if done, err = s.within(ctx, d, copy, done); err != nil {
 				return done, err
 			}
 		}
@@ -156,7 +162,7 @@ func (s *server) allow(ctx context.Context, o operation, in any) (done func(), e
 }
 
 // limited are the actions that the limits of a grant bound, of which no operation needs two.
-var limited = []access.Action{access.ApplicationClone, access.ApplicationMount, access.ApplicationBookmark, access.ApplicationCapture, access.CloneExtend}
+var limited = []access.Action{access.ApplicationClone, access.ApplicationMount, access.ApplicationBookmark, access.ApplicationCapture, access.CloneExtend, access.CloneRewind}
 
 // allowSteps decides about a run of a workflow, and notes what was decided.
 func (s *server) allowSteps(ctx context.Context, in any) error {
@@ -278,14 +284,16 @@ func (s *server) decide(ctx context.Context, n need, in any, o access.Object) (a
 		who.asked = append(who.asked, asked{action, access.Object{Kind: n.kind, Name: o.Name}})
 		return access.Decision{}, tidemark.Errorf(tidemark.NotFound, "there is no %s %q", n.kind, o.Name).WithHint("something else has that name; " + hint)
 	}
+	need := control.Need{Action: action, Kind: n.kind, Ref: o.Name}
 	if action.Takes() && who.principal.Method != access.BySocket {
 		t, err := s.taking(ctx, in)
 		if err != nil {
 			return access.Decision{}, err
 		}
 		o.Bookmark, o.Published = t.Bookmark, t.Published
+		need.From, need.Beyond = t.Ref, t.Ref == ""
 	}
-	who.asked = append(who.asked, asked{action, o})
+	who.asked, who.needs = append(who.asked, asked{action, o}), append(who.needs, need)
 	return access.Decide(who.principal, who.grants, action, o), nil
 }
 
@@ -333,35 +341,35 @@ func (s *server) takingAnew(ctx context.Context, clone string, point *string) (t
 	return t, err
 }
 
-// within makes sure that there is room for another copy, or a point of one, and holds off other copies of the same user until done is called.
-func (s *server) within(ctx context.Context, d access.Decision, in any, done func()) (func(), error) {
-	if d.Grant == nil || !d.Grant.Role.Limited() {
-		return done, nil
-	}
-	var copy access.Copy
+// copied is the copy that a request makes, or of which it makes a point; nil: none.
+func (s *server) copied(ctx context.Context, in any) (*access.Copy, error) {
 	switch r := in.(type) {
 	case *ofBody[tidemark.CloneSpec]:
-		copy = access.Copy{New: 1, Lifetime: time.Duration(r.Body.Lifetime) * time.Second, Host: hostOr(r.Body.Host)}
+		return &access.Copy{New: 1, Lifetime: time.Duration(r.Body.Lifetime) * time.Second, Host: hostOr(r.Body.Host)}, nil
 	case *ofBody[tidemark.MountSpec]:
-		copy = access.Copy{New: 1, Lifetime: time.Duration(r.Body.Lifetime) * time.Second, Host: hostOr(r.Body.Host)}
+		return &access.Copy{New: 1, Lifetime: time.Duration(r.Body.Lifetime) * time.Second, Host: hostOr(r.Body.Host)}, nil
 	case *ofNameAndBody[tidemark.Extension]:
 		k, err := s.c.Cloned(ctx, string(r.Name))
-		if err != nil {
-			return done, err
+		if err != nil || r.Body.Lifetime <= 0 {
+			return &access.Copy{}, err
 		}
-		if r.Body.Lifetime > 0 {
-			copy.Lifetime = time.Since(k.Created) + time.Duration(r.Body.Lifetime)*time.Second
-		}
-	case *ofNameAndBody[tidemark.BookmarkSpec], *ofNameAndMore[tidemark.CaptureSpec]:
-		copy = access.Copy{Point: true}
-	default:
+		return &access.Copy{Lifetime: time.Since(k.Created) + time.Duration(r.Body.Lifetime)*time.Second}, nil
+	case *ofNameAndBody[tidemark.BookmarkSpec], *ofNameAndMore[tidemark.CaptureSpec], *ofBody[tidemark.RewindSpec]: // a rewind keeps what was there
+		return &access.Copy{Point: true}, nil
+	}
+	return nil, nil
+}
+
+// within makes sure that there is room for a copy, or a point of one, and holds off other copies of the same user until done is called.
+func (s *server) within(ctx context.Context, d access.Decision, copy *access.Copy, done func()) (func(), error) {
+	if copy == nil || d.Grant == nil || !d.Grant.Role.Limited() {
 		return done, nil
 	}
 	who := callerOf(ctx).principal
 	unlock := s.c.HoldCopies(who.User)
 	u, err := s.c.Usage(ctx, who)
 	if err == nil {
-		err = d.Within(u, copy).Err()
+		err = d.Within(u, *copy).Err()
 	}
 	if err != nil {
 		unlock()
@@ -535,32 +543,47 @@ func seenOnHost(ctx context.Context, c *control.Control, h *tidemark.Host) (err 
 	return nil
 }
 
-// seenEvents leaves of events what who asks may see: of applications that he sees and, if he sees the pool, of the server.
+// seenEvents leaves of events what who asks may see: of applications that he sees and, if he sees the pool, of the server. Of what has a name
+// no more that something else has now, only who sees all is told.
 func seenEvents(ctx context.Context, c *control.Control, list []tidemark.Event) ([]tidemark.Event, error) {
-	seen := map[string]bool{}
+	seen := map[string]func(tidemark.Event) bool{} // by application, for which all is looked up once
 	left := []tidemark.Event{}
 	for _, e := range list {
-		ok, known := seen[e.Application]
+		sees, known := seen[e.Application]
 		if !known {
 			var err error
-			if ok, err = seesEventsOf(ctx, c, e.Application); err != nil {
+			if sees, err = seesEventsOf(ctx, c, e.Application); err != nil {
 				return nil, err
 			}
-			seen[e.Application] = ok
+			seen[e.Application] = sees
 		}
-		if ok {
+		if sees(e) {
 			left = append(left, e)
 		}
 	}
 	return left, nil
 }
 
-func seesEventsOf(ctx context.Context, c *control.Control, application string) (bool, error) {
-	who := callerOf(ctx)
-	if application == "" {
-		return access.Decide(who.principal, who.grants, access.PoolView, access.Object{Kind: access.KindPool}).Allowed, nil
+// seesEventsOf returns which events of an application who asks may see; empty: of the server itself.
+func seesEventsOf(ctx context.Context, c *control.Control, application string) (func(tidemark.Event) bool, error) {
+	ok := seesServer(ctx)
+	if application != "" {
+		var err error
+		if ok, err = shown(ctx, c, access.ApplicationView, access.KindApplication, application); err != nil {
+			return nil, err
+		}
 	}
-	return shown(ctx, c, access.ApplicationView, access.KindApplication, application)
+	who := callerOf(ctx)
+	if !ok || application == "" || access.Visible(who.principal, who.grants, access.ApplicationView).All {
+		return func(tidemark.Event) bool { return ok }, nil
+	}
+	return c.EventsOf(ctx, application)
+}
+
+// seesServer reports whether who asks may see what is about all of the server.
+func seesServer(ctx context.Context) bool {
+	who := callerOf(ctx)
+	return access.Decide(who.principal, who.grants, access.PoolView, access.Object{Kind: access.KindPool}).Allowed
 }
 
 // seenStatus is the status of the server, as far as who asks may see it.
@@ -583,7 +606,7 @@ func seenStatus(ctx context.Context, c *control.Control, _ *none) (s tidemark.St
 	if s.Events, err = seenEvents(ctx, c, s.Events); err != nil {
 		return s, err
 	}
-	if ok, err := seesEventsOf(ctx, c, ""); err != nil || !ok { // these are about all of the server
+	if !seesServer(ctx) {
 		s.Warnings, s.Pool, s.DataDir, s.Agents, s.K = nil, tidemark.PoolStatus{}, "", "", 0
 	}
 	return s, withoutWay(ctx, c, s.Clones)

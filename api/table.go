@@ -191,7 +191,7 @@ func by[I, O any](o operation, fn func(*server, context.Context, *I) (*O, error)
 			defer func() { done() }()
 			var out *O
 			if err == nil {
-				out, err = fn(s, ctx, in)
+				out, err = fn(s, control.WithNeeds(ctx, callerOf(ctx).needs), in)
 			}
 			if err != nil {
 				callerOf(ctx).failure = err

@@ -318,7 +318,7 @@ func (c *Catalog) AddEvent(ctx context.Context, e tidemark.Event) error {
 					return err
 				}
 			}
-			_, err := tx.NewRaw("INSERT INTO events (owner, at, level, application, message) VALUES (?, ?, ?, ?, ?)", c.owner, e.Time.UnixNano(), e.Level, e.Application, e.Message).Exec(ctx)
+			_, err := tx.NewRaw("INSERT INTO events (owner, at, level, application, first_id, message) VALUES (?, ?, ?, ?, ?, ?)", c.owner, e.Time.UnixNano(), e.Level, e.Application, e.FirstID, e.Message).Exec(ctx)
 			return err
 		})
 	})

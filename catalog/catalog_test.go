@@ -105,7 +105,7 @@ func things(t *testing.T, c *Catalog) {
 
 func jobs(t *testing.T, c *Catalog) {
 	ctx := context.Background()
-	j, err := c.Enqueue(ctx, NewJob{Kind: "capture", Application: "orders", Args: tidemark.CaptureSpec{Application: "orders"}, Now: true}, plenty)
+	j, err := c.Enqueue(ctx, NewJob{Kind: "capture", Application: "orders", Args: tidemark.CaptureSpec{Application: "orders"}, FirstID: "7", Terms: []byte(`{"x":1}`), Now: true}, plenty)
 	if err != nil || j.State != tidemark.JobRunning || j.Attempt != 1 || j.Started == nil || string(j.Args) != `{"application":"orders"}` {
 		t.Fatalf("%+v, %v", j, err)
 	}
@@ -124,7 +124,7 @@ func jobs(t *testing.T, c *Catalog) {
 		t.Fatal(err)
 	}
 	got, err := c.Job(ctx, j.ID)
-	if err != nil || got.Step != "copy" || got.Progress.Done != 5 || string(got.Undo) != `{"unfreeze":"x"}` {
+	if err != nil || got.Step != "copy" || got.Progress.Done != 5 || got.FirstID != "7" || string(got.Terms) != `{"x":1}` || string(got.Undo) != `{"unfreeze":"x"}` {
 		t.Fatalf("job: %+v, %v", got, err)
 	}
 	for range 2 { // also if the first answer did not arrive

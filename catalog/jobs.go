@@ -15,9 +15,8 @@ import (
 // Job is a job with what only its runner needs.
 type Job struct {
 	tidemark.Job
-	Args json.RawMessage // the request
-	// FirstID is that of [NewJob].
-	FirstID string
+	Args  json.RawMessage // the request
+	Terms json.RawMessage // those of [NewJob]; empty: none
 	// Undo is what must be taken back if the job is cut: written before each step that makes something.
 	Undo json.RawMessage
 }
@@ -56,6 +55,7 @@ type jobRow struct {
 	Part          string
 	FirstID       string
 	Profile       string
+	Terms         string
 }
 
 // ErrLost is in the chain of errors about a job that does not run here any more: another process of its owner took it over.
@@ -153,8 +153,8 @@ func (r *jobRow) job() *Job {
 	j := &Job{Job: tidemark.Job{ID: r.ID, Kind: r.Kind, Application: r.Application, Host: r.Host, State: tidemark.JobState(r.State), Step: r.Step,
 		Progress: tidemark.Progress{Done: r.Done, Total: r.Total, Unit: r.Unit}, Created: time.Unix(0, r.Created),
 		Priority: int(r.Priority), Attempt: int(r.Attempts), MaxAttempts: int(r.MaxAttempts),
-		AskedBy: r.AskedBy, AskerID: r.AskerID, Origin: tidemark.JobOrigin(r.Origin), Parent: r.Parent, Profile: r.Profile},
-		Args: json.RawMessage(r.Args), Undo: json.RawMessage(r.Undo), FirstID: r.FirstID}
+		AskedBy: r.AskedBy, AskerID: r.AskerID, Origin: tidemark.JobOrigin(r.Origin), Parent: r.Parent, Profile: r.Profile, FirstID: r.FirstID},
+		Args: json.RawMessage(r.Args), Undo: json.RawMessage(r.Undo), Terms: json.RawMessage(r.Terms)}
 	j.Started, j.Finished = timeOf(r.Started), timeOf(r.Finished)
 	if j.State == tidemark.JobQueued {
 		j.NotBefore = timeOf(r.NotBefore)

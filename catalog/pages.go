@@ -35,12 +35,13 @@ func (c *Catalog) events(ctx context.Context, which string, args ...any) ([]tide
 		At          int64
 		Level       string
 		Application string
+		FirstID     string
 		Message     string
 	}
-	err := c.query(ctx, &rows, "SELECT id, at, level, application, message FROM events WHERE owner = ? "+which, append([]any{c.owner}, args...)...)
+	err := c.query(ctx, &rows, "SELECT id, at, level, application, first_id, message FROM events WHERE owner = ? "+which, append([]any{c.owner}, args...)...)
 	list := make([]tidemark.Event, 0, len(rows))
 	for _, r := range rows {
-		list = append(list, tidemark.Event{ID: r.ID, Time: time.Unix(0, r.At), Level: r.Level, Application: r.Application, Message: r.Message})
+		list = append(list, tidemark.Event{ID: r.ID, Time: time.Unix(0, r.At), Level: r.Level, Application: r.Application, FirstID: r.FirstID, Message: r.Message})
 	}
 	return list, wrap(err, "list events")
 }

@@ -28,6 +28,8 @@ type NewJob struct {
 	Host        string // that it works on; empty: on none
 	Profile     string // of its application; empty: none
 	Args        any    // the request
+	// Terms are looked at again when it begins; empty: there are none.
+	Terms json.RawMessage
 	// Now: it begins at once if it can, and is refused if its application is busy. Else it is queued.
 	Now         bool
 	Priority    int
@@ -113,7 +115,7 @@ func (c *Catalog) rowOf(n NewJob, args string) jobRow {
 	now := c.now().UnixNano()
 	row := jobRow{Kind: n.Kind, Application: n.Application, Host: n.Host, State: string(tidemark.JobQueued), Args: args,
 		Owner: c.owner, Priority: int64(n.Priority), Created: now, Queued: now, MaxAttempts: int64(n.MaxAttempts),
-		AskedBy: n.AskedBy, AskerID: n.AskerID, Origin: string(n.Origin), Parent: n.Parent, Part: n.Part, FirstID: n.FirstID, Profile: n.Profile}
+		AskedBy: n.AskedBy, AskerID: n.AskerID, Origin: string(n.Origin), Parent: n.Parent, Part: n.Part, FirstID: n.FirstID, Profile: n.Profile, Terms: string(n.Terms)}
 	if !n.NotBefore.IsZero() {
 		row.NotBefore = n.NotBefore.UnixNano()
 	}

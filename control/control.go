@@ -417,14 +417,14 @@ func ignoreTimeout(err error) error {
 func (c *Control) event(level, application, format string, args ...any) {
 	message := fmt.Sprintf(format, args...)
 	c.log.Info(message, "application", application, "level", level)
-	if err := c.addEvent(level, application, message); err != nil {
+	if err := c.addEvent(level, application, c.firstIDOf(application), message); err != nil {
 		c.log.Error("an event was not recorded", "error", err)
 	}
 }
 
-// addEvent records an event in the catalog, if need be with the reserve.
-func (c *Control) addEvent(level, application, message string) error {
-	e := tidemark.Event{Time: time.Now(), Level: level, Application: application, Message: message}
+// addEvent records an event in the catalog, if need be with the reserve. firstID is that of the application; empty: who has the name.
+func (c *Control) addEvent(level, application, firstID, message string) error {
+	e := tidemark.Event{Time: time.Now(), Level: level, Application: application, FirstID: firstID, Message: message}
 	err := c.catalog.AddEvent(context.Background(), e)
 	if err != nil && c.giveReserve(err) {
 		err = c.catalog.AddEvent(context.Background(), e)

@@ -268,7 +268,9 @@ func (c *Control) groupRestoreWork(ctx context.Context, spec tidemark.RestoreSpe
 	}
 	recorded := spec
 	recorded.Ref = p.Ref
-	return p.work(spec.Ref, restoring{RestoreSpec: recorded, Group: true}), nil
+	w := p.work(spec.Ref, restoring{RestoreSpec: recorded, Group: true})
+	w.means = meant{Name: ref.App, Group: true}
+	return w, nil
 }
 
 // momentOf makes of a time that is counted from now one that stays, and is the same for all members.

@@ -66,6 +66,8 @@ type work struct {
 	app  string // of which it is the only job; empty: of none
 	host string // that it works on; empty: on none
 	of   string // the application that it is done for, and whose profile bounds it; empty: app
+	// means is what it takes the data of, or writes over, if that is neither of these.
+	means meant
 	// args is the request as it is recorded: it means the same whenever it is read.
 	args any
 	// holding reserves what is needed, until release. It fails if somebody else has that now.

@@ -3,6 +3,7 @@ package control
 import (
 	"cmp"
 	"context"
+	"time"
 
 	"tidemark"
 	"tidemark/access"
@@ -40,6 +41,9 @@ func errAnother(source, clone string) error {
 
 // firstIDOf is the first ID of who has a name; empty: nobody has.
 func (c *Control) firstIDOf(name string) string {
+	if name == "" {
+		return ""
+	}
 	a, err := c.app(name)
 	if err != nil {
 		return ""
@@ -47,13 +51,56 @@ func (c *Control) firstIDOf(name string) string {
 	return a.firstID()
 }
 
-// isStill refuses a job whose application's name is another's by now. That nobody has it may be as it should, as for a refresh that was cut.
-func (c *Control) isStill(j *catalog.Job) error {
-	if now := c.firstIDOf(j.Application); j.FirstID == "" || now == "" || now == j.FirstID {
-		return nil
+// holder is who has a name now.
+type holder struct {
+	firstID string
+	since   time.Time // when it came to be, or was made anew last
+}
+
+// holderOf is who has a name, also while a refresh has taken it away; nil: nobody.
+func (c *Control) holderOf(ctx context.Context, name string) (*holder, error) {
+	a, err := c.app(name)
+	if err == nil {
+		return &holder{a.firstID(), a.t.Describe().Created}, nil
 	}
-	return tidemark.Errorf(tidemark.Conflict, "this %s was asked for another %s, which was removed meanwhile", j.Kind, j.Application).
-		WithHint("ask for it again, if you mean the one that has the name now")
+	if notThere(err) != nil {
+		return nil, err
+	}
+	var k keptClone
+	if err := c.catalog.Get(ctx, catalog.Clones, name, &k); err != nil || k.Again == nil {
+		return nil, notThere(err)
+	}
+	return &holder{k.Again.First, k.Created}, nil
+}
+
+// had reports whether something that happened to who had the name happened to this one: by the first ID that was noted then or, where none
+// was, by when it was over.
+func (h *holder) had(firstID string, over time.Time) bool {
+	if firstID != "" && h.firstID != "" {
+		return firstID == h.firstID
+	}
+	return !over.Before(h.since)
+}
+
+// isStill refuses a job if another has the name of its application by now, or of what it takes the data of. That nobody has it may be as it
+// should, as for a refresh that was cut.
+func (c *Control) isStill(j *catalog.Job, of *meant) error {
+	named := []meant{{Name: j.Application, ID: j.FirstID}}
+	if of != nil {
+		named = append(named, *of)
+	}
+	for _, m := range named {
+		switch now := c.idOf(m); {
+		case m.ID == "" || now == "" || now == m.ID:
+		case m.Group:
+			return tidemark.Errorf(tidemark.Conflict, "the members of the group %s are not those for which this %s was asked for", m.Name, j.Kind).
+				WithHint("ask for it again, if you mean those of now: `tidemark group ls`")
+		default:
+			return tidemark.Errorf(tidemark.Conflict, "this %s was asked for another %s, which was removed meanwhile", j.Kind, m.Name).
+				WithHint("ask for it again, if you mean the one that has the name now")
+		}
+	}
+	return nil
 }
 
 // sourceOf is the first ID of what a clone is of, which had that name. Where an older release has not noted it, it is that of who has the

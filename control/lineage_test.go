@@ -141,7 +141,7 @@ func TestQueuedOfAnotherOfTheName(t *testing.T) {
 			t.Fatal(err)
 		}
 		return func() error {
-			err := c.isStill(full)
+			err := c.mayBegin(t.Context(), full)
 			if err == nil {
 				_, err = c.jobs.kinds[full.Kind].plan(c, t.Context(), full.Args)
 			}

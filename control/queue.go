@@ -24,6 +24,7 @@ type Ask struct {
 	By        string        // who asks
 	UserID    string        // of that user, as a principal has it
 	Token     *access.Token // by which he asks, which narrows what the steps of a run may do, and what waits; nil: none
+	Needs     []Need        // that he was allowed: it is decided about again when a job that waits begins
 	Origin    tidemark.JobOrigin
 	Parent    int64  // the job that it is a part of
 	Part      string // which part; of each there is one job, however often it is asked for. Empty: it does not matter
@@ -36,6 +37,13 @@ type askKey struct{}
 
 // WithAsk returns a context in which jobs are asked for in that way. Without it they begin at once.
 func WithAsk(ctx context.Context, a Ask) context.Context { return context.WithValue(ctx, askKey{}, a) }
+
+// WithNeeds is [WithAsk] as it was, by somebody who was allowed that.
+func WithNeeds(ctx context.Context, needs []Need) context.Context {
+	how := askOf(ctx)
+	how.Needs = needs
+	return WithAsk(ctx, how)
+}
 
 // queued is ctx for a job that waits, by whom it is asked for.
 func queued(ctx context.Context) context.Context {
@@ -68,6 +76,10 @@ func (c *Control) ask(ctx context.Context, name string, request any) (tidemark.J
 	if err != nil {
 		return tidemark.Job{}, err
 	}
+	terms, err := c.terms(ctx, how, w)
+	if err != nil {
+		return tidemark.Job{}, err
+	}
 	release := func() {}
 	if !how.Queue {
 		if release, err = w.hold(ctx); err != nil {
@@ -79,7 +91,7 @@ func (c *Control) ask(ctx context.Context, name string, request any) (tidemark.J
 		c.jobs.claims.RLock()
 		defer c.jobs.claims.RUnlock()
 	}
-	j, err := c.addJob(ctx, catalog.NewJob{Kind: name, Application: w.app, FirstID: c.firstIDOf(w.app), Profile: c.profileOf(cmp.Or(w.of, w.app)), Host: w.host, Args: w.args, Now: !how.Queue, Priority: how.Priority,
+	j, err := c.addJob(ctx, catalog.NewJob{Kind: name, Application: w.app, FirstID: c.firstIDOf(w.app), Profile: c.profileOf(cmp.Or(w.of, w.app)), Host: w.host, Args: w.args, Terms: mustJSON(terms), Now: !how.Queue, Priority: how.Priority,
 		NotBefore: how.NotBefore, MaxAttempts: k.attempts, AskedBy: how.By, AskerID: how.UserID, Origin: how.Origin, Parent: how.Parent, Part: how.Part})
 	if err != nil {
 		release()
@@ -123,7 +135,7 @@ func (c *Control) prepare(ctx context.Context, t *task, j *catalog.Job) (*work, 
 	if !ok {
 		return nil, nil, tidemark.Errorf(tidemark.Invalid, "this server knows no job of kind %q", j.Kind).WithHint("was it asked of a newer release?")
 	}
-	if err := c.isStill(j); err != nil {
+	if err := c.mayBegin(ctx, j); err != nil {
 		return nil, nil, err
 	}
 	w, err := k.plan(c, ctx, j.Args)

@@ -83,7 +83,7 @@ func (c *Control) notify(level, application, message string) error {
 		c.log.Warn(message, "application", application)
 		c.keepReserve() // there is room again
 	}
-	return c.addEvent(level, application, message)
+	return c.addEvent(level, application, "", message) // the timelines may be opened just now
 }
 
 // spaceStatus says how much room there is, and warns of what it costs that there is too little.

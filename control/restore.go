@@ -62,7 +62,7 @@ func (c *Control) restoreElsewhere(ctx context.Context, spec tidemark.RestoreSpe
 		r.Seconds = time.Since(begun).Seconds()
 		return r, err
 	}
-	return &work{host: hostname(), args: restoring{RestoreSpec: recorded}, run: run}, nil
+	return &work{host: hostname(), means: meant{Name: a.name}, args: restoring{RestoreSpec: recorded}, run: run}, nil
 }
 
 // checkTarget reports whether a restore goes to a directory, and refuses what it

@@ -112,8 +112,13 @@ func (c *Control) JobObject(ctx context.Context, j tidemark.Job) (access.Object,
 		o.Parts = parts
 		return o, err
 	}
-	if _, err := c.app(j.Application); tidemark.KindOf(err) == tidemark.NotFound {
-		return c.madeBy(ctx, o, j)
+	h, err := c.holderOf(ctx, j.Application)
+	if err != nil {
+		return o, err
+	}
+	if h == nil || !h.had(j.FirstID, lastOf(j)) {
+		o.Source, o.Via, err = c.jobSource(ctx, j, h == nil)
+		return o, err
 	}
 	of, err := c.Object(ctx, access.KindApplication, j.Application)
 	if o.Source, o.Via = of.Source, of.Via; of.Kind == access.KindApplication {
@@ -122,31 +127,50 @@ func (c *Control) JobObject(ctx context.Context, j tidemark.Job) (access.Object,
 	return o, err
 }
 
-// madeBy adds to a job, whose application is not there yet or any more, what that was to be made of.
-func (c *Control) madeBy(ctx context.Context, o access.Object, j tidemark.Job) (access.Object, error) {
-	noted, err := c.catalog.Object(ctx, access.KindClone, j.Application) // as while it is refreshed
-	if err == nil {
-		o.Source, o.Via = noted.Source, noted.Via
-		return o, nil
+// lastOf is when a job has been about its application last.
+func lastOf(j tidemark.Job) time.Time {
+	switch {
+	case j.Finished != nil:
+		return *j.Finished
+	case j.State == tidemark.JobRunning:
+		return time.Now()
 	}
-	if notThere(err) != nil {
-		return o, err
-	}
+	return j.Created
+}
+
+// jobSource is the application whose data the application of a job had, or was to have, and the clones on the way to it: that is not there
+// yet, or not any more. free: nobody else has its name. If nobody knows whose data it had, the job is covered by everything alone.
+func (c *Control) jobSource(ctx context.Context, j tidemark.Job, free bool) (source string, via []string, err error) {
 	full, err := c.catalog.Job(ctx, j.ID)
 	if err != nil {
-		return o, notThere(err)
+		return "", nil, notThere(err)
 	}
-	var request struct{ Ref string }
-	o.Source = j.Application
-	if json.Unmarshal(full.Args, &request) != nil || request.Ref == "" {
-		return o, nil
+	t, err := termsOf(full)
+	if err != nil || t.Source != "" {
+		return t.Source, t.Via, err
 	}
-	r, err := tidemark.ParseRef(request.Ref)
-	if err != nil {
-		return o, nil
+	var request struct{ Ref, From string }
+	if json.Unmarshal(full.Args, &request) == nil && request.Ref != "" {
+		r, err := tidemark.ParseRef(request.Ref)
+		now := c.firstIDOf(r.App)
+		switch {
+		case err != nil || r.App == j.Application:
+		case request.From != "" && now != "" && now != request.From: // of which another has the name, too
+			return "", nil, nil
+		default:
+			return c.lineage(ctx, r.App)
+		}
 	}
-	o.Source, o.Via, err = c.lineage(ctx, r.App)
-	return o, err
+	if free {
+		source = j.Application
+	}
+	return source, nil, nil
+}
+
+// EventsOf returns what reports whether an event of an application is about who has that name now, or nobody has it.
+func (c *Control) EventsOf(ctx context.Context, application string) (about func(tidemark.Event) bool, err error) {
+	h, err := c.holderOf(ctx, application)
+	return func(e tidemark.Event) bool { return h == nil || h.had(e.FirstID, e.Time) }, err
 }
 
 // serverHost is a host as grants name it.

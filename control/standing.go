@@ -123,7 +123,7 @@ func (c *Control) tellStanding(a app, s compliance, told policy.State, now time.
 		level, message = "warning", fmt.Sprintf("what %s promises to %s is late: %s", s.Template, a.name, strings.Join(s.Reasons, "; "))
 	}
 	c.log.Info(message, "application", a.name, "level", level)
-	if err := c.addEvent(level, a.name, message); err != nil {
+	if err := c.addEvent(level, a.name, a.firstID(), message); err != nil {
 		c.log.Error("an event was not recorded", "error", err)
 		return now.Add(lookPromises)
 	}
