@@ -346,16 +346,16 @@ type PoolStatus struct {
 // Status is the state of a server.
 type Status struct {
 	Version      string        `json:"version" doc:"The version of the server."`
-	DataDir      string        `json:"data_dir" doc:"Where everything lies."`
+	DataDir      string        `json:"data_dir,omitempty" doc:"Where everything lies; missing: who asks may not see the pool."`
 	Started      time.Time     `json:"started" doc:"Since when it runs."`
 	Applications []Application `json:"applications" doc:"Applications and volumes."`
 	Mounts       []Mount       `json:"mounts" doc:"Mounts."`
 	Clones       []Clone       `json:"clones" doc:"Clones."`
 	Jobs         []Job         `json:"jobs" doc:"The newest jobs, newest first."`
-	Pool         PoolStatus    `json:"pool" doc:"The pool."`
-	K            int           `json:"k" doc:"The most layers and segments touched to materialise any point now."`
+	Pool         *PoolStatus   `json:"pool,omitempty" doc:"The pool; missing: who asks may not see it."`
+	K            *int          `json:"k,omitempty" doc:"The most layers and segments touched to materialise any point now; missing: who asks may not see the pool."`
 	KLimit       int           `json:"k_limit" doc:"The bound of k."`
-	Agents       string        `json:"agents,omitempty" doc:"Where the agents of other hosts are let in; missing: nowhere."`
+	Agents       string        `json:"agents,omitempty" doc:"Where the agents of other hosts are let in; missing: nowhere, or who asks may not see the pool."`
 	Events       []Event       `json:"events,omitempty" doc:"The newest events, newest first."`
 	Warnings     []string      `json:"warnings,omitempty" doc:"What an operator should look at now, one line each."`
 }

@@ -1,6 +1,7 @@
 package access
 
 import (
+	"cmp"
 	"fmt"
 
 	"tidemark"
@@ -17,6 +18,7 @@ type Decision struct {
 
 	allowing []Grant // all that did, for their limits
 	ask      string  // who wanted to do what
+	cure     string  // what he can do about it; empty: nothing but to ask for a grant
 }
 
 // Err is nil if it was allowed, and else an error of kind [tidemark.Denied].
@@ -24,7 +26,7 @@ func (d Decision) Err() error {
 	if d.Allowed {
 		return nil
 	}
-	return tidemark.Errorf(tidemark.Denied, "%s: %s", d.ask, d.Reason).WithHint("ask an administrator for a grant")
+	return tidemark.Errorf(tidemark.Denied, "%s: %s", d.ask, d.Reason).WithHint(cmp.Or(d.cure, askForGrant))
 }
 
 // Decide says whether p may do a to o.
@@ -50,6 +52,7 @@ func Decide(p Principal, grants []Grant, a Action, o Object) Decision {
 	case p.Method == BySocket:
 		return d.allow("the server's own socket", nil)
 	case p.Token != nil && a == TokenManage:
+		d.cure = "log in with a password, or at the provider"
 		return d.deny("a token makes and revokes no tokens")
 	}
 	why := noGrant
@@ -61,6 +64,7 @@ func Decide(p Principal, grants []Grant, a Action, o Object) Decision {
 		}
 	}
 	if why != granted {
+		d.cure = why.cure(e, o)
 		return d.deny(why.String())
 	}
 	g := widest(d.allowing)
@@ -83,23 +87,25 @@ func (d Decision) Within(u Usage, c Copy) Decision {
 	if !d.Allowed || d.Grant == nil {
 		return d
 	}
-	var short error
+	var short *shortfall
 	for i := range d.allowing {
 		g := &d.allowing[i]
 		if !g.Role.Limited() {
 			d.Grant = g
 			return d
 		}
-		err := g.Limits.Allow(u, c)
-		if err == nil {
+		s := g.Limits.short(u, c)
+		if s == nil {
 			d.Grant = g
 			return d
 		}
 		if short == nil {
-			short = fmt.Errorf("the limits of grant %d do not allow it: %w", g.ID, err)
+			short = s
+			short.why = fmt.Sprintf("the limits of grant %d do not allow it: %s", g.ID, s.why)
 		}
 	}
-	return d.deny(short.Error())
+	d.cure = short.cure
+	return d.deny(short.why)
 }
 
 func (d Decision) allow(reason string, g *Grant) Decision {
@@ -135,6 +141,26 @@ func (v verdict) String() string {
 		"the limits of the grant do not allow this point",
 		"granted",
 	}[v]
+}
+
+// askForGrant is the hint where nothing else helps.
+const askForGrant = "ask an administrator for a grant"
+
+// cure is what helps somebody who was denied e on o so; empty: nothing but a grant.
+func (v verdict) cure(e *entry, o Object) string {
+	switch {
+	case v == noToken:
+		return "use another token, or make one that may do it"
+	case v == noReach && o.Kind == KindClone && o.Owner != "" && Developer.Level(e.action) == Open:
+		return "ask him to share it"
+	case v == noPoint:
+		of := o.Name
+		if e.action == CloneRefresh || e.action == MountRefresh { // the points are those of what it was made of
+			of = append([]string{o.Source}, o.Via...)[len(o.Via)]
+		}
+		return fmt.Sprintf("name a published point, as NAME@POINT: `tidemark points %s` shows which are", shorten(of))
+	}
+	return ""
 }
 
 // judge says what one grant has to say.

@@ -294,6 +294,56 @@ func TestWithin(t *testing.T) {
 	}
 }
 
+// TestCures holds that who is refused is told what helps him: a grant only where nothing else does.
+func TestCures(t *testing.T) {
+	dev := grantOf(Developer, everything)
+	dev.Limits = Limits{Clones: 3, Bytes: 1000, Lifetime: 8 * 3600, Hosts: []Pattern{ServerHost, "db*"}}
+	app := Object{Kind: KindApplication, Name: "orders", Published: true}
+	none := dev
+	none.Limits = Limits{}
+	hour := time.Hour
+	for name, test := range map[string]struct {
+		grant Grant
+		usage Usage
+		copy  Copy
+		want  string
+	}{
+		"too many":   {dev, Usage{3, 0}, Copy{New: 1, Lifetime: hour}, "remove one of them"},
+		"too large":  {dev, Usage{1, 1000}, Copy{New: 1, Lifetime: hour}, "remove one of the clones, or refresh it"},
+		"no end":     {dev, Usage{}, Copy{New: 1, Host: ServerHost}, "--for 8h, or less"},
+		"extended":   {dev, Usage{}, Copy{Lifetime: 9 * hour}, "counts from when it was made"},
+		"elsewhere":  {dev, Usage{}, Copy{New: 1, Lifetime: hour, Host: "web1"}, "the server's own host, without --host, db*"},
+		"no clones":  {none, Usage{}, Copy{New: 1, Lifetime: hour}, askForGrant},
+		"no bytes":   {none, Usage{}, Copy{Point: true}, askForGrant},
+		"not at all": {none, Usage{}, Copy{}, askForGrant},
+	} {
+		err := Decide(alice(), []Grant{test.grant}, ApplicationClone, app).Within(test.usage, test.copy).Err()
+		if err == nil || !strings.Contains(err.Error(), test.want) || test.want != askForGrant && strings.Contains(err.Error(), askForGrant) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	for name, test := range map[string]struct {
+		do   Action
+		on   Object
+		want string
+	}{
+		"its point":   {ApplicationClone, Object{Kind: KindApplication, Name: "orders"}, "`tidemark points orders` shows which are"},
+		"its source":  {CloneRefresh, Object{Kind: KindClone, Name: "t4", Owner: "alice", Source: "orders", Via: []string{"masked"}}, "`tidemark points masked` shows which are"},
+		"of orders":   {CloneRefresh, Object{Kind: KindClone, Name: "t4", Owner: "alice", Source: "orders"}, "`tidemark points orders` shows which are"},
+		"another's":   {CloneUse, Object{Kind: KindClone, Name: "his", Owner: "bob", Source: "orders"}, "ask him to share it"},
+		"not by role": {ApplicationRestore, app, askForGrant},
+	} {
+		if err := Decide(alice(), []Grant{dev}, test.do, test.on).Err(); err == nil || !strings.Contains(err.Error(), test.want) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	for d, want := range map[time.Duration]string{8 * hour: "8h", 90 * time.Minute: "1h30m", 10 * time.Minute: "10m", 90 * time.Second: "1m30s", 20 * time.Second: "20s", 0: "0s"} {
+		if got := brief(d); got != want {
+			t.Errorf("%v: %s", d, got)
+		}
+	}
+}
+
 func TestTokensNarrow(t *testing.T) {
 	by := func(tok Token) Principal { return Principal{User: "alice", Method: ByToken, Token: &tok} }
 	all := []Grant{grantOf(Admin, everything)}

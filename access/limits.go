@@ -1,7 +1,9 @@
 package access
 
 import (
+	"cmp"
 	"fmt"
+	"strings"
 	"time"
 
 	"tidemark"
@@ -71,30 +73,80 @@ type Copy struct {
 	Point bool `json:"point,omitempty"`
 }
 
-// Allow returns nil if c may be had beside u, and else says in a few words why not.
+// Allow returns nil if c may be had beside u, and else an error of kind [tidemark.Denied] that says in a few words why not, with what helps as its hint.
 // It is a pure function: a caller who lets copies be made at the same time has to
 // hold off others of the same user between reading u and making c.
 func (l Limits) Allow(u Usage, c Copy) error {
+	if s := l.short(u, c); s != nil {
+		return tidemark.Errorf(tidemark.Denied, "%s", s.why).WithHint(cmp.Or(s.cure, askForGrant))
+	}
+	return nil
+}
+
+// shortfall is why a copy is beyond limits, and what helps him who wants it; no cure: nothing but a grant with other limits.
+type shortfall struct{ why, cure string }
+
+// short returns nil if c may be had beside u.
+func (l Limits) short(u Usage, c Copy) *shortfall {
 	if c.New < 0 || c.Bytes < 0 || c.Lifetime < 0 || u.Clones < 0 || u.Bytes < 0 {
-		return fmt.Errorf("a number of it is negative")
+		return &shortfall{why: "a number of it is negative"}
 	}
 	// Compared by what is left, since a sum could overflow.
 	if l.Clones != Unlimited && c.New > 0 && c.New > l.Clones-u.Clones {
-		return fmt.Errorf("%d of %d clones and mounts are there", u.Clones, l.Clones)
+		return &shortfall{fmt.Sprintf("%d of %d clones and mounts are there", u.Clones, l.Clones), unless(c.New > l.Clones, "remove one of them")}
 	}
 	if grows := c.New > 0 || c.Bytes > 0 || c.Point; l.Bytes != Unlimited && grows && (u.Bytes >= l.Bytes || c.Bytes > l.Bytes-u.Bytes) {
-		return fmt.Errorf("%d of %d bytes are taken", u.Bytes, l.Bytes)
+		return &shortfall{fmt.Sprintf("%d of %d bytes are taken", u.Bytes, l.Bytes), unless(c.Bytes >= l.Bytes, "remove one of the clones, or refresh it")}
 	}
 	if c.Point {
 		return nil
 	}
 	if end := time.Duration(min(l.Lifetime, maxSeconds)) * time.Second; l.Lifetime != Unlimited && (c.Lifetime == 0 || c.Lifetime > end) {
-		return fmt.Errorf("a copy may live for %s at most", end)
+		return &shortfall{fmt.Sprintf("a copy may live for %s at most", brief(end)), unless(end == 0, lifeCure(end, c))}
 	}
 	if c.Host != "" && !matchAny(l.Hosts, c.Host) {
-		return fmt.Errorf("copies may not be put on host %s", c.Host)
+		return &shortfall{fmt.Sprintf("copies may not be put on host %s", c.Host), unless(len(l.Hosts) == 0, hostCure(l.Hosts))}
 	}
 	return nil
+}
+
+// unless is cure, or none if there is no cure.
+func unless(hopeless bool, cure string) string {
+	if hopeless {
+		return ""
+	}
+	return cure
+}
+
+// lifeCure is what helps when a copy would live for longer than end.
+func lifeCure(end time.Duration, c Copy) string {
+	if c.New == 0 {
+		return "say a shorter time with --for: it counts from when it was made"
+	}
+	return fmt.Sprintf("say how long it lives with --for %s, or less", brief(end))
+}
+
+// hostCure is what helps when a copy would be put on another host than the limits name.
+func hostCure(hosts []Pattern) string {
+	names := make([]string, len(hosts))
+	for i, h := range hosts {
+		if names[i] = string(h); h == ServerHost {
+			names[i] = "the server's own host, without --host"
+		}
+	}
+	return "they may be put on " + strings.Join(names, ", ")
+}
+
+// brief is a time as people write it: 8h, not 8h0m0s.
+func brief(d time.Duration) string {
+	text := d.String()
+	if strings.HasSuffix(text, "m0s") {
+		text = strings.TrimSuffix(text, "0s")
+	}
+	if strings.HasSuffix(text, "h0m") {
+		text = strings.TrimSuffix(text, "0m")
+	}
+	return text
 }
 
 const maxSeconds = int64(1<<63-1) / int64(time.Second)

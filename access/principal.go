@@ -59,7 +59,7 @@ type Self struct {
 	Groups []string `json:"groups,omitempty" doc:"The groups that he is in."`
 	Method Method   `json:"method" doc:"How he proved who he is: socket, password, oidc or token."`
 	Token  *Token   `json:"token,omitempty" doc:"The API token that he came with."`
-	Grants []Grant  `json:"grants" doc:"What was granted to him."`
+	Grants []Grant  `json:"grants" doc:"What was granted to him. A token that has roles or applications allows less of it."`
 }
 
 // TokenSpec asks for an API token.
@@ -74,6 +74,13 @@ type TokenSpec struct {
 // ShareSpec says with whom a clone is shared.
 type ShareSpec struct {
 	With []Subject `json:"with" doc:"All with whom it is shared from now on."`
+}
+
+// Shared is with whom a clone is shared now.
+type Shared struct {
+	Name  string    `json:"name" doc:"The clone."`
+	With  []Subject `json:"with" doc:"All with whom it is shared."`
+	Notes []string  `json:"notes,omitempty" doc:"With whom it is shared to no effect, for want of rights over what it was made of: one line each."`
 }
 
 // AuditResult is what a check of the audit found.

@@ -251,8 +251,10 @@ func TestClientHasEveryOperation(t *testing.T) {
 	if k, err = x.ExtendClone(ctx, "k", tidemark.Extension{Lifetime: 3600}); err != nil || k.Expires == nil || time.Until(*k.Expires) > time.Hour {
 		t.Errorf("%v, %v", k.Expires, err)
 	}
-	refuses(tidemark.NotFound, x.ShareClone(ctx, "k", access.ShareSpec{With: []access.Subject{{Kind: access.User, Name: "nobody"}}}))
-	works(x.ShareClone(ctx, "k", access.ShareSpec{With: []access.Subject{}}))
+	_, err = x.ShareClone(ctx, "k", access.ShareSpec{With: []access.Subject{{Kind: access.User, Name: "nobody"}}})
+	refuses(tidemark.NotFound, err)
+	_, err = x.ShareClone(ctx, "k", access.ShareSpec{With: []access.Subject{}})
+	works(err)
 	works(x.RemoveClone(ctx, "k"))
 	gone, err := x.Expire(ctx, ref)
 	works(err)

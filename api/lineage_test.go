@@ -104,7 +104,7 @@ func TestRefreshNeedsItsSource(t *testing.T) {
 	if w := post(h, "/v1/clones/mine/refreshes", "", alice); w.Code != http.StatusForbidden || !strings.Contains(w.Body.String(), "application.clone on his") {
 		t.Errorf("%d: %s", w.Code, w.Body)
 	}
-	if err := x.c.Share(t.Context(), "his", []access.Subject{{Kind: access.User, Name: "alice"}}); err != nil {
+	if _, err := x.c.Share(t.Context(), "his", []access.Subject{{Kind: access.User, Name: "alice"}}); err != nil {
 		t.Fatal(err)
 	}
 	x.begun(post(h, "/v1/clones/mine/refreshes", "", alice))

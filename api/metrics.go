@@ -162,7 +162,7 @@ func (s *state) server(ctx context.Context, tell gauge) error {
 	tell(poolHealthy, is(st.Pool.Health == "ok"))
 	tell(journalBytes, float64(st.Pool.JournalBytes))
 	tell(journalArchive, float64(st.Pool.ArchivedBytes))
-	tell(k, float64(st.K))
+	tell(k, float64(*st.K))
 	tell(kLimit, float64(st.KLimit))
 	for _, a := range st.Applications {
 		tellApplication(a, tell)

@@ -372,7 +372,7 @@ func exportTable() []operation {
 			func(e tidemark.Export) string { return e.Name },
 			func(ctx context.Context, c *control.Control) ([]tidemark.Export, error) { return c.Exports(ctx) }),
 		create(operation{id: "create-export", method: http.MethodPost, path: "/v1/exports", tag: "Exports", summary: "Serve a point over NBD",
-			description: "Until the export is ended.", errors: refused, rule: may(access.ApplicationExport, access.KindApplication, "body.ref").where("body.listen", access.HostUse, access.KindHost).where("body.tls", access.HostManage, access.KindHost)},
+			description: "Until the export is ended.", errors: refused, rule: may(access.ApplicationExport, access.KindApplication, "body.ref").where("body.listen", access.HostManage, access.KindHost).where("body.tls", access.HostManage, access.KindHost)},
 			func(_ *ofBody[tidemark.ExportSpec], e tidemark.Export) string { return "/v1/exports/" + e.Name },
 			func(ctx context.Context, c *control.Control, in *ofBody[tidemark.ExportSpec]) (tidemark.Export, error) {
 				return c.Export(ctx, in.Body)
@@ -456,10 +456,10 @@ func cloneTable() []operation {
 				}
 				return c.Cloned(ctx, string(in.Name))
 			}),
-		do(operation{id: "share-clone", method: http.MethodPut, path: "/v1/clones/{name}/shares", tag: "Clones", summary: "Share a clone",
-			description: "With users and groups of users, and nobody else any more. They see it and may use it, if they have rights over what it was made of.",
+		get(operation{id: "share-clone", method: http.MethodPut, path: "/v1/clones/{name}/shares", tag: "Clones", summary: "Share a clone",
+			description: "With users and groups of users, and nobody else any more. They see it and may use it, if they have rights over what it was made of; the answer notes who has none.",
 			errors:      refused, rule: may(access.CloneShare, access.KindClone, "path.name")},
-			func(ctx context.Context, c *control.Control, in *ofNameAndBody[access.ShareSpec]) error {
+			func(ctx context.Context, c *control.Control, in *ofNameAndBody[access.ShareSpec]) (access.Shared, error) {
 				return c.Share(ctx, string(in.Name), in.Body.With)
 			}),
 		begin[tidemark.Clone](operation{id: "refresh-clone", method: http.MethodPost, path: "/v1/clones/{name}/refreshes", tag: "Clones", summary: "Make a clone anew from its source",

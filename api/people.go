@@ -163,7 +163,7 @@ func userTable() []operation {
 				return c.Access().Join(ctx, string(in.Group), string(in.User))
 			}),
 		do(operation{id: "leave-user-group", method: http.MethodDelete, path: "/v1/user-groups/{group}/members/{user}", tag: "Access", summary: "Take a user out of a group",
-			description: "That he is not in it is fine.", errors: refused, rule: manage},
+			description: "That he is not in it is fine. Where the OpenID provider put him there, it does so again at his next login if it still names the group.", errors: refused, rule: manage},
 			func(ctx context.Context, c *control.Control, in *ofMember) error {
 				return c.Access().Leave(ctx, string(in.Group), string(in.User))
 			}),

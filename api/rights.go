@@ -607,7 +607,7 @@ func seenStatus(ctx context.Context, c *control.Control, _ *none) (s tidemark.St
 		return s, err
 	}
 	if !seesServer(ctx) {
-		s.Warnings, s.Pool, s.DataDir, s.Agents, s.K = nil, tidemark.PoolStatus{}, "", "", 0
+		s.Warnings, s.Pool, s.DataDir, s.Agents, s.K = nil, nil, "", "", nil
 	}
 	return s, withoutWay(ctx, c, s.Clones)
 }

@@ -111,7 +111,8 @@ func makeWorld(t *testing.T, x *rig) []thing {
 			world = append(world, v)
 		}
 	}
-	works(x.c.Share(t.Context(), "k-lent", []access.Subject{{Kind: access.User, Name: "alice"}}))
+	_, err := x.c.Share(t.Context(), "k-lent", []access.Subject{{Kind: access.User, Name: "alice"}})
+	works(err)
 	for _, user := range []string{"", "alice"} {
 		j, err := x.c.Reclaim(control.WithAsk(t.Context(), x.by(user)))
 		works(err)

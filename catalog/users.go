@@ -204,9 +204,9 @@ func (c *Catalog) Join(ctx context.Context, group, user string) error {
 	return wrap(err, "make user %s a member of group %s", user, group)
 }
 
-// Leave takes a user out of a group, unless a provider put him there.
+// Leave takes a user out of a group, whoever put him there. Where his provider did, it may do so again at his next login.
 func (c *Catalog) Leave(ctx context.Context, group, user string) error {
-	err := c.exec(ctx, "DELETE FROM memberships WHERE group_name = ? AND user_name = ? AND NOT provided", group, user)
+	err := c.exec(ctx, "DELETE FROM memberships WHERE group_name = ? AND user_name = ?", group, user)
 	return wrap(err, "take user %s out of group %s", user, group)
 }
 

@@ -155,7 +155,8 @@ func (c *Client) ExtendClone(ctx context.Context, name string, e tidemark.Extens
 	return k, err
 }
 
-// ShareClone says with whom a clone is shared.
-func (c *Client) ShareClone(ctx context.Context, name string, s access.ShareSpec) error {
-	return c.do(ctx, http.MethodPut, path("/v1/clones/%s/shares", name), s, nil)
+// ShareClone says with whom a clone is shared, and returns that, with what there is to say of it.
+func (c *Client) ShareClone(ctx context.Context, name string, s access.ShareSpec) (now access.Shared, err error) {
+	err = c.do(ctx, http.MethodPut, path("/v1/clones/%s/shares", name), s, &now)
+	return now, err
 }

@@ -23,7 +23,7 @@ func owned(t *testing.T, c *Control) {
 		}
 	}
 	ended(t, c)(c.Clone(WithAsk(t.Context(), by(t, c, "ann")), tidemark.CloneSpec{Ref: "v@pub-1", Name: "k"}))
-	if err := c.Share(t.Context(), "k", []access.Subject{{Kind: access.User, Name: "bob"}}); err != nil {
+	if _, err := c.Share(t.Context(), "k", []access.Subject{{Kind: access.User, Name: "bob"}}); err != nil {
 		t.Fatal(err)
 	}
 }

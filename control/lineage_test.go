@@ -222,7 +222,7 @@ func TestRefreshNeedsItsSource(t *testing.T) {
 	}
 	ended(t, c)(c.Clone(WithAsk(t.Context(), by(t, c, "bob")), tidemark.CloneSpec{Ref: "v@pub-1", Name: "his"}))
 	with := []access.Subject{{Kind: access.User, Name: "ann"}}
-	if err := c.Share(t.Context(), "his", with); err != nil {
+	if _, err := c.Share(t.Context(), "his", with); err != nil {
 		t.Fatal(err)
 	}
 	clones(t, c, "his", "k")
@@ -230,7 +230,7 @@ func TestRefreshNeedsItsSource(t *testing.T) {
 	if j := ran(t, c, "ann"); j.State != tidemark.JobDone {
 		t.Errorf("while it is shared: %s: %+v", j.State, j.Error)
 	}
-	if err := c.Share(t.Context(), "his", nil); err != nil {
+	if _, err := c.Share(t.Context(), "his", nil); err != nil {
 		t.Fatal(err)
 	}
 	if j := ran(t, c, "ann"); j.State != tidemark.JobFailed || j.Error.Kind != tidemark.Denied || !strings.Contains(j.Error.Message, "workflow.run on his") {

@@ -145,5 +145,8 @@ func (c *Control) EventsBefore(ctx context.Context, before int64, n int) ([]tide
 // Pool describes the pool.
 func (c *Control) Pool(ctx context.Context) (tidemark.PoolStatus, error) {
 	s, err := c.Status(ctx)
-	return s.Pool, err
+	if err != nil {
+		return tidemark.PoolStatus{}, err
+	}
+	return *s.Pool, nil
 }

@@ -15,7 +15,7 @@ import (
 
 // Status describes the server.
 func (c *Control) Status(ctx context.Context) (tidemark.Status, error) {
-	s := tidemark.Status{Version: tidemark.Version, DataDir: c.o.Dir, Started: c.started, KLimit: timeline.KLimit}
+	s := tidemark.Status{Version: tidemark.Version, DataDir: c.o.Dir, Started: c.started, KLimit: timeline.KLimit, Pool: new(tidemark.PoolStatus), K: new(int)}
 	var err error
 	if s.Applications, err = c.Applications(ctx); err != nil {
 		return s, err
@@ -45,7 +45,7 @@ func (c *Control) Status(ctx context.Context) (tidemark.Status, error) {
 		return s, err
 	}
 	s.Agents = c.hosts.address()
-	return s, c.poolStatus(&s.Pool)
+	return s, c.poolStatus(s.Pool)
 }
 
 // timelineStatus adds to a status what a timeline has, and what should be known of it.
@@ -59,7 +59,7 @@ func timelineStatus(t *timeline.Timeline, s *tidemark.Status) {
 		s.Warnings = append(s.Warnings, fmt.Sprintf("%s is written faster than it is folded, with %s to go: until that is done, to open a point near its present touches up to %d segments of its journal",
 			t.Name(), tidemark.FormatSize(t.Backlog()), k))
 	}
-	s.K = max(s.K, k)
+	*s.K = max(*s.K, k)
 	s.Pool.JournalBytes += t.JournalBytes()
 	s.Pool.ArchivedBytes += t.ArchivedBytes()
 }

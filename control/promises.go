@@ -341,6 +341,15 @@ func (c *Control) setWindow(a app, t policy.Template) error {
 func (c *Control) doDue(ctx context.Context, a app, t policy.Template, h policy.History, d policy.Due) {
 	begun := run{begun: time.Now()}
 	how := Ask{Queue: true, Priority: t.Rank() * handPriority / 101, By: "sla " + t.Name, Origin: tidemark.FromSchedule}
+	failed := func(err error) {
+		c.ended(a.t.ID(), policy.Run{Policy: d.Policy, State: policy.RunFailed, Started: begun.begun, Finished: time.Now(), Error: Explain(err).Message})
+	}
+	if d.Policy != policy.PolicyVerify { // which keeps nothing
+		if err := c.roomFor(ctx, a); err != nil {
+			failed(err)
+			return
+		}
+	}
 	var ask func() (tidemark.Job, error)
 	switch {
 	case d.Policy == policy.PolicyVerify:
@@ -362,7 +371,7 @@ func (c *Control) doDue(ctx context.Context, a app, t policy.Template, h policy.
 		return
 	}
 	if err := c.beginJob(a.t.ID(), d.Policy, begun, ask); err != nil {
-		c.ended(a.t.ID(), policy.Run{Policy: d.Policy, State: policy.RunFailed, Started: begun.begun, Finished: time.Now(), Error: Explain(err).Message})
+		failed(err)
 	}
 }
 

@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"testing"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"tidemark"
+	"tidemark/access"
 	"tidemark/policy"
 )
 
@@ -147,4 +149,70 @@ func TestProofIsRecalled(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+}
+
+// What a schedule, or a workflow, would keep of a clone is bounded by what its owner may take: the run fails and says why, and when there is room again the
+// next one goes on.
+func TestNoRoomForPoints(t *testing.T) {
+	c, ctx := serving(t), t.Context()
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	must(c.catalog.AddUser(ctx, tidemark.User{Name: "bob"}))
+	g := access.Grant{Subject: access.Subject{Kind: access.User, Name: "bob"}, Role: access.Developer, Scope: access.Scope{Kind: access.Applications, Names: []access.Pattern{"v"}},
+		Limits: access.Limits{Clones: 1, Lifetime: access.Unlimited, Hosts: []access.Pattern{"*"}, Points: access.PointRule{Any: true}}}
+	id, err := c.catalog.AddGrant(ctx, g)
+	must(err)
+	j, err := c.Clone(WithAsk(ctx, by(t, c, "bob")), tidemark.CloneSpec{Ref: "v", Name: "bq"})
+	if err == nil {
+		_, err = c.Job(ctx, j.ID, time.Minute)
+	}
+	must(err)
+	a, err := c.app("bq")
+	must(err)
+	before := len(a.t.Points())
+	_, err = c.Apply(ctx, []byte("kind: Template\nname: dev\nspread: 0s\ncapture:\n  every: 1h\n"), false)
+	must(err)
+	must(c.SetSLA(ctx, "bq", "dev"))
+	const why = "of 0 bytes are taken"
+	runs := func() []policy.Run {
+		c.promises.mu.Lock()
+		defer c.promises.mu.Unlock()
+		if k := c.promises.records[a.t.ID()]; k != nil {
+			return k.Runs
+		}
+		return nil
+	}
+	holds(t, "its capture fails", func() bool { return len(runs()) > 0 })
+	if r := runs()[0]; r.State != policy.RunFailed || !strings.Contains(r.Error, why) {
+		t.Errorf("%+v", r)
+	}
+	if a, err = c.app("bq"); err == nil {
+		p, _ := a.promised()
+		templates, terr := c.templates(ctx)
+		must(terr)
+		if x := c.comply(ctx, a, p, templates, time.Now().Add(3*time.Hour)); x.State == policy.OK || !strings.Contains(fmt.Sprint(x), why) {
+			t.Errorf("%+v", x)
+		}
+	}
+	must(err)
+	applied(t, c, "", "  - bookmark: {app: bq, name: mine}\n")
+	if j := ran(t, c, "bob"); j.Error == nil || !strings.Contains(j.Error.Message, why) {
+		t.Errorf("by a workflow: %s, %v", j.State, j.Error)
+	}
+	if n := len(a.t.Points()); n != before {
+		t.Errorf("there are %d points, and not %d", n, before)
+	}
+	must(c.catalog.RemoveGrant(ctx, id))
+	g.Limits.Bytes = access.Unlimited
+	_, err = c.catalog.AddGrant(ctx, g)
+	must(err)
+	holds(t, "it is captured when there is room", func() bool {
+		c.promises.anew()
+		c.keepAll(ctx, time.Now().Add(2*time.Minute)) // it is tried again, once the failure is noted
+		return len(a.t.Points()) > before
+	})
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"slices"
 	"strconv"
 	"time"
@@ -343,27 +344,90 @@ func (c *Control) Usage(ctx context.Context, who access.Principal) (u access.Usa
 	return u, nil
 }
 
+// roomFor returns an error if no point may be made of a copy now, by a schedule, because what belongs to its owner takes all that the limits of
+// his grants allow, whoever gave it the template. Of what is nobody's, and where an owner has no such grant any more, nothing is bounded.
+func (c *Control) roomFor(ctx context.Context, a app) error {
+	if a.Role == "" {
+		return nil
+	}
+	o, err := c.objectOf(ctx, a)
+	if err != nil || o.Owner == "" {
+		return err
+	}
+	who, grants, err := c.catalog.Principal(ctx, o.Owner, access.ByPassword)
+	if tidemark.KindOf(err) == tidemark.Denied {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	d := access.Decide(who, grants, access.ApplicationCapture, o)
+	if d.Grant == nil || !d.Grant.Role.Limited() {
+		return nil
+	}
+	u, err := c.Usage(ctx, who)
+	if err != nil {
+		return err
+	}
+	return d.Within(u, access.Copy{Point: true}).Err()
+}
+
 // coming are the jobs of a kind that wait or run.
 func (c *Control) coming(ctx context.Context, kind string) ([]tidemark.Job, error) {
 	return c.catalog.Jobs(ctx, tidemark.JobFilter{States: []tidemark.JobState{tidemark.JobQueued, tidemark.JobRunning}, Kind: kind, Limit: 10_000})
 }
 
-// Share says with whom a clone is shared, instead of all with whom it was.
-func (c *Control) Share(ctx context.Context, name string, with []access.Subject) error {
+// Share says with whom a clone is shared, instead of all with whom it was. Who has no rights over its source is among them, for he may be
+// given some; but that is said.
+func (c *Control) Share(ctx context.Context, name string, with []access.Subject) (s access.Shared, err error) {
 	o, err := c.Object(ctx, access.KindClone, name)
 	if err == nil && o.Kind != access.KindClone || err == nil && o.Source == "" {
-		return errNone("clone", name)
+		return s, errNone("clone", name)
 	}
 	if err != nil {
-		return err
+		return s, err
 	}
 	if _, err := c.catalog.Object(ctx, o.Kind, name); err != nil {
 		if err := c.catalog.PutObject(ctx, o); err != nil {
-			return err
+			return s, err
 		}
 	}
 	o.Shared = with
-	return c.catalog.Share(ctx, o)
+	if err := c.catalog.Share(ctx, o); err != nil {
+		return s, err
+	}
+	s.Name, s.With = name, append([]access.Subject{}, with...)
+	for _, one := range with {
+		ok, err := c.mayUse(ctx, one, o)
+		if err != nil {
+			return s, err
+		}
+		if !ok {
+			s.Notes = append(s.Notes, fmt.Sprintf("%s has no rights over %s, and so none over %s before they are granted", one, o.Source, name))
+		}
+	}
+	return s, nil
+}
+
+// mayUse reports whether a user, or anybody in a group, may use a clone.
+func (c *Control) mayUse(ctx context.Context, s access.Subject, clone access.Object) (bool, error) {
+	users := []string{s.Name}
+	if s.Kind == access.Group {
+		var err error
+		if users, err = c.catalog.Members(ctx, s.Name); err != nil {
+			return false, err
+		}
+	}
+	for _, u := range users {
+		p, grants, err := c.catalog.Principal(ctx, u, access.ByPassword)
+		if tidemark.KindOf(err) == tidemark.Denied {
+			continue // he is disabled
+		}
+		if err != nil || access.Decide(p, grants, access.CloneUse, clone).Allowed {
+			return err == nil, err
+		}
+	}
+	return false, nil
 }
 
 // Extend says anew when a clone or mount is removed by itself: so long from now, or never, if that is 0.

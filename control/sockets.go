@@ -55,7 +55,7 @@ func (c *Control) openSocket(k *keptExport) (*socket, error) {
 		}
 		opt.RequireTLS = true
 	}
-	l, err := nbd.Listen(k.Listen)
+	l, err := nbd.ListenAnywhere(k.Listen)
 	if err != nil {
 		return nil, tidemark.Errorf(tidemark.Invalid, "%w", err).WithHint("use unix:/PATH or tcp:HOST:PORT of a free port")
 	}

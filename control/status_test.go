@@ -38,17 +38,17 @@ func TestStatusOfWhatIsNotFolded(t *testing.T) {
 		_, err := line.Disks()[0].WriteAt(page, i*4096)
 		must(err)
 	}
-	var s tidemark.Status
+	s := tidemark.Status{Pool: new(tidemark.PoolStatus), K: new(int)}
 	timelineStatus(line, &s)
-	if s.K <= timeline.KLimit || len(s.Warnings) != 1 || !strings.HasPrefix(s.Warnings[0], "busy is written faster than it is folded, with 640 KiB to go") {
-		t.Errorf("K is %d, and the warnings are %q", s.K, s.Warnings)
+	if *s.K <= timeline.KLimit || len(s.Warnings) != 1 || !strings.HasPrefix(s.Warnings[0], "busy is written faster than it is folded, with 640 KiB to go") {
+		t.Errorf("K is %d, and the warnings are %q", *s.K, s.Warnings)
 	}
 	_, err = line.Bookmark(timeline.Mark{Name: "now"})
 	must(err)
 	must(line.Fold(t.Context()))
-	s = tidemark.Status{}
+	s = tidemark.Status{Pool: new(tidemark.PoolStatus), K: new(int)}
 	timelineStatus(line, &s)
-	if s.K > timeline.KLimit || len(s.Warnings) > 0 {
-		t.Errorf("K is %d when all is folded, and the warnings are %q", s.K, s.Warnings)
+	if *s.K > timeline.KLimit || len(s.Warnings) > 0 {
+		t.Errorf("K is %d when all is folded, and the warnings are %q", *s.K, s.Warnings)
 	}
 }

@@ -249,7 +249,7 @@ func (d doing[B]) each(ctx context.Context, fn func(name string) error) error {
 }
 
 func captureNeeds(_ *Control, _ context.Context, b *workflow.Capture) ([]Need, error) {
-	return []Need{{Action: access.ApplicationCapture, Kind: access.KindApplication, Ref: b.App}}, nil
+	return []Need{{Action: access.ApplicationCapture, Kind: access.KindApplication, Ref: b.App, Copy: &access.Copy{Point: true}}}, nil
 }
 
 func doCapture(ctx context.Context, d doing[*workflow.Capture]) (any, error) {
@@ -259,7 +259,7 @@ func doCapture(ctx context.Context, d doing[*workflow.Capture]) (any, error) {
 }
 
 func bookmarkNeeds(_ *Control, _ context.Context, b *workflow.Bookmark) ([]Need, error) {
-	return []Need{{Action: access.ApplicationBookmark, Kind: access.KindApplication, Ref: b.App}}, nil
+	return []Need{{Action: access.ApplicationBookmark, Kind: access.KindApplication, Ref: b.App, Copy: &access.Copy{Point: true}}}, nil
 }
 
 // doBookmark marks the present. One that was cut is done if the bookmark is there and was made since the step began.

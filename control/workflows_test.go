@@ -213,7 +213,7 @@ func TestExpireByRights(t *testing.T) {
 	clone("", "old")
 	clone("ann", "mine")
 	clone("zoe", "pay-1", "pay-2")
-	if err := c.Share(ctx, "mine", []access.Subject{{Kind: access.User, Name: "bob"}}); err != nil {
+	if _, err := c.Share(ctx, "mine", []access.Subject{{Kind: access.User, Name: "bob"}}); err != nil {
 		t.Fatal(err)
 	}
 	applied(t, c, "", "  - expire: {clones: \"*\", keep: 1}\n")

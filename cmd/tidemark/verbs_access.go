@@ -497,9 +497,35 @@ func whoamiCommand() *cobra.Command {
 					fmt.Printf(", in %s", strings.Join(s.Groups, ", "))
 				}
 				fmt.Println()
+				if s.Token != nil {
+					printNarrowed(*s.Token)
+				}
 				printGrants(s.Grants)
 			})(server().Self(cmd.Context()))
 		}}
+}
+
+// printNarrowed says what a token leaves of the grants of its user.
+func printNarrowed(t access.Token) {
+	var only []string
+	if len(t.Roles) > 0 {
+		only = append(only, fmt.Sprintf("what %s may", joined(t.Roles)))
+	}
+	if len(t.Applications) > 0 {
+		only = append(only, fmt.Sprintf("what belongs to %s", joined(t.Applications)))
+	}
+	if len(only) > 0 {
+		fmt.Printf("of these grants the token %s allows only %s:\n", t.Name, strings.Join(only, ", and of that "))
+	}
+}
+
+// joined is a list of names as people write it.
+func joined[T ~string](list []T) string {
+	names := make([]string, len(list))
+	for i, n := range list {
+		names[i] = string(n)
+	}
+	return strings.Join(names, ", ")
 }
 
 // expiry is the flag of what is made and removed by itself.
@@ -546,9 +572,21 @@ func cloneShare() *cobra.Command {
 				}
 				s.With = append(s.With, one)
 			}
-			if err := server().ShareClone(cmd.Context(), args[0], s); err != nil {
-				return err
-			}
-			return done("clone", args[0], "is shared so")
+			return tell(printShared)(server().ShareClone(cmd.Context(), args[0], s))
 		}}
+}
+
+func printShared(s access.Shared) {
+	if len(s.With) == 0 {
+		fmt.Println(s.Name, "is shared with nobody")
+		return
+	}
+	names := make([]string, len(s.With))
+	for i, one := range s.With {
+		names[i] = one.String()
+	}
+	fmt.Println(s.Name, "is shared with", strings.Join(names, ", "), "and nobody else")
+	for _, n := range s.Notes {
+		fmt.Println("note:", n)
+	}
 }

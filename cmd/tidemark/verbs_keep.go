@@ -42,16 +42,12 @@ func printStatus(s tidemark.Status) {
 	for _, k := range s.Clones {
 		printElsewhere("clone", k.Name, k.Host, k.State)
 	}
-	p := s.Pool
-	journals := size(p.JournalBytes)
-	if p.ArchivedBytes > 0 {
-		journals += fmt.Sprintf(" (%s archived)", size(p.ArchivedBytes))
+	if s.Pool != nil {
+		printPool(*s.Pool)
 	}
-	fmt.Printf("pool %s: %s in %d packs, journals %s, free %s, health %s\n", p.Path, size(p.PhysicalBytes), p.Packs, journals, size(p.FreeBytes), p.Health)
-	if p.LogicalBytes > 0 && p.PhysicalBytes > 0 {
-		fmt.Printf("full copies of all points would take %s\n", size(p.LogicalBytes))
+	if s.K != nil {
+		fmt.Printf("K %d (limit %d)\n", *s.K, s.KLimit)
 	}
-	fmt.Printf("K %d (limit %d)\n", s.K, s.KLimit)
 	for _, j := range s.Jobs {
 		if j.State == tidemark.JobRunning {
 			fmt.Printf("job %d: %s %s: %s\n", j.ID, j.Kind, j.Application, j.Step)
@@ -61,6 +57,17 @@ func printStatus(s tidemark.Status) {
 		if e.Level != "info" {
 			fmt.Printf("%s %s %s %s\n", when(e.Time), e.Level, dash(e.Application), e.Message)
 		}
+	}
+}
+
+func printPool(p tidemark.PoolStatus) {
+	journals := size(p.JournalBytes)
+	if p.ArchivedBytes > 0 {
+		journals += fmt.Sprintf(" (%s archived)", size(p.ArchivedBytes))
+	}
+	fmt.Printf("pool %s: %s in %d packs, journals %s, free %s, health %s\n", p.Path, size(p.PhysicalBytes), p.Packs, journals, size(p.FreeBytes), p.Health)
+	if p.LogicalBytes > 0 && p.PhysicalBytes > 0 {
+		fmt.Printf("full copies of all points would take %s\n", size(p.LogicalBytes))
 	}
 }
 
