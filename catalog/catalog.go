@@ -34,6 +34,7 @@ import (
 	"os"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -155,7 +156,7 @@ func (c *Catalog) adopt(ctx context.Context) error {
 		others = "owner <> ?0"
 	}
 	return c.write.RunInTx(ctx, nil, func(ctx context.Context, tx bun.Tx) error {
-		for _, table := range []string{"things", "events", "jobs", "answers", "workflows", "workflow_steps", "webhooks"} {
+		for _, table := range []string{"things", "events", "jobs", "answers", "workflows", "workflow_steps", "webhooks", "forgotten_jobs"} {
 			if _, err := tx.NewRaw("UPDATE "+table+" SET owner = ?0 WHERE "+others, c.owner).Exec(ctx); err != nil {
 				return fmt.Errorf("adopt %s: %w", table, err)
 			}
@@ -306,6 +307,11 @@ func List[T any](ctx context.Context, c *Catalog, k Kept) ([]T, error) {
 // Delete forgets what is stored under a sort and name; that there was nothing is no error.
 func (c *Catalog) Delete(ctx context.Context, k Kept, name string) error {
 	return wrap(c.exec(ctx, "DELETE FROM things WHERE owner = ? AND kind = ? AND name = ?", c.owner, k, name), "forget %s %s", k, name)
+}
+
+// DeleteBelow forgets all that is stored of a sort under names that begin with a prefix.
+func (c *Catalog) DeleteBelow(ctx context.Context, k Kept, prefix string) error {
+	return wrap(c.exec(ctx, "DELETE FROM things WHERE owner = ? AND kind = ? AND substr(name, 1, ?) = ?", c.owner, k, utf8.RuneCountInString(prefix), prefix), "forget %ss of %s", k, prefix)
 }
 
 // AddEvent records that something happened. Who reads the events of an owner in the order of their numbers misses none: one with a higher number is never

@@ -2,10 +2,12 @@ package catalog
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -53,6 +55,7 @@ func conformance(t *testing.T, where func(t *testing.T) string) {
 	t.Run("Workflows", func(t *testing.T) { workflows(t, open(t, where(t))) })
 	t.Run("Webhooks", func(t *testing.T) { webhooks(t, open(t, where(t))) })
 	t.Run("Forgotten", func(t *testing.T) { forgotten(t, open(t, where(t))) })
+	t.Run("ForgottenJobs", func(t *testing.T) { forgottenJobs(t, where(t)) })
 	t.Run("InOrder", func(t *testing.T) { inOrder(t, open(t, where(t))) })
 	t.Run("OwnWebhooks", func(t *testing.T) { ownWebhooks(t, where(t)) })
 	t.Run("Pages", func(t *testing.T) { pages(t, open(t, where(t))) })
@@ -95,10 +98,21 @@ func things(t *testing.T, c *Catalog) {
 	if err := c.Get(ctx, Mounts, "a", &m); tidemark.KindOf(err) != tidemark.NotFound {
 		t.Fatalf("get of nothing: %v", err)
 	}
-	if err := c.AddEvent(ctx, tidemark.Event{Time: time.Now(), Level: "warning", Message: "x"}); err != nil {
+	for _, name := range []string{"a@1", "a@2", "a-b@1", "A@1", "%@1"} {
+		if err := c.Put(ctx, Shots, name, name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(c.DeleteBelow(ctx, Shots, "a@"), c.DeleteBelow(ctx, Shots, "%@"), c.DeleteBelow(ctx, Mounts, "A@")); err != nil {
 		t.Fatal(err)
 	}
-	if e, err := c.Events(ctx, 10); err != nil || len(e) != 1 || e[0].Message != "x" {
+	if l, err := List[string](ctx, c, Shots); err != nil || len(l) != 2 || !slices.Contains(l, "a-b@1") || !slices.Contains(l, "A@1") {
+		t.Fatalf("below another name: %v, %v", l, err)
+	}
+	if err := c.AddEvent(ctx, tidemark.Event{Time: time.Now(), Level: "warning", Application: "a", FirstID: "7", Message: "x"}); err != nil {
+		t.Fatal(err)
+	}
+	if e, err := c.Events(ctx, 10); err != nil || len(e) != 1 || e[0].Message != "x" || e[0].FirstID != "7" {
 		t.Fatalf("events: %v, %v", e, err)
 	}
 }

@@ -175,4 +175,5 @@ func (c *Control) beginJobs() {
 	c.takeBacks = nil
 	c.jobs.wg.Go(c.dispatch)
 	c.jobs.wg.Go(c.sweepCopies)
+	c.jobs.wg.Go(c.forgetJobs)
 }

@@ -89,7 +89,10 @@ type shotNote struct {
 	Ran time.Duration `json:"ran"`
 }
 
-func (n shotNote) key() string { return n.Application + "@" + n.Bookmark }
+func (n shotNote) key() string { return shotsOf(n.Application) + n.Bookmark }
+
+// shotsOf is what the keys of all AppShots of an application begin with.
+func shotsOf(application string) string { return application + "@" }
 
 // Labels of an AppShot's point that are known only when its application has gone on.
 const (

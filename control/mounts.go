@@ -252,8 +252,7 @@ func (c *Control) demolish(ctx context.Context, name string) error {
 		return err
 	}
 	return errors.Join(c.endExports(ctx, a), // those that were begun meanwhile
-		c.catalog.Delete(ctx, catalog.Mounts, name), c.forgetClone(ctx, name), c.catalog.Delete(ctx, catalog.Applications, name),
-		c.forgetProofs(ctx, a))
+		c.catalog.Delete(ctx, catalog.Mounts, name), c.forgetClone(ctx, name), c.forgetNoted(ctx, a))
 }
 
 // takeDown unmounts and detaches all disks of an application, clone or mount.

@@ -35,7 +35,7 @@ type record struct {
 	ID         string            `json:"id"`
 	Runs       []policy.Run      `json:"runs,omitempty"` // those that ended, oldest first
 	Recoveries []policy.Recovery `json:"recoveries,omitempty"`
-	// Verified is when points were proved good, by position.
+	// Verified is when points were proved good, by position: of those that there are.
 	Verified map[tidemark.Position]time.Time `json:"verified,omitempty"`
 	// Told is how the promise stands by the event that told it last; empty: it is kept, as far as anybody knows.
 	Told policy.State `json:"told,omitempty"`
@@ -73,6 +73,9 @@ func (c *Control) beginPromises(ctx context.Context) error {
 	p := &c.promises
 	p.records, p.running, p.sifted = map[string]*record{}, map[string]map[policy.Policy]run{}, map[string]sifting{}
 	p.due, p.stirred, p.resumed = map[string]time.Time{}, make(chan struct{}, 1), clockNow()
+	if err := c.forgetLeft(ctx); err != nil {
+		c.log.Error("what is noted of applications that are gone is left", "error", err)
+	}
 	list, err := catalog.List[record](ctx, c.catalog, catalog.Promises)
 	if err != nil {
 		return err
@@ -292,8 +295,20 @@ func (p *promises) prune(all []*timeline.Timeline) {
 	for _, t := range all {
 		there[t.ID()] = true
 	}
-	maps.DeleteFunc(p.due, func(id string, _ time.Time) bool { return !there[id] })
-	maps.DeleteFunc(p.standings, func(id string, _ compliance) bool { return !there[id] })
+	for id := range p.due {
+		if !there[id] {
+			p.drop(id)
+		}
+	}
+}
+
+// drop forgets an application. The caller holds mu.
+func (p *promises) drop(id string) {
+	delete(p.records, id)
+	delete(p.running, id)
+	delete(p.sifted, id)
+	delete(p.due, id)
+	delete(p.standings, id)
 }
 
 // keepOne keeps the promise to one application, and returns when something is due next.
@@ -520,8 +535,13 @@ func (k *record) verified(pos tidemark.Position, at time.Time) {
 	k.Verified = v
 }
 
-// note changes what is remembered of the application with an ID. The change replaces what it changes, and alters no list in place.
+// note changes what is remembered of the application with an ID, unless it is gone, and forgets of which points it was that are. The change replaces
+// what it changes, and alters no list in place.
 func (c *Control) note(id string, change func(*record)) {
+	line := c.set.Get(id)
+	if line == nil {
+		return
+	}
 	p := &c.promises
 	p.mu.Lock()
 	r := record{ID: id}
@@ -530,6 +550,7 @@ func (c *Control) note(id string, change func(*record)) {
 		r.Runs, r.Recoveries = slices.Clone(old.Runs), slices.Clone(old.Recoveries)
 	}
 	change(&r)
+	r.Verified = stillMarked(r.Verified, line)
 	p.records[id] = &r
 	delete(p.due, id)
 	p.mu.Unlock()

@@ -8,7 +8,6 @@ import (
 	"tidemark"
 	"tidemark/app/volume"
 	"tidemark/block"
-	"tidemark/catalog"
 	"tidemark/timeline"
 )
 
@@ -235,7 +234,7 @@ func (c *Control) RemoveVolume(ctx context.Context, name string) error {
 	if err := c.tellRemoval(ctx, tidemark.ApplicationRemoved, name, func() error { return a.t.Remove(ctx) }); err != nil {
 		return err
 	}
-	return c.catalog.Delete(ctx, catalog.Applications, name)
+	return c.forgetNoted(ctx, a)
 }
 
 // free fails if an application is exported, or somebody uses its disks.
