@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -317,7 +318,7 @@ func pointAt(t *timeline.Timeline, pos tidemark.Position) (tidemark.RecoveryPoin
 	return tidemark.RecoveryPoint{}, tidemark.Errorf(tidemark.NotFound, "%s has no retained point at %v", t.Name(), pos)
 }
 
-// Expire forgets a point.
+// Expire forgets a point. When that is done it has been, whatever becomes of what was noted of the point.
 func (c *Control) Expire(ctx context.Context, ref string) (tidemark.RecoveryPoint, error) {
 	a, pos, err := c.at(ctx, ref)
 	if err != nil {
@@ -330,14 +331,14 @@ func (c *Control) Expire(ctx context.Context, ref string) (tidemark.RecoveryPoin
 	if err := c.expireUnpublished(ctx, a, p); err != nil {
 		return p, err
 	}
-	if err := c.catalog.Delete(ctx, catalog.Shots, shotNote{Application: a.name, Bookmark: p.Bookmark}.key()); err != nil {
-		return p, err
-	}
-	if err := c.catalog.Delete(ctx, catalog.Proofs, proofKey(a.name, pos.String())); err != nil {
-		return p, err
+	err = errors.Join(c.catalog.Delete(ctx, catalog.Shots, shotNote{Application: a.name, Bookmark: p.Bookmark}.key()),
+		c.catalog.Delete(ctx, catalog.Proofs, proofKey(a.name, pos.String())))
+	if err != nil {
+		c.log.Error("what was noted of a point that is gone is left", "application", a.name, "point", pos, "error", err)
 	}
 	c.keepPoint(ctx, a)
-	return p, c.pruneLog(ctx, a)
+	c.pruneLog(ctx, a)
+	return p, nil
 }
 
 // keepPoint brings the catalog's entry of an application up to date. The pool has the truth: a failure is only noted.

@@ -17,6 +17,7 @@ import (
 	"tidemark/agent"
 	"tidemark/app/postgres"
 	"tidemark/catalog"
+	"tidemark/timeline"
 )
 
 // keptClone is a clone as the catalog has it.
@@ -67,6 +68,11 @@ func (c *Control) cloneAs(ctx context.Context, spec cloning, claim func(ctx cont
 		return claim(ctx, spec.Name)
 	}
 	w.run = func(ctx context.Context, t *task) (any, error) {
+		leave, err := c.canBranch(ctx, &src, spec.Host)
+		if err != nil {
+			return nil, err
+		}
+		defer leave()
 		if err := t.doing(ctx, "branch", undoing{Remove: spec.Name}); err != nil {
 			return nil, err
 		}
@@ -99,6 +105,8 @@ type plan struct {
 	each map[string]tidemark.Position
 	stop postgres.Stop
 	log  bool // the log disk is needed
+	// begun is when its making began to make the clone: see canBranch.
+	begun time.Time
 }
 
 // planClone checks a request and finds the point to branch from. from is the first ID of the source; empty: of whoever has the name now.
@@ -128,10 +136,6 @@ func (c *Control) planClone(ctx context.Context, spec tidemark.CloneSpec, from s
 	}
 	if spec.To != "" {
 		return plan{}, tidemark.Errorf(tidemark.Invalid, "%s has no log to replay", a.name).WithHint("leave --to out, or name a point of " + a.name)
-	}
-	if a.Role == "" && a.Type == tidemark.TypeFilesystem && ref.Point.Latest() {
-		p, err := newestPoint(a)
-		return plan{src: a, pos: p.Position}, err
 	}
 	pos, err := c.resolve(ctx, a, ref.Point)
 	return plan{src: a, pos: pos}, err
@@ -242,11 +246,43 @@ func capturedAt(p tidemark.RecoveryPoint) time.Time {
 	return p.Time
 }
 
-func (c *Control) makeClone(ctx context.Context, p plan, spec cloning) (keptClone, error) {
-	begun := time.Now()
-	k := keptClone{Spec: spec.CloneSpec, Clone: tidemark.Clone{Name: spec.Name, Type: p.src.Type, Host: spec.Host, State: "starting", Created: begun}}
+// canBranch makes sure, as far as that can be known, that a clone can be made on a host: the host is there, and all of the source that it needs, which
+// stays until leave is called, whatever is expired. It changes nothing, so that a refresh that cannot be done leaves the old clone alone.
+func (c *Control) canBranch(ctx context.Context, p *plan, host string) (leave func(), err error) {
+	p.begun = time.Now()
+	if _, err := c.hostAgent(ctx, host); err != nil {
+		return nil, err
+	}
 	if p.log {
-		if err := c.completeLog(ctx, &p); err != nil {
+		if err := c.completeLog(ctx, p); err != nil {
+			return nil, err
+		}
+	}
+	var open []*timeline.Snapshot
+	leave = func() {
+		for _, s := range open {
+			s.Close()
+		}
+	}
+	if head, _ := p.src.t.Head(); p.pos >= head { // the present, which is there
+		return leave, nil
+	}
+	for _, d := range p.src.t.Disks() {
+		s, err := p.src.t.At(d.Name(), p.pos)
+		if err != nil {
+			leave()
+			return nil, err
+		}
+		open = append(open, s)
+	}
+	return leave, nil
+}
+
+// makeClone makes a clone of what canBranch has looked at.
+func (c *Control) makeClone(ctx context.Context, p plan, spec cloning) (keptClone, error) {
+	k := keptClone{Spec: spec.CloneSpec, Clone: tidemark.Clone{Name: spec.Name, Type: p.src.Type, Host: spec.Host, State: "starting", Created: p.begun}}
+	if p.log { // which has gone on since, and what is behind its end then may be no place of the journal any more
+		if err := p.toEndOfLog(); err != nil {
 			return k, err
 		}
 	}
@@ -272,8 +308,8 @@ func (c *Control) makeClone(ctx context.Context, p plan, spec cloning) (keptClon
 	if err != nil {
 		return k, err
 	}
-	k.State, k.Seconds = "running", time.Since(begun).Seconds()
-	k.Expires, _ = endOf(begun, spec.Lifetime) // it was checked when it was asked for
+	k.State, k.Seconds = "running", time.Since(p.begun).Seconds()
+	k.Expires, _ = endOf(p.begun, spec.Lifetime) // it was checked when it was asked for
 	if err = c.catalog.Put(ctx, catalog.Clones, k.Name, k); err == nil {
 		c.changed(tidemark.CloneMade, a, nil)
 	}
@@ -302,6 +338,11 @@ func (c *Control) completeLog(ctx context.Context, p *plan) error {
 			return err
 		}
 	}
+	return p.toEndOfLog()
+}
+
+// toEndOfLog takes all of the log that is there now.
+func (p *plan) toEndOfLog() error {
 	d, err := p.src.t.Disk(logDisk)
 	if err != nil {
 		return err
@@ -613,7 +654,15 @@ func (c *Control) refreshWork(ctx context.Context, r refreshing) (*work, error) 
 	if r.Point != "" {
 		_, r.Point, _ = strings.Cut(again.Ref, "@")
 	}
+	if _, err := c.agentOn(again.Host); err != nil { // one that is away may be there when it begins
+		return nil, err
+	}
 	run := func(ctx context.Context, t *task) (any, error) {
+		leave, err := c.canBranch(ctx, &p, again.Host)
+		if err != nil {
+			return nil, err
+		}
+		defer leave()
 		if err := t.doing(ctx, "remove", undoing{Remove: r.Name, Again: &again}); err != nil {
 			return nil, err
 		}
@@ -632,14 +681,19 @@ func (c *Control) refreshWork(ctx context.Context, r refreshing) (*work, error) 
 // refreshAgain makes the clone of a refresh that was cut.
 func (c *Control) refreshAgain(again cloning) func(context.Context, *task) (any, error) {
 	return func(ctx context.Context, t *task) (any, error) {
+		p, err := c.planClone(ctx, again.CloneSpec, again.From)
+		if err != nil {
+			return nil, err
+		}
+		leave, err := c.canBranch(ctx, &p, again.Host)
+		if err != nil {
+			return nil, err
+		}
+		defer leave()
 		if err := t.doing(ctx, "branch", undoing{Remove: again.Name, Again: &again}); err != nil {
 			return nil, err
 		}
 		if err := c.noteRefresh(ctx, again.Name, stateRefreshing, &again); err != nil {
-			return nil, err
-		}
-		p, err := c.planClone(ctx, again.CloneSpec, again.From)
-		if err != nil {
 			return nil, err
 		}
 		return c.refresh(ctx, t, p, again)

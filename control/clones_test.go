@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"log/slog"
 	"slices"
@@ -12,6 +13,7 @@ import (
 	"tidemark"
 	"tidemark/access"
 	"tidemark/catalog"
+	"tidemark/timeline"
 )
 
 // owned makes a clone k of v that belongs to the user ann, and that she shares with bob.
@@ -210,6 +212,60 @@ func TestRefreshFails(t *testing.T) {
 	}
 }
 
+// A refresh that could be done when it took the old clone away can be done still, whatever is expired meanwhile.
+func TestRefreshKeepsItsPoint(t *testing.T) {
+	c := serving(t)
+	owned(t, c)
+	v, err := c.app("v")
+	if err == nil {
+		err = v.t.SetWindow(timeline.Window{}) // so that nothing is left of a point that is expired
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	meant, err := c.Bookmark(t.Context(), tidemark.BookmarkSpec{Application: "v", Name: "meant"})
+	data := make([]byte, 1<<20)
+	for n := 0; n < 66 && err == nil; n++ { // more than a segment of the journal, which goes when that is an image
+		rand.Read(data)
+		_, err = v.t.Disks()[0].WriteAt(data, 0)
+	}
+	if err == nil {
+		_, err = c.Bookmark(t.Context(), tidemark.BookmarkSpec{Application: "v", Name: "newer"})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := c.cloneAnew(t.Context(), tidemark.RefreshSpec{Name: "k", Point: "meant"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := c.planClone(t.Context(), again.CloneSpec, again.From)
+	if err != nil {
+		t.Fatal(err)
+	}
+	leave, err := c.canBranch(t.Context(), &p, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(c.noteRefresh(t.Context(), "k", stateRefreshing, &again), c.removeClone(t.Context(), "k")); err != nil {
+		t.Fatal(err)
+	}
+	for _, x := range p.src.t.Points() { // also those that it could be made from otherwise
+		if x.Position <= meant.Position {
+			if err := p.src.t.Expire(t.Context(), x.Position); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if _, err := c.refresh(t.Context(), &task{}, p, again); err != nil {
+		t.Errorf("what was there when it began is gone: %v", err)
+	}
+	leave()
+	if _, err := p.src.t.Branch(t.Context(), "later", meant.Position, nil, nil); tidemark.KindOf(err) != tidemark.NotFound {
+		t.Errorf("the point is kept for nobody: %v", err)
+	}
+}
+
 // So is one whose refresh was cut, and not begun again.
 func TestRefreshIsCut(t *testing.T) {
 	c := serving(t)
@@ -226,4 +282,68 @@ func TestRefreshIsCut(t *testing.T) {
 	}
 	ended(t, c)(c.Refresh(t.Context(), tidemark.RefreshSpec{Name: "k"}))
 	isOwned(t, c, "when it is made again")
+}
+
+// A refresh that cannot be done leaves the clone: its host was removed or is away, or the point is gone by the time that its turn comes.
+func TestRefreshThatCannotBeDone(t *testing.T) {
+	c, _ := listens(t)
+	ctx := t.Context()
+	host(t, c, "h")
+	v, err := c.createVolume(ctx, tidemark.VolumeSpec{Name: "v", Size: 1 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := c.Bookmark(ctx, tidemark.BookmarkSpec{Application: "v", Name: "one"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, host := range map[string]string{"here": "", "there": "h"} {
+		if _, err := c.branch(ctx, v, name, host, p.Position, nil, roleClone); err != nil {
+			t.Fatal(err)
+		}
+		k := keptClone{Clone: tidemark.Clone{Name: name, Type: tidemark.TypeVolume, Host: host, State: "running"}, Spec: tidemark.CloneSpec{Ref: "v", Name: name, Host: host}}
+		if err := c.catalog.Put(ctx, catalog.Clones, name, k); err != nil {
+			t.Fatal(err)
+		}
+	}
+	stays := func(when, name string, err error, kind tidemark.Kind) {
+		t.Helper()
+		if tidemark.KindOf(err) != kind {
+			t.Errorf("%s: %v", when, err)
+		}
+		if a, err := c.app(name); err != nil || a.Doomed != nil {
+			t.Errorf("%s: %+v, %v", when, a.Doomed, err)
+		}
+		var k keptClone
+		if err := c.catalog.Get(ctx, catalog.Clones, name, &k); err != nil || k.Again != nil || k.State != "running" {
+			t.Errorf("%s: %+v, %v", when, k, err)
+		}
+	}
+	queued := func(name string) *work {
+		t.Helper()
+		w, err := c.refreshWork(ctx, refreshing{RefreshSpec: tidemark.RefreshSpec{Name: name, Point: "one"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return w
+	}
+	w := queued("there")
+	_, err = w.run(ctx, &task{c: c})
+	stays("the host is away", "there", err, tidemark.Unavailable)
+	if err := c.RemoveHost(ctx, tidemark.HostRemoval{Name: "h", Force: true}); err != nil {
+		t.Fatal(err)
+	}
+	_, err = w.run(ctx, &task{c: c})
+	stays("the host was removed since", "there", err, tidemark.NotFound)
+	_, err = c.Refresh(ctx, tidemark.RefreshSpec{Name: "there"})
+	stays("the host was removed", "there", err, tidemark.NotFound)
+
+	w = queued("here")
+	if err := v.t.Remove(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if _, err = w.run(ctx, &task{c: c}); err == nil {
+		t.Error("the source is gone, and the clone was made of it")
+	}
+	stays("the source is gone", "here", err, tidemark.KindOf(err))
 }

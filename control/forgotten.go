@@ -38,7 +38,7 @@ func (c *Control) forgotten(have, want policy.Set, changes []policy.Change) (lis
 		if !ok || name == p.template() && !anew[name] {
 			continue
 		}
-		if n := len(c.toForget(a, t, come(keptPoints(a.t.Points(), c.promises.verified(a.t.ID())), now), now)); n > 0 {
+		if n := len(c.toForget(a, t, come(keptPoints(a, a.t.Points(), c.promises.verified(a.t.ID())), now), now)); n > 0 {
 			list = append(list, policy.Forgotten{Application: a.name, Template: name, Points: n})
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"testing"
+	"time"
 
 	"tidemark"
 	"tidemark/policy"
@@ -75,4 +76,43 @@ func made(n int) (names []string) {
 		names = append(names, fmt.Sprintf("c20261128-040950.%03d", i))
 	}
 	return names
+}
+
+// AppShots by an option, of the application or of a group, are kept for the time that the option says: no template lets them go before.
+func TestTemplateLeavesShotsOfOptions(t *testing.T) {
+	c, _ := listens(t)
+	if _, err := c.CreateVolume(t.Context(), tidemark.VolumeSpec{Name: "ledger", Size: 1 << 20}); err != nil {
+		t.Fatal(err)
+	}
+	a, err := c.app("ledger")
+	if err != nil {
+		t.Fatal(err)
+	}
+	day := time.Now().Add(-24 * time.Hour).UTC().Truncate(24 * time.Hour)
+	var shots []tidemark.RecoveryPoint
+	for i := range 288 {
+		at := day.Add(time.Duration(i) * 5 * time.Minute)
+		shots = append(shots, tidemark.RecoveryPoint{Position: tidemark.Position(i + 1), Time: at, Bookmark: scheduledPrefix + at.Format(nameTime)})
+	}
+	ofGroup := slices.Clone(shots)
+	for i := range ofGroup {
+		ofGroup[i].Labels = map[string]string{labelGroup: "bank"}
+	}
+	own := a
+	own.Options = map[string]string{optionEvery: "5m", optionKeep: "72h"}
+	tmpl := policy.Template{Name: "platinum", CDP: &policy.CDP{}, Keep: &policy.Retention{Daily: 30}}
+	for _, x := range []struct {
+		who    string
+		a      app
+		points []tidemark.RecoveryPoint
+		gone   int
+	}{
+		{"a group", a, ofGroup, 0},
+		{"the application", own, shots, 0},
+		{"the template", a, shots, len(shots) - 1}, // the newest is that of the day, too
+	} {
+		if n := len(c.toForget(x.a, tmpl, keptPoints(x.a, x.points, nil), time.Now())); n != x.gone {
+			t.Errorf("of %d AppShots of %s, %d are forgotten", len(shots), x.who, n)
+		}
+	}
 }

@@ -60,7 +60,7 @@ func TestSentWithoutLog(t *testing.T) {
 	if d := c.describe(t.Context(), a); d.State != "ok" {
 		t.Errorf("it is %s: %s", d.State, d.Detail)
 	}
-	if err := c.pruneLog(t.Context(), a); err != nil {
+	if err := c.tryPruneLog(t.Context(), a); err != nil {
 		t.Error(err)
 	}
 	if err := c.canPromise(sentCluster(t, c, "new", dataDisk, logDisk), logged); err != nil {

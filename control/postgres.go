@@ -59,7 +59,8 @@ func (c *Control) capturePostgres(ctx context.Context, t *task, a app, bookmark 
 	if err != nil {
 		return res, err
 	}
-	return res, c.pruneLog(ctx, a)
+	c.pruneLog(ctx, a)
+	return res, nil
 }
 
 // clusterMark is the mark of a cluster that was captured.
@@ -75,8 +76,9 @@ func (c *Control) printsOf(a app) string { return c.path("fingerprints", a.name)
 
 // receivers are the log streams of all databases.
 type receivers struct {
-	mu   sync.Mutex
-	live map[string]*receiving
+	mu     sync.Mutex
+	live   map[string]*receiving
+	failed map[string]int // by name, how often in a row a log was not pruned
 }
 
 type receiving struct {
@@ -94,11 +96,28 @@ func (r *receivers) stop(name string) {
 	r.mu.Lock()
 	x := r.live[name]
 	delete(r.live, name)
+	delete(r.failed, name)
 	r.mu.Unlock()
 	if x != nil {
 		x.cancel()
 		<-x.ended
 	}
+}
+
+// unpruned notes whether a log was not pruned, and returns how often in a row it was not: now, or before this time.
+func (r *receivers) unpruned(name string, failed bool) (n int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	n = r.failed[name]
+	if !failed {
+		delete(r.failed, name)
+		return n
+	}
+	if r.failed == nil {
+		r.failed = map[string]int{}
+	}
+	r.failed[name] = n + 1
+	return n + 1
 }
 
 func (r *receivers) stopAll() {
@@ -175,8 +194,28 @@ func (c *Control) dropSlot(ctx context.Context, a app) error {
 	return postgres.DropSlot(ctx, src, a.t.ID())
 }
 
-// pruneLog deletes log that no retained point can use.
-func (c *Control) pruneLog(ctx context.Context, a app) error {
+// pruneLog deletes log that no retained point can use. It comes behind what made or expired a point, which is done: that it fails is told
+// if it lasts, and tried again behind the next one.
+func (c *Control) pruneLog(ctx context.Context, a app) {
+	err := c.tryPruneLog(ctx, a)
+	if ctx.Err() != nil {
+		return
+	}
+	if err != nil {
+		c.log.Error("log that no point needs was not deleted", "application", a.name, "error", err)
+	}
+	switch n := c.receivers.unpruned(a.name, err != nil); {
+	case err != nil && n == lastingPrunes:
+		c.event("error", a.name, "the log of %s that no point needs is not deleted, and grows: %v", a.name, err)
+	case err == nil && n >= lastingPrunes:
+		c.event("info", a.name, "the log of %s that no point needs is deleted again", a.name)
+	}
+}
+
+// lastingPrunes is how often in a row a log was not pruned when that is told.
+const lastingPrunes = 3
+
+func (c *Control) tryPruneLog(ctx context.Context, a app) error {
 	points := a.t.PointsFrom(0, 1)
 	if !a.hasLog() || len(points) == 0 {
 		return nil

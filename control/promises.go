@@ -90,33 +90,47 @@ func (c *Control) beginPromises(ctx context.Context) error {
 	return nil
 }
 
-// recalledJobs is how many of the jobs that wait or run are looked at when the server starts.
+// recalledJobs is how many of the jobs that wait or run are read at once when the server starts.
 const recalledJobs = 1000
 
 // recallJobs finds what schedules asked for before the server stopped, and has not ended.
 func (c *Control) recallJobs(ctx context.Context) error {
-	list, err := c.catalog.Jobs(ctx, tidemark.JobFilter{States: []tidemark.JobState{tidemark.JobQueued, tidemark.JobRunning}, Limit: recalledJobs})
-	if err != nil {
-		return err
-	}
-	for _, j := range list {
-		pol, ok := policyOf(j.Kind)
-		if !ok || j.Origin != tidemark.FromSchedule {
-			continue
+	f := tidemark.JobFilter{States: []tidemark.JobState{tidemark.JobQueued, tidemark.JobRunning}, Limit: recalledJobs}
+	for {
+		list, err := c.catalog.Jobs(ctx, f)
+		if err != nil {
+			return err
 		}
-		begun, id := run{job: j.ID, begun: j.Created}, ""
-		if pol == policy.PolicyVerify {
-			full, err := c.catalog.Job(ctx, j.ID)
-			if err != nil {
+		for _, j := range list {
+			if err := c.recallJob(ctx, j); err != nil {
 				return err
 			}
-			id, begun.point = c.keptPoint(verifiedRef(full))
-		} else if a, err := c.app(j.Application); err == nil {
-			id = a.t.ID()
 		}
-		if id != "" {
-			c.promises.begun(id, pol, begun)
+		if len(list) < f.Limit {
+			return nil
 		}
+		f.Before = list[len(list)-1].ID
+	}
+}
+
+// recallJob has a job that has not ended counted as begun, if it is what a schedule asked for.
+func (c *Control) recallJob(ctx context.Context, j tidemark.Job) error {
+	pol, ok := policyOf(j.Kind)
+	if !ok || j.Origin != tidemark.FromSchedule {
+		return nil
+	}
+	begun, id := run{job: j.ID, begun: j.Created}, ""
+	if pol == policy.PolicyVerify {
+		full, err := c.catalog.Job(ctx, j.ID)
+		if err != nil {
+			return err
+		}
+		id, begun.point = c.keptPoint(verifiedRef(full))
+	} else if a, err := c.app(j.Application); err == nil {
+		id = a.t.ID()
+	}
+	if id != "" {
+		c.promises.begun(id, pol, begun)
 	}
 	return nil
 }
@@ -586,15 +600,18 @@ func (c *Control) history(ctx context.Context, a app, t policy.Template) policy.
 		points.Gaps = append(points.Gaps, c.stalled(ctx, a, points.Covered)...)
 	}
 	h.Covered, h.Gaps = points.Covered, points.Gaps
-	h.Points = keptPoints(points.Points, r.Verified)
+	h.Points = keptPoints(a, points.Points, r.Verified)
 	return h
 }
 
-// keptPoints are points as retention looks at them.
-func keptPoints(points []tidemark.RecoveryPoint, verified map[tidemark.Position]time.Time) (list []policy.Point) {
+// keptPoints are points of an application as retention looks at them. What was promised otherwise is held: what somebody named, until he expires it, and
+// AppShots by an option of the application or of a group, for the time that the option says, which expireShots keeps.
+func keptPoints(a app, points []tidemark.RecoveryPoint, verified map[tidemark.Position]time.Time) (list []policy.Point) {
 	for _, x := range points {
-		list = append(list, policy.Point{Position: x.Position, Time: x.Time, Bookmark: x.Bookmark, Verified: verified[x.Position],
-			AppShot: strings.HasPrefix(x.Bookmark, scheduledPrefix), Held: x.Bookmark != "" && !madeName.MatchString(x.Bookmark)})
+		shot := strings.HasPrefix(x.Bookmark, scheduledPrefix)
+		optional := shot && (a.Options[optionEvery] != "" || x.Labels[labelGroup] != "")
+		named := x.Bookmark != "" && !madeName.MatchString(x.Bookmark)
+		list = append(list, policy.Point{Position: x.Position, Time: x.Time, Bookmark: x.Bookmark, Verified: verified[x.Position], AppShot: shot, Held: named || optional})
 	}
 	return list
 }

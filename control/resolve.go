@@ -13,8 +13,13 @@ import (
 const reachTime = 2 * time.Second
 
 // resolve finds the position that a point names. What was written to a tapped disk by a time that is just past may be on its way: it has
-// to be here before that time names anything.
+// to be here before that time names anything. Where captures make the disks what they are, the newest state is the newest point: a capture that goes on,
+// or was cut, has made of them what was never anywhere.
 func (c *Control) resolve(ctx context.Context, a app, p tidemark.Point) (tidemark.Position, error) {
+	if p.Latest() && !a.journaled() {
+		newest, err := newestPoint(a)
+		return newest.Position, err
+	}
 	when, timed, err := a.t.When(p)
 	if err != nil {
 		return 0, err

@@ -109,7 +109,8 @@ func (c *Control) captureSent(ctx context.Context, t *task, a app, bookmark stri
 	if res.Point, err = c.markCapture(ctx, t, a, mark); err != nil {
 		return res, err
 	}
-	return res, c.pruneLog(ctx, a)
+	c.pruneLog(ctx, a)
+	return res, nil
 }
 
 // chunksOf is where it is noted what is staged of an application that is sent: a cache.

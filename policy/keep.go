@@ -18,7 +18,8 @@ type Verdict struct {
 
 // Keep says of each point whether t lets it be forgotten, and if not, all reasons why; the newest first.
 //
-// Whatever t says, the newest point and the newest that is no AppShot are kept, and those that are held.
+// Whatever t says, the newest point and the newest that is no AppShot are kept, and those that are held. An AppShot that is held has
+// a time of its own by who holds it: it counts for nothing that t keeps, since it may go before that would.
 // Without a keep policy everything is. The hours, days, weeks, months and years of keep are those of the template's zone, and
 // only those that have points count, so that no point is forgotten because there were no newer ones.
 // Age, too, counts back from the newest point if that is older than now.
@@ -107,7 +108,7 @@ func (s *sifter) younger(v Verdict, age Duration) bool {
 func (s *sifter) rules() {
 	var subject []int // newest first
 	for i, v := range s.list {
-		if !v.AppShot || s.shotAge() == 0 {
+		if !v.AppShot || !v.Held && s.shotAge() == 0 {
 			subject = append(subject, i)
 		}
 	}

@@ -46,6 +46,10 @@ func TestKeep(t *testing.T) {
 			[]string{"11-28: newest, appshot of the last 1h", "11-26: newest capture, count 1 of 1"}},
 		{"AppShots by the window of cdp", Template{AppShot: &AppShot{Every: 60}, CDP: &CDP{Window: Duration(36 * time.Hour)}, Keep: &Retention{Count: 1}}, func(p []Point) { p[0].AppShot, p[1].AppShot = true, true },
 			[]string{"11-28: newest, appshot of the last 36h", "11-27: appshot of the last 36h", "11-26: newest capture, count 1 of 1"}},
+		{"an AppShot that is held stands for no capture", Template{Keep: &Retention{Count: 1, Daily: 2}}, func(p []Point) {
+			p[0].Time = p[1].Time.Add(time.Hour)
+			p[0].AppShot, p[0].Held = true, true
+		}, []string{"11-27: newest, held", "11-27: newest capture, count 1 of 1, daily 2026-11-27", "11-26: daily 2026-11-26"}},
 		{"the log needs the captures of its time, and one from before it", Template{Log: &Log{Keep: Duration(6 * time.Hour)}, Keep: &Retention{Count: 1}}, nil,
 			[]string{"11-28: newest, log of the last 6h, count 1 of 1", "11-27: base of the log of 6h"}},
 	} {
@@ -211,7 +215,7 @@ func slowKeep(t Template, points []Point, i int, now time.Time) bool {
 	if p.AppShot && shots != 0 {
 		return age < time.Duration(shots)
 	}
-	ruled := func(p Point) bool { return !p.AppShot || shots == 0 }
+	ruled := func(p Point) bool { return !p.AppShot || shots == 0 && !p.Held }
 	if t.Log != nil && !p.AppShot && age < time.Duration(t.Log.Keep) {
 		return true
 	}
