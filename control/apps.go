@@ -189,6 +189,9 @@ func (c *Control) claimAnew(_ context.Context, name string) (release func(), err
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if err := c.unlessImporting(); err != nil {
+		return nil, err
+	}
 	if len(c.membersOf(name)) > 0 {
 		return nil, tidemark.Errorf(tidemark.Conflict, "there is a group %q", name).WithHint("choose another name")
 	}

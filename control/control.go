@@ -136,6 +136,8 @@ type Control struct {
 	gate  sync.RWMutex // held by requests, and alone by what replaces the stores
 	mu    sync.Mutex   // guards the names of applications while one is made, and sockets
 	names map[string]bool
+	// importing: a pool is brought in, and nothing else may be made; guarded by mu.
+	importing bool
 	// noting is held while what is noted about an application is changed, and while a point is expired.
 	noting sync.Mutex
 	// working are the clones and mounts that somebody works on; guarded by mu.
@@ -296,20 +298,21 @@ func (c *Control) openStores(ctx context.Context) (err error) {
 	if err = c.openCatalog(ctx); err != nil {
 		return err
 	}
-	return c.openPool(ctx)
+	return c.openPoolAlone(ctx)
 }
 
 // openPool opens the image store and the timelines.
-func (c *Control) openPool(ctx context.Context) (err error) {
+func (c *Control) openPool(ctx context.Context) error {
 	cache := c.o.CacheBytes
 	if cache == 0 {
 		cache = memory() / 4
 	}
 	o := image.Options{FS: c.fs, Dir: c.path("store"), Bucket: c.bucket, CacheBytes: cache, Logger: c.log}
-	if c.store, err = image.Open(ctx, o); err != nil {
+	store, err := image.Open(ctx, o)
+	if err != nil {
 		// An index that turns out to be damaged while it is opened is rebuilt by the next Open.
 		c.log.Error("the pool is opened once more", "error", err)
-		c.store, err = image.Open(ctx, o)
+		store, err = image.Open(ctx, o)
 	}
 	if err != nil {
 		return fmt.Errorf("open the pool: %w", err)
@@ -319,7 +322,7 @@ func (c *Control) openPool(ctx context.Context) (err error) {
 		Changed: func(id string, change tidemark.TimelineChange) { c.changes.tell(id, change, nil) }}
 	apart, err := c.poolApart()
 	if err != nil {
-		return err
+		return errors.Join(err, store.Close())
 	}
 	if apart {
 		t.PoolDir = c.path("pool")
@@ -327,8 +330,12 @@ func (c *Control) openPool(ctx context.Context) (err error) {
 	if apart && t.HotBytes == 0 && t.HotFor == 0 {
 		t.HotBytes = hotBytes
 	}
-	c.set, err = timeline.Open(ctx, c.store, t)
-	return err
+	set, err := timeline.Open(ctx, store, t)
+	if err != nil {
+		return errors.Join(err, store.Close())
+	}
+	c.store, c.set = store, set
+	return nil
 }
 
 // memory is the machine's memory in bytes.

@@ -368,6 +368,8 @@ type undoing struct {
 	Forget string `json:"forget,omitempty"`
 	// Publishing is the result of a publish that is done if it can be seen.
 	Publishing *tidemark.Published `json:"publishing,omitempty"`
+	// Imported is the result of an import of a pool that is done if that is here.
+	Imported *tidemark.ImportResult `json:"imported,omitempty"`
 	// Done is the result of a job that has nothing to be undone any more.
 	Done json.RawMessage `json:"done,omitempty"`
 }
@@ -388,6 +390,10 @@ func (c *Control) undo(ctx context.Context, u undoing) (done json.RawMessage, er
 	}
 	if u.Publishing != nil && c.isPublished(*u.Publishing) {
 		return mustJSON(u.Publishing), nil
+	}
+	if u.Imported != nil && len(c.apps()) > 0 { // else it was taken back when the pool was opened
+		c.brought(u.Imported)
+		return mustJSON(u.Imported), nil
 	}
 	if u.Remove == "" {
 		return nil, nil
