@@ -57,12 +57,12 @@ const stateMaking = "mounting"
 
 // removeUnanswered takes away the mounts that the last server was making when it was cut, or had made for a restore: nobody was told of them.
 func (c *Control) removeUnanswered(ctx context.Context) error {
-	list, err := catalog.List[tidemark.Mount](ctx, c.catalog, catalog.Mounts)
+	list, err := catalog.List[keptMount](ctx, c.catalog, catalog.Mounts)
 	if err != nil {
 		return err
 	}
 	for _, m := range list {
-		if m.State != stateMaking && !c.isForRestore(m) {
+		if m.State != stateMaking && !c.isForRestore(m.Mount) || c.isAnother(m.Name, m.of) {
 			continue
 		}
 		if err := c.abandon(ctx, m.Name, doom{}); err != nil {
@@ -80,13 +80,13 @@ func (c *Control) removeUnanswered(ctx context.Context) error {
 	return err
 }
 
-// Forget deletes what is left of a timeline that cannot be opened, and takes its disks off this host.
+// Forget deletes what is left of a timeline that cannot be opened, and of what is noted of it, and takes its disks off this host.
 func (c *Control) Forget(ctx context.Context, id string) error {
 	if err := c.set.Forget(ctx, id); err != nil {
 		return err
 	}
 	c.event("warning", "", "what was left of the damaged timeline %s was deleted", id)
-	return c.removeStrays(ctx)
+	return errors.Join(c.dropEntries(ctx), c.removeStrays(ctx))
 }
 
 // removeStrays takes off this host the disks whose timelines are gone, which an attacher that began
@@ -109,13 +109,13 @@ func (c *Control) removeStrays(ctx context.Context) error {
 }
 
 // mountOf returns the catalog's entry of a mount, made anew if there is none.
-func (c *Control) mountOf(ctx context.Context, a app) (m tidemark.Mount, err error) {
+func (c *Control) mountOf(ctx context.Context, a app) (m keptMount, err error) {
 	err = c.catalog.Get(ctx, catalog.Mounts, a.name, &m)
-	if tidemark.KindOf(err) != tidemark.NotFound {
+	if err == nil && m.of(a) || notThere(err) != nil {
 		return m, err
 	}
 	disks := a.t.Disks()
-	m = tidemark.Mount{Name: a.name, Ref: a.Of, Host: a.Agent, Disk: disks[0].Name(), State: "attached", Since: a.t.Describe().Created}
+	m = keptMount{tidemark.Mount{Name: a.name, Ref: a.Of, Host: a.Agent, Disk: disks[0].Name(), State: "attached", Since: a.t.Describe().Created}, a.t.ID()}
 	for _, d := range disks {
 		s, err := c.look(ctx, a, d.Name())
 		if err != nil {

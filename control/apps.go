@@ -1,6 +1,7 @@
 package control
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -28,13 +29,15 @@ type about struct {
 	From string `json:"from,omitempty"`
 	// First is the ID of the first timeline of a clone that was made anew. Empty: this is the first.
 	First string `json:"first,omitempty"`
+	// Job is the ID of the job that makes it or made it: what that has to undo is no other's. noJob: none did. 0: an older release made it.
+	Job int64 `json:"job,omitempty"`
 	// Taps are the paths of the primary disks of a tapped application, in the order of its disks.
 	Taps []string `json:"taps,omitempty"`
 	// Agent is the host whose agent runs these taps, or on which the clone or mount is; empty: ours.
 	Agent string `json:"agent,omitempty"`
 	// Turn counts how often the disks were changed, or may be, while somebody could have them attached who could not be asked to take them off.
 	Turn int `json:"turn,omitempty"`
-	// Doomed: the clone or mount is to be taken apart when its host is back.
+	// Doomed: the clone or mount is to be taken apart when its host is back, or nobody uses it any more.
 	Doomed *doom `json:"doomed,omitempty"`
 	// Machine is the virtual machine whose disk a mirrored application follows.
 	Machine *machine `json:"machine,omitempty"`
@@ -56,6 +59,18 @@ type about struct {
 	Role role `json:"role,omitempty"`
 	// Live is how a LiveClone is prepared, and what of it is published; nil: it is none.
 	Live *live `json:"live,omitempty"`
+}
+
+// noJob is in the place of the ID of a job.
+const noJob = -1
+
+// newNote is what is noted of something that is made now.
+func newNote(ctx context.Context, n about) json.RawMessage {
+	n.Job = noJob
+	if id, ok := ctx.Value(jobID{}).(int64); ok {
+		n.Job = id
+	}
+	return mustJSON(n)
 }
 
 // home is a directory on a disk. An empty Dir is still to be found.
@@ -195,6 +210,9 @@ func (c *Control) claimAnew(_ context.Context, name string) (release func(), err
 	if len(c.membersOf(name)) > 0 {
 		return nil, tidemark.Errorf(tidemark.Conflict, "there is a group %q", name).WithHint("choose another name")
 	}
+	if a, doomed := c.doomed(name); doomed {
+		return nil, tidemark.Errorf(tidemark.Conflict, "a %s %s", a.Role, a.beingRemoved()).WithHint("wait for it, or choose another name")
+	}
 	if _, err := c.app(name); err == nil || c.names[name] {
 		return nil, tidemark.Errorf(tidemark.Conflict, "there is an application, volume or clone %q already", name).WithHint("choose another name")
 	}
@@ -229,14 +247,49 @@ func (c *Control) work(name string) (leave func(), err error) {
 // workPatience is how long a removal waits for who works on what it removes, as who brings it back when its host is.
 const workPatience = 5 * time.Second
 
-// workSoon is work for who can wait a moment.
-func (c *Control) workSoon(ctx context.Context, name string) (leave func(), err error) {
+// removing is work for who removes an application, volume, clone or mount: no job of it runs then, or begins. It waits a moment for who works on it.
+func (c *Control) removing(ctx context.Context, name string) (leave func(), err error) {
 	for end := time.Now().Add(workPatience); ; {
-		leave, err = c.work(name)
+		leave, err = c.removingNow(name)
 		if err == nil || time.Now().After(end) || !rest(ctx, 50*time.Millisecond) {
 			return leave, err
 		}
 	}
+}
+
+func (c *Control) removingNow(name string) (func(), error) {
+	leave, err := c.work(name)
+	if err != nil {
+		return nil, cmp.Or(c.jobs.busy(name), err)
+	}
+	c.markRemoved(name, true) // first, so that a job which we do not see sees this
+	leaveAll := func() {
+		c.markRemoved(name, false)
+		leave()
+	}
+	if err := c.jobs.busy(name); err != nil {
+		leaveAll()
+		return nil, err
+	}
+	return leaveAll, nil
+}
+
+func (c *Control) markRemoved(name string, is bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if delete(c.removed, name); is {
+		c.removed[name] = true
+	}
+}
+
+// stays is an error while what a job is to work on is removed.
+func (c *Control) stays(name string) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.removed[name] {
+		return tidemark.Errorf(tidemark.Conflict, "%s is being removed", name).WithHint("`tidemark status` lists what there is")
+	}
+	return nil
 }
 
 func mustJSON(v any) json.RawMessage {

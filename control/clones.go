@@ -8,6 +8,7 @@ import (
 	"hash/crc32"
 	"net"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -28,6 +29,9 @@ type keptClone struct {
 	// timeline was not lost: its refresh has failed, or goes on.
 	Again *cloning `json:"again,omitempty"`
 }
+
+// of reports whether it is the entry of an application, and not of a clone that had its name before.
+func (k keptClone) of(a app) bool { return a.Role == roleClone && a.name == k.Name }
 
 // Clone makes a thin writable copy of a point and brings its application up.
 func (c *Control) Clone(ctx context.Context, spec tidemark.CloneSpec) (tidemark.Job, error) {
@@ -539,14 +543,17 @@ func (c *Control) Clones(ctx context.Context) ([]tidemark.Clone, error) {
 	if err != nil {
 		return nil, err
 	}
+	kept = append(kept, c.halfMade(kept)...)
+	slices.SortFunc(kept, func(a, b keptClone) int { return compare(a.Name, b.Name) })
 	list := make([]tidemark.Clone, len(kept))
 	var all sync.WaitGroup // a host that hangs is waited for once
 	for i, k := range kept {
 		all.Go(func() {
 			a, err := c.app(k.Name)
-			if err != nil && k.Again == nil {
+			is := err == nil && k.of(a)
+			if !is && k.Again == nil {
 				k.State = "its timeline is gone"
-			} else if err == nil {
+			} else if is {
 				k.OwnBytes = a.t.StoredBytes() + a.t.JournalBytes()
 				k.State = c.cloneState(ctx, a, k.State)
 				k.describeLive(a)
@@ -558,8 +565,19 @@ func (c *Control) Clones(ctx context.Context) ([]tidemark.Clone, error) {
 	return list, nil
 }
 
+// halfMade are the clones that are being removed before they were entered among those that are kept.
+func (c *Control) halfMade(kept []keptClone) (list []keptClone) {
+	for _, a := range c.apps() {
+		if a.Doomed == nil || a.Role != roleClone || slices.ContainsFunc(kept, func(k keptClone) bool { return k.Name == a.name }) {
+			continue
+		}
+		list = append(list, keptClone{Clone: tidemark.Clone{Name: a.name, Source: a.Of, Type: a.Type, Host: a.Agent, Created: a.t.Describe().Created}})
+	}
+	return list
+}
+
 func (c *Control) cloneState(ctx context.Context, a app, last string) string {
-	if state := c.stateElsewhere(a); state != "" {
+	if state := c.stateKnown(a); state != "" {
 		return state
 	}
 	if a.Type == tidemark.TypeVolume && !a.elsewhere() {
@@ -588,19 +606,27 @@ func (c *Control) cloneState(ctx context.Context, a app, last string) string {
 
 // RemoveClone stops a clone and deletes it. Clones of it stay.
 func (c *Control) RemoveClone(ctx context.Context, name string) error {
-	leave, err := c.workSoon(ctx, name)
+	leave, err := c.removing(ctx, name)
 	if err != nil {
-		return err
+		return c.unlessDoomed(name, err)
 	}
 	defer leave()
 	if err := c.unpublished(name); err != nil {
 		return err
 	}
-	if err := c.removeClone(ctx, name); err != nil {
-		return err
+	var k keptClone
+	if err := c.catalog.Get(ctx, catalog.Clones, name, &k); err == nil && c.isAnother(name, k.of) { // of the clone, the catalog's entry alone is left
+		return c.dropClone(ctx, name)
 	}
-	return errors.Join(c.catalog.Delete(ctx, catalog.Clones, name), // a refresh may have kept it
-		c.disown(ctx, name, access.KindClone))
+	if a, doomed := c.doomed(name); doomed && a.Role == roleClone { // there may be no clone of that name for anybody else
+		err = c.demolish(ctx, name)
+	} else {
+		err = c.removeClone(ctx, name)
+	}
+	if err != nil {
+		return c.unlessDoomed(name, err)
+	}
+	return c.dropClone(ctx, name) // a refresh may have kept it
 }
 
 // removeClone does so, while nobody else works on it.
@@ -609,7 +635,7 @@ func (c *Control) removeClone(ctx context.Context, name string) error {
 	if err := c.catalog.Get(ctx, catalog.Clones, name, &k); err != nil {
 		return err
 	}
-	if a, err := c.app(name); err == nil && (a.Role == "" || a.Role == roleMount) { // of the clone, the catalog's entry alone is left
+	if c.isAnother(name, k.of) {
 		return tidemark.Errorf(tidemark.Conflict, "%s is no clone any more: another has its name", name).WithHint("`tidemark status` says what it is")
 	}
 	return c.remove(ctx, tidemark.CloneRemoved, k.Name)
@@ -663,7 +689,11 @@ func (c *Control) refreshWork(ctx context.Context, r refreshing) (*work, error) 
 			return nil, err
 		}
 		defer leave()
-		if err := t.doing(ctx, "remove", undoing{Remove: r.Name, Again: &again}); err != nil {
+		u := undoing{Remove: r.Name, Again: &again}
+		if old, err := c.app(r.Name); err == nil {
+			u.Old = old.t.ID()
+		}
+		if err := t.doing(ctx, "remove", u); err != nil {
 			return nil, err
 		}
 		if err := c.noteRefresh(ctx, r.Name, stateRefreshing, &again); err != nil {

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -117,6 +118,53 @@ func TestAbandonOnHostThatIsAway(t *testing.T) {
 	}
 	if a, err := c.app("k"); err != nil || a.Doomed == nil || !a.Doomed.owned() {
 		t.Errorf("%+v, %v", a.Doomed, err)
+	}
+}
+
+// What a host that hangs has not taken off is taken off when that answers again, though it was connected all along. Until then whoever asks is told so.
+func TestAbandonOnHostThatHangs(t *testing.T) {
+	c, _ := listens(t)
+	ctx := t.Context()
+	host(t, c, "h")
+	x, err := c.agentOn("h")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var answers atomic.Bool
+	replying(t, x, func() error {
+		if answers.Load() {
+			return nil
+		}
+		return tidemark.Errorf(tidemark.Unavailable, "its disk does not answer")
+	})
+	v, err := c.createVolume(ctx, tidemark.VolumeSpec{Name: "v", Size: 1 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	head, _ := v.t.Head()
+	for name, r := range map[string]role{"k": roleClone, "m": roleMount} {
+		if _, err := c.branch(ctx, v, name, "h", head, nil, r); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.abandon(ctx, name, doom{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := c.RemoveClone(ctx, "k"); tidemark.KindOf(err) != tidemark.Unavailable || !strings.Contains(err.Error(), "k is being removed, and host h has not done its part yet") {
+		t.Errorf("it cannot be removed: %v", err)
+	}
+	if _, err := c.Clone(ctx, tidemark.CloneSpec{Ref: "v", Name: "k"}); tidemark.KindOf(err) != tidemark.Conflict || !strings.Contains(err.Error(), "a clone k is being removed") {
+		t.Errorf("its name is taken: %v", err)
+	}
+	answers.Store(true)
+	for _, name := range []string{"k", "m"} {
+		holds(t, name+" is gone", func() bool {
+			_, err := c.app(name)
+			return tidemark.KindOf(err) == tidemark.NotFound
+		})
+	}
+	if err := c.RemoveHost(ctx, tidemark.HostRemoval{Name: "h"}); err != nil {
+		t.Error(err)
 	}
 }
 
@@ -274,7 +322,7 @@ func TestRefreshIsCut(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := c.undo(t.Context(), undoing{Remove: "k", Again: &again}); err != nil {
+	if _, err := c.undo(t.Context(), 1, undoing{Remove: "k", Again: &again}); err != nil {
 		t.Fatal(err)
 	}
 	if list, err := c.Clones(t.Context()); err != nil || len(list) != 1 || list[0].State != stateUnrefreshed {

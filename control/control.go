@@ -142,6 +142,8 @@ type Control struct {
 	noting sync.Mutex
 	// working are the clones and mounts that somebody works on; guarded by mu.
 	working map[string]bool
+	// removed are those of them, and the applications, that somebody removes now; guarded by mu.
+	removed map[string]bool
 	// returning are the applications whose disks are taken back in place now; guarded by mu.
 	returning map[string]bool
 
@@ -170,7 +172,7 @@ func Open(ctx context.Context, o Options) (_ *Control, err error) {
 	if o.Dir, err = filepath.Abs(o.Dir); err != nil {
 		return nil, err
 	}
-	c := &Control{o: o, log: o.Logger, started: time.Now(), exports: nbd.NewTable(), sockets: map[string]*socket{}, names: map[string]bool{}, working: map[string]bool{},
+	c := &Control{o: o, log: o.Logger, started: time.Now(), exports: nbd.NewTable(), sockets: map[string]*socket{}, names: map[string]bool{}, working: map[string]bool{}, removed: map[string]bool{},
 		undone: make(chan struct{}), back: make(chan struct{})}
 	c.changes.keep = cmp.Or(o.Changes, keptChanges)
 	c.clock.begin(time.Time{})

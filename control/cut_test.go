@@ -2,9 +2,11 @@ package control
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"tidemark"
@@ -24,7 +26,7 @@ func TestRewindCutWhenDone(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	done, err := c.undo(ctx, undoing{Stopped: "v", Done: mustJSON(tidemark.Rewound{Name: "v"})})
+	done, err := c.undo(ctx, 1, undoing{Stopped: "v", Done: mustJSON(tidemark.Rewound{Name: "v"})})
 	if err != nil || len(done) == 0 {
 		t.Fatalf("it is not done: %s, %v", done, err)
 	}
@@ -77,5 +79,99 @@ func TestCancelIsRecorded(t *testing.T) {
 	close(let)
 	if j := lasted(t, c, k.Job, nil); j.State != tidemark.JobCancelled {
 		t.Errorf("it is %s", j.State)
+	}
+}
+
+// A job that somebody cancels is cancelled, whichever it returns of why its context is done and its cause; that is nothing that failed.
+func TestCancelledIsNoFailure(t *testing.T) {
+	c := serving(t)
+	for name, why := range map[string]func(context.Context) error{"done": context.Context.Err, "cause": context.Cause} {
+		j, err := c.addJob(t.Context(), catalog.NewJob{Kind: "capture", Application: name, Now: true, MaxAttempts: 5})
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.begin(j.Job, func(ctx context.Context, _ *task) (any, error) {
+			<-ctx.Done()
+			return nil, fmt.Errorf("read the source: %w", why(ctx))
+		})
+		if err := c.CancelJob(t.Context(), j.ID); err != nil {
+			t.Fatal(err)
+		}
+		k := lasted(t, c, j.Job, nil)
+		if k.State != tidemark.JobCancelled || k.Error == nil || k.Error.Kind != tidemark.Cancelled {
+			t.Errorf("%s: it is %s: %+v", name, k.State, k.Error)
+		}
+		list, err := c.EventsAfter(t.Context(), 0, 100)
+		if err != nil {
+			t.Fatal(err)
+		}
+		told := slices.DeleteFunc(list, func(e tidemark.Event) bool { return e.Application != name })
+		if len(told) != 1 || told[0].Level != "info" || !strings.Contains(told[0].Message, "was cancelled") {
+			t.Errorf("%s: it is told %+v", name, told)
+		}
+	}
+}
+
+// Two that need a name at the same time, which nobody has given, get two: as restores of one application do, each of which mounts it.
+func TestNamesAtOnce(t *testing.T) {
+	c, _, _ := liveVolume(t)
+	var names []string
+	for range 3 {
+		name, release, err := c.claimFree(t.Context(), "v")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer release()
+		names = append(names, name)
+	}
+	if want := []string{"v2", "v3", "v4"}; !slices.Equal(names, want) { // v is the volume's
+		t.Errorf("%v, and not %v", names, want)
+	}
+}
+
+// What was half made is taken back by what the job made, or was to take away. Something that has its name by then, for the job had ended before and that
+// could not be recorded, is another's and stays.
+func TestUndoIsOfWhatTheJobMade(t *testing.T) {
+	dir, ctx := t.TempDir(), context.Background()
+	c := serverIn(t, dir)
+	jobs := map[string]int64{}
+	for _, x := range []struct {
+		name string
+		by   func(job int64) context.Context // who makes it
+		old  bool
+	}{
+		{"mine", func(job int64) context.Context { return context.WithValue(ctx, jobID{}, job) }, false},
+		{"old", func(int64) context.Context { return ctx }, true},
+		{"others", func(job int64) context.Context { return context.WithValue(ctx, jobID{}, job+100) }, false},
+		{"hand", func(int64) context.Context { return ctx }, false},
+	} {
+		j, err := c.addJob(ctx, catalog.NewJob{Kind: "clone", Application: x.name, Now: true, MaxAttempts: 1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		jobs[x.name] = j.ID
+		v, err := c.createVolume(x.by(j.ID), tidemark.VolumeSpec{Name: x.name, Size: 1 << 20})
+		if err != nil {
+			t.Fatal(err)
+		}
+		u := undoing{Remove: x.name}
+		if x.old {
+			u.Old = v.t.ID()
+		}
+		if err := c.catalog.Step(ctx, j.ID, "branch", u); err != nil {
+			t.Fatal(err)
+		}
+	}
+	closes(t, c)
+	c = serverIn(t, dir)
+	defer closes(t, c)
+	for name, stays := range map[string]bool{"mine": false, "old": false, "others": true, "hand": true} {
+		if _, err := c.app(name); (err == nil) != stays {
+			t.Errorf("%s: %v", name, err)
+		}
+		j, err := c.Job(ctx, jobs[name], 0)
+		if err != nil || (j.State == tidemark.JobFailed) != stays || strings.Contains(j.Error.Message, "stays") != stays {
+			t.Errorf("%s: %+v, %v", name, j, err)
+		}
 	}
 }

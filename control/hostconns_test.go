@@ -375,3 +375,28 @@ func TestHostileAgent(t *testing.T) {
 	}
 	next.Close()
 }
+
+// A server that starts calls no other host, though that has called in: while what was half done is taken back nothing of what is mounted there is served,
+// and the host could not unmount it. It is called when all is back.
+func TestHostsAreCalledWhenAllIsBack(t *testing.T) {
+	c, _ := listens(t)
+	identity := host(t, c, "h")
+	back := make(chan struct{})
+	c.back = back
+	dials(t, identity, remote.Calls)
+	x, err := c.agentOn("h")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(time.Second / 4); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		if err := x.Reach(t.Context()); tidemark.KindOf(err) != tidemark.Unavailable {
+			t.Fatalf("it can be called: %v", err)
+		}
+	}
+	close(back)
+	for end := time.Now().Add(20 * time.Second); !x.Connected(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("it is never called")
+		}
+	}
+}

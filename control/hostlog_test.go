@@ -74,6 +74,12 @@ func TestSentWithoutLog(t *testing.T) {
 // older is the agent of a host that does not know what it is asked.
 func older(t *testing.T, a *agent.Agent) {
 	t.Helper()
+	replying(t, a, func() error { return tidemark.Errorf(tidemark.Invalid, "the agent does not know it") })
+}
+
+// replying is the agent of a host that answers each call with an error, or with nothing to be told.
+func replying(t *testing.T, a *agent.Agent, with func() error) {
+	t.Helper()
 	ours, theirs := net.Pipe()
 	go func() {
 		in, out := json.NewDecoder(theirs), json.NewEncoder(theirs)
@@ -84,7 +90,11 @@ func older(t *testing.T, a *agent.Agent) {
 			if in.Decode(&m) != nil {
 				return
 			}
-			out.Encode(map[string]any{"call": m.Call, "done": true, "failure": map[string]any{"text": "the agent does not know it", "told": tidemark.Errorf(tidemark.Invalid, "the agent does not know it")}})
+			answer := map[string]any{"call": m.Call, "done": true, "body": map[string]any{}}
+			if err := with(); err != nil {
+				answer["failure"] = map[string]any{"text": err.Error(), "told": err}
+			}
+			out.Encode(answer)
 		}
 	}()
 	taken := make(chan error, 1)

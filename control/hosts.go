@@ -350,13 +350,20 @@ func (h *hosts) Take(ctx context.Context, host, serial string, r remote.Request,
 	}
 }
 
-// takeCalls calls the agent of a host on a connection until that ends, and first of all makes the host what it should be.
+// takeCalls calls the agent of a host on a connection until that ends, and first of all makes the host what it should be. A server that starts does without:
+// that must not wait for another host, least of all while it takes back what was half done, and that host has none of its disks (mayHave), which to unmount
+// one would wait for.
 func (h *hosts) takeCalls(ctx context.Context, l *hostLink, host string, conn net.Conn) {
 	select {
 	case l.calls <- struct{}{}:
 		defer func() { <-l.calls }()
 	default:
 		h.c.log.Warn("a host has too many connections to be called on, and one more was closed", "host", host, "address", conn.RemoteAddr(), "most", maxCalls)
+		return
+	}
+	select {
+	case <-h.c.back:
+	case <-ctx.Done():
 		return
 	}
 	h.mu.Lock()

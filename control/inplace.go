@@ -338,7 +338,7 @@ func (p *inPlace) keepPresent(ctx context.Context) (err error) {
 		}
 		if err := p.c.keepClone(ctx, m.a, m.Clone, m.Present); err != nil {
 			for _, made := range p.members[:i] {
-				err = errors.Join(err, p.c.demolish(context.WithoutCancel(ctx), made.Clone))
+				err = errors.Join(err, p.c.abandon(context.WithoutCancel(ctx), made.Clone, doom{}))
 			}
 			return err
 		}
@@ -359,12 +359,15 @@ func (c *Control) keepClone(ctx context.Context, a app, name string, pos tidemar
 	}
 	defer release()
 	note := about{Type: tidemark.TypeVolume, Host: hostname(), Of: a.name + "@" + pos.String(), From: a.firstID(), Role: roleClone, Options: a.Options}
-	if _, err := a.t.Branch(ctx, name, pos, nil, mustJSON(note)); err != nil {
+	if _, err := a.t.Branch(ctx, name, pos, nil, newNote(ctx, note)); err != nil {
 		return err
 	}
 	k := keptClone{Spec: tidemark.CloneSpec{Ref: note.Of, Name: name},
 		Clone: tidemark.Clone{Name: name, Source: note.Of, Type: note.Type, State: "kept", Created: time.Now()}}
-	return c.catalog.Put(ctx, catalog.Clones, name, k)
+	if err := c.catalog.Put(ctx, catalog.Clones, name, k); err != nil {
+		return errors.Join(err, c.abandon(context.WithoutCancel(ctx), name, doom{}))
+	}
+	return nil
 }
 
 // takeUp finds a restore in place that a stop of the server has cut. From here on nobody marks its disks, and its points stay.

@@ -83,6 +83,15 @@ func (w *work) hold(ctx context.Context) (release func(), err error) {
 	return w.holding(ctx)
 }
 
+// begin does the work, unless what it is done to is being removed.
+func (w *work) begin(ctx context.Context, t *task) (any, error) {
+	if err := t.c.stays(w.app); err != nil {
+		t.waits = true // then it is gone, and is looked for once more
+		return nil, err
+	}
+	return w.run(ctx, t)
+}
+
 // host is where the work on an application is done.
 func (a app) host() string {
 	if a.Agent != "" {

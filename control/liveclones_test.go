@@ -141,13 +141,13 @@ func TestPublishCut(t *testing.T) {
 	c, a, p := liveVolume(t)
 	x := &publishing{a: a, point: p, res: tidemark.Published{Name: a.name, Publication: tidemark.Publication{Position: p.Position, Bookmark: p.Bookmark, Fingerprints: 1}}}
 	u := undoing{Publishing: &x.res}
-	if done, err := c.undo(ctx, u); err != nil || done != nil {
+	if done, err := c.undo(ctx, 1, u); err != nil || done != nil {
 		t.Errorf("cut before it was noted: %s, %v", done, err)
 	}
 	if err := c.notePublished(ctx, x); err != nil {
 		t.Fatal(err)
 	}
-	if done, err := c.undo(ctx, u); err != nil || done == nil {
+	if done, err := c.undo(ctx, 1, u); err != nil || done == nil {
 		t.Errorf("cut when it was noted: %s, %v", done, err)
 	}
 	if err := c.Unpublish(ctx, a.name, p.Bookmark); err != nil {

@@ -187,7 +187,7 @@ func (c *Control) howToMirror(spec tidemark.ProtectSpec) (func(context.Context, 
 	}
 	note := about{Type: tidemark.TypeVolume, Source: machinePrefix + m.Socket, Host: hostname(), Options: spec.Options, Machine: &m}
 	return func(ctx context.Context, t *task) (app, error) {
-		line, err := c.set.Create(ctx, spec.Name, disks, mustJSON(note))
+		line, err := c.set.Create(ctx, spec.Name, disks, newNote(ctx, note))
 		if err != nil {
 			return app{}, err
 		}

@@ -20,6 +20,11 @@ import (
 // a path is given. The mount is a branch: it can be written, and what is
 // written goes with it.
 func (c *Control) Mount(ctx context.Context, spec tidemark.MountSpec) (m tidemark.Mount, err error) {
+	return c.mountAs(ctx, spec, "mount")
+}
+
+// mountAs is Mount. Without a name, the mount is called after the application, and what it is there for.
+func (c *Control) mountAs(ctx context.Context, spec tidemark.MountSpec, purpose string) (m tidemark.Mount, err error) {
 	begun := time.Now()
 	src, pos, err := c.at(ctx, spec.Ref)
 	if err != nil {
@@ -38,11 +43,12 @@ func (c *Control) Mount(ctx context.Context, spec tidemark.MountSpec) (m tidemar
 			return m, err
 		}
 	}
-	name := spec.Name
+	name, release, err := spec.Name, func() {}, error(nil)
 	if name == "" {
-		name = c.freeName(src.name + "-mount")
+		name, release, err = c.claimFree(ctx, src.name+"-"+purpose)
+	} else {
+		release, err = c.claim(ctx, name)
 	}
-	release, err := c.claim(ctx, name)
 	if err != nil {
 		return m, err
 	}
@@ -57,7 +63,7 @@ func (c *Control) Mount(ctx context.Context, spec tidemark.MountSpec) (m tidemar
 		return m, err
 	}
 	m = tidemark.Mount{Name: name, Expires: expires, Ref: src.name + "@" + pos.String(), Host: spec.Host, Disk: disk.Name(), Path: spec.Path, ReadOnly: spec.ReadOnly, Since: begun, State: stateMaking}
-	if err = c.catalog.Put(ctx, catalog.Mounts, name, m); err != nil {
+	if err = c.catalog.Put(ctx, catalog.Mounts, name, keptMount{Mount: m}); err != nil {
 		return m, err
 	}
 	if err = c.own(ctx, access.KindMount, name, src, askOf(ctx).By); err != nil {
@@ -72,7 +78,7 @@ func (c *Control) Mount(ctx context.Context, spec tidemark.MountSpec) (m tidemar
 		return m, err
 	}
 	m.Seconds = time.Since(begun).Seconds()
-	if err = c.catalog.Put(ctx, catalog.Mounts, name, m); err == nil {
+	if err = c.catalog.Put(ctx, catalog.Mounts, name, keptMount{m, a.t.ID()}); err == nil {
 		c.changed(tidemark.MountMade, a, nil)
 	}
 	return m, err
@@ -109,14 +115,30 @@ func (c *Control) mountDisk(ctx context.Context, a app, m *tidemark.Mount, fresh
 
 // freeName makes a name that nobody has, from one that may be taken.
 func (c *Control) freeName(base string) string {
-	base = base[:min(len(base), tidemark.MaxName-4)]
 	for i := 1; ; i++ {
-		name := base
-		if i > 1 {
-			name = fmt.Sprintf("%s%d", base, i)
-		}
+		name := numbered(base, i)
 		if _, err := c.app(name); err != nil {
 			return name
+		}
+	}
+}
+
+// numbered is the i-th name of those that are made from one: itself, and then with a number.
+func numbered(base string, i int) string {
+	base = base[:min(len(base), tidemark.MaxName-4)]
+	if i == 1 {
+		return base
+	}
+	return fmt.Sprintf("%s%d", base, i)
+}
+
+// claimFree is claim of a name that is base, or base and a number: the first that nobody has, nor is about to have.
+func (c *Control) claimFree(ctx context.Context, base string) (name string, release func(), err error) {
+	for i := 1; ; i++ {
+		name = numbered(base, i)
+		release, err = c.claim(ctx, name)
+		if tidemark.KindOf(err) != tidemark.Conflict || i == 999 {
+			return name, release, err
 		}
 	}
 }
@@ -130,7 +152,7 @@ func (c *Control) branch(ctx context.Context, src app, name, host string, pos ti
 	if _, ok := src.Options[optionPostgres]; ok && src.tapped() && r != roleMount {
 		note.Type, note.Home = tidemark.TypePostgres, &home{Disk: src.t.Disks()[0].Name()}
 	}
-	t, err := src.t.Branch(ctx, name, pos, each, mustJSON(note))
+	t, err := src.t.Branch(ctx, name, pos, each, newNote(ctx, note))
 	if err != nil {
 		return app{}, err
 	}
@@ -144,35 +166,39 @@ func (c *Control) branch(ctx context.Context, src app, name, host string, pos ti
 
 // Mounts lists the mounts.
 func (c *Control) Mounts(ctx context.Context) ([]tidemark.Mount, error) {
-	list, err := catalog.List[tidemark.Mount](ctx, c.catalog, catalog.Mounts)
+	kept, err := catalog.List[keptMount](ctx, c.catalog, catalog.Mounts)
 	if err != nil {
 		return nil, err
 	}
+	list := make([]tidemark.Mount, len(kept))
 	var all sync.WaitGroup // a host that hangs is waited for once
-	for i := range list {
-		all.Go(func() { list[i].State = c.mountState(ctx, list[i]) })
+	for i, m := range kept {
+		all.Go(func() {
+			list[i] = m.Mount
+			list[i].State = c.mountState(ctx, m)
+		})
 	}
 	all.Wait()
 	return list, nil
 }
 
-// States of clones and mounts whose host is another one.
+// States of clones and mounts that are not looked at.
 const (
-	stateAway   = "host away"    // its agent is not connected, or does not answer
+	stateAway   = "host away"    // the agent of its host, another one, is not connected, or does not answer
 	stateGone   = "host removed" // what is left of it is here
 	stateDoomed = "being removed"
 )
 
 // mountState is how a mount is.
-func (c *Control) mountState(ctx context.Context, m tidemark.Mount) string {
+func (c *Control) mountState(ctx context.Context, m keptMount) string {
 	a, err := c.app(m.Name)
-	if err != nil {
+	if err != nil || !m.of(a) {
 		return "its timeline is gone"
 	}
-	if m.State == stateMaking {
+	if m.State == stateMaking && a.Doomed == nil {
 		return m.State
 	}
-	if state := c.stateElsewhere(a); state != "" {
+	if state := c.stateKnown(a); state != "" {
 		return state
 	}
 	s, err := c.look(ctx, a, m.Disk)
@@ -185,18 +211,15 @@ func (c *Control) mountState(ctx context.Context, m tidemark.Mount) string {
 	return m.State
 }
 
-// stateElsewhere is how a clone or mount on another host is, as far as that is known without asking there; empty: it has to be asked.
-func (c *Control) stateElsewhere(a app) string {
-	if !a.elsewhere() {
-		return ""
-	}
+// stateKnown is how a clone or mount is, as far as that is known without asking its host; empty: it has to be asked.
+func (c *Control) stateKnown(a app) string {
 	x, err := c.agentOn(a.Agent)
 	switch {
 	case tidemark.KindOf(err) == tidemark.NotFound:
 		return stateGone
 	case a.Doomed != nil:
 		return stateDoomed
-	case err != nil || !x.Connected():
+	case a.elsewhere() && (err != nil || !x.Connected()):
 		return stateAway
 	}
 	return ""
@@ -204,17 +227,20 @@ func (c *Control) stateElsewhere(a app) string {
 
 // Unmount takes a mount back; what was written to it is gone.
 func (c *Control) Unmount(ctx context.Context, name string) error {
-	var m tidemark.Mount
+	leave, err := c.removing(ctx, name)
+	if err != nil {
+		return c.unlessDoomed(name, err)
+	}
+	defer leave()
+	var m keptMount
 	if err := c.catalog.Get(ctx, catalog.Mounts, name, &m); err != nil {
 		return err
 	}
-	leave, err := c.workSoon(ctx, name)
-	if err != nil {
-		return err
+	if c.isAnother(name, m.of) { // of the mount, the catalog's entry alone is left
+		return c.dropMount(ctx, name)
 	}
-	defer leave()
 	if err := c.remove(ctx, tidemark.MountRemoved, name); err != nil {
-		return err
+		return c.unlessDoomed(name, err)
 	}
 	return c.disown(ctx, name, access.KindMount)
 }

@@ -282,15 +282,24 @@ func (c *Control) comeBack(ctx context.Context) error {
 		return err
 	}
 	close(c.undone)
-	if err := errors.Join(c.removeUnanswered(ctx), c.removeStrays(ctx), c.comeBackExports(ctx)); err != nil {
+	if err := errors.Join(c.removeUnanswered(ctx), c.dropEntries(ctx), c.removeStrays(ctx), c.comeBackExports(ctx)); err != nil {
 		return err
 	}
 	for _, a := range c.apps() {
 		if a.elsewhere() {
 			continue // when its host is connected: see welcome
 		}
+		if a.Doomed != nil {
+			if c.bringBack(ctx, a.name, make(chan struct{}, 1)) != nil {
+				c.keepDemolishing(a)
+			}
+			continue
+		}
 		if err := c.comeBackApp(ctx, a); err != nil {
 			c.event("error", a.name, "%s did not come back whole: %v", a.name, err)
+			if a.Role != "" {
+				c.jobs.wg.Go(func() { c.bringLater(a.name) })
+			}
 		}
 	}
 	groups, err := c.Groups(ctx)
@@ -338,7 +347,7 @@ func (c *Control) comeBackExports(ctx context.Context) error {
 // comeBackApp makes one application, clone or mount as it was.
 func (c *Control) comeBackApp(ctx context.Context, a app) error {
 	if a.Role == roleProof || a.Role == roleCheck { // one whose job is not known any more, or could not be undone
-		return c.demolish(ctx, a.name)
+		return c.abandon(ctx, a.name, doom{})
 	}
 	c.keepPoint(ctx, a)
 	if err := halfRewound(a); err != nil {

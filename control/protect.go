@@ -161,7 +161,7 @@ func checkOptions(spec tidemark.ProtectSpec) error {
 
 func (c *Control) protectDevice(ctx context.Context, spec tidemark.ProtectSpec, size int64) (app, error) {
 	note := about{Type: tidemark.TypeVolume, Source: spec.Source, Host: hostname(), Options: spec.Options}
-	t, err := c.set.Create(ctx, spec.Name, []timeline.DiskSpec{{Name: volumeDisk, Size: size}}, mustJSON(note))
+	t, err := c.set.Create(ctx, spec.Name, []timeline.DiskSpec{{Name: volumeDisk, Size: size}}, newNote(ctx, note))
 	if err != nil {
 		return app{}, err
 	}
@@ -240,7 +240,7 @@ func used(dir string) int64 {
 // makeStaging makes a timeline with staging disks, formats them and mounts them.
 func (c *Control) makeStaging(ctx context.Context, name string, note about, disks []timeline.DiskSpec) (app, error) {
 	note.Turn = firstTurn
-	t, err := c.set.Create(ctx, name, disks, mustJSON(note))
+	t, err := c.set.Create(ctx, name, disks, newNote(ctx, note))
 	if err != nil {
 		return app{}, err
 	}
@@ -281,7 +281,7 @@ func (c *Control) mountOurs(ctx context.Context, device string, a app, disk stri
 }
 
 // Unprotect ends the protection of an application and deletes its timeline
-// with all points. Clones stay.
+// with all points. Clones stay. While a job of it runs it is refused; one that waits for its turn fails when that comes.
 func (c *Control) Unprotect(ctx context.Context, name string) error {
 	a, err := c.app(name)
 	if err != nil {
@@ -293,6 +293,11 @@ func (c *Control) Unprotect(ctx context.Context, name string) error {
 	if err := c.settled(a); err != nil {
 		return err
 	}
+	leave, err := c.removing(ctx, name)
+	if err != nil {
+		return err
+	}
+	defer leave()
 	return c.remove(ctx, tidemark.ApplicationRemoved, name)
 }
 

@@ -48,7 +48,7 @@ func (c *Control) proveWork(ctx context.Context, spec tidemark.ProveSpec) (*work
 	x.name = c.freeName(x.plan.src.name + "-proof")
 	run := func(ctx context.Context, t *task) (any, error) {
 		err := c.prove(ctx, t, x)
-		if e := c.demolish(context.WithoutCancel(ctx), x.name); e != nil {
+		if e := c.abandon(context.WithoutCancel(ctx), x.name, doom{}); e != nil {
 			err = errors.Join(err, fmt.Errorf("take the sandbox away: %w", e))
 		}
 		return x.proof, err

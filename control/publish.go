@@ -204,8 +204,7 @@ func (x *publishing) add(f *residue.Fingerprints) {
 
 // aside makes a throw-away branch for something, and removes it when that is done. If the job is cut, it is removed, too.
 func (c *Control) aside(ctx context.Context, t *task, x *publishing, step string, p plan, do func(app) error) (err error) {
-	name := c.freeName(x.a.name + "-check")
-	release, err := c.claim(ctx, name)
+	name, release, err := c.claimFree(ctx, x.a.name+"-check")
 	if err != nil {
 		return err
 	}
@@ -215,7 +214,7 @@ func (c *Control) aside(ctx context.Context, t *task, x *publishing, step string
 		return err
 	}
 	defer func() {
-		e := c.demolish(context.WithoutCancel(ctx), name)
+		e := c.abandon(context.WithoutCancel(ctx), name, doom{})
 		if e != nil {
 			err = errors.Join(err, fmt.Errorf("take %s away: %w", name, e))
 			return

@@ -104,7 +104,7 @@ func (c *Control) ask(ctx context.Context, name string, request any) (tidemark.J
 	}
 	c.begin(j.Job, func(ctx context.Context, t *task) (any, error) {
 		defer release()
-		return w.run(ctx, t)
+		return w.begin(ctx, t)
 	})
 	return j.Job, nil
 }
@@ -124,7 +124,7 @@ func (c *Control) beginQueued(j *catalog.Job) {
 			return nil, err
 		}
 		defer release()
-		return w.run(ctx, t)
+		return w.begin(ctx, t)
 	})
 }
 

@@ -113,7 +113,7 @@ func (c *Control) restoreFiles(ctx context.Context, t *task, a app, pos tidemark
 		return 0, nil, err
 	}
 	defer func() { err = errors.Join(err, os.Remove(dir)) }()
-	m, err := c.Mount(ctx, tidemark.MountSpec{Ref: a.name + "@" + pos.String(), Disk: disk, Path: dir, Name: c.freeName(a.name + "-restore")})
+	m, err := c.mountAs(ctx, tidemark.MountSpec{Ref: a.name + "@" + pos.String(), Disk: disk, Path: dir}, "restore")
 	if err != nil {
 		return 0, nil, err
 	}

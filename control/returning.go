@@ -46,8 +46,8 @@ func (c *Control) abandoned(a app) bool {
 	return tidemark.KindOf(err) == tidemark.NotFound
 }
 
-// abandon takes apart a clone or mount that was half made. Where its host cannot do its part now, that is done when it comes back; that the clone
-// is to be made again is then up to that moment, too, and an error here.
+// abandon takes apart a clone or mount that was half made. What cannot be done now, for somebody uses it or its host is away, is done when it can be;
+// that the clone is to be made again is then up to that moment, too, and an error here.
 func (c *Control) abandon(ctx context.Context, name string, d doom) error {
 	if d.Again != nil {
 		if err := c.noteRefresh(ctx, name, stateUnrefreshed, d.Again); err != nil {
@@ -62,17 +62,65 @@ func (c *Control) abandon(ctx context.Context, name string, d doom) error {
 		return err
 	}
 	a, aerr := c.app(name)
-	if aerr != nil || !a.elsewhere() {
+	if aerr != nil || a.Role == "" { // an application is there for all to see, and to remove
 		return err
 	}
 	if serr := c.annotate(ctx, a, func(n *about) { n.Doomed = &d }); serr != nil {
 		return errors.Join(err, serr)
 	}
-	c.event("warning", name, "%s is taken off host %s when that is back: %v", name, a.Agent, err)
+	c.event("warning", name, "%s, which is tried again by itself: %v", a.beingRemoved(), err)
+	c.keepDemolishing(a)
 	if d.Again != nil {
-		return tidemark.Errorf(tidemark.Unavailable, "host %s is away, and %s is made when it is back", a.Agent, name)
+		return tidemark.Errorf(tidemark.Unavailable, "%s, and is made when that is done: %w", a.beingRemoved(), err)
 	}
 	return nil
+}
+
+// keepDemolishing goes on with what abandon could not do: who uses it may leave, and a host that hangs may answer. Of another host it does so as long as
+// that is connected; when it is back from elsewhere, who welcomes it does that.
+func (c *Control) keepDemolishing(a app) {
+	ctx, there := c.jobs.ctx, func() bool { return true }
+	if a.elsewhere() {
+		l := c.hosts.link(a.Agent)
+		if l == nil {
+			return
+		}
+		ctx, there = l.ctx, l.agent.Connected
+	}
+	c.jobs.wg.Go(func() {
+		for pause := leastWelcomePause; rest(ctx, pause) && there() && c.set.Get(a.t.ID()) != nil; pause = min(2*pause, mostWelcomePause) {
+			if c.bringBack(ctx, a.name, make(chan struct{}, 1)) == nil {
+				return
+			}
+		}
+	})
+}
+
+// beingRemoved says of what is to be taken apart why it is there yet.
+func (a app) beingRemoved() string {
+	if a.elsewhere() {
+		return fmt.Sprintf("%s is being removed, and host %s has not done its part yet", a.name, a.Agent)
+	}
+	return a.name + " is being removed, and could not be taken off this host yet"
+}
+
+// unlessDoomed is why something was not removed; where it is to be taken apart anyway, with what goes on.
+func (c *Control) unlessDoomed(name string, cause error) error {
+	a, doomed := c.doomed(name)
+	if !doomed {
+		return cause
+	}
+	hint := "that is tried again by itself"
+	if a.elsewhere() {
+		hint += "; if the host is gone for good: `tidemark host rm " + a.Agent + " --force`"
+	}
+	return tidemark.Errorf(tidemark.Unavailable, "%s: %w", a.beingRemoved(), cause).WithHint(hint)
+}
+
+// doomed finds what is to be taken apart as soon as that can be done.
+func (c *Control) doomed(name string) (app, bool) {
+	a, err := c.app(name)
+	return a, err == nil && a.Doomed != nil
 }
 
 // cutOff has a host never use the disks of a clone again as they are attached there now, for they are about to change behind its back. When it
@@ -116,9 +164,7 @@ func (c *Control) welcome(ctx context.Context, host string) {
 func (c *Control) keepBringing(ctx context.Context, name string, turns chan struct{}) {
 	told := false
 	for pause := leastWelcomePause; ; pause = min(2*pause, mostWelcomePause) {
-		turns <- struct{}{}
-		err := c.bringBack(ctx, name)
-		<-turns
+		err := c.bringBack(ctx, name, turns)
 		if err == nil || ctx.Err() != nil {
 			return
 		}
@@ -129,6 +175,13 @@ func (c *Control) keepBringing(ctx context.Context, name string, turns chan stru
 		if !rest(ctx, pause) {
 			return
 		}
+	}
+}
+
+// bringLater does so for a clone or mount of our own host, which did not come back with the server: what kept it may be over soon.
+func (c *Control) bringLater(name string) {
+	if rest(c.jobs.ctx, leastWelcomePause) {
+		c.keepBringing(c.jobs.ctx, name, make(chan struct{}, 1))
 	}
 }
 
@@ -182,14 +235,12 @@ func (c *Control) detachStrays(ctx context.Context, host string) error {
 	return err
 }
 
-// bringBack makes one clone or mount what it should be. While somebody else works on it, that is waited for: it may be up to us what he leaves.
-func (c *Control) bringBack(ctx context.Context, name string) error {
-	leave, err := c.work(name)
-	for err != nil {
-		if !rest(ctx, welcomeTurn) {
-			return ctx.Err()
-		}
-		leave, err = c.work(name)
+// bringBack makes one clone or mount what it should be, when it is its turn. While somebody else works on it, that is waited for: it may be up to us
+// what he leaves.
+func (c *Control) bringBack(ctx context.Context, name string, turns chan struct{}) error {
+	leave, err := c.takeTurn(ctx, name, turns)
+	if err != nil {
+		return err
 	}
 	again, err := c.bringBackNow(ctx, name)
 	leave()
@@ -197,6 +248,24 @@ func (c *Control) bringBack(ctx context.Context, name string) error {
 		_, err = c.ask(WithAsk(ctx, Ask{Queue: true}), "refresh", refreshing{RefreshSpec: tidemark.RefreshSpec{Name: name}, Again: again})
 	}
 	return err
+}
+
+// takeTurn is work with one of turns, as soon as both can be had. It waits without either: who works on one clone keeps no others waiting.
+func (c *Control) takeTurn(ctx context.Context, name string, turns chan struct{}) (leave func(), err error) {
+	for {
+		select {
+		case turns <- struct{}{}:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+		if leave, err := c.work(name); err == nil {
+			return func() { leave(); <-turns }, nil
+		}
+		<-turns
+		if !rest(ctx, welcomeTurn) {
+			return nil, ctx.Err()
+		}
+	}
 }
 
 // bringBackNow does so, or takes it apart, and then returns the clone to be made in its place, if there is one.
@@ -215,7 +284,7 @@ func (c *Control) bringBackNow(ctx context.Context, name string) (again *cloning
 	if err := c.demolish(ctx, name); err != nil {
 		return nil, err
 	}
-	c.event("warning", name, "%s was taken off host %s, which is back", name, a.Agent)
+	c.event("warning", name, "%s was taken off host %s", name, a.host())
 	if !a.Doomed.owned() {
 		err = c.disown(ctx, name, access.KindClone, access.KindMount)
 	}
@@ -274,7 +343,7 @@ func (c *Control) comeBackMount(ctx context.Context, a app) error {
 	}
 	if s.Device == "" || !s.Mounted {
 		m.State = "mounted"
-		err = c.mountDisk(ctx, a, &m, false)
+		err = c.mountDisk(ctx, a, &m.Mount, false)
 	} else {
 		m.State, m.Device = "mounted", s.Device
 	}

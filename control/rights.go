@@ -1,6 +1,7 @@
 package control
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -444,13 +445,13 @@ func (c *Control) Extend(ctx context.Context, name string, lifetime time.Duratio
 		return nil, tidemark.Errorf(tidemark.Invalid, "%s is a LiveClone, which is kept", name).WithHint("`tidemark clone rm " + name + "` removes it")
 	}
 	var k keptClone
-	if err = c.catalog.Get(ctx, catalog.Clones, name, &k); err == nil {
+	if err = c.catalog.Get(ctx, catalog.Clones, name, &k); err == nil && !c.isAnother(name, k.of) {
 		k.Expires = expires
 		return expires, c.catalog.Put(ctx, catalog.Clones, name, k)
 	}
-	var m tidemark.Mount
-	if e := c.catalog.Get(ctx, catalog.Mounts, name, &m); e != nil {
-		return nil, err
+	var m keptMount
+	if err := c.catalog.Get(ctx, catalog.Mounts, name, &m); err != nil || c.isAnother(name, m.of) {
+		return nil, cmp.Or(notThere(err), errNone("clone", name))
 	}
 	m.Expires = expires
 	return expires, c.catalog.Put(ctx, catalog.Mounts, name, m)
@@ -499,13 +500,13 @@ func (c *Control) removeExpired(ctx context.Context, now time.Time, told map[str
 	over := map[string]func(context.Context, string) error{}
 	clones, err := catalog.List[keptClone](ctx, c.catalog, catalog.Clones)
 	for _, k := range clones {
-		if k.Expires != nil && !k.Expires.After(now) {
+		if k.Expires != nil && !k.Expires.After(now) && !c.isAnother(k.Name, k.of) {
 			over[k.Name] = c.RemoveClone
 		}
 	}
-	mounts, merr := catalog.List[tidemark.Mount](ctx, c.catalog, catalog.Mounts)
+	mounts, merr := catalog.List[keptMount](ctx, c.catalog, catalog.Mounts)
 	for _, m := range mounts {
-		if m.Expires != nil && !m.Expires.After(now) {
+		if m.Expires != nil && !m.Expires.After(now) && !c.isAnother(m.Name, m.of) {
 			over[m.Name] = c.Unmount
 		}
 	}

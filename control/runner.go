@@ -54,15 +54,38 @@ type task struct {
 	saved    time.Time
 }
 
+// jobID is the key of the ID of the job that a context is of.
+type jobID struct{}
+
 var (
-	errCancelled = errors.New("cancelled")
-	errStopping  = errors.New("the server stops")
+	errCancelled error = cancelled{}
+	errStopping        = errors.New("the server stops")
 )
+
+// cancelled is why a job's context is done that somebody has cancelled. It is a [context.Canceled], whichever of the two a job returns.
+type cancelled struct{}
+
+func (cancelled) Error() string { return "cancelled" }
+
+func (cancelled) Is(err error) bool { return err == context.Canceled }
 
 func (r *runner) init() {
 	r.kinds = kinds()
 	r.ctx, r.cancel = context.WithCancelCause(context.Background())
 	r.live, r.unrecorded, r.stirred = map[int64]*task{}, map[int64]end{}, make(chan struct{})
+}
+
+// busy is an error that names the job of an application that runs, if there is one. It asks nobody: also while the catalog cannot be told how a job
+// ended can room be made.
+func (r *runner) busy(application string) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, t := range r.live {
+		if t.app == application && !t.ending {
+			return tidemark.Errorf(tidemark.Conflict, "%s is busy: job %d (%s) is running", application, t.id, t.job.Kind).WithHint("wait for it or cancel it: `tidemark jobs`")
+		}
+	}
+	return nil
 }
 
 // stop cuts all jobs; they stay recorded as running.
@@ -74,7 +97,7 @@ func (r *runner) stop() {
 // begin runs fn as a recorded job, which is held here. It returns at once; the job goes on without the caller. While the
 // catalog is away, the job waits for it.
 func (c *Control) begin(j tidemark.Job, fn func(context.Context, *task) (any, error)) {
-	jctx, cancel := context.WithCancelCause(catalog.Patient(c.jobs.ctx))
+	jctx, cancel := context.WithCancelCause(context.WithValue(catalog.Patient(c.jobs.ctx), jobID{}, j.ID))
 	t := &task{c: c, job: j, id: j.ID, app: j.Application, cancel: cancel, ended: make(chan struct{})}
 	c.jobs.mu.Lock()
 	c.jobs.live[j.ID] = t
@@ -92,7 +115,7 @@ func (c *Control) begin(j tidemark.Job, fn func(context.Context, *task) (any, er
 		case errors.Is(cause, catalog.ErrLost):
 			c.log.Error("a job that runs elsewhere has ended here", "job", j.ID, "kind", j.Kind, "error", err)
 		default:
-			c.finish(t, j.Kind, result, err)
+			c.finish(t, j.Kind, result, err, cause)
 		}
 		c.jobs.mu.Lock()
 		delete(c.jobs.live, j.ID)
@@ -113,7 +136,8 @@ func (t *task) protect(ctx context.Context, fn func(context.Context, *task) (any
 	return fn(ctx, t)
 }
 
-func (c *Control) finish(t *task, kind string, result any, err error) {
+// finish records how a job ended; cause is why its context is done, if it is.
+func (c *Control) finish(t *task, kind string, result any, err, cause error) {
 	ctx := context.Background()
 	e := end{state: tidemark.JobDone, result: result}
 	if err != nil {
@@ -121,10 +145,14 @@ func (c *Control) finish(t *task, kind string, result any, err error) {
 		if errors.Is(err, context.Canceled) {
 			e.state, e.failure = tidemark.JobCancelled, tidemark.Errorf(tidemark.Cancelled, "the %s was cancelled", kind)
 		}
-		if e.again = c.retry(t, e.failure); e.again != nil {
+		e.again = c.retry(t, e.failure)
+		switch {
+		case e.again != nil:
 			e.state = tidemark.JobQueued
 			c.event("warning", t.app, "job %d (%s) failed, and is begun again in %v: %v", t.id, kind, e.again.After.Round(time.Second), e.failure)
-		} else {
+		case e.state == tidemark.JobCancelled && errors.Is(cause, errCancelled): // somebody wanted that
+			c.event("info", t.app, "job %d (%s) was cancelled", t.id, kind)
+		default:
 			c.event("error", t.app, "job %d (%s) failed: %v", t.id, kind, e.failure)
 		}
 	}
@@ -312,7 +340,7 @@ func (c *Control) undoCut(ctx context.Context) error {
 			continue
 		}
 		failure := tidemark.Errorf(tidemark.Unavailable, "the server stopped during the %s", j.Kind).WithHint("what it had half done was undone; ask for it again")
-		done, err := c.undo(ctx, u)
+		done, err := c.undo(ctx, j.ID, u)
 		if err == nil && len(done) == 0 && c.jobs.kinds[j.Kind].beginsAgain(j) {
 			if err := c.beginAgain(ctx, j, u, failure); err != nil {
 				return err
@@ -355,6 +383,8 @@ func (c *Control) beginAgain(ctx context.Context, j *catalog.Job, u undoing, fai
 // undoing says what a cut job has to take back.
 type undoing struct {
 	Remove string `json:"remove,omitempty"` // the clone, mount or volume that was being made
+	// Old is the ID of the one of that name that is taken away first.
+	Old string `json:"old,omitempty"`
 	// Args is the request by which it is begun again, where that is another one.
 	Args json.RawMessage `json:"args,omitempty"`
 	// Again is the clone to be made once more: the old one was taken away for it.
@@ -375,7 +405,7 @@ type undoing struct {
 }
 
 // undo takes back what a cut job has half done, or returns the result of one that was done.
-func (c *Control) undo(ctx context.Context, u undoing) (done json.RawMessage, err error) {
+func (c *Control) undo(ctx context.Context, job int64, u undoing) (done json.RawMessage, err error) {
 	if u.Stopped != "" {
 		err := c.undoRewind(ctx, u)
 		if a, e := c.app(u.Stopped); err == nil && e == nil {
@@ -398,7 +428,16 @@ func (c *Control) undo(ctx context.Context, u undoing) (done json.RawMessage, er
 	if u.Remove == "" {
 		return nil, nil
 	}
+	if a, err := c.app(u.Remove); err == nil && !u.removes(a, job) {
+		return nil, tidemark.Errorf(tidemark.Conflict, "%s was made since by somebody else, and stays", a.name)
+	}
 	return nil, c.abandon(ctx, u.Remove, doom{Again: u.Again})
+}
+
+// removes reports whether what has the name now is what the job has to remove. It is not if the job had ended, and its name was
+// given to another, when the server was killed before that end could be recorded.
+func (u undoing) removes(a app, job int64) bool {
+	return a.Job == job || a.Job == 0 || u.Old != "" && a.t.ID() == u.Old
 }
 
 // foldDone shows the bookmark that a job made which was cut when it was done: else that before a rewind could not be found to undo it.

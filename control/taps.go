@@ -345,7 +345,7 @@ func (c *Control) howToTap(ctx context.Context, spec tidemark.ProtectSpec) (func
 		note.Taps, disks = append(note.Taps, p.Path), append(disks, timeline.DiskSpec{Name: name, Size: p.Size})
 	}
 	return func(ctx context.Context, t *task) (app, error) {
-		line, err := c.set.Create(ctx, spec.Name, disks, mustJSON(note))
+		line, err := c.set.Create(ctx, spec.Name, disks, newNote(ctx, note))
 		if err != nil {
 			return app{}, err
 		}

@@ -33,7 +33,7 @@ func (c *Control) createVolume(ctx context.Context, spec tidemark.VolumeSpec) (a
 	}
 	defer release()
 	note := about{Type: tidemark.TypeVolume, Host: hostname()}
-	t, err := c.set.Create(ctx, spec.Name, []timeline.DiskSpec{{Name: volumeDisk, Size: spec.Size, Chunk: spec.Chunk}}, mustJSON(note))
+	t, err := c.set.Create(ctx, spec.Name, []timeline.DiskSpec{{Name: volumeDisk, Size: spec.Size, Chunk: spec.Chunk}}, newNote(ctx, note))
 	if err != nil {
 		return app{}, err
 	}
@@ -219,7 +219,7 @@ func timedName(a app, prefix string, at time.Time) string {
 	return unusedName([]app{a}, prefix+at.UTC().Format(nameTime))
 }
 
-// RemoveVolume deletes a volume with all its points.
+// RemoveVolume deletes a volume with all its points. While a job of it runs it is refused.
 func (c *Control) RemoveVolume(ctx context.Context, name string) error {
 	a, err := c.app(name)
 	if err != nil {
@@ -228,6 +228,11 @@ func (c *Control) RemoveVolume(ctx context.Context, name string) error {
 	if a.Type != tidemark.TypeVolume || a.Role != "" || a.followed() {
 		return tidemark.Errorf(tidemark.Conflict, "%s is no volume of its own", name).WithHint("`tidemark unprotect`, `tidemark clone rm` and `tidemark unmount` remove the others")
 	}
+	leave, err := c.removing(ctx, name)
+	if err != nil {
+		return err
+	}
+	defer leave()
 	if err := c.free(ctx, a); err != nil {
 		return err
 	}
