@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"tidemark"
+	"tidemark/access"
 	"tidemark/client"
 )
 
@@ -20,6 +21,7 @@ type bisectSpec struct {
 	good, bad      string
 	resolution     time.Duration
 	clone, noMount bool
+	life           int64 // of what is mounted or cloned for a point, in seconds; 0: it stays until it was looked at
 	command        []string
 }
 
@@ -33,6 +35,13 @@ func bisect(ctx context.Context, spec bisectSpec) (res tidemark.Bisected, err er
 		return res, err
 	}
 	defer func() { err = errors.Join(err, os.Remove(p.dir)) }()
+	if p.life == 0 {
+		me, err := p.server.Self(ctx)
+		if err != nil {
+			return res, err
+		}
+		p.life = allowedLife(me.Grants)
+	}
 	res, err = client.Bisect(ctx, p, client.Search{Good: good, Bad: bad, Resolution: spec.resolution, Tell: p.tell})
 	if err != nil {
 		return res, p.explain(ctx, res, err)
@@ -41,6 +50,16 @@ func bisect(ctx context.Context, spec bisectSpec) (res tidemark.Bisected, err er
 	p.addChanges(ctx, &res)
 	res.Seconds = time.Since(begun).Seconds()
 	return res, nil
+}
+
+// allowedLife is how long a copy may live by all grants that say so, in seconds; 0: without an end.
+func allowedLife(grants []access.Grant) (life int64) {
+	for _, g := range grants {
+		if n := g.Limits.Lifetime; g.Role.Limited() && n > 0 && (life == 0 || n < life) {
+			life = n
+		}
+	}
+	return life
 }
 
 // explain says of an interruption what was known by then.
@@ -75,6 +94,7 @@ type prober struct {
 	probes int
 	took   time.Duration // by the last probe
 	why    string        // a point was bad without asking the command
+	ends   time.Time     // when what is mounted or cloned for the point has lived its time; zero: never
 }
 
 func (p *prober) ref(s tidemark.Step) string { return p.app + "@" + s.Position.String() }
@@ -100,7 +120,10 @@ func (p *prober) endsLeft() int { return max(0, 2-p.probes) }
 func (p *prober) Probe(ctx context.Context, s tidemark.Step) (v client.Verdict, err error) {
 	begun := time.Now()
 	p.probes++
-	p.why = ""
+	p.why, p.ends = "", time.Time{}
+	if p.life > 0 {
+		p.ends = begun.Add(time.Duration(p.life) * time.Second)
+	}
 	env := []string{"TIDEMARK_POINT=" + p.ref(s), "TIDEMARK_TIME=" + s.Time.UTC().Format(time.RFC3339Nano)}
 	if p.clone {
 		v, err = p.probeClone(ctx, s, env)
@@ -122,7 +145,7 @@ func (p *prober) probeMount(ctx context.Context, s tidemark.Step, env []string) 
 	if err != nil {
 		return "", err
 	}
-	defer func() { err = errors.Join(err, p.server.Unmount(whole, m.Name)) }()
+	defer func() { err = errors.Join(err, p.gone(p.server.Unmount(whole, m.Name))) }()
 	env = append(env, "TIDEMARK_DEVICE="+m.Device)
 	if m.Path != "" {
 		env = append(env, "TIDEMARK_MOUNT="+m.Path)
@@ -132,7 +155,7 @@ func (p *prober) probeMount(ctx context.Context, s tidemark.Step, env []string) 
 
 // mount mounts a point. If the good end, which is the first, has no file system that can be mounted, disks are only attached from then on.
 func (p *prober) mount(ctx context.Context, s tidemark.Step) (m tidemark.Mount, err error) {
-	spec := tidemark.MountSpec{Ref: p.ref(s), Disk: p.disk}
+	spec := tidemark.MountSpec{Ref: p.ref(s), Disk: p.disk, Lifetime: p.life}
 	if p.noMount {
 		return p.server.Mount(ctx, spec)
 	}
@@ -155,7 +178,7 @@ func (p *prober) mount(ctx context.Context, s tidemark.Step) (m tidemark.Mount, 
 func (p *prober) probeClone(ctx context.Context, s tidemark.Step, env []string) (v client.Verdict, err error) {
 	whole := context.WithoutCancel(ctx)
 	name := fmt.Sprintf("%s-bisect-%d", p.app[:min(len(p.app), tidemark.MaxName-16)], os.Getpid())
-	j, err := p.server.Clone(whole, tidemark.CloneSpec{Ref: p.ref(s), Name: name})
+	j, err := p.server.Clone(whole, tidemark.CloneSpec{Ref: p.ref(s), Name: name, Lifetime: p.life})
 	if err != nil {
 		return "", err
 	}
@@ -163,6 +186,9 @@ func (p *prober) probeClone(ctx context.Context, s tidemark.Step, env []string) 
 	var k tidemark.Clone
 	err = p.server.Wait(whole, j.ID, &k, nil)
 	stop()
+	if err != nil && p.late() {
+		return "", p.overdue()
+	}
 	if err != nil {
 		ended, e := p.server.Job(whole, j.ID)
 		if e == nil && ended.State == tidemark.JobFailed && p.probes > 1 {
@@ -171,8 +197,24 @@ func (p *prober) probeClone(ctx context.Context, s tidemark.Step, env []string) 
 		}
 		return "", err
 	}
-	defer func() { err = errors.Join(err, p.server.RemoveClone(whole, name)) }()
+	defer func() { err = errors.Join(err, p.gone(p.server.RemoveClone(whole, name))) }()
 	return p.run(ctx, append(env, "TIDEMARK_CONNECTION="+k.Connection))
+}
+
+// gone is err of a removal, and nil if the server came first, since the time was over.
+func (p *prober) gone(err error) error {
+	if tidemark.KindOf(err) == tidemark.NotFound && p.late() {
+		return nil
+	}
+	return err
+}
+
+// late reports that what is mounted or cloned for the point has lived its time: what a command says of it then means nothing.
+func (p *prober) late() bool { return !p.ends.IsZero() && !time.Now().Before(p.ends) }
+
+func (p *prober) overdue() error {
+	life := time.Duration(p.life) * time.Second
+	return tidemark.Errorf(tidemark.Cancelled, "nothing is known of a point after %s, for which it is mounted or cloned", life).WithHint("give the command more time with --for, as far as your grants allow")
 }
 
 // patience is how long a command has to end when the search is interrupted.
@@ -184,7 +226,12 @@ func (p *prober) run(ctx context.Context, env []string) (client.Verdict, error) 
 	if err := ctx.Err(); err != nil {
 		return "", err
 	}
-	cmd := exec.CommandContext(ctx, p.command[0], p.command[1:]...)
+	bounded, cancel := ctx, context.CancelFunc(func() {})
+	if !p.ends.IsZero() {
+		bounded, cancel = context.WithDeadline(ctx, p.ends)
+	}
+	defer cancel()
+	cmd := exec.CommandContext(bounded, p.command[0], p.command[1:]...)
 	cmd.Env, cmd.Stdout, cmd.Stderr = append(os.Environ(), env...), os.Stderr, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) }
@@ -195,6 +242,9 @@ func (p *prober) run(ctx context.Context, env []string) (client.Verdict, error) 
 	}
 	if ctx.Err() != nil {
 		return "", ctx.Err()
+	}
+	if p.late() {
+		return "", p.overdue()
 	}
 	var exit *exec.ExitError
 	switch {

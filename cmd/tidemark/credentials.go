@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -109,6 +110,34 @@ func place() (p client.Place, err error) {
 		}
 	}
 	return p, nil
+}
+
+// giveSecret prints a secret that ask asks for or, with a path, writes it to a file that must not be there yet, since that may be open to
+// others. The file is made first: who cannot have it has nothing made that nobody knows the secret of. lost is what can be done about a
+// secret that could not be written after all.
+func giveSecret(path, lost string, ask func() (secret string, err error)) error {
+	if path == "" {
+		secret, err := ask()
+		if err == nil {
+			fmt.Println(secret)
+		}
+		return err
+	}
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err != nil {
+		return tidemark.Errorf(tidemark.Invalid, "the file for the token cannot be made: %w", err).WithHint("name a file that is not there yet")
+	}
+	secret, err := ask()
+	if err != nil {
+		_ = f.Close()
+		_ = os.Remove(path) // what is told is why there is no secret
+		return err
+	}
+	_, err = fmt.Fprintln(f, secret)
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return tidemark.Errorf(tidemark.Unavailable, "the token was made, and cannot be written: %w", err).WithHint(lost)
+	}
+	return nil
 }
 
 // readSecret reads a file that holds a secret, and that others cannot read.

@@ -11,6 +11,7 @@ import (
 	"iter"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -68,27 +69,67 @@ func show(facts any, people func()) error {
 // lineWidth is the width that tables keep to, in columns.
 const lineWidth = 80
 
-// table prints rows under a head, in columns. Where a row does not fit, its last
-// column follows on a line of its own.
-func table(head string, rows [][]string) {
+// table prints rows under a head, in columns.
+func table(head string, rows [][]string) { fmt.Print(columns(head, rows)) }
+
+// columns are rows under a head. If they do not fit, those that say nothing of any row are left out; what does not fit then
+// follows on a line of its own: columns, or what is in the last one of a row.
+func columns(head string, rows [][]string) string {
 	rows = append([][]string{strings.Fields(head)}, rows...)
-	last := len(rows[0]) - 1
-	wide := make([]int, last)
-	for _, r := range rows {
-		for i := range wide {
-			wide[i] = max(wide[i], utf8.RuneCountInString(r[i]))
-		}
+	wide := widths(rows)
+	if fixed := wide[:len(wide)-1]; sum(fixed)+2*len(fixed) > lineWidth {
+		rows = saying(rows)
+		wide = widths(rows)
 	}
+	var text strings.Builder
 	for _, r := range rows {
 		line := ""
-		for i, w := range wide {
-			line += fmt.Sprintf("%-*s  ", w, r[i])
+		for i, cell := range r {
+			w := wide[i]
+			if i == len(r)-1 {
+				w = utf8.RuneCountInString(cell)
+			}
+			if w > 0 && strings.TrimSpace(line) != "" && utf8.RuneCountInString(line)+w > lineWidth {
+				text.WriteString(strings.TrimRight(line, " ") + "\n")
+				line = "  "
+			}
+			line += fmt.Sprintf("%-*s  ", w, cell)
 		}
-		if utf8.RuneCountInString(line+r[last]) > lineWidth {
-			line = strings.TrimRight(line, " ") + "\n  "
-		}
-		fmt.Println(strings.TrimRight(line+r[last], " "))
+		text.WriteString(strings.TrimRight(line, " ") + "\n")
 	}
+	return text.String()
+}
+
+// widths are those of the columns of rows.
+func widths(rows [][]string) []int {
+	wide := make([]int, len(rows[0]))
+	for _, r := range rows {
+		for i, cell := range r {
+			wide[i] = max(wide[i], utf8.RuneCountInString(cell))
+		}
+	}
+	return wide
+}
+
+func sum(list []int) (n int) {
+	for _, v := range list {
+		n += v
+	}
+	return n
+}
+
+// saying leaves of rows under a head the columns that say something of one of them.
+func saying(rows [][]string) [][]string {
+	left := make([][]string, len(rows))
+	for i := range rows[0] {
+		said := slices.ContainsFunc(rows[1:], func(r []string) bool { return r[i] != "" && r[i] != "-" })
+		for j := range rows {
+			if said {
+				left[j] = append(left[j], rows[j][i])
+			}
+		}
+	}
+	return left
 }
 
 // tell prints what was asked for.

@@ -337,15 +337,12 @@ to a file, and cannot be shown again.`,
 			if flags.json && file == "" {
 				return usage(tidemark.Errorf(tidemark.Invalid, "a token is a secret, and no part of the JSON").WithHint("name a file for it with --token-file"))
 			}
-			i, err := server().MakeToken(cmd.Context(), spec)
-			if err != nil {
-				return err
-			}
-			if file == "" {
-				fmt.Println(i.Secret)
-				return nil
-			}
-			if err := writeToken(file, i.Secret); err != nil {
+			var i tidemark.Issued
+			err = giveSecret(file, "`tidemark token ls` lists the token, and `tidemark token revoke` ends it", func() (secret string, err error) {
+				i, err = server().MakeToken(cmd.Context(), spec)
+				return i.Secret, err
+			})
+			if err != nil || file == "" {
 				return err
 			}
 			return show(map[string]any{"id": i.ID, "expires": i.Expires, "token_file": file}, func() { fmt.Printf("token %d, good until %s, is in %s\n", i.ID, when(i.Expires), file) })

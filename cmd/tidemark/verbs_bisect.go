@@ -14,6 +14,7 @@ import (
 
 func bisectCommand() *cobra.Command {
 	var spec bisectSpec
+	var life string
 	c := &cobra.Command{Use: "bisect APP --good A --bad B -- CMD [ARGS...]", Short: "Find the write that made it bad, by trying points in turn", Args: takesCommand, ValidArgsFunction: anyName,
 		Long: `Find the first bad point of APP between a good point A and a bad one B. Points
 are mounted in turn, halving what is left, and CMD says of each whether it is
@@ -29,10 +30,14 @@ CMD runs here, with this in its environment:
 
 and ends with 0 if the point is good, 125 if that cannot be told, another code
 up to 127 if it is bad; a higher one ends the search. A point whose file system
-cannot be mounted, or whose clone does not come up, is bad.`,
+cannot be mounted, or whose clone does not come up, is bad. What is mounted for
+a point lives for the time of --for: if CMD takes longer, the search ends.`,
 		Example: "  tidemark bisect dev --good -1h --bad -1m -- sh -c 'test -e $TIDEMARK_MOUNT/a'\n  tidemark bisect shop --good nightly --bad -5m --clone -- ./check\n  tidemark bisect vm --good '#12' --bad '#90000' --no-mount -- ./check",
-		RunE: func(cmd *cobra.Command, args []string) error {
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			spec.app, spec.command = args[0], args[1:]
+			if spec.life, err = parseSeconds("for", life); err != nil {
+				return usage(err)
+			}
 			if err := spec.check(); err != nil {
 				return usage(err)
 			}
@@ -47,6 +52,7 @@ cannot be mounted, or whose clone does not come up, is bad.`,
 	c.Flags().DurationVar(&spec.resolution, "resolution", 0, "end when the two are no further apart, such as 1s (default: at one write)")
 	c.Flags().BoolVar(&spec.clone, "clone", false, "bring up a clone of each point")
 	c.Flags().BoolVar(&spec.noMount, "no-mount", false, "attach each point as a disk, and mount nothing")
+	c.Flags().StringVar(&life, "for", "", "how long CMD may take for a point, such as 10m (default any time, or as long as\na copy may live by your grants)")
 	diskFlag(c, &spec.disk)
 	_ = c.MarkFlagRequired("good")
 	_ = c.MarkFlagRequired("bad")

@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"os"
 	"strings"
 	"time"
 
@@ -27,15 +26,12 @@ new identity; the old one is good until the token is used.`,
 			if flags.json && file == "" {
 				return usage(tidemark.Errorf(tidemark.Invalid, "a token is a secret, and no part of the JSON").WithHint("name a file for it with --token-file"))
 			}
-			v, err := server().AddHost(cmd.Context(), tidemark.HostSpec{Name: args[0]})
-			if err != nil {
-				return err
-			}
-			if file == "" {
-				fmt.Println(v.Token)
-				return nil
-			}
-			if err := writeToken(file, v.Token); err != nil {
+			var v tidemark.Invitation
+			err := giveSecret(file, "the next token that is made for "+args[0]+" takes the place of this one", func() (secret string, err error) {
+				v, err = server().AddHost(cmd.Context(), tidemark.HostSpec{Name: args[0]})
+				return v.Token, err
+			})
+			if err != nil || file == "" {
 				return err
 			}
 			facts := map[string]any{"host": v.Host, "server": v.Server, "expires": v.Expires, "token_file": file}
@@ -45,21 +41,6 @@ new identity; the old one is good until the token is used.`,
 		}}
 	c.Flags().StringVar(&file, "token-file", "", "write the token to this new file, which only you can read, instead of printing it")
 	return c
-}
-
-// writeToken writes a token to a file that must not exist yet: it may be open to others.
-func writeToken(path, token string) error {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
-	if err == nil {
-		_, err = fmt.Fprintln(f, token)
-		if cerr := f.Close(); err == nil {
-			err = cerr
-		}
-	}
-	if err != nil {
-		return tidemark.Errorf(tidemark.Invalid, "the token cannot be written: %w", err).WithHint("name a file that is not there yet; the token that was made is replaced by the next one")
-	}
-	return nil
 }
 
 func hostList() *cobra.Command {
