@@ -13,7 +13,7 @@ demo: build demo-deps ## the main job on a real PostgreSQL, start to finish; DEM
 
 # CI=1: a tool that is missing fails its tests, where it would skip them on a developer's machine.
 test: test-deps lint ## installs what the tests need, and runs all of them
-	CI=1 $(GO) test -timeout 30m -p 2 ./...
+	CI=1 $(GO) test -timeout 60m -p 2 ./...
 
 lint: ## format and vet; the other rules are tests in internal/tidy
 	test -z "$$(gofmt -l .)" || { gofmt -l .; exit 1; }

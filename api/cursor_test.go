@@ -117,7 +117,12 @@ func FuzzCursor(f *testing.F) {
 		if text == "" {
 			return
 		}
-		if key, err := decodeCursor(list, encodeCursor(list, text)); err != nil || key != text {
+		key, err := decodeCursor(list, encodeCursor(list, text))
+		if strings.Contains(text, "\x00") { // no entry has such a key
+			if tidemark.KindOf(err) != tidemark.Invalid {
+				t.Errorf("%q of %q is taken: %q, %v", text, list, key, err)
+			}
+		} else if err != nil || key != text {
 			t.Errorf("%q of %q comes back as %q, %v", text, list, key, err)
 		}
 		if _, err := (Listing{Cursor: text}).number(list); err != nil && tidemark.KindOf(err) != tidemark.Invalid {

@@ -13,12 +13,15 @@ import (
 	"tidemark/policy"
 )
 
-// promisesTold are the messages that a receiver has taken of promises, each behind its level.
+// promisesTold are the messages that a receiver has taken of promises, each behind its level. What was posted twice, for the server ended before it knew
+// that it was taken, is one.
 func (k *taker) promisesTold() (list []string) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	taken := map[string]bool{}
 	for _, m := range k.taken {
-		if m.Event != nil && strings.HasPrefix(m.Event.Message, "what ") {
+		if m.Event != nil && strings.HasPrefix(m.Event.Message, "what ") && !taken[m.Delivery] {
+			taken[m.Delivery] = true
 			list = append(list, m.Event.Level+": "+m.Event.Message)
 		}
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -181,12 +182,13 @@ func tourLine(script *strings.Builder, line string) {
 
 func shellQuote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
 
-// TestManualIsWhole holds that docs/cli.md has an example of every command.
+// TestManualIsWhole holds that docs/cli.md has an example of every command, and speaks of every flag.
 func TestManualIsWhole(t *testing.T) {
 	text, err := os.ReadFile("../../docs/cli.md")
 	if err != nil {
 		t.Fatal(err)
 	}
+	flag := regexp.MustCompile(`(?m)^ +(?:-(\w), |)--([a-z-]+)`)
 	var look func(c *cobra.Command)
 	look = func(c *cobra.Command) {
 		for _, sub := range c.Commands() {
@@ -194,6 +196,13 @@ func TestManualIsWhole(t *testing.T) {
 		}
 		if c.Runnable() && !c.Hidden && !strings.Contains(string(text), "\n"+c.CommandPath()+" ") && !strings.Contains(string(text), "\n"+c.CommandPath()+"\n") {
 			t.Errorf("docs/cli.md has no example of `%s`", c.CommandPath())
+		}
+		for _, f := range flag.FindAllStringSubmatch(c.LocalFlags().FlagUsages(), -1) {
+			long := "--" + f[2]
+			said := regexp.MustCompile("(" + long + "|[ `]" + cmp.Or(strings.TrimSuffix("-"+f[1], "-"), long) + ")([^a-z-]|$)")
+			if !said.Match(text) {
+				t.Errorf("docs/cli.md has no word of --%s of `%s`", f[2], c.CommandPath())
+			}
 		}
 	}
 	look(root())

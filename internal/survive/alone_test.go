@@ -69,6 +69,7 @@ func TestTapDiesAlone(t *testing.T) {
 // TestTappedWithoutServer restarts the host, as far as its processes go, and the server does not come up because its pool is
 // gone: production's disk is there all the same.
 func TestTappedWithoutServer(t *testing.T) {
+	beside(t)
 	const size = 16 << 20
 	need(t)
 	x := newTapping(t, size, func(string) {}, "--window", "1h")

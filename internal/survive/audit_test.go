@@ -21,8 +21,10 @@ import (
 // TestAuditTampering has somebody with all rights on the catalog's database cut the end of the audit off and write it anew. The checkpoints
 // that the server has in its data directory know, and if these were made anew as well, a copy does.
 func TestAuditTampering(t *testing.T) {
+	t.Parallel()
 	for i, at := range catalogs {
 		t.Run(at.name, func(t *testing.T) {
+			beside(t)
 			if i > 0 {
 				need(t, program("postgres"))
 			}
@@ -98,6 +100,7 @@ type answered struct {
 // TestAuditAway takes the catalog's database away from a server, which is also killed: whatever was answered is in the audit in the end,
 // once, in order, with its time, and with what became of it.
 func TestAuditAway(t *testing.T) {
+	beside(t)
 	need(t, program("postgres"))
 	q := &queueing{stage: newStage(t), rng: seeded(t)}
 	db := catalogs[1].place(q.stage)

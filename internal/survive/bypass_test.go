@@ -12,6 +12,7 @@ import (
 
 // TestWrittenPastTheTap writes to a primary itself. That is told within the time in which all of the disk is compared, and mended.
 func TestWrittenPastTheTap(t *testing.T) {
+	beside(t)
 	need(t)
 	x := newTapping(t, 1<<20, func(string) {}, "--window", "1h")
 	f, err := os.OpenFile(x.disk, os.O_WRONLY, 0)

@@ -25,6 +25,7 @@ func TestClockSet(t *testing.T) {
 		clockSet(t)
 		return
 	}
+	besideInGuest(t)
 	runInGuest(t, "")
 }
 

@@ -22,6 +22,7 @@ import (
 // it is committed. Then the database is brought up as it was at flushes and at writes between, by its own recovery: what
 // was acknowledged before is there, nothing that was sent later, and pg_amcheck finds nothing. (Lessons J3, J4, J7.)
 func TestEveryCommitIsThere(t *testing.T) {
+	beside(t)
 	need(t, "mkfs.ext4", "e2fsck", "psql")
 	rng, s := seeded(t), newStage(t)
 	at := filepath.Join(s.dir, "at")
@@ -39,7 +40,9 @@ func TestEveryCommitIsThere(t *testing.T) {
 	c := p.commit(3)
 	unload()
 	p.stop(syscall.SIGINT)
-	must(t, "umount", at)
+	if err := unmount(at); err != nil {
+		t.Fatal(err)
+	}
 	stop()
 	if err := x.finish(); err != nil {
 		t.Fatal(err)

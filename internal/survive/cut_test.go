@@ -15,6 +15,7 @@ import (
 
 // TestCutLate kills the server when jobs have done their work, or most of it, which kills at random seldom meet.
 func TestCutLate(t *testing.T) {
+	beside(t)
 	need(t, "mkfs.ext4", program("postgres"))
 	s := newStage(t)
 	catalogs[1].place(s)

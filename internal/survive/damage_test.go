@@ -20,6 +20,7 @@ type damaging struct {
 // deletes what is said to be rebuilt. What is damaged is named or healed, is
 // never served with other bytes, and everything else works.
 func TestDamage(t *testing.T) {
+	t.Parallel()
 	need(t)
 	for _, c := range []struct{ name, pattern string }{
 		{"pack", "store/open/*"},
@@ -32,6 +33,7 @@ func TestDamage(t *testing.T) {
 		{"catalog", "catalog.db"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			beside(t)
 			d := &damaging{stage: newStage(t), sums: map[string]string{}}
 			d.prepare()
 			d.flip(c.pattern)
@@ -40,6 +42,7 @@ func TestDamage(t *testing.T) {
 	}
 	for _, what := range []string{"store/index", "catalog.db"} {
 		t.Run("without "+filepath.Base(what), func(t *testing.T) {
+			beside(t)
 			d := &damaging{stage: newStage(t), sums: map[string]string{}}
 			d.prepare()
 			for _, suffix := range []string{"", "-wal", "-shm"} {

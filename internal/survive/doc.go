@@ -15,4 +15,7 @@
 // runs fifty rounds of kills instead of one for each act, a hundred of each
 // queue instead of six, and looks at thousands of points instead of hundreds;
 // TIDEMARK_SEED repeats a run.
+//
+// Most tests wait more than they compute, and run beside others (beside): each
+// has a stage of its own, and counts only what is that stage's.
 package survive

@@ -14,6 +14,7 @@ import (
 // server stays up and says so, what it acknowledged is there, and when room is
 // made it goes on.
 func TestFullDisk(t *testing.T) {
+	beside(t)
 	need(t, "mkfs.ext4", "fallocate")
 	s := newStage(t)
 	file := filepath.Join(s.dir, "small")

@@ -32,6 +32,7 @@ func guestAgentProgram(t *testing.T) string {
 // The guest agent itself freezes a file system for us, and thaws it, in a machine with a stock kernel.
 func TestGuestAgent(t *testing.T) {
 	if !inGuest {
+		besideInGuest(t)
 		runInGuest(t, "", guestAgentProgram(t))
 		return
 	}

@@ -40,6 +40,7 @@ const sampled = "the timeline lacks something"
 // TestLiesAreFound has a write lost, put in the wrong order, garbled or misdated, or a flush not made: above the tap, on the wire, and in the timeline.
 // What judges the other tests has to find each of them, and nothing where nobody lies.
 func TestLiesAreFound(t *testing.T) {
+	beside(t)
 	for _, c := range []struct {
 		name   string
 		tricks func(l *lie) tricks

@@ -25,6 +25,7 @@ var livePreparation = map[string]string{
 // TestLiveCloneKilled kills the server in each step of a preparation and of a publish, the agent in one of each, and loses the catalog in one. What is cut is
 // undone or done again; nothing is published that was not searched to its end, what is published stays, and nothing is left on the host.
 func TestLiveCloneKilled(t *testing.T) {
+	beside(t)
 	need(t, program("postgres"), program("psql"))
 	s := newStage(t)
 	s.someCatalog(seeded(t))

@@ -27,6 +27,7 @@ func TestLogged(t *testing.T) {
 		logged(t)
 		return
 	}
+	besideInGuest(t)
 	need(t, "mkfs.ext4", "dmsetup")
 	runInGuest(t, "drivers/block/brd drivers/md/dm-mod drivers/md/dm-log-writes", "dmsetup")
 }

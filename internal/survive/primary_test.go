@@ -37,6 +37,7 @@ func (x *tapping) dd(from, n string) error {
 
 // The primary lies on a file system that runs full: the writer is told, and what the timeline has is what the primary has.
 func TestPrimaryIsFull(t *testing.T) {
+	beside(t)
 	need(t, "dd")
 	x := newTapping(t, 64<<20, func(disk string) {
 		must(t, "mount", "-t", "tmpfs", "-o", "size=16m", "none", onOther(t, disk))
@@ -82,6 +83,7 @@ func sparse(t *testing.T, disk string) {
 // The primary answers writes, then reads, with errors: so does the tapped disk. No point is had while what it holds cannot be
 // known, and any when it can.
 func TestPrimaryFails(t *testing.T) {
+	beside(t)
 	need(t, "dd", "nbdkit", "nbdfuse")
 	var writes, reads string
 	x := newTapping(t, 64<<20, func(disk string) {
@@ -171,6 +173,7 @@ func awaitFile(t *testing.T, path string, ok func(os.FileInfo) bool) {
 // The primary shrinks, and is deleted: that is said at once, and in the end nothing keeps production from what it has, nor
 // the tap from being taken out.
 func TestPrimaryShrinksAndVanishes(t *testing.T) {
+	beside(t)
 	need(t, "dd")
 	x := newTapping(t, 64<<20, func(string) {})
 	if err := x.dd("40", "4"); err != nil {

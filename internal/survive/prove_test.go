@@ -120,7 +120,7 @@ func (s *stage) unharmed(t *testing.T, want string, done bool) {
 	t.Helper()
 	s.settled(want)
 	for end := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
-		left := sandboxes()
+		left := s.sandboxes()
 		if len(left) == 0 {
 			break
 		}
@@ -145,8 +145,9 @@ func (s *stage) unharmed(t *testing.T, want string, done bool) {
 	}
 }
 
-// sandboxes are the processes that have a network of their own which is not ours, and run what a proof runs.
-func sandboxes() (list []string) {
+// sandboxes are the processes that have a network of their own which is not ours, and run what a proof runs. Of these no path tells whose they are, so
+// no other test may prove something meanwhile.
+func (s *stage) sandboxes() (list []string) {
 	ours, _ := os.Readlink("/proc/self/ns/net")
 	dirs, _ := filepath.Glob("/proc/[0-9]*")
 	for _, dir := range dirs {
@@ -156,7 +157,7 @@ func sandboxes() (list []string) {
 			continue
 		}
 		text := strings.ReplaceAll(string(name), "\x00", " ")
-		if strings.HasPrefix(text, binary) || strings.Contains(text, "/disks/") || strings.Contains(text, "/run/probe") {
+		if strings.HasPrefix(text, s.program) || strings.Contains(text, "/disks/") || strings.Contains(text, "/run/probe") {
 			list = append(list, fmt.Sprint(filepath.Base(dir), " ", text))
 		}
 	}
@@ -177,6 +178,9 @@ func (s *stage) killAgent() {
 			pid, err := strconv.Atoi(f[4])
 			if err != nil {
 				s.t.Fatal(err)
+			}
+			if name, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)); !strings.HasPrefix(string(name), s.program+"\x00") {
+				continue // of another file system, which has the number too
 			}
 			if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 				s.t.Fatal(err)

@@ -79,9 +79,11 @@ type asked struct {
 // TestQueueKills kills the server in the middle of a queue of all sorts of jobs, again and again. All that was acknowledged ends, nothing
 // is done twice where that does harm, and nothing is left over on the host.
 func TestQueueKills(t *testing.T) {
+	t.Parallel()
 	need(t, "mkfs.ext4", program("postgres"))
 	for _, at := range catalogs {
 		t.Run(at.name, func(t *testing.T) {
+			beside(t)
 			q := &queueing{stage: newStage(t), rng: seeded(t)}
 			at.place(q.stage)
 			q.prepare()
@@ -284,7 +286,7 @@ func (q *queueing) check(a asked, j tidemark.Job) {
 	}
 }
 
-// processes counts the processes of the program: server, agent, and those for disks.
+// processes counts the processes of this stage's program: server, agent, and those for disks.
 func (s *stage) processes() (n int) {
 	s.t.Helper()
 	last := -1
@@ -292,7 +294,7 @@ func (s *stage) processes() (n int) {
 		n = 0
 		files, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 		for _, f := range files {
-			if text, err := os.ReadFile(f); err == nil && strings.HasPrefix(string(text), binary+"\x00") {
+			if text, err := os.ReadFile(f); err == nil && strings.HasPrefix(string(text), s.program+"\x00") {
 				n++
 			}
 		}
@@ -313,7 +315,7 @@ func (s *stage) standBy() (*exec.Cmd, <-chan error) {
 		s.t.Fatal(err)
 	}
 	defer log.Close()
-	cmd := exec.Command(binary, "server", "--data", s.data, "--cache", "64MiB", "--standby")
+	cmd := exec.Command(s.program, "server", "--data", s.data, "--cache", "64MiB", "--standby")
 	cmd.Stderr, cmd.Env = log, append(os.Environ(), s.env...)
 	out, err := cmd.StdoutPipe()
 	if err == nil {
@@ -348,9 +350,11 @@ const mostTakeOver = 10 * time.Second
 
 // TestStandby kills servers one after the other, each with another that stands by: I/O on a mounted disk goes on, and so does the queue.
 func TestStandby(t *testing.T) {
+	t.Parallel()
 	need(t, "mkfs.ext4", program("postgres"))
 	for _, at := range catalogs {
 		t.Run(at.name, func(t *testing.T) {
+			beside(t)
 			q := &queueing{stage: newStage(t), rng: seeded(t)}
 			at.place(q.stage)
 			q.prepare()
@@ -406,6 +410,7 @@ func TestStandby(t *testing.T) {
 // TestCatalogAway takes the catalog's database away from a server. What serves disks does not notice, verbs say so in one line,
 // a job that runs goes on, and all else by itself when it is back.
 func TestCatalogAway(t *testing.T) {
+	beside(t)
 	need(t, "mkfs.ext4", program("postgres"))
 	q := &queueing{stage: newStage(t), rng: seeded(t)}
 	db := catalogs[1].place(q.stage)
@@ -466,6 +471,7 @@ func TestCatalogAway(t *testing.T) {
 
 // TestSharedCatalog has two servers share a catalog: neither takes what is the other's for its own, not even when it is killed.
 func TestSharedCatalog(t *testing.T) {
+	beside(t)
 	need(t, "mkfs.ext4", program("postgres"))
 	a, b := &queueing{stage: newStage(t), rng: seeded(t)}, &queueing{stage: newStage(t), rng: seeded(t)}
 	catalogs[1].place(a.stage)

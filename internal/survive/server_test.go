@@ -19,6 +19,7 @@ import (
 
 	// The program under test is built by the test. Without these, results of an older
 	// one would be taken from the cache.
+	"tidemark"
 	"tidemark/agent/taps"
 	_ "tidemark/api"
 	_ "tidemark/client"
@@ -38,6 +39,7 @@ func TestMain(m *testing.M) {
 		os.Exit(0)
 	}
 	os.Exit(func() int {
+		letAllBegin()
 		if inGuest {
 			binary = "/sbin/tidemark"
 			return m.Run()
@@ -79,11 +81,12 @@ func need(t *testing.T, tools ...string) {
 
 // stage is a directory in which a server and what it serves live.
 type stage struct {
-	t    *testing.T
-	dir  string // for everything
-	data string // the server's data directory
-	cmd  *exec.Cmd
-	env  []string // of the server, beside our own
+	t       *testing.T
+	dir     string // for everything
+	data    string // the server's data directory
+	program string // the program under test by a name of the stage's own, which tells its processes from those of others
+	cmd     *exec.Cmd
+	env     []string // of the server, beside our own
 
 	catalog *production // that has the server's catalog; nil: a file has it
 }
@@ -99,8 +102,13 @@ func newStage(t *testing.T) *stage {
 	if err := os.Chmod(dir, 0o711); err != nil {
 		t.Fatal(err)
 	}
-	s := &stage{t: t, dir: dir, data: filepath.Join(dir, "d")}
+	s := &stage{t: t, dir: dir, data: filepath.Join(dir, "d"), program: filepath.Join(dir, "tidemark")}
 	t.Cleanup(s.strike)
+	if inGuest {
+		s.program = binary // its disk is another one, and so is nobody else there
+	} else if err := os.Link(binary, s.program); err != nil {
+		t.Fatal(err)
+	}
 	return s
 }
 
@@ -118,7 +126,7 @@ func (s *stage) tryStart() error {
 		return err
 	}
 	defer log.Close()
-	cmd := exec.Command(binary, "server", "--data", s.data, "--cache", "64MiB")
+	cmd := exec.Command(s.program, "server", "--data", s.data, "--cache", "64MiB")
 	cmd.Stderr, cmd.Env = log, append(os.Environ(), s.env...)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -178,7 +186,7 @@ func (s *stage) waitEnd(sig syscall.Signal) error {
 // command is a run of the program against the server.
 func (s *stage) command(args ...string) *exec.Cmd {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
-	cmd := exec.CommandContext(ctx, binary, args...)
+	cmd := exec.CommandContext(ctx, s.program, args...)
 	cmd.Env = append(os.Environ(), "TIDEMARK_SOCKET="+filepath.Join(s.data, "tidemark.sock"))
 	s.t.Cleanup(cancel)
 	return cmd
@@ -239,6 +247,7 @@ func ask[T any](s *stage, args ...string) (v T) {
 func (s *stage) strike() {
 	if s.t.Failed() {
 		s.t.Logf("log: %s", s.log())
+		s.t.Logf("in mount namespaces of their own: %s", strings.Join(namespaced(), "\n"))
 	}
 	s.killDatabases()
 	for _, dir := range s.mounts() {
@@ -266,6 +275,21 @@ func (s *stage) strike() {
 		unix.Unmount(s.data, unix.MNT_DETACH) // if it is a file system of its own
 		os.RemoveAll(s.dir)
 	}
+}
+
+// namespaced are the processes of the host that have a mount namespace of their own, as the databases of clones do, with how long they have been there: who keeps
+// a disk in use that is not mounted here.
+func namespaced() (list []string) {
+	ours, _ := os.Readlink("/proc/self/ns/mnt")
+	dirs, _ := filepath.Glob("/proc/[0-9]*")
+	for _, dir := range dirs {
+		if ns, err := os.Readlink(dir + "/ns/mnt"); err == nil && ns != ours {
+			out, _ := exec.Command("ps", "-o", "pid=,ppid=,stat=,wchan:30=,etimes=,args=", "-p", filepath.Base(dir)).Output()
+			mounts, _ := os.ReadFile(dir + "/mountinfo")
+			list = append(list, fmt.Sprintf("%s, %d mounts, %s", ns, bytes.Count(mounts, []byte("\n")), bytes.TrimSpace(out)))
+		}
+	}
+	return list
 }
 
 // mounts are the file systems mounted below the stage, the deepest first.
@@ -301,12 +325,12 @@ func (s *stage) held() string {
 	return strings.Join(list, "\n")
 }
 
-// attachers counts the processes that attach disks: no other server runs this binary meanwhile.
+// attachers counts the processes that attach disks of this server.
 func (s *stage) attachers() (n int) {
 	files, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	for _, f := range files {
 		text, err := os.ReadFile(f)
-		if err != nil || !bytes.HasPrefix(text, []byte(binary+"\x00attach\x00")) {
+		if err != nil || !bytes.HasPrefix(text, []byte(s.program+"\x00attach\x00")) {
 			continue
 		}
 		// One that has no disk, and ends with its server, has no log either.
@@ -332,11 +356,14 @@ func (s *stage) loops() (n int) {
 func (s *stage) settled(want string) {
 	s.t.Helper()
 	var have string
-	for range 100 {
+	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 		if have = s.held(); have == want {
 			return
 		}
-		time.Sleep(20 * time.Millisecond)
 	}
-	s.t.Fatalf("the host is held otherwise than before:\n%s\nbefore:\n%s", have, want)
+	var told []string
+	for _, e := range ask[tidemark.Status](s, "status").Events {
+		told = append(told, fmt.Sprint(e.Time.Format(time.TimeOnly), " ", e.Level, " ", e.Application, ": ", e.Message))
+	}
+	s.t.Fatalf("the host is held otherwise than before:\n%s\nbefore:\n%s\nevents:\n%s", have, want, strings.Join(told, "\n"))
 }

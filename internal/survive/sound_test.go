@@ -37,6 +37,7 @@ var fileSystems = []fileSystem{
 // system, and mends nothing else; each file whose fsync had returned is there; and after that the file system's own check finds nothing. Some
 // points the server mounts. (Lessons J3, J4, J7.)
 func TestEveryPointIsSound(t *testing.T) {
+	beside(t)
 	need(t, "mkfs.ext4", "mkfs.xfs", "e2fsck", "xfs_repair")
 	for _, fs := range fileSystems {
 		t.Run(fs.name, func(t *testing.T) { fs.soundness(t) })
@@ -193,7 +194,9 @@ func (x *rig) useFiles(n *notes) {
 		})
 	}
 	users.Wait()
-	must(x.t, "umount", at)
+	if err := unmount(at); err != nil {
+		x.t.Fatal(err)
+	}
 }
 
 // useFile does one thing with one of a user's files.
@@ -253,18 +256,64 @@ func (c *copies) mounted(s *shown, options string, use, check func(string) error
 }
 
 // unmount unmounts what nobody uses but, for a moment, a process that is being started by somebody else of this one: until it
-// runs its own program it has our files open.
-func unmount(at string) (err error) {
-	for range 500 {
+// runs its own program it has our files open. When it returns, all is written: what is started in a mount namespace of its own, by whomever, has
+// the file system mounted too until it has left for a root of its own.
+func unmount(at string) error {
+	device, err := deviceAt(at)
+	if err != nil {
+		return err
+	}
+	file := backing(device)
+	const tries = 1000
+	for range tries {
 		if err = syscall.Unmount(at, 0); !errors.Is(err, syscall.EBUSY) {
 			break
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
 	if err != nil {
-		err = fmt.Errorf("unmount %s: %w", at, err)
+		return fmt.Errorf("unmount %s: %w", at, err)
 	}
-	return err
+	for range tries {
+		if !mountedSomewhere(device, file) {
+			return nil
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	return fmt.Errorf("%s was unmounted, and its device is still in use", at)
+}
+
+// deviceAt is the device whose file system is mounted at a directory.
+func deviceAt(at string) (string, error) {
+	text, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		return "", err
+	}
+	for line := range strings.Lines(string(text)) {
+		if f := strings.Fields(line); len(f) > 1 && f[1] == at {
+			return f[0], nil
+		}
+	}
+	return "", fmt.Errorf("nothing is mounted at %s", at)
+}
+
+// backing is the file that a loop device shows; empty: it shows none, or is another device.
+func backing(device string) string {
+	text, _ := os.ReadFile("/sys/block/" + filepath.Base(device) + "/loop/backing_file")
+	return string(text)
+}
+
+// mountedSomewhere reports whether a device, which showed a file, has a file system that is mounted in any namespace. A loop device may be gone with its
+// last mount, and be somebody else's.
+func mountedSomewhere(device, file string) bool {
+	if backing(device) != file {
+		return false
+	}
+	f, err := os.OpenFile(device, os.O_RDONLY|syscall.O_EXCL, 0)
+	if err == nil {
+		f.Close()
+	}
+	return errors.Is(err, syscall.EBUSY)
 }
 
 // writeOut writes all of a disk to a file that is made anew.

@@ -66,6 +66,7 @@ func (x *tapping) until(what string, is func() bool) {
 // TestHistoryGivesWay (J1) writes through a tap more than the disk of the data directory holds: the oldest history goes, loudly, and
 // neither production nor a bookmark does. With no history left, production still goes on; and with room made, all does.
 func TestHistoryGivesWay(t *testing.T) {
+	beside(t)
 	need(t, "mkfs.ext4", "fallocate")
 	x := newTappingOn(t, "512M", 48<<20, func(string) {}, "-o", "queue_memory=64MiB", "-o", "queue=8MiB", "--window", "24h")
 	other := filepath.Join(x.data, "other") // somebody else's

@@ -15,6 +15,7 @@ import (
 // disk that this same server serves. It has to end at once: were the writing its
 // own, it would wait for its own answer, and no other server could begin.
 func TestKilledWhileItsDisksAreWritten(t *testing.T) {
+	beside(t)
 	need(t, "mkfs.ext4")
 	s, rng := newStage(t), seeded(t)
 	tree := filepath.Join(s.dir, "tree")

@@ -109,6 +109,7 @@ func (x *tapping) same() {
 // TestTapped (J1, J4) writes and verifies through a tap while the server is killed, stopped and started, and the
 // tap is killed: production never sees an error, and in the end the timeline has every byte.
 func TestTapped(t *testing.T) {
+	beside(t)
 	need(t, "fio")
 	x := newTapping(t, 96<<20, func(string) {}, "-o", "queue_memory=4MiB", "-o", "queue=8MiB")
 	for round := range max(3, rounds()/2) {
@@ -181,6 +182,7 @@ func (x *tapping) head() tidemark.Position {
 // TestEveryMomentOfADatabase (J7) keeps a database on a tapped disk busy, and then brings it up as it was at moments of
 // that time: what was committed before is there, and the database is whole.
 func TestEveryMomentOfADatabase(t *testing.T) {
+	beside(t)
 	need(t, "mkfs.xfs", "psql")
 	at := ""
 	x := newTapping(t, 1<<30, func(disk string) {
@@ -217,12 +219,15 @@ func TestEveryMomentOfADatabase(t *testing.T) {
 		x.run("clone", "rm", "then")
 	}
 	p.stop(syscall.SIGINT)
-	must(t, "umount", at)
+	if err := unmount(at); err != nil {
+		t.Fatal(err)
+	}
 	x.run("unprotect", "prod")
 }
 
 // TestJustPast (J7) asks for the time that it is behind a write that is on its way: the answer waits for the write, or says that it does not know.
 func TestJustPast(t *testing.T) {
+	beside(t)
 	need(t, "mkfs.ext4")
 	const size = 4 << 20
 	x := newTapping(t, size, func(string) {}, "--window", "1h")

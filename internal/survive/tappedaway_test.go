@@ -11,6 +11,7 @@ import (
 // TestTappedWithCatalogAway takes the catalog's database away from a server while production writes through a tap: production sees no error, the
 // timeline goes on following, and lacks nothing afterwards.
 func TestTappedWithCatalogAway(t *testing.T) {
+	beside(t)
 	need(t, "fio", program("postgres"))
 	s := newStage(t)
 	db := catalogs[1].place(s)

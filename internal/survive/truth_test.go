@@ -179,6 +179,7 @@ func (s *shown) close() (err error) {
 // write over each other. Then the disks are looked at as they were when each flush began, at times and at positions between: they hold what was
 // answered before, and nothing that began later, in one order across the disks. (Lessons J3, J4, J7.)
 func TestEveryMomentOfThreeDisks(t *testing.T) {
+	beside(t)
 	need(t, "fio")
 	rng := seeded(t)
 	s := newStage(t)

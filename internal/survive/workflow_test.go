@@ -40,9 +40,11 @@ on_failure:
 // TestWorkflowKills kills the server in the middle of runs of a workflow, again and again. Each run comes to its end, each of its steps is
 // done, and what a step asks for is asked for once.
 func TestWorkflowKills(t *testing.T) {
+	t.Parallel()
 	need(t, "mkfs.ext4", program("postgres"))
 	for _, at := range catalogs {
 		t.Run(at.name, func(t *testing.T) {
+			beside(t)
 			q := &queueing{stage: newStage(t), rng: seeded(t)}
 			at.place(q.stage)
 			q.prepare()
