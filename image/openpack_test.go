@@ -284,10 +284,14 @@ func TestReclaimOnAFullDisk(t *testing.T) {
 	f.full.Store(true)
 	r, err := s.Reclaim(t.Context(), func(k *Keeper) error { return k.Name(names[20]) }) // of the second pack, next to nothing else
 	must(t, err)
-	if r.PacksDeleted == 0 {
-		t.Errorf("nothing was deleted: %+v", r)
+	if r.PacksDeleted == 0 || r.PacksLeft != 1 {
+		t.Errorf("nothing was deleted, or nothing left: %+v", r)
 	}
 	got := make([]byte, 16<<10)
+	must(t, s.ReadChunk(names[20], 16<<10, got, 0))
+	if r, err = s.Reclaim(t.Context(), func(k *Keeper) error { return k.Name(names[20]) }); err != nil || r.PacksDeleted == 0 || r.PacksLeft > 0 {
+		t.Errorf("now that there is room: %+v, %v", r, err)
+	}
 	must(t, s.ReadChunk(names[20], 16<<10, got, 0))
 	must(t, s.Close())
 }

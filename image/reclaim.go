@@ -14,6 +14,7 @@ import (
 type ReclaimReport struct {
 	Packs        int   // looked at
 	PacksDeleted int   //
+	PacksLeft    int   // that would have been deleted, had there been room to move what is live in them
 	BytesFreed   int64 // of deleted packs
 	BytesMoved   int64 // of live records copied out of them
 	LiveRecords  int64 // in all packs that were looked at
@@ -62,8 +63,9 @@ func (s *Store) Reclaim(ctx context.Context, mark func(keep *Keeper) error) (Rec
 		err = s.empty(ctx, victims, live, &r)
 	}
 	if errors.Is(err, syscall.ENOSPC) { // no room to move anything: what is dead as a whole gives room
+		all := len(victims)
 		victims = slices.DeleteFunc(victims, func(v victim) bool { return v.live > 0 })
-		err = nil
+		r.PacksLeft, err = all-len(victims), nil
 		s.index.ballast.lend() // for what waits to be written must be durable before anything is deleted
 	}
 	if err != nil || len(victims) == 0 {

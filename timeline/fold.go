@@ -266,6 +266,9 @@ func (t *Timeline) standOn(c *cut, images []measured) error {
 	t.backlog.Add(-c.bytes)
 	for i, d := range t.disks {
 		d.dropLayer(c.layers[i], images[i])
+		if old.Disks[i].Root != images[i].Root {
+			t.set.dead.Store(true) // the old one may be of no point
+		}
 	}
 	if c.origin {
 		t.set.unpin(t.id)

@@ -80,6 +80,7 @@ type Set struct {
 	dead        atomic.Bool // the pool may have what nobody needs
 	spent       atomic.Bool // there is no history left to give
 	reclaimNext time.Time   // before that nothing is reclaimed for room; of the keeper alone
+	reclaimLast time.Time   // the same, where there is nothing else to give
 	lingered    int         // how many segments were left when they were last waited for; guarded by roomMu
 	lingeredAt  time.Time   // when that was; guarded by roomMu
 

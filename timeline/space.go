@@ -20,6 +20,7 @@ const (
 	lingerRest   = 2 * time.Second  // how long what was waited for in vain is left alone
 	reclaimLimit = 30 * time.Second // how long a reclaim for space may wait for sessions
 	reclaimRest  = 10               // and how long none follows, in multiples of what the last took
+	reclaimHaste = 1                // the same, where there is nothing else to give
 )
 
 // keeper keeps room on the disk, and windows at their length.
@@ -124,12 +125,11 @@ func (s *Set) keepRoom(ctx context.Context) {
 // keepPlace makes room on the file system of a directory. It reports whether that has its reserve again.
 func (s *Set) keepPlace(ctx context.Context, dir string) bool {
 	for s.short(dir, 1) > 0 && ctx.Err() == nil {
-		if dir == s.poolPlace() && s.reclaimDead(ctx) {
+		pool := dir == s.poolPlace()
+		if pool && s.reclaimDead(ctx, s.reclaimNext) || s.free(ctx, dir) || pool && s.reclaimDead(ctx, s.reclaimLast) {
 			continue
 		}
-		if !s.free(ctx, dir) {
-			return s.short(dir, 0) == 0
-		}
+		return s.short(dir, 0) == 0
 	}
 	return true
 }
@@ -137,25 +137,33 @@ func (s *Set) keepPlace(ctx context.Context, dir string) bool {
 // poolPlace is the directory on whose file system the pool lies.
 func (s *Set) poolPlace() string { return s.places()[len(s.places())-1] }
 
-// reclaimDead gives back what is dead in the pool, if anything may be. It reports whether it tried.
-func (s *Set) reclaimDead(ctx context.Context) bool {
-	if time.Now().Before(s.reclaimNext) || !s.dead.Swap(false) {
+// reclaimDead gives back what is dead in the pool, if anything may be, but not before a time. It reports whether it tried.
+func (s *Set) reclaimDead(ctx context.Context, notBefore time.Time) bool {
+	if time.Now().Before(notBefore) || !s.dead.Swap(false) {
 		return false
 	}
 	begun := time.Now()
 	bounded, cancel := context.WithTimeout(ctx, reclaimLimit)
 	defer cancel()
 	r, err := s.store.Reclaim(bounded, s.Keep)
-	if err != nil && ctx.Err() == nil {
+	again := err != nil || r.PacksLeft > 0
+	if again {
 		s.dead.Store(true)
+	}
+	if err != nil && ctx.Err() == nil {
 		s.o.Logger.Error("the disk is nearly full, and the pool could not be reclaimed", "error", err)
 	} else {
-		s.o.Logger.Warn("the disk is nearly full: the pool was reclaimed", "freed", r.BytesFreed-r.BytesMoved)
+		s.o.Logger.Warn("the disk is nearly full: the pool was reclaimed", "freed", r.BytesFreed-r.BytesMoved, "packs left for want of room", r.PacksLeft)
 	}
 	if err := s.SweepArchives(ctx); err != nil && ctx.Err() == nil {
 		s.o.Logger.Error("the archive could not be cleaned up", "error", err)
 	}
-	s.reclaimNext = time.Now().Add(reclaimRest * time.Since(begun))
+	took := time.Since(begun)
+	s.reclaimNext = time.Now().Add(reclaimRest * took)
+	s.reclaimLast = s.reclaimNext
+	if !again {
+		s.reclaimLast = time.Now().Add(reclaimHaste * took)
+	}
 	return true
 }
 

@@ -194,6 +194,40 @@ func writesTo(t *testing.T, size int64) (mem *vfs.MemFS, w *world, line *Timelin
 	}
 }
 
+// TestReclaimsWhatNoPointHas writes a disk over that has no points: of the image of before, nobody needs anything. When space runs out and there is no history to
+// give, its room comes back, though the pool was reclaimed just now.
+func TestReclaimsWhatNoPointHas(t *testing.T) {
+	mem, w, line, _ := writesTo(t, 2)
+	rng := rand.New(rand.NewPCG(1, 1))
+	p := make([]byte, 2<<20)
+	for range 2 {
+		for i := range p {
+			p[i] = byte(rng.Uint32())
+		}
+		w.set.dead.Store(false)
+		if _, err := line.Disks()[0].WriteAt(p, 0); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := line.cut(nil); err != nil {
+			t.Fatal(err)
+		}
+		if err := line.Fold(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.set.reclaimNext = time.Now().Add(time.Hour)
+	setFree(mem, 1<<20-1)
+	w.set.o.Notify = (&told{}).notify
+	w.set.keepRoom(t.Context())
+	if r, err := w.set.store.Reclaim(t.Context(), w.set.Keep); err != nil || w.set.dead.Load() || r.PacksDeleted > 0 || r.DeadRecords*4 > r.LiveRecords {
+		t.Errorf("what is dead is there: %+v, %v", r, err)
+	}
+	got := make([]byte, len(p))
+	if _, err := line.Disks()[0].ReadAt(got, 0); err != nil || !bytes.Equal(got, p) {
+		t.Errorf("the present changed: %v", err)
+	}
+}
+
 // TestWritersLeaveRoomToFold refuses a writer who would take the room that a fold needs, and lets him go on when there is.
 func TestWritersLeaveRoomToFold(t *testing.T) {
 	mem, w, line, write := writesTo(t, 16)

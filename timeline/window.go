@@ -125,7 +125,12 @@ func (t *Timeline) shedTail() error {
 
 // forgetUpTo lets the journal forget. The caller holds trimMu.
 func (t *Timeline) forgetUpTo(ctx context.Context, upTo tidemark.Position) error {
-	if err := t.journal.Trim(ctx, uint64(upTo)); err != nil {
+	before := t.oldestInJournal()
+	err := t.journal.Trim(ctx, uint64(upTo))
+	if t.oldestInJournal() > before {
+		t.set.dead.Store(true) // chunks that only the journal had
+	}
+	if err != nil {
 		return fmt.Errorf("trim the journal of %s: %w", t.Name(), err)
 	}
 	if err := t.expireCheckpoints(ctx); err != nil {
