@@ -29,8 +29,8 @@ func TestMain(m *testing.M) {
 //	deaf                           a TCP port that accepts and never answers; sets $DEAF
 //	receiver [STATUS]              a URL that takes messages, and answers them with STATUS (200); sets $HOOK, and keeps what
 //	                               it took as lines of received, those that were signed with the key 0123456789abcdef marked
-//	json EXPR                      jq's -e EXPR holds for what was printed last
-//	set VAR EXPR                   keep what jq's EXPR makes of what was printed last
+//	json EXPR                      an expression of jq holds for what was printed last
+//	set VAR EXPR                   keep what an expression of jq makes of what was printed last
 //	until EXPR COMMAND             run a command again and again until json EXPR holds
 //	fails COMMAND                  exit code 1, nothing on stdout, one line on stderr
 //	misused COMMAND                the same with exit code 2

@@ -24,6 +24,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/itchyny/gojq"
 	"github.com/rogpeppe/go-internal/testscript"
 	"golang.org/x/sys/unix"
 
@@ -336,20 +337,41 @@ func freePort() (int, error) {
 	return l.Addr().(*net.TCPAddr).Port, nil
 }
 
-// jq runs a jq expression on what the last command printed.
-func jq(ts *testscript.TestScript, args ...string) (string, error) {
-	cmd := exec.Command("jq", args...)
-	cmd.Stdin = strings.NewReader(ts.ReadFile("stdout"))
-	out, err := cmd.CombinedOutput()
-	return strings.TrimSpace(string(out)), err
+// jq applies an expression of jq to what the last command printed, and returns what it makes of it, as texts and as JSON of other values, and whether
+// the last of that is neither false nor null. It is done here: a process for each would take more of the processor than the command that is looked at.
+func jq(ts *testscript.TestScript, expr string) (made string, holds bool) {
+	q, err := gojq.Parse(expr)
+	if err != nil {
+		ts.Fatalf("%s: %v", expr, err)
+	}
+	var lines []string
+	printed := json.NewDecoder(strings.NewReader(ts.ReadFile("stdout")))
+	for {
+		var v any
+		if err := printed.Decode(&v); err != nil {
+			return strings.Join(lines, "\n"), holds && errors.Is(err, io.EOF)
+		}
+		values := q.Run(v)
+		for x, ok := values.Next(); ok; x, ok = values.Next() {
+			text, is := x.(string)
+			if err, failed := x.(error); failed {
+				return err.Error(), false
+			} else if !is {
+				data, err := gojq.Marshal(x)
+				ts.Check(err)
+				text = string(data)
+			}
+			lines, holds = append(lines, text), x != nil && x != false
+		}
+	}
 }
 
 func doJSON(ts *testscript.TestScript, neg bool, args []string) {
 	if len(args) != 1 {
 		ts.Fatalf("usage: json EXPR")
 	}
-	out, err := jq(ts, "-e", args[0])
-	if (err == nil) == neg {
+	out, holds := jq(ts, args[0])
+	if holds == neg {
 		ts.Fatalf("%s: %s, of %s", args[0], out, ts.ReadFile("stdout"))
 	}
 }
@@ -358,9 +380,9 @@ func doSet(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 2 {
 		ts.Fatalf("usage: set VAR EXPR")
 	}
-	out, err := jq(ts, "-r", args[1])
-	if err != nil {
-		ts.Fatalf("%s: %s", args[1], out)
+	out, holds := jq(ts, args[1])
+	if !holds {
+		ts.Fatalf("%s: %s, of %s", args[1], out, ts.ReadFile("stdout"))
 	}
 	ts.Setenv(args[0], out)
 }
@@ -377,8 +399,8 @@ func doUntil(ts *testscript.TestScript, neg bool, args []string) {
 	begun := time.Now()
 	for {
 		ts.Check(ts.Exec(args[1], args[2:]...))
-		out, err := jq(ts, "-e", args[0])
-		if err == nil {
+		out, holds := jq(ts, args[0])
+		if holds {
 			return
 		}
 		waited := time.Since(begun)
