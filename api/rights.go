@@ -367,11 +367,7 @@ func (s *server) within(ctx context.Context, d access.Decision, copy *access.Cop
 	}
 	who := callerOf(ctx).principal
 	unlock := s.c.HoldCopies(who.User)
-	u, err := s.c.Usage(ctx, who)
-	if err == nil {
-		err = d.Within(u, *copy).Err()
-	}
-	if err != nil {
+	if err := s.c.Within(ctx, who, d, *copy); err != nil {
 		unlock()
 		return done, err
 	}

@@ -174,7 +174,7 @@ func TestUsageDuringRefresh(t *testing.T) {
 	owned(t, c)
 	uses := func(user string, clones int) {
 		t.Helper()
-		if u, err := c.Usage(t.Context(), access.Principal{User: user, UserID: by(t, c, user).UserID}); err != nil || u.Clones != clones {
+		if u, err := c.usage(t.Context(), access.Principal{User: user, UserID: by(t, c, user).UserID}); err != nil || u.Clones != clones {
 			t.Errorf("%s has %d clones, and not %d: %v", user, u.Clones, clones, err)
 		}
 	}

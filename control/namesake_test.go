@@ -71,7 +71,7 @@ func TestJobsOfANamesake(t *testing.T) {
 	owner("ann")
 	namesake(t, c, "ann", access.Operator)
 	owner(former)
-	if u, err := c.Usage(ctx, access.Principal{User: "ann", UserID: by(t, c, "ann").UserID}); err != nil || u.Clones != 0 {
+	if u, err := c.usage(ctx, access.Principal{User: "ann", UserID: by(t, c, "ann").UserID}); err != nil || u.Clones != 0 {
 		t.Errorf("%+v, %v", u, err)
 	}
 	for _, j := range []tidemark.Job{clone, run} {

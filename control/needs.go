@@ -140,14 +140,10 @@ func (c *Control) mayAll(ctx context.Context, by asker, needs []Need) (decided [
 		}
 		decided = append(decided, Decided{n.Action, o, there})
 		d := access.Decide(who, grants, n.Action, o)
-		if n.Copy != nil && d.Allowed {
-			u, err := c.Usage(ctx, who)
-			if err != nil {
-				return decided, err
-			}
-			d = d.Within(u, *n.Copy)
+		if err = d.Err(); err == nil && n.Copy != nil {
+			err = c.Within(ctx, who, d, *n.Copy)
 		}
-		if err := d.Err(); err != nil {
+		if err != nil {
 			return decided, err
 		}
 	}

@@ -310,8 +310,8 @@ func (c *Control) Source(ctx context.Context, spec tidemark.RefreshSpec) (string
 // until another is asked for.
 func (c *Control) HoldCopies(user string) (release func()) { return c.copies.lock(user) }
 
-// Usage is what belongs to a user: clones and mounts that are there, or that are being made for him or, by whomever, anew.
-func (c *Control) Usage(ctx context.Context, who access.Principal) (u access.Usage, err error) {
+// usage is what belongs to a user: clones and mounts that are there, or that are being made for him or, by whomever, anew.
+func (c *Control) usage(ctx context.Context, who access.Principal) (u access.Usage, err error) {
 	names, err := c.catalog.Copies(ctx, who.User)
 	if err != nil {
 		return u, err
@@ -345,6 +345,19 @@ func (c *Control) Usage(ctx context.Context, who access.Principal) (u access.Usa
 	return u, nil
 }
 
+// Within is an error unless somebody may have a copy, or a point of one, beside what is his, by the limits of the grants that a decision
+// found. Without limits, what is his is not looked up.
+func (c *Control) Within(ctx context.Context, who access.Principal, d access.Decision, copy access.Copy) error {
+	if d.Grant == nil || !d.Grant.Role.Limited() {
+		return d.Err()
+	}
+	u, err := c.usage(ctx, who)
+	if err != nil {
+		return err
+	}
+	return d.Within(u, copy).Err()
+}
+
 // roomFor returns an error if no point may be made of a copy now, by a schedule, because what belongs to its owner takes all that the limits of
 // his grants allow, whoever gave it the template. Of what is nobody's, and where an owner has no such grant any more, nothing is bounded.
 func (c *Control) roomFor(ctx context.Context, a app) error {
@@ -363,14 +376,10 @@ func (c *Control) roomFor(ctx context.Context, a app) error {
 		return err
 	}
 	d := access.Decide(who, grants, access.ApplicationCapture, o)
-	if d.Grant == nil || !d.Grant.Role.Limited() {
+	if !d.Allowed {
 		return nil
 	}
-	u, err := c.Usage(ctx, who)
-	if err != nil {
-		return err
-	}
-	return d.Within(u, access.Copy{Point: true}).Err()
+	return c.Within(ctx, who, d, access.Copy{Point: true})
 }
 
 // coming are the jobs of a kind that wait or run.
