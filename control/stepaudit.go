@@ -34,9 +34,6 @@ func (x *execution) record(s workflow.Step, decided []Decided, err error) {
 // workflow is run, or of one that did not come so far, the record is about the workflow.
 func (x *execution) audit(request, does string, decided []Decided, err error) {
 	one := access.AuditRecord{User: x.t.job.AskedBy, Method: access.ByRun, Request: request, Outcome: access.Done, Detail: does}
-	if x.Token != nil {
-		one.TokenID = x.Token.ID
-	}
 	if err != nil {
 		one.Outcome, one.Detail = access.Failed, Explain(err).Message
 		if tidemark.KindOf(err) == tidemark.Denied {
@@ -46,12 +43,15 @@ func (x *execution) audit(request, does string, decided []Decided, err error) {
 	if len(decided) == 0 {
 		decided = []Decided{{Action: access.WorkflowRun, Object: access.Object{Kind: access.KindWorkflow, Name: x.Name}}}
 	}
-	x.c.recordDecided(one, decided)
+	x.c.recordDecided(one, x.Token, decided)
 }
 
-// recordDecided puts a record for each of what was decided about into the audit.
-func (c *Control) recordDecided(one access.AuditRecord, decided []Decided) {
+// recordDecided puts a record for each of what was decided about into the audit. token is that which narrowed what was allowed; nil: none did.
+func (c *Control) recordDecided(one access.AuditRecord, token *access.Token, decided []Decided) {
 	one.Time = time.Now()
+	if token != nil {
+		one.TokenID = token.ID
+	}
 	var records []*access.AuditRecord
 	for _, d := range decided {
 		r := one

@@ -534,13 +534,16 @@ func (c *Control) oldClones(ctx context.Context, b *workflow.Expire, sees sight,
 		if !b.Matches(k.Name) {
 			continue
 		}
-		o, err := c.Object(ctx, access.KindClone, k.Name)
-		if err != nil {
-			return nil, err
+		if sees != nil {
+			o, err := c.Object(ctx, access.KindClone, k.Name)
+			if err != nil {
+				return nil, err
+			}
+			if !sees(o) {
+				continue
+			}
 		}
-		if sees == nil || sees(o) {
-			kept = append(kept, k)
-		}
+		kept = append(kept, k)
 	}
 	for _, k := range old(kept, func(k keptClone) time.Time { return k.Created }, b.OlderThan, b.Keep, now) {
 		names = append(names, k.Name)

@@ -113,9 +113,6 @@ func (c *Control) stillMay(ctx context.Context, j *catalog.Job, t terms) error {
 		decided = []Decided{{Action: n.Action, Object: access.Object{Kind: n.Kind, Name: n.name()}}}
 	}
 	one := access.AuditRecord{User: j.AskedBy, Method: access.ByJob, Request: fmt.Sprintf("job %d", j.ID), Outcome: access.Refused, Detail: Explain(err).Message}
-	if t.Token != nil {
-		one.TokenID = t.Token.ID
-	}
-	c.recordDecided(one, decided)
+	c.recordDecided(one, t.Token, decided)
 	return err
 }
