@@ -260,11 +260,7 @@ func limitsOf(clones, bytes, lifetime string) (l access.Limits, err error) {
 
 // scopeOf is what a grant is over, in a few words.
 func scopeOf(g access.Grant) string {
-	names := make([]string, len(g.Scope.Names))
-	for i, n := range g.Scope.Names {
-		names[i] = string(n)
-	}
-	return strings.TrimSpace(string(g.Scope.Kind) + " " + strings.Join(names, ","))
+	return strings.TrimSpace(string(g.Scope.Kind) + " " + joined(g.Scope.Names, ","))
 }
 
 func grantList() *cobra.Command {
@@ -506,23 +502,23 @@ func whoamiCommand() *cobra.Command {
 func printNarrowed(t access.Token) {
 	var only []string
 	if len(t.Roles) > 0 {
-		only = append(only, fmt.Sprintf("what %s may", joined(t.Roles)))
+		only = append(only, fmt.Sprintf("what %s may", joined(t.Roles, ", ")))
 	}
 	if len(t.Applications) > 0 {
-		only = append(only, fmt.Sprintf("what belongs to %s", joined(t.Applications)))
+		only = append(only, fmt.Sprintf("what belongs to %s", joined(t.Applications, ", ")))
 	}
 	if len(only) > 0 {
 		fmt.Printf("of these grants the token %s allows only %s:\n", t.Name, strings.Join(only, ", and of that "))
 	}
 }
 
-// joined is a list of names as people write it.
-func joined[T ~string](list []T) string {
+// joined is a list of names with a separator between them.
+func joined[T ~string](list []T, sep string) string {
 	names := make([]string, len(list))
 	for i, n := range list {
 		names[i] = string(n)
 	}
-	return strings.Join(names, ", ")
+	return strings.Join(names, sep)
 }
 
 // expiry is the flag of what is made and removed by itself.
